@@ -1,0 +1,157 @@
+//! `vodka-sample` from the command line to the picture, and each of its errors.
+
+use std::{fs, path::Path};
+
+use assert_cmd::{Command, assert::Assert};
+use vodka_sampler::read_parameters;
+use vodka_testkit::model;
+
+/// Runs the binary with the tiny model and two steps of 64 px, in a folder without CUDA libraries.
+fn sample(dir: &Path, args: &[&str]) -> Assert {
+    run(dir, &model("base"), &[&["--size", "64x64", "--steps", "2"], args].concat())
+}
+
+fn run(dir: &Path, checkpoint: &Path, args: &[&str]) -> Assert {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command
+        .current_dir(dir)
+        .env("VODKA_RUNTIME", dir)
+        .env("OMP_NUM_THREADS", "1")
+        .arg("--checkpoint")
+        .arg(checkpoint);
+    let output = if args.contains(&"--output") { &[][..] } else { &["--output", "out.png"] };
+    command.args(["--prompt", "a red circle"]).args(output).args(args).assert()
+}
+
+fn stderr(assert: &Assert) -> String {
+    String::from_utf8_lossy(&assert.get_output().stderr).into_owned()
+}
+
+fn fails(assert: Assert, code: i32, parts: &[&str]) {
+    let assert = assert.code(code);
+    let text = stderr(&assert);
+    assert!(parts.iter().all(|part| text.contains(part)), "expected {parts:?} in: {text}");
+}
+
+#[test]
+fn a_picture_is_made_once_and_is_the_same_every_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.png");
+    let args = ["--negative", "blurry", "--seed", "7", "--cfg", "4.5"];
+    sample(dir.path(), &args).success();
+    let text = read_parameters(&path).unwrap().unwrap();
+    assert!(
+        text.starts_with(
+            "a red circle\nNegative prompt: blurry\nSteps: 2, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, \
+             Seed: 7, Size: 64x64, Model hash: "
+        ),
+        "{text}"
+    );
+    let first = fs::read(&path).unwrap();
+    let again = sample(dir.path(), &args).success();
+    assert!(stderr(&again).contains("out.png is there already"), "{}", stderr(&again));
+
+    fs::remove_file(&path).unwrap();
+    sample(dir.path(), &args).success();
+    assert_eq!(fs::read(&path).unwrap(), first);
+    sample(dir.path(), &["--seed", "8"]).success();
+    assert_ne!(fs::read(&path).unwrap(), first);
+}
+
+#[test]
+fn ddim_and_sizes_that_are_not_square() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--sampler", "ddim", "--steps", "3", "--size", "72x40", "--json"];
+    let json = run(dir.path(), &model("base"), &args).success();
+    let report: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
+    assert_eq!(report["outcome"], "done");
+    let text = report["parameters"].as_str().unwrap();
+    assert!(text.contains("Sampler: DDIM, ") && text.contains("Size: 72x40, "), "{text}");
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let assert = sample(dir.path(), &["--dry-run"]).success();
+    let plan: serde_json::Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
+    assert_eq!(plan["settings"]["cfg_scale"], 7.0);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn wrong_settings_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--size", "100x64"], &["100x64", "multiples of 8"]),
+        (&["--size", "big"], &["512x768", "big"]),
+        (&["--sampler", "Eular"], &["unknown sampler `Eular`", "Euler, DDIM"]),
+        (&["--schedule", "Karras"], &["unknown schedule `Karras`", "Automatic, Uniform"]),
+        (&["--sampler", "DDIM", "--schedule", "Uniform"], &["DDIM", "timesteps of its own"]),
+        (&["--cfg=-1"], &["CFG scale -1"]),
+    ];
+    for (args, parts) in cases {
+        fails(run(dir.path(), &model("base"), args), 2, parts);
+    }
+    fails(run(dir.path(), &model("base"), &["--steps", "0"]), 2, &["1 to 1000 steps, found 0"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(
+        sample(dir.path(), &["--device", "cuda"]),
+        1,
+        &["cuda", "libtorch_cuda", "cargo xtask setup --gpu"],
+    );
+    fails(sample(dir.path(), &["--device", "gpu"]), 1, &["unknown device `gpu`"]);
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = fs::read(model("base")).unwrap();
+    let path = dir.path().join("bad.safetensors");
+
+    fs::write(&path, &good[..good.len() - 1000]).unwrap();
+    fails(run(dir.path(), &path, &["--size", "64x64"]), 1, &["bad.safetensors", "truncated"]);
+
+    let tensor = "model.diffusion_model.out.2.weight";
+    fs::write(&path, with_nan(&good, tensor)).unwrap();
+    fails(
+        run(dir.path(), &path, &["--size", "64x64", "--steps", "1"]),
+        1,
+        &["bad.safetensors", tensor, "NaN"],
+    );
+    assert!(!dir.path().join("out.png").exists());
+
+    fails(run(dir.path(), &dir.path().join("none.safetensors"), &[]), 1, &["none.safetensors"]);
+}
+
+/// The file with a NaN as the first element of a tensor.
+fn with_nan(file: &[u8], tensor: &str) -> Vec<u8> {
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let start = 8 + length + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    let mut file = file.to_vec();
+    file[start..start + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    file
+}
+
+#[test]
+fn a_prompt_that_is_too_long_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "cat ".repeat(100);
+    let assert = sample(dir.path(), &["--negative", &long]).success();
+    assert!(
+        stderr(&assert).contains("only the first 75 of 100 tokens count in: cat cat"),
+        "{}",
+        stderr(&assert)
+    );
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fails(sample(dir.path(), &["--output", "file/out.png"]), 1, &["cannot", "file"]);
+}

@@ -1,0 +1,95 @@
+//! `vodka-train`: fine-tunes a Stable Diffusion 1.x checkpoint.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+use serde_json::Value;
+use vodka_cli::{Common, Progress, Session, runtime_dir};
+use vodka_trainer::{Result, TrainConfig, TrainEvent, TrainPlan, run};
+
+/// Fine-tunes a Stable Diffusion 1.x checkpoint on pictures with captions
+///
+/// The configuration is EveryDream2's train.json; `data_root`, `resume_ckpt`, `output` and a learning rate are
+/// required. Arithmetic is 32-bit. Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 done but some pictures were
+/// skipped, 4 interrupted (the same command goes on).
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Training configuration, EveryDream2's train.json
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Optimizer configuration, EveryDream2's optimizer.json in either form; goes before the key `optimizer_config`
+    #[arg(long, value_name = "FILE")]
+    optimizer: Option<PathBuf>,
+    /// Sets a key of the training configuration; the value is JSON, or else a text: --set lr=1e-6 --set output=out
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_and_value)]
+    set: Vec<(String, Value)>,
+    /// What to do about an interrupted run in the output folder
+    #[arg(long, value_enum, default_value_t = Resume::Latest)]
+    resume: Resume,
+    /// Device: cpu, cuda or cuda:N; goes before the key `device`
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Resume {
+    /// Go on from its state if it is this very run (same settings, pictures, captions and checkpoint), else start
+    Latest,
+    /// Start from the beginning, even if it was finished
+    Never,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    Session::start(args.common).stage(plan(&args), |plan, session| {
+        let bar = session.progress("steps", 0);
+        bar.message("loading");
+        run(plan, session.interrupt(), &mut |event| show(&bar, event))
+    })
+}
+
+fn plan(args: &Args) -> Result<TrainPlan> {
+    let mut config = TrainConfig::read(&args.config)?;
+    for (key, value) in &args.set {
+        config.set(key, value.clone())?;
+    }
+    if let Some(device) = &args.device {
+        config.device.clone_from(device);
+    }
+    if let Some(optimizer) = &args.optimizer {
+        config.optimizer_config = Some(optimizer.clone());
+    }
+    config.runtime_dir = runtime_dir();
+    config.start_over = args.resume == Resume::Never;
+    config.plan()
+}
+
+fn show(bar: &Progress, event: TrainEvent) {
+    match event {
+        TrainEvent::Loaded { done, total } => bar.message(format!("loading pictures: {done} of {total}")),
+        TrainEvent::Skipped(skipped) => bar.line(format!("skipped {}: {}", skipped.image, skipped.reason)),
+        TrainEvent::Started { steps, done, .. } => {
+            bar.set_total(steps);
+            bar.set(done);
+            bar.message("");
+            if done > 0 {
+                bar.line(format!("going on after step {done} of {steps}"));
+            }
+        }
+        TrainEvent::Step { epoch, step, loss } => {
+            bar.set(step);
+            bar.message(format!("epoch {epoch}, loss {loss:.4}"));
+        }
+        TrainEvent::Saved { path } => bar.line(format!("wrote {}", path.display())),
+        _ => {}
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((key.to_owned(), value))
+}

@@ -1,0 +1,142 @@
+//! The whole workflow, from one recipe.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use vodka_cli::{Common, Exit, Progress as Bar, Session, onnxruntime, runtime_dir};
+use vodka_stage::{Interrupt, Outcome};
+use vodka_workflow::{Progress, Runtime, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
+
+/// Tags, captions, fine-tunes, mixes and compares, as one recipe says
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a commented recipe with the numbers of Vodka V3
+    Init {
+        /// The file to write; one that is there already is left alone
+        #[arg(default_value = "recipe.toml")]
+        recipe: PathBuf,
+    },
+    /// Make what is not there yet, or not as the recipe has it
+    Run {
+        /// The recipe
+        recipe: PathBuf,
+    },
+    /// Tell how every job stands; run nothing
+    Status {
+        /// The recipe
+        recipe: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let session = Session::start(args.common);
+    match &args.command {
+        Command::Init { recipe } => init(&session, recipe),
+        Command::Run { recipe } => run(&session, recipe),
+        Command::Status { recipe } => status(&session, recipe),
+    }
+}
+
+fn init(session: &Session, recipe: &Path) -> ExitCode {
+    if recipe.exists() {
+        let error = format!("`{}` is there already", recipe.display());
+        return session.fail(&*Box::<dyn std::error::Error>::from(error), Exit::Usage);
+    }
+    match vodka_stage::write_atomic(recipe, TEMPLATE) {
+        Ok(()) => {
+            session.say(&format!("wrote {}; set its paths, then: vodka run {0}", recipe.display()));
+            Exit::Done.into()
+        }
+        Err(error) => session.fail(&error, Exit::Failed),
+    }
+}
+
+fn open(recipe: &Path) -> vodka_workflow::Result<Workflow> {
+    Workflow::open(recipe, Runtime { dir: runtime_dir(), onnxruntime: onnxruntime() })
+}
+
+fn run(session: &Session, recipe: &Path) -> ExitCode {
+    let workflow = match open(recipe) {
+        Ok(workflow) => workflow,
+        Err(error) => return session.fail(&error, Exit::Usage),
+    };
+    if session.common().dry_run {
+        return session.print_json(&workflow.jobs(), Exit::Done);
+    }
+    match work(session, &workflow, session.interrupt()) {
+        Ok(report) => session.finish(&report),
+        Err(error @ vodka_workflow::Error::Settings { .. }) => session.fail(&error, Exit::Usage),
+        Err(error) => session.fail(&error, Exit::Failed),
+    }
+}
+
+/// Runs with an overview: a line for each job that is through, and a bar for the one at work.
+fn work(
+    session: &Session,
+    workflow: &Workflow,
+    interrupt: &Interrupt,
+) -> vodka_workflow::Result<WorkflowReport> {
+    let mut bar: Option<Bar> = None;
+    vodka_workflow::run(workflow, interrupt, &mut |event| match event {
+        WorkflowEvent::Begins { job, number, of } => {
+            let new = session.progress("", 0);
+            new.message(format!("{number}/{of} {job}"));
+            bar = Some(new);
+        }
+        WorkflowEvent::Progress(progress) => {
+            if let Some(bar) = &bar {
+                show(bar, &progress);
+            }
+        }
+        WorkflowEvent::Ends { report } => {
+            bar = None;
+            let verb = match report.outcome {
+                Outcome::Done => "done",
+                Outcome::Skipped => "done, with skips",
+                Outcome::Unchanged => "unchanged",
+                Outcome::Interrupted => "interrupted",
+            };
+            let first = report.text.lines().next().unwrap_or_default();
+            session.say(&format!("{:<32} {verb:<18} {first}", report.job.to_string()));
+        }
+    })
+}
+
+fn show(bar: &Bar, progress: &Progress) {
+    match progress {
+        Progress::Units(done, total) => {
+            bar.set_total(*total);
+            bar.set(*done);
+        }
+        Progress::Done(done) => bar.set(*done),
+        Progress::Note(note) => bar.line(format!("  {note}")),
+    }
+}
+
+fn status(session: &Session, recipe: &Path) -> ExitCode {
+    let workflow = match open(recipe) {
+        Ok(workflow) => workflow,
+        Err(error) => return session.fail(&error, Exit::Usage),
+    };
+    match workflow.status() {
+        Ok(all) if session.common().json => session.print_json(&all, Exit::Done),
+        Ok(all) => {
+            let lines: Vec<_> = all.iter().map(ToString::to_string).collect();
+            session.print(&lines.join("\n"), Exit::Done)
+        }
+        Err(error) => session.fail(&error, Exit::Failed),
+    }
+}

@@ -1,0 +1,221 @@
+//! The whole workflow through the real binary: made once, not made twice, continued after a kill, remade where a number
+//! changed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use tempfile::TempDir;
+use vodka_testkit::{fixture, model};
+
+/// A folder with a recipe, a few pictures of the world, and links to tagger and models.
+struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pictures = dir.path().join("pictures");
+        fs::create_dir(&pictures).unwrap();
+        let mut captioned: Vec<PathBuf> = fs::read_dir(fixture("world/images"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e != "txt") && path.with_extension("txt").exists())
+            .collect();
+        captioned.sort();
+        for path in captioned.iter().take(8) {
+            for file in [path.clone(), path.with_extension("txt")] {
+                fs::copy(&file, pictures.join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let lab = Self { dir };
+        lab.write_recipe(0.3, "");
+        lab
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write_recipe(&self, min_score: f64, more: &str) {
+        let [tagger, base, v1, v2] = [fixture("tagger"), model("base"), model("v1"), model("v2")];
+        let text = format!(
+            r#"
+            [workflow]
+            images = "pictures"
+            output = "out"
+            [models]
+            base = {base:?}
+            v1 = {v1:?}
+            v2 = {v2:?}
+            [tag]
+            model = {tagger:?}
+            [select]
+            coverage = 0.5
+            include = ["blurry"]
+            [report]
+            [caption]
+            min_score = {min_score}
+            [train]
+            name = "v3"
+            base = "base"
+            [train.config]
+            resolution = 64
+            batch_size = 2
+            threads = 1
+            max_epochs = 2
+            save_every_n_epochs = 1
+            lr = 1e-4
+            state_every_n_steps = 1
+            [[grid]]
+            name = "mixes"
+            models = ["v3@1", "v3", "mix"]
+            size = "64x64"
+            steps = 2
+            prompts = [{{ prompt = "a red circle", negative = "blurry" }}]
+            [[merge]]
+            name = "mix"
+            method = "add-difference"
+            a = "v3"
+            b = "v1"
+            c = "v2"
+            multiplier = 1.0
+            {more}"#
+        );
+        fs::write(self.at("recipe.toml"), text).unwrap();
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut vodka = Command::new(assert_cmd::cargo::cargo_bin!("vodka"));
+        vodka.arg(command).arg(self.at("recipe.toml"));
+        vodka
+    }
+
+    /// Runs a command, checks its exit code, and returns stdout and stderr.
+    fn vodka(&self, command: &str, code: i32) -> String {
+        said(&self.command(command).output().unwrap(), code)
+    }
+
+    /// The hashes in the records of all that was made, by file.
+    fn record(&self, output: &str) -> String {
+        let text = fs::read_to_string(self.at("out").join(format!("{output}.run.json"))).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+        record["outputs"].to_string()
+    }
+
+    fn checkpoints(&self) -> Vec<PathBuf> {
+        let mut found: Vec<_> = fs::read_dir(self.at("out/train"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("v3-ep"))
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+fn said(output: &Output, code: i32) -> String {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+fn line<'a>(text: &'a str, job: &str) -> &'a str {
+    text.lines().find(|line| line.trim_start().starts_with(job)).unwrap_or_else(|| panic!("no {job} in\n{text}"))
+}
+
+#[test]
+fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
+    let lab = Lab::new();
+    let text = lab.vodka("status", 0);
+    assert!(line(&text, "due    tag").contains("not made yet"), "{text}");
+    assert!(text.contains("waits  train: for `caption`"), "{text}");
+
+    let text = lab.vodka("run", 0);
+    assert!(text.contains("grids/mixes/grid.png"), "{text}");
+    assert!(lab.at("out/grids/mixes/grid.png").exists() && lab.at("out/mixes/mix.safetensors").exists());
+    assert_eq!(lab.checkpoints().len(), 2);
+    let before = (lab.record("train"), lab.record("grids/mixes"));
+
+    let text = lab.vodka("run", 0);
+    assert!(text.contains("nothing to do: all 7 jobs are done already"), "{text}");
+    assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
+
+    lab.write_recipe(0.95, "");
+    let text = lab.vodka("status", 0);
+    assert!(line(&text, "done   tag").len() > 1 && line(&text, "due    caption").contains("min_score"), "{text}");
+    let text = lab.vodka("run", 0);
+    assert!(line(&text, "tag").contains("unchanged") && line(&text, "select").contains("unchanged"), "{text}");
+    assert!(!line(&text, "train").contains("unchanged") && !line(&text, "grid").contains("unchanged"), "{text}");
+    assert_ne!((lab.record("train"), lab.record("grids/mixes")), before);
+}
+
+#[test]
+fn a_training_that_was_killed_ends_with_the_same_bytes() {
+    let undisturbed = Lab::new();
+    undisturbed.vodka("run", 0);
+
+    let lab = Lab::new();
+    let losses = lab.at("out/train/losses.csv");
+    let mut child =
+        lab.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
+    // Killed in the middle of training, or, on a machine that is too quick for us, at the end of it.
+    let in_training = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.lines().count() >= 3);
+    while !in_training(&losses) && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    lab.vodka("run", 0);
+    let hashes = |lab: &Lab| -> Vec<_> {
+        lab.checkpoints().iter().map(|path| vodka_stage::hash_file(path).unwrap()).collect()
+    };
+    assert_eq!(hashes(&lab), hashes(&undisturbed));
+    assert_eq!(lab.record("grids/mixes"), undisturbed.record("grids/mixes"));
+}
+
+#[test]
+fn a_bad_picture_is_listed_and_the_rest_goes_on() {
+    let lab = Lab::new();
+    fs::write(lab.at("pictures/broken.png"), "this is no picture").unwrap();
+    fs::write(lab.at("pictures/broken.txt"), "a broken thing").unwrap();
+    let text = lab.vodka("run", 3);
+    assert!(text.contains("skipped broken.png"), "{text}");
+    assert!(lab.at("out/grids/mixes/grid.png").exists());
+}
+
+#[test]
+fn a_wrong_recipe_is_told_with_its_line_and_the_nearest_name() {
+    let lab = Lab::new();
+    lab.write_recipe(0.3, "multiplyer = 2.0");
+    let text = lab.vodka("run", 2);
+    assert!(text.contains("recipe.toml` line") && text.contains("did you mean `multiplier`?"), "{text}");
+
+    let grid = "[[grid]]\nname = \"other\"\nmodels = [\"v3@3\"]\nprompts = [{ prompt = \"x\" }]";
+    lab.write_recipe(0.3, grid);
+    let text = lab.vodka("run", 2);
+    assert!(text.contains("there is no model `v3@3`, did you mean `v3@1`?"), "{text}");
+    assert!(!lab.at("out").exists(), "nothing was made");
+
+    fs::remove_file(lab.at("recipe.toml")).unwrap();
+    assert!(lab.vodka("run", 2).contains("cannot read the configuration"));
+}
+
+#[test]
+fn init_writes_a_recipe_and_never_over_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    let init = || Command::new(assert_cmd::cargo::cargo_bin!("vodka")).arg("init").arg(&recipe).output().unwrap();
+    said(&init(), 0);
+    assert!(fs::read_to_string(&recipe).unwrap().contains("lr = 1.5e-7"));
+    assert!(said(&init(), 2).contains("is there already"));
+    let run = Command::new(assert_cmd::cargo::cargo_bin!("vodka")).arg("run").arg(&recipe).output().unwrap();
+    let text = said(&run, 2);
+    assert!(text.contains("the settings of `tag` are wrong"), "{text}");
+}

@@ -1,0 +1,167 @@
+//! Selections: a vocabulary with a column that says which tags are wanted.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Error, Result, canonical, displayed,
+    sheet::{Row, Sheet},
+};
+
+/// The wanted tags, in the order of the file, which is the order of popularity in a tagger's own vocabulary.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// The wanted tags.
+    pub tags: Vec<Selected>,
+}
+
+/// A wanted tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// The canonical name.
+    pub name: String,
+    /// How often the tag stands in the data the tagger was trained on, where the file tells.
+    pub count: Option<u64>,
+}
+
+impl Selection {
+    /// Reads any CSV with a column `name` and a column `include` (or `keep`) of 0 and 1.
+    ///
+    /// Separated by commas, semicolons or tabs, with or without a byte-order mark, with LF or CRLF, other columns at
+    /// will. Besides 0 and 1, what spreadsheets make of them is read: `0.0`, `1.0`, `TRUE`, `FALSE`.
+    ///
+    /// # Errors
+    /// No such columns, or both `include` and `keep`; another value; a tag that stands there twice, wanted and
+    /// unwanted; a wanted tag that is empty or holds a comma, which captions could not tell from two; no wanted tag.
+    pub fn read(path: &Path) -> Result<Self> {
+        let sheet = Sheet::read(path)?;
+        let name = sheet.column("name")?;
+        let count = sheet.find("count")?;
+        let include = match (sheet.find("include")?, sheet.find("keep")?) {
+            (Some(column), None) | (None, Some(column)) => column,
+            (None, None) => return Err(sheet.columns("a column `include` or `keep`".to_owned())),
+            (Some(_), Some(_)) => return Err(sheet.columns("either `include` or `keep`".to_owned())),
+        };
+        let mut seen = BTreeMap::new();
+        let mut tags = Vec::new();
+        for row in &sheet.rows {
+            let tag = canonical(&row.cells[name]);
+            let wanted = flag(&row.cells[include])
+                .ok_or_else(|| sheet.cell(row, include, "0 (not wanted) or 1 (wanted)"))?;
+            match seen.insert(tag.clone(), (wanted, row.line)) {
+                None if wanted => tags.push(selected(&sheet, row, tag, name, count)?),
+                Some((before, first)) if before != wanted => {
+                    return Err(Error::Contradiction {
+                        path: path.to_path_buf(),
+                        tag,
+                        first,
+                        second: row.line,
+                    });
+                }
+                _ => {}
+            }
+        }
+        match tags.is_empty() {
+            true => Err(Error::NothingSelected { path: path.to_path_buf() }),
+            false => Ok(Self { path: path.to_path_buf(), tags }),
+        }
+    }
+
+    /// The canonical names, in order.
+    pub fn names(&self) -> Vec<&str> {
+        self.tags.iter().map(|tag| tag.name.as_str()).collect()
+    }
+}
+
+fn selected(sheet: &Sheet, row: &Row, tag: String, name: usize, count: Option<usize>) -> Result<Selected> {
+    if displayed(&tag).trim().is_empty() || tag.contains(',') {
+        return Err(sheet.cell(row, name, "a tag without a comma"));
+    }
+    let count = match count.map(|column| (column, row.cells[column].trim())) {
+        None | Some((_, "")) => None,
+        Some((column, text)) => {
+            Some(parse_count(text).ok_or_else(|| sheet.cell(row, column, "a whole number"))?)
+        }
+    };
+    Ok(Selected { name: tag, count })
+}
+
+/// A count, also as a spreadsheet writes it: `12` or `12.0`.
+pub(crate) fn parse_count(text: &str) -> Option<u64> {
+    text.strip_suffix(".0").unwrap_or(text).parse().ok()
+}
+
+fn flag(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "0" | "0.0" | "false" => Some(false),
+        "1" | "1.0" | "true" => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Selection> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("selection.csv");
+        fs::write(&path, text).unwrap();
+        Selection::read(&path)
+    }
+
+    fn said(text: &str) -> String {
+        let error = read(text).unwrap_err().to_string();
+        error.split_once("selection.csv` ").or(error.split_once("selection.csv`: ")).unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn a_table_from_a_spreadsheet_is_read() {
+        let plain =
+            read("tag_id,name,category,count,include\n1,blurry,0,12,1\n2,solo,0,9,0\n3,;),0,7,1\n").unwrap();
+        assert_eq!(plain.names(), ["blurry", ";)"]);
+        assert_eq!(plain.tags[0].count, Some(12));
+        let edited = read(
+            "\u{feff}Keep;note;\"name\"\r\n1.0;\"why; not\";\" Blurry \"\r\nFALSE;;solo\r\nTRUE;;\";)\"\r\n1;;blurry\r\n",
+        );
+        assert_eq!(edited.unwrap().names(), plain.names());
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_an_error_with_its_line() {
+        assert_eq!(
+            said("name,include\nblurry,1\nsolo,yes\n"),
+            "line 3, column `include`: expected 0 (not wanted) or 1 (wanted), found \"yes\""
+        );
+        assert!(said("name,include\nblurry,\n").starts_with("line 2"));
+        assert_eq!(
+            said("name,include\nblurry,1\nsolo,1\n blurry,0\n"),
+            "says both 1 and 0 for the tag `blurry`, on the lines 2 and 4"
+        );
+        assert_eq!(
+            said("name,keep,include\na,1,1\n"),
+            "expected either `include` or `keep`, found the columns name, keep, include"
+        );
+        assert_eq!(
+            said("name,count\na,1\n"),
+            "expected a column `include` or `keep`, found the columns name, count"
+        );
+        assert_eq!(said("tag,include\na,1\n"), "expected a column `name`, found the columns tag, include");
+        assert_eq!(
+            said("name,include\n\"a,b\",1\n"),
+            "line 2, column `name`: expected a tag without a comma, found \"a,b\""
+        );
+        assert_eq!(
+            said("name,count,include\na,many,1\n"),
+            "line 2, column `count`: expected a whole number, found \"many\""
+        );
+        assert!(matches!(read("name,include\na,0\n"), Err(Error::NothingSelected { .. })));
+        assert!(matches!(read("name,include\na\n"), Err(Error::Csv { .. })));
+    }
+}

@@ -1,0 +1,334 @@
+//! Tag tables: which tagger score each picture has for each tag. The only file that knows polars.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use polars::prelude::{
+    Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
+    LazyFileListReader, LazyFrame, PlRefPath, PolarsError, PolarsResult, ScanArgsParquet, UniqueKeepStrategy,
+    col, len, lit,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, TagScore, canonical, sheet};
+
+/// The columns of a tag table.
+const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
+
+/// The equal-width buckets of a score histogram.
+pub const BUCKETS: usize = 10;
+
+/// A tag table on disk, Parquet or CSV: one row per picture and tag. Rows are read when they are asked for, and only
+/// those that are asked for are held in memory.
+///
+/// Tags are known by their [`canonical`] names, however the table spells them.
+pub struct TagTable {
+    path: PathBuf,
+    rows: LazyFrame,
+    /// Each spelling in the table, with its canonical form.
+    spellings: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for TagTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TagTable")
+            .field("path", &self.path)
+            .field("spellings", &self.spellings.len())
+            .finish()
+    }
+}
+
+/// The scores of a vocabulary's tags.
+#[derive(Debug, Clone, Default)]
+pub struct Scores {
+    /// By picture, in order of the vocabulary; pictures with none of the tags are not listed.
+    pub by_image: BTreeMap<String, Vec<TagScore>>,
+    /// Tags that pictures have more than once; the highest score counts.
+    pub doubles: Vec<Double>,
+}
+
+/// A tag that pictures have more than once, mostly because the table spells it in several ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Double {
+    /// The canonical name.
+    pub tag: String,
+    /// How the table spells it.
+    pub spellings: Vec<String>,
+    /// How many pictures have it more than once.
+    pub images: usize,
+}
+
+/// How often a tag occurs, and with which scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TagFrequency {
+    /// The canonical name.
+    pub tag: String,
+    /// How many pictures have it, at any score that the table holds.
+    pub images: u64,
+    /// How many have it at the minimum score or above.
+    pub images_at_min_score: u64,
+    /// The mean of the scores that the table holds; none where there is no such score.
+    pub mean_score: Option<f64>,
+    /// How many scores lie in each tenth of 0 to 1; a bucket holds its lower bound, the last one 1 as well.
+    pub histogram: [u64; BUCKETS],
+}
+
+impl TagTable {
+    /// Opens a tag table and checks its columns and scores.
+    ///
+    /// # Errors
+    /// The file cannot be read; a column is missing or of another type; a score is missing, not a number, or not
+    /// within 0 to 1.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut table = Self { path: path.to_path_buf(), rows: scan(path)?, spellings: Vec::new() };
+        table.check_scores()?;
+        let tags = table.collect(table.rows.clone().group_by([col("tag")]).agg([len().alias("rows")]))?;
+        let mut spellings: Vec<_> =
+            table.strings(&tags, "tag")?.map(|tag| (tag.to_owned(), canonical(tag))).collect();
+        spellings.sort();
+        table.spellings = spellings;
+        Ok(table)
+    }
+
+    /// The canonical names of all tags in the table.
+    pub fn tags(&self) -> BTreeSet<&str> {
+        self.spellings.iter().map(|(_, name)| name.as_str()).collect()
+    }
+
+    /// The tags that the table spells in several ways, with their spellings.
+    pub fn respelled(&self) -> Vec<(String, Vec<String>)> {
+        let mut spelled: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (spelling, name) in &self.spellings {
+            spelled.entry(name).or_default().push(spelling.clone());
+        }
+        let several = spelled.into_iter().filter(|(_, spellings)| spellings.len() > 1);
+        several.map(|(name, spellings)| (name.to_owned(), spellings)).collect()
+    }
+
+    /// The pictures that the table names.
+    pub fn images(&self) -> Result<BTreeSet<String>> {
+        let images = self.rows.clone().select([col("image")]).unique(None, UniqueKeepStrategy::Any);
+        let images = self.collect(images)?;
+        Ok(self.strings(&images, "image")?.map(ToOwned::to_owned).collect())
+    }
+
+    /// Leaves the rows of these pictures only.
+    pub fn restrict<'a>(&mut self, images: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let images: Vec<_> = images.into_iter().collect();
+        let images = self.frame(vec![Column::new("image".into(), images)])?;
+        self.rows = join(self.rows.clone(), images, "image");
+        Ok(())
+    }
+
+    /// The scores of the tags of `vocabulary`, given by their canonical names.
+    pub fn scores(&self, vocabulary: &[&str]) -> Result<Scores> {
+        let found = self.collect(self.merged(vocabulary)?)?;
+        let images = self.strings(&found, "image")?;
+        let (places, scores, rows) =
+            (self.numbers(&found, "place")?, self.numbers(&found, "score")?, self.numbers(&found, "rows")?);
+        let mut by_image: BTreeMap<String, Vec<TagScore>> = BTreeMap::new();
+        let mut doubled: BTreeMap<usize, usize> = BTreeMap::new();
+        for (((image, place), score), rows) in images.zip(places).zip(scores).zip(rows) {
+            let tag = place as usize;
+            // The scores come from f32 and have lost nothing on the way.
+            by_image.entry(image.to_owned()).or_default().push(TagScore { tag, score: score as f32 });
+            if rows > 1.0 {
+                *doubled.entry(tag).or_default() += 1;
+            }
+        }
+        by_image.values_mut().for_each(|tags| tags.sort_by_key(|tag| tag.tag));
+        let double = |(tag, images): (usize, usize)| {
+            let spelled = self.spellings.iter().filter(|(_, name)| name == vocabulary[tag]);
+            let spellings = spelled.map(|(spelling, _)| spelling.clone()).collect();
+            Double { tag: vocabulary[tag].to_owned(), spellings, images }
+        };
+        Ok(Scores { by_image, doubles: doubled.into_iter().map(double).collect() })
+    }
+
+    /// The frequencies of the tags of `vocabulary`, in its order.
+    pub fn frequencies(&self, vocabulary: &[&str], min_score: f32) -> Result<Vec<TagFrequency>> {
+        let at_least = |bound: f32| col("score").gt_eq(lit(bound)).cast(DataType::UInt64).sum();
+        let mut columns = vec![
+            col("score").cast(DataType::Float64).mean().alias("mean"),
+            at_least(min_score).alias("at_min_score"),
+        ];
+        columns
+            .extend((0..BUCKETS).map(|k| at_least(k as f32 / BUCKETS as f32).alias(format!("at_least_{k}"))));
+        let found = self.collect(self.merged(vocabulary)?.group_by([col("place")]).agg(columns))?;
+
+        let mut frequencies: Vec<_> = vocabulary.iter().map(|tag| TagFrequency::none(tag)).collect();
+        let mean: Vec<_> = self.numbers(&found, "mean")?.collect();
+        let at_min_score: Vec<_> = self.numbers(&found, "at_min_score")?.collect();
+        let at_least = (0..BUCKETS)
+            .map(|k| {
+                Ok(self.numbers(&found, &format!("at_least_{k}"))?.map(|n| n as u64).collect::<Vec<_>>())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for (row, place) in self.numbers(&found, "place")?.enumerate() {
+            let frequency = &mut frequencies[place as usize];
+            frequency.images = at_least[0][row];
+            frequency.images_at_min_score = at_min_score[row] as u64;
+            frequency.mean_score = Some(mean[row]);
+            for k in 0..BUCKETS {
+                let above = at_least.get(k + 1).map_or(0, |counts| counts[row]);
+                frequency.histogram[k] = at_least[k][row] - above;
+            }
+        }
+        Ok(frequencies)
+    }
+
+    /// How many pictures have at least one of these tags, at any score that the table holds.
+    pub fn images_with_any(&self, tags: &[&str]) -> Result<u64> {
+        let images = self.merged(tags)?.select([col("image")]).unique(None, UniqueKeepStrategy::Any);
+        Ok(self.collect(images.select([len().alias("images")]))?.column("images").map_or(0.0, first) as u64)
+    }
+
+    /// One row per picture and tag: `image`, `place` in the vocabulary, the highest `score`, and of how many `rows`.
+    fn merged(&self, vocabulary: &[&str]) -> Result<LazyFrame> {
+        let places: BTreeMap<_, _> = (0_u32..).zip(vocabulary).map(|(place, tag)| (*tag, place)).collect();
+        let wanted = self.spellings.iter().filter_map(|(spelling, name)| {
+            places.get(name.as_str()).map(|place| (spelling.as_str(), *place))
+        });
+        let (spellings, places): (Vec<_>, Vec<_>) = wanted.unzip();
+        let wanted =
+            self.frame(vec![Column::new("tag".into(), spellings), Column::new("place".into(), places)])?;
+        let rows = join(self.rows.clone(), wanted, "tag");
+        Ok(rows
+            .group_by([col("image"), col("place")])
+            .agg([col("score").max().alias("score"), len().alias("rows")]))
+    }
+
+    /// Names a row that no tagger writes.
+    fn check_scores(&self) -> Result<()> {
+        let score = || col("score");
+        // In polars' order NaN is above every number.
+        let wrong = score().lt(lit(0_f32)).or(score().gt(lit(1_f32)));
+        let missing = [col("image"), col("tag"), score()].map(Expr::is_null);
+        let wrong = missing.into_iter().fold(wrong, Expr::or);
+        let found = self.collect(self.rows.clone().filter(wrong).limit(1))?;
+        if found.height() == 0 {
+            return Ok(());
+        }
+        let cell = |name| {
+            found.column(name).and_then(|column| column.get(0)).map(|cell| cell.str_value().into_owned())
+        };
+        let cell = |name| cell(name).map_err(|source| self.broken(source));
+        Err(Error::Score {
+            path: self.path.clone(),
+            image: cell("image")?,
+            tag: cell("tag")?,
+            found: cell("score")?,
+        })
+    }
+
+    fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
+        let result = query.collect_with_engine(Engine::Streaming).map_err(|source| self.broken(source))?;
+        Ok(result.unwrap_single())
+    }
+
+    fn strings<'a>(
+        &self,
+        frame: &'a DataFrame,
+        name: &str,
+    ) -> Result<impl Iterator<Item = &'a str> + use<'a>> {
+        let column = frame.column(name).and_then(Column::str).map_err(|source| self.broken(source))?;
+        Ok(column.iter().flatten())
+    }
+
+    /// A column of numbers, all of which fit an f64 exactly.
+    fn numbers(&self, frame: &DataFrame, name: &str) -> Result<impl Iterator<Item = f64> + use<>> {
+        let column = frame.column(name).and_then(|column| column.cast(&DataType::Float64));
+        let column = column.and_then(|column| column.f64().cloned()).map_err(|source| self.broken(source))?;
+        Ok(column.to_vec().into_iter().flatten())
+    }
+
+    fn frame(&self, columns: Vec<Column>) -> Result<LazyFrame> {
+        let height = columns.first().map_or(0, Column::len);
+        Ok(DataFrame::new(height, columns).map_err(|source| self.broken(source))?.lazy())
+    }
+
+    fn broken(&self, source: PolarsError) -> Error {
+        broken(&self.path, source)
+    }
+}
+
+impl TagFrequency {
+    fn none(tag: &str) -> Self {
+        let tag = tag.to_owned();
+        Self { tag, images: 0, images_at_min_score: 0, mean_score: None, histogram: [0; BUCKETS] }
+    }
+}
+
+fn broken(path: &Path, source: PolarsError) -> Error {
+    Error::Table { path: path.to_path_buf(), source: Box::new(source) }
+}
+
+fn first(column: &Column) -> f64 {
+    column.get(0).ok().and_then(|cell| cell.extract()).unwrap_or_default()
+}
+
+fn join(rows: LazyFrame, wanted: LazyFrame, column: &str) -> LazyFrame {
+    rows.join(wanted, [col(column)], [col(column)], JoinArgs::new(JoinType::Inner))
+}
+
+/// The rows of a table, with `image` and `tag` as text and `score` as f32.
+fn scan(path: &Path) -> Result<LazyFrame> {
+    let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
+        .map_err(|source| broken(path, source))?;
+    let schema = rows.collect_schema().map_err(|source| broken(path, source))?;
+    let names: Vec<_> = schema.iter_names().map(|name| name.as_str()).collect();
+    let wrong =
+        |expected: String, found: String| Error::Columns { path: path.to_path_buf(), expected, found };
+    if COLUMNS.iter().any(|column| !names.contains(column)) {
+        let [expected, found] = [COLUMNS.join(", "), names.join(", ")];
+        return Err(wrong(format!("the columns {expected}"), format!("the columns {found}")));
+    }
+    for (name, dtype) in schema.iter() {
+        let expected = match name.as_str() {
+            "image" | "tag" if !is_text(dtype) => "text",
+            "score" if !(dtype.is_primitive_numeric() || dtype.is_string()) => "numbers",
+            _ => continue,
+        };
+        return Err(wrong(format!("{expected} in the column `{name}`"), format!("{dtype}")));
+    }
+    Ok(rows.select([
+        col("image").cast(DataType::String),
+        col("tag").cast(DataType::String),
+        col("score").strict_cast(DataType::Float32),
+    ]))
+}
+
+fn is_text(dtype: &DataType) -> bool {
+    dtype.is_string() || dtype.is_categorical()
+}
+
+fn is_parquet(path: &Path) -> Result<bool> {
+    let mut magic = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
+    file.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    Ok(magic == b"PAR1")
+}
+
+fn scan_parquet(path: &Path) -> PolarsResult<LazyFrame> {
+    LazyFrame::scan_parquet(
+        PlRefPath::try_from_path(path)?,
+        ScanArgsParquet { glob: false, ..Default::default() },
+    )
+}
+
+/// All columns as text: what is a number is said when it is cast.
+fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
+    let mut start = Vec::new();
+    File::open(path)?.take(4096).read_to_end(&mut start)?;
+    let start = String::from_utf8_lossy(&start);
+    let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image");
+    LazyCsvReader::new(PlRefPath::try_from_path(path)?)
+        .with_separator(separator.unwrap_or(b','))
+        .with_infer_schema_length(Some(0))
+        .with_glob(false)
+        .finish()
+}

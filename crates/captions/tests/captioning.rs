@@ -1,0 +1,244 @@
+//! Captions in a folder of their own and in place, and every way in which they can be refused.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+use vodka_captions::{
+    Error, Position, Result,
+    caption::{self, CaptionConfig, CaptionEvent, CaptionReport, Missing},
+};
+use vodka_stage::{Interrupt, Outcome, record_path};
+
+const TAGS: &str = "image,tag_id,tag,category,score\n\
+    a.png,1,blurry,general,0.9\na.png,2,solo,general,0.4\na.png,3,^_^,general,0.4\na.png,4,outdoors,general,0.2\n\
+    sub/b.jpg,4,outdoors,general,0.5\nsub/b.jpg,2,solo,general,0.1\ngone.png,1,blurry,general,0.9\n";
+
+/// Two pictures with captions, a table and a selection.
+fn world() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "images/a.png", "");
+    write(&dir, "images/a.txt", "a heart");
+    write(&dir, "images/sub/b.jpg", "");
+    write(&dir, "images/sub/b.txt", "\u{feff}a tree, Outdoors\r\n");
+    write(&dir, "tags.csv", TAGS);
+    write(&dir, "selection.csv", "name,include\nblurry,1\nsolo,1\n^_^,1\noutdoors,1\nnight,0\n");
+    dir
+}
+
+fn write(dir: &TempDir, name: &str, text: impl AsRef<[u8]>) {
+    let path = dir.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn read(dir: &TempDir, name: &str) -> String {
+    fs::read_to_string(dir.path().join(name)).unwrap()
+}
+
+fn config(dir: &TempDir) -> CaptionConfig {
+    let at = |name: &str| dir.path().join(name);
+    CaptionConfig {
+        tags: at("tags.csv"),
+        selection: at("selection.csv"),
+        images: at("images"),
+        output: Some(at("captions")),
+        in_place: false,
+        max_tags: 3,
+        min_score: 0.3,
+        position: Position::Prepend,
+        missing: Missing::Skip,
+    }
+}
+
+fn in_place(dir: &TempDir) -> CaptionConfig {
+    CaptionConfig { output: None, in_place: true, ..config(dir) }
+}
+
+fn run(config: &CaptionConfig) -> Result<CaptionReport> {
+    caption::run(&config.plan()?, &Interrupt::new(), &mut |_| {})
+}
+
+fn said(config: &CaptionConfig) -> String {
+    run(config).unwrap_err().to_string()
+}
+
+#[test]
+fn captions_lie_as_the_pictures_do() {
+    let dir = world();
+    let report = run(&config(&dir)).unwrap();
+    assert_eq!((report.outcome, report.captions, report.with_tags, report.absent), (Outcome::Done, 2, 1, 1));
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, solo, ^_^, a heart\n");
+    assert_eq!(read(&dir, "captions/sub/b.txt"), "a tree, Outdoors\n");
+    assert_eq!(read(&dir, "images/a.txt"), "a heart", "the originals stay");
+    assert_eq!(run(&config(&dir)).unwrap().outcome, Outcome::Unchanged);
+
+    let appended = CaptionConfig { position: Position::Append, max_tags: 1, ..config(&dir) };
+    assert_eq!(run(&appended).unwrap().outcome, Outcome::Done);
+    assert_eq!(read(&dir, "captions/a.txt"), "a heart, blurry\n");
+}
+
+#[test]
+fn a_changed_input_makes_the_captions_anew() {
+    let dir = world();
+    let outcome = || run(&config(&dir)).unwrap().outcome;
+    outcome();
+    write(&dir, "images/a.txt", "a star");
+    assert_eq!(outcome(), Outcome::Done);
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, solo, ^_^, a star\n");
+    fs::remove_file(dir.path().join("captions/a.txt")).unwrap();
+    assert_eq!(outcome(), Outcome::Done);
+    write(&dir, "selection.csv", "name,include\nsolo,1\n");
+    assert_eq!(outcome(), Outcome::Done);
+    assert_eq!(read(&dir, "captions/a.txt"), "solo, a star\n");
+    assert_eq!(outcome(), Outcome::Unchanged);
+}
+
+#[test]
+fn in_place_starts_from_the_original_and_never_says_a_tag_twice() {
+    let dir = world();
+    assert_eq!(run(&in_place(&dir)).unwrap().captions, 2);
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, solo, ^_^, a heart\n");
+    assert_eq!(read(&dir, "images/a.txt.orig"), "a heart");
+    assert!(!dir.path().join("images/sub/b.txt.orig").exists(), "what gets no tag is not touched");
+    assert_eq!(run(&in_place(&dir)).unwrap().outcome, Outcome::Unchanged);
+
+    let fewer = CaptionConfig { max_tags: 1, ..in_place(&dir) };
+    assert_eq!(run(&fewer).unwrap().outcome, Outcome::Done);
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, a heart\n", "no old tags are left");
+    fs::remove_file(record_path(&dir.path().join("images"))).unwrap();
+    run(&fewer).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, a heart\n", "nor are there any twice without a record");
+
+    write(&dir, "images/a.txt", "a broken heart");
+    let error = said(&fewer);
+    assert!(error.contains("a.txt` was edited after") && error.contains("a.txt.orig"), "{error}");
+    assert_eq!(read(&dir, "images/a.txt"), "a broken heart");
+    fs::remove_file(dir.path().join("images/a.txt.orig")).unwrap();
+    run(&fewer).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, a broken heart\n");
+}
+
+#[test]
+fn pictures_without_a_caption_are_skipped_or_captioned_or_refused() {
+    let dir = world();
+    run(&config(&dir)).unwrap();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    write(&dir, "images/sub/b.txt", " \n");
+    write(&dir, "images/c.png", "");
+    write(&dir, "images/c.txt", "a cross");
+    let with = |missing| CaptionConfig { missing, ..config(&dir) };
+
+    let error = said(&with(Missing::Error));
+    assert!(
+        error.contains("2 pictures in") && error.ends_with("have no caption: `a.png`, `sub/b.jpg`"),
+        "{error}"
+    );
+
+    let report = run(&with(Missing::Skip)).unwrap();
+    assert_eq!(report.outcome, Outcome::Skipped);
+    let reasons: Vec<_> = report.skipped.iter().map(|skipped| skipped.reason.as_str()).collect();
+    assert_eq!(reasons, ["no caption", "the caption is empty"]);
+    assert_eq!(report.untagged, ["c.png"]);
+    assert_eq!(read(&dir, "captions/c.txt"), "a cross\n");
+    assert!(!dir.path().join("captions/a.txt").exists(), "the caption of an earlier run does not stay");
+
+    let report = run(&with(Missing::Empty)).unwrap();
+    assert_eq!((report.captions, report.skipped.len()), (3, 0));
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, solo, ^_^\n");
+    assert_eq!(read(&dir, "captions/sub/b.txt"), "outdoors\n");
+    let report = run(&CaptionConfig { min_score: 0.6, ..with(Missing::Empty) }).unwrap();
+    assert_eq!(report.skipped[0].reason, "no caption and no tags");
+
+    let beside = CaptionConfig { missing: Missing::Empty, ..in_place(&dir) };
+    run(&beside).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, solo, ^_^\n");
+    run(&CaptionConfig { max_tags: 1, ..beside }).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry\n");
+}
+
+#[test]
+fn what_cannot_be_read_stops_before_anything_is_written() {
+    let dir = world();
+    write(&dir, "images/sub/b.txt", b"sch\xf6n");
+    let error = said(&config(&dir));
+    assert!(error.contains("b.txt` is not UTF-8: found the byte 0xf6 at offset 3"), "{error}");
+    assert!(!dir.path().join("captions").exists());
+
+    let dir = world();
+    write(&dir, "images/a.webp", "");
+    assert!(said(&config(&dir)).contains("share the caption"));
+
+    let dir = world();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    write(&dir, "images/a.txt/file", "");
+    assert!(said(&config(&dir)).contains("a.txt"));
+
+    let dir = world();
+    write(&dir, "tags.csv", "image,tag_id,tag,category,score\nx.png,1,blurry,general,0.9\n");
+    let error = said(&config(&dir));
+    assert!(error.contains("it names `x.png`, the folder holds `a.png`"), "{error}");
+
+    let dir = world();
+    write(&dir, "empty/note.txt", "");
+    let empty = CaptionConfig { images: dir.path().join("empty"), ..config(&dir) };
+    assert!(said(&empty).starts_with("no pictures in"));
+}
+
+#[test]
+fn wrong_settings_are_refused_by_the_plan() {
+    let dir = world();
+    let images = dir.path().join("images");
+    let said = |config: CaptionConfig| config.plan().unwrap_err().to_string();
+    assert_eq!(
+        said(CaptionConfig { min_score: 1.1, ..config(&dir) }),
+        "min_score is 1.1, expected a score from 0 to 1"
+    );
+    assert!(said(CaptionConfig { in_place: true, ..config(&dir) }).ends_with("found both"));
+    assert!(said(CaptionConfig { output: None, ..config(&dir) }).ends_with("found neither"));
+    for output in
+        [images.clone(), images.join("new/captions"), dir.path().to_path_buf(), images.join("../images/x")]
+    {
+        let error = CaptionConfig { output: Some(output), ..config(&dir) }.plan().unwrap_err();
+        assert!(matches!(error, Error::Overlap { .. }), "{error}");
+    }
+    let beside: PathBuf = dir.path().join("images2");
+    assert!(CaptionConfig { output: Some(beside), ..config(&dir) }.plan().is_ok());
+}
+
+#[test]
+fn an_interrupted_run_goes_on() {
+    let dir = world();
+    let mut rows = TAGS.to_owned();
+    for i in 0..200 {
+        write(&dir, &format!("images/c{i:03}.png"), "");
+        write(&dir, &format!("images/c{i:03}.txt"), "a cross");
+        rows += &format!("c{i:03}.png,1,blurry,general,0.5\n");
+    }
+    write(&dir, "tags.csv", rows);
+    let interrupt = Interrupt::new();
+    let plan = config(&dir).plan().unwrap();
+    let report = caption::run(&plan, &interrupt.clone(), &mut |event| {
+        if matches!(event, CaptionEvent::Captioned { .. }) {
+            interrupt.raise();
+        }
+    });
+    let report = report.unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
+    assert!(0 < report.captions && report.captions < 202, "{}", report.captions);
+    assert!(dir.path().join("captions/a.txt").exists() && !dir.path().join("captions/sub/b.txt").exists());
+    assert!(!record_path(&dir.path().join("captions")).exists());
+    assert_eq!(run(&config(&dir)).unwrap().outcome, Outcome::Done);
+    assert_eq!(read(&dir, "captions/c199.txt"), "blurry, a cross\n");
+    assert_eq!(read(&dir, "captions/sub/b.txt"), "a tree, Outdoors\n");
+}
+
+#[test]
+fn long_captions_and_captions_of_several_lines_are_reported() {
+    let dir = world();
+    write(&dir, "images/a.txt", format!("a heart\n\n{}", "and a star ".repeat(30)));
+    let report = run(&config(&dir)).unwrap();
+    assert_eq!((report.joined, report.too_long), (vec!["a.png".to_owned()], vec!["a.png".to_owned()]));
+    assert!(read(&dir, "captions/a.txt").starts_with("blurry, solo, ^_^, a heart and a star and"));
+}

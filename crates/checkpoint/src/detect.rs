@@ -1,0 +1,159 @@
+//! Tells from names and shapes what a single file holds.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    Architecture, ClipConfig, Error, Mismatch, ModelConfig, Prediction, Result, UNetConfig, VaeConfig,
+    file::Stored,
+    keys::{CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX},
+};
+
+/// The architecture that the names belong to, if it is not Stable Diffusion 1.x.
+pub(crate) fn foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Architecture> {
+    let starts = |prefix: &str| names.clone().any(|name| name.starts_with(prefix));
+    let holds = |part: &str| names.clone().any(|name| name.contains(part));
+    if starts("conditioner.embedders.") {
+        return Some(Architecture::Sdxl);
+    }
+    if starts("cond_stage_model.model.") {
+        return Some(Architecture::StableDiffusion2);
+    }
+    if starts("model.diffusion_model.joint_blocks.") {
+        return Some(Architecture::StableDiffusion3);
+    }
+    if holds("double_blocks.") && holds("single_blocks.") {
+        return Some(Architecture::Flux);
+    }
+    if starts(UNET_PREFIX) {
+        return None;
+    }
+    if starts("lora_") || [".lora_", ".lora.", ".hada_", ".lokr_"].into_iter().any(holds) {
+        return Some(Architecture::Lora);
+    }
+    if starts("control_model.") || starts("controlnet_cond_embedding.") || holds("input_hint_block.") {
+        return Some(Architecture::ControlNet);
+    }
+    if starts("emb_params") || starts("string_to_param") {
+        return Some(Architecture::Embedding);
+    }
+    if starts("down_blocks.") && starts("up_blocks.") {
+        return Some(Architecture::DiffusersUnet);
+    }
+    if holds("decoder.conv_in.weight") {
+        return Some(Architecture::Vae);
+    }
+    Some(Architecture::Unknown(names.take(3).map(ToOwned::to_owned).collect()))
+}
+
+/// The configuration as far as names and shapes tell it; heads, groups, scaling and prediction are those of
+/// Stable Diffusion 1.x.
+pub(crate) fn config(path: &Path, tensors: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
+    let shapes = Shapes { path, tensors };
+    Ok(ModelConfig {
+        unet: unet(&shapes)?,
+        vae: vae(&shapes)?,
+        clip: clip(&shapes)?,
+        prediction: Prediction::Epsilon,
+    })
+}
+
+/// The shapes by name.
+struct Shapes<'a> {
+    path: &'a Path,
+    tensors: &'a BTreeMap<String, Stored>,
+}
+
+impl Shapes<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The extent of one axis of a tensor that must be there.
+    fn size(&self, name: &str, axis: usize) -> Result<i64> {
+        let size = self.tensors.get(name).and_then(|tensor| tensor.shape.get(axis));
+        match size {
+            Some(size) => Ok(*size as i64),
+            None => Err(Error::Mismatch {
+                path: self.path.to_path_buf(),
+                mismatch: Box::new(Mismatch { missing: vec![name.to_owned()], ..Mismatch::default() }),
+            }),
+        }
+    }
+
+    /// How many of `name(0)`, `name(1)`, ... there are.
+    fn count(&self, name: impl Fn(i64) -> String) -> i64 {
+        (0..).take_while(|i| self.has(&name(*i))).count() as i64
+    }
+}
+
+/// Input blocks are numbered through: one convolution, then each level's layers and, but for the last, a downsampler.
+fn unet(shapes: &Shapes) -> Result<UNetConfig> {
+    let at = |name: &str| format!("{UNET_PREFIX}{name}");
+    let has = |i: i64, name: &str| shapes.has(&at(&format!("input_blocks.{i}.0.{name}.weight")));
+    let blocks = (1..).take_while(|i| has(*i, "op") || has(*i, "in_layers.2")).count() as i64;
+    let downsamplers: Vec<_> = (1..=blocks).filter(|i| has(*i, "op")).collect();
+    let layers_per_block = downsamplers.first().map_or(blocks, |first| first - 1);
+    let mut block_out_channels = Vec::new();
+    let mut cross_attention = Vec::new();
+    for level in 0..=downsamplers.len() as i64 {
+        let first = 1 + level * (layers_per_block + 1);
+        let resnet = at(&format!("input_blocks.{first}.0.out_layers.3.weight"));
+        block_out_channels.push(shapes.size(&resnet, 0)?);
+        let attention = format!("input_blocks.{first}.1.transformer_blocks.0.attn2.to_k.weight");
+        cross_attention.push(shapes.has(&at(&attention)));
+    }
+    Ok(UNetConfig {
+        in_channels: shapes.size(&at("input_blocks.0.0.weight"), 1)?,
+        out_channels: shapes.size(&at("out.2.weight"), 0)?,
+        block_out_channels,
+        layers_per_block,
+        cross_attention,
+        cross_attention_dim: shapes.size(&at("middle_block.1.transformer_blocks.0.attn2.to_k.weight"), 1)?,
+        ..UNetConfig::sd15()
+    })
+}
+
+fn vae(shapes: &Shapes) -> Result<VaeConfig> {
+    let at = |name: &str| format!("{VAE_PREFIX}{name}");
+    let block = |level: i64, layer: i64| at(&format!("encoder.down.{level}.block.{layer}.conv1.weight"));
+    // One level at least: without it the first block is what is reported as missing.
+    let levels = shapes.count(|level| block(level, 0)).max(1);
+    Ok(VaeConfig {
+        in_channels: shapes.size(&at("encoder.conv_in.weight"), 1)?,
+        latent_channels: shapes.size(&at("decoder.conv_in.weight"), 1)?,
+        block_out_channels: (0..levels)
+            .map(|level| shapes.size(&block(level, 0), 0))
+            .collect::<Result<_>>()?,
+        layers_per_block: shapes.count(|layer| block(0, layer)),
+        ..VaeConfig::sd15()
+    })
+}
+
+fn clip(shapes: &Shapes) -> Result<ClipConfig> {
+    let at = |name: &str| format!("{CLIP_PREFIX}text_model.{name}");
+    let fc1 = |layer: i64| at(&format!("encoder.layers.{layer}.mlp.fc1.weight"));
+    Ok(ClipConfig {
+        vocab_size: shapes.size(&at("embeddings.token_embedding.weight"), 0)?,
+        hidden_size: shapes.size(&at("embeddings.token_embedding.weight"), 1)?,
+        intermediate_size: shapes.size(&fc1(0), 0)?,
+        layers: shapes.count(fc1),
+        max_positions: shapes.size(&at("embeddings.position_embedding.weight"), 0)?,
+        ..ClipConfig::sd15()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys;
+
+    #[test]
+    fn stable_diffusion_15_is_known_by_its_shapes() {
+        let expected = ModelConfig::sd15();
+        let stored = |shape| Stored { dtype: safetensors::Dtype::F16, shape, bytes: 0..0 };
+        let tensors: BTreeMap<_, _> =
+            keys::all(&expected).into_iter().map(|key| (key.ldm, stored(key.shape))).collect();
+        assert_eq!(foreign(tensors.keys().map(String::as_str)), None);
+        assert_eq!(config(Path::new("v1-5.safetensors"), &tensors).unwrap(), expected);
+    }
+}

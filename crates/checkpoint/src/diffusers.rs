@@ -1,0 +1,233 @@
+//! Reads the configuration files of a diffusers folder.
+//!
+//! Defaults are those of the classes in diffusers 0.38 and transformers 4.57.6, which leave them out of their files.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{Architecture, ClipConfig, Error, ModelConfig, Prediction, Result, UNetConfig, VaeConfig};
+
+/// The parts of a folder: its subfolder and the names its weights may have.
+pub(crate) const PARTS: [(&str, &[&str]); 3] = [
+    ("unet", &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]),
+    ("vae", &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]),
+    ("text_encoder", &["model.safetensors", "model.fp16.safetensors"]),
+];
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Unet {
+    in_channels: i64,
+    out_channels: i64,
+    block_out_channels: Vec<i64>,
+    layers_per_block: Value,
+    down_block_types: Vec<String>,
+    cross_attention_dim: Value,
+    attention_head_dim: Value,
+    num_attention_heads: Option<Value>,
+    norm_num_groups: i64,
+    use_linear_projection: bool,
+    act_fn: String,
+    resnet_time_scale_shift: String,
+    flip_sin_to_cos: bool,
+    center_input_sample: bool,
+}
+
+impl Default for Unet {
+    fn default() -> Self {
+        let cross = "CrossAttnDownBlock2D".to_owned();
+        Self {
+            in_channels: 4,
+            out_channels: 4,
+            block_out_channels: vec![320, 640, 1280, 1280],
+            layers_per_block: 2.into(),
+            down_block_types: vec![cross.clone(), cross.clone(), cross, "DownBlock2D".to_owned()],
+            cross_attention_dim: 1280.into(),
+            attention_head_dim: 8.into(),
+            num_attention_heads: None,
+            norm_num_groups: 32,
+            use_linear_projection: false,
+            act_fn: "silu".to_owned(),
+            resnet_time_scale_shift: "default".to_owned(),
+            flip_sin_to_cos: true,
+            center_input_sample: false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Vae {
+    in_channels: i64,
+    latent_channels: i64,
+    block_out_channels: Vec<i64>,
+    layers_per_block: i64,
+    norm_num_groups: i64,
+    scaling_factor: f64,
+}
+
+impl Default for Vae {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct TextEncoder {
+    vocab_size: i64,
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    max_position_embeddings: i64,
+    hidden_act: String,
+}
+
+impl Default for TextEncoder {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: "quick_gelu".to_owned(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Scheduler {
+    prediction_type: Option<Prediction>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ModelIndex {
+    _class_name: String,
+}
+
+/// The configuration that a folder's files state.
+pub(crate) fn config(folder: &Path) -> Result<ModelConfig> {
+    check_pipeline(folder)?;
+    let scheduler = read_if_there::<Scheduler>(&folder.join("scheduler/scheduler_config.json"))?;
+    Ok(ModelConfig {
+        unet: unet(folder)?,
+        vae: vae(&folder.join("vae/config.json"))?,
+        clip: clip(&folder.join("text_encoder/config.json"))?,
+        prediction: scheduler.prediction_type.unwrap_or_default(),
+    })
+}
+
+/// `model_index.json` names the pipeline; a folder without one is taken at its parts.
+fn check_pipeline(folder: &Path) -> Result<()> {
+    let class = read_if_there::<ModelIndex>(&folder.join("model_index.json"))?._class_name;
+    let found = if class.contains("XL") || folder.join("text_encoder_2").is_dir() {
+        Architecture::Sdxl
+    } else if class.starts_with("StableDiffusion3") {
+        Architecture::StableDiffusion3
+    } else if class.starts_with("Flux") {
+        Architecture::Flux
+    } else if class.is_empty() || class.starts_with("StableDiffusion") {
+        return Ok(());
+    } else {
+        Architecture::Pipeline(class)
+    };
+    Err(Error::Architecture { path: folder.to_path_buf(), found })
+}
+
+fn unet(folder: &Path) -> Result<UNetConfig> {
+    let path = folder.join("unet/config.json");
+    let file: Unet = read(&path)?;
+    if file.use_linear_projection {
+        let found = Architecture::StableDiffusion2;
+        return Err(Error::Architecture { path: folder.to_path_buf(), found });
+    }
+    expect(&path, "act_fn", "silu", &file.act_fn)?;
+    expect(&path, "resnet_time_scale_shift", "default", &file.resnet_time_scale_shift)?;
+    expect(&path, "flip_sin_to_cos", "true", &file.flip_sin_to_cos.to_string())?;
+    expect(&path, "center_input_sample", "false", &file.center_input_sample.to_string())?;
+    let heads = file.num_attention_heads.filter(|heads| !heads.is_null());
+    Ok(UNetConfig {
+        in_channels: file.in_channels,
+        out_channels: file.out_channels,
+        cross_attention: attention(&path, &file.down_block_types)?,
+        block_out_channels: file.block_out_channels,
+        layers_per_block: number(&path, "layers_per_block", &file.layers_per_block)?,
+        cross_attention_dim: number(&path, "cross_attention_dim", &file.cross_attention_dim)?,
+        attention_heads: number(&path, "attention_head_dim", &heads.unwrap_or(file.attention_head_dim))?,
+        norm_groups: file.norm_num_groups,
+    })
+}
+
+/// Which levels attend to the text.
+fn attention(path: &Path, blocks: &[String]) -> Result<Vec<bool>> {
+    let attends = |block: &String| match block.as_str() {
+        "CrossAttnDownBlock2D" => Ok(true),
+        "DownBlock2D" => Ok(false),
+        other => Err(setting(path, "down_block_types", "CrossAttnDownBlock2D or DownBlock2D", other)),
+    };
+    blocks.iter().map(attends).collect()
+}
+
+fn vae(path: &Path) -> Result<VaeConfig> {
+    let file: Vae = read(path)?;
+    Ok(VaeConfig {
+        in_channels: file.in_channels,
+        latent_channels: file.latent_channels,
+        block_out_channels: file.block_out_channels,
+        layers_per_block: file.layers_per_block,
+        norm_groups: file.norm_num_groups,
+        scaling_factor: file.scaling_factor,
+    })
+}
+
+fn clip(path: &Path) -> Result<ClipConfig> {
+    let file: TextEncoder = read(path)?;
+    expect(path, "hidden_act", "quick_gelu", &file.hidden_act)?;
+    Ok(ClipConfig {
+        vocab_size: file.vocab_size,
+        hidden_size: file.hidden_size,
+        intermediate_size: file.intermediate_size,
+        layers: file.num_hidden_layers,
+        heads: file.num_attention_heads,
+        max_positions: file.max_position_embeddings,
+    })
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(Error::read(path))?;
+    serde_json::from_slice(&text).map_err(|source| Error::Config { path: path.to_path_buf(), source })
+}
+
+fn read_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
+    if path.exists() { read(path) } else { Ok(T::default()) }
+}
+
+/// One number for all levels; lists of numbers belong to other architectures.
+fn number(path: &Path, name: &'static str, value: &Value) -> Result<i64> {
+    value.as_i64().ok_or_else(|| setting(path, name, "one number for all levels", &value.to_string()))
+}
+
+fn expect(path: &Path, name: &'static str, expected: &'static str, found: &str) -> Result<()> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(setting(path, name, expected, found)),
+    }
+}
+
+fn setting(path: &Path, setting: &'static str, expected: &'static str, found: &str) -> Error {
+    Error::Setting { path: path.to_path_buf(), setting, expected, found: found.to_owned() }
+}

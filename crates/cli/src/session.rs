@@ -1,0 +1,137 @@
+//! One run of a binary, from the parsed arguments to the exit code.
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+use vodka_stage::{Interrupt, Outcome, Report};
+
+use crate::{Exit, Progress, explain};
+
+/// The options that every binary has.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Common {
+    /// Print the resolved plan as JSON and do nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+    /// Print the report as JSON on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress bar and no notices; errors only
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// A running binary: its options, and the flag that Ctrl-C raises.
+#[derive(Debug)]
+pub struct Session {
+    common: Common,
+    interrupt: Interrupt,
+}
+
+impl Session {
+    /// Starts logging (`RUST_LOG`, warnings by default) and listens for Ctrl-C and the termination signal: the first
+    /// asks the stage to save and stop, the second ends the process at once, with exit code 4.
+    pub fn start(common: Common) -> Self {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+        let interrupt = Interrupt::new();
+        let flag = interrupt.clone();
+        let handler = move || {
+            if flag.is_raised() {
+                #[expect(clippy::exit, reason = "the user has asked twice")]
+                std::process::exit(4);
+            }
+            flag.raise();
+            notice("stopping after the work in hand; once more to stop at once");
+        };
+        if let Err(error) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C will not save first: {error}");
+        }
+        Self { common, interrupt }
+    }
+
+    /// The flag that Ctrl-C raises.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// The options of this run.
+    pub fn common(&self) -> Common {
+        self.common
+    }
+
+    /// A progress bar of `total` units.
+    pub fn progress(&self, unit: &str, total: u64) -> Progress {
+        Progress::new(unit, total, self.common.quiet)
+    }
+
+    /// Runs a stage: a wrong plan is a usage error; a dry run prints the plan; else the report is printed.
+    pub fn stage<P: Serialize, R: Report, E: Error>(
+        &self,
+        plan: Result<P, E>,
+        run: impl FnOnce(&P, &Self) -> Result<R, E>,
+    ) -> ExitCode {
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(&error, Exit::Usage),
+        };
+        if self.common.dry_run {
+            return self.print_json(&plan, Exit::Done);
+        }
+        match run(&plan, self) {
+            Ok(report) => self.finish(&report),
+            Err(error) => self.fail(&error, Exit::Failed),
+        }
+    }
+
+    /// Prints a report and tells the exit code.
+    pub fn finish<R: Report>(&self, report: &R) -> ExitCode {
+        let exit = Exit::from(report.outcome());
+        if self.common.json {
+            return self.print_json(report, exit);
+        }
+        self.say(&report.to_string());
+        if report.outcome() == Outcome::Interrupted {
+            self.say("interrupted; the same command goes on from here");
+        }
+        exit.into()
+    }
+
+    /// Prints an error and its causes.
+    pub fn fail(&self, error: &dyn Error, exit: Exit) -> ExitCode {
+        notice(&format!("error: {}", explain(error)));
+        exit.into()
+    }
+
+    /// Prints a line for people, on stderr.
+    pub fn say(&self, text: &str) {
+        if !self.common.quiet {
+            notice(text);
+        }
+    }
+
+    /// Prints data as JSON, on stdout.
+    pub fn print_json(&self, value: &impl Serialize, exit: Exit) -> ExitCode {
+        let text = serde_json::to_string_pretty(value).expect("plans and reports are plain data");
+        self.print(&text, exit)
+    }
+
+    /// Prints data, on stdout.
+    pub fn print(&self, text: &str, exit: Exit) -> ExitCode {
+        match writeln!(io::stdout(), "{text}") {
+            // Whoever closed the pipe has read enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => self.fail(&error, Exit::Failed),
+            _ => exit.into(),
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "this is where binaries talk to people")]
+fn notice(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,78 @@
+//! Finding the pictures of a folder.
+
+use std::path::{Path, PathBuf};
+
+use walkdir::{DirEntry, WalkDir};
+
+use crate::{Error, Result};
+
+/// The extensions of pictures, in lower case. What a file holds is for [`crate::decode`] to see.
+pub const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "jfif", "webp", "bmp", "gif"];
+
+/// Whether the name of a file is that of a picture: one of [`EXTENSIONS`], in any case.
+pub fn is_image(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+/// The pictures in `root` and in the folders below it, as paths relative to `root`, in order of [`relative_name`].
+///
+/// Hidden files and folders (whose name starts with a dot) are skipped; links are followed. An empty list is no error.
+///
+/// # Errors
+/// When a folder cannot be listed, or a link points nowhere or in a circle.
+pub fn find(root: &Path) -> Result<Vec<PathBuf>> {
+    let visible = |entry: &DirEntry| entry.depth() == 0 || !is_hidden(entry);
+    let mut found = Vec::new();
+    for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(visible) {
+        let entry = entry.map_err(|error| list_error(root, error))?;
+        if entry.file_type().is_file() && is_image(entry.path()) {
+            let relative = entry.path().strip_prefix(root).expect("walkdir stays below its root");
+            found.push(relative.to_path_buf());
+        }
+    }
+    found.sort_by_cached_key(|path| relative_name(path));
+    Ok(found)
+}
+
+/// A relative path as tables name it: its parts joined with `/` on every system.
+pub fn relative_name(path: &Path) -> String {
+    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
+}
+
+fn is_hidden(entry: &DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(b".")
+}
+
+fn list_error(root: &Path, error: walkdir::Error) -> Error {
+    let path = error.path().unwrap_or(root).to_path_buf();
+    Error::List { path, source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn finds_pictures_in_order_and_nothing_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in
+            ["b/z.PNG", "b.jpg", "a.webp", ".hidden.png", ".git/x.png", "note.txt", "b/é ü.JfIf", "Z.gif"]
+        {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let names: Vec<_> = find(dir.path()).unwrap().iter().map(|path| relative_name(path)).collect();
+        assert_eq!(names, ["Z.gif", "a.webp", "b.jpg", "b/z.PNG", "b/é ü.JfIf"]);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = find(Path::new("no/such/folder")).unwrap_err();
+        assert!(error.to_string().contains("no/such/folder"), "{error}");
+    }
+}

@@ -1,0 +1,35 @@
+//! Pixels: find, decode, pad, resize, crop.
+//!
+//! Everything that reads pictures goes through here, so that the tagger, the caption tools and the trainer see the same
+//! pixels: EXIF orientation applied, 16-bit scaled to 8, CMYK turned into RGB, the first frame of an animation.
+//!
+//! The arithmetic is Pillow's where Pillow is what the field uses: [`flatten`] gives the bytes of `alpha_composite` over
+//! white, [`resize_bicubic`] those of `Image.resize(size, Image.BICUBIC)`.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! let root = Path::new("pictures");
+//! for relative in vodka_images::find(root)? {
+//!     let picture = vodka_images::decode(&root.join(&relative))?;
+//!     let tagger_input = vodka_images::white_square(&picture, 448); // (448, 448), RGB
+//! }
+//! # Ok::<(), vodka_images::Error>(())
+//! ```
+
+mod crop;
+mod decode;
+mod error;
+mod find;
+mod flatten;
+mod jpeg;
+mod picture;
+mod resize;
+
+pub use crop::{Anchor, crop, fit_crop};
+pub use decode::{DecodeOptions, decode, decode_bytes, decode_with};
+pub use error::{Error, Fault, Result};
+pub use find::{EXTENSIONS, find, is_image, relative_name};
+pub use flatten::{flatten, pad_square, white_square};
+pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
+pub use picture::Picture;
+pub use resize::resize_bicubic;

@@ -1,0 +1,288 @@
+//! Whole merges of tiny checkpoints, and the arithmetic against A1111's formulas.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use vodka_checkpoint::{
+    Checkpoint, ClipConfig, ModelConfig, Precision, Result, UNetConfig, VaeConfig, Values, keys,
+};
+use vodka_merger::{
+    MergeConfig, MergeEvent, MergeReport, Method, VaePolicy, add_difference, run, weighted_sum,
+};
+use vodka_stage::{Interrupt, Outcome, record_path};
+use vodka_testkit::Case;
+
+const UNET_TENSOR: &str = "model.diffusion_model.middle_block.0.in_layers.2.weight";
+const VAE_TENSOR: &str = "first_stage_model.decoder.conv_in.weight";
+const CLIP_TENSOR: &str = "cond_stage_model.transformer.text_model.final_layer_norm.weight";
+
+fn model() -> ModelConfig {
+    ModelConfig {
+        unet: UNetConfig {
+            block_out_channels: vec![4, 8],
+            layers_per_block: 1,
+            cross_attention: vec![true, false],
+            cross_attention_dim: 6,
+            attention_heads: 2,
+            norm_groups: 2,
+            ..UNetConfig::sd15()
+        },
+        vae: VaeConfig {
+            block_out_channels: vec![2, 4],
+            layers_per_block: 1,
+            norm_groups: 2,
+            ..VaeConfig::sd15()
+        },
+        clip: ClipConfig {
+            vocab_size: 11,
+            hidden_size: 6,
+            intermediate_size: 8,
+            layers: 2,
+            heads: 3,
+            max_positions: 5,
+        },
+        ..ModelConfig::sd15()
+    }
+}
+
+/// A folder with the parents a, b and c.
+struct World(tempfile::TempDir);
+
+impl World {
+    fn new() -> Self {
+        let world = Self(tempfile::tempdir().unwrap());
+        for (name, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+            world.write(name, &model(), seed, Precision::F16);
+        }
+        world
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(format!("{name}.safetensors"))
+    }
+
+    /// Writes a model of weights that fp16 holds exactly, zeros of both signs among them.
+    fn write(&self, name: &str, model: &ModelConfig, seed: u32, precision: Precision) {
+        let shapes: BTreeMap<_, _> = keys::all(model).into_iter().map(|key| (key.ldm, key.shape)).collect();
+        let mut source = |name: &str| -> Result<Values> {
+            let shape = shapes[name].clone();
+            let value = |i: usize| match (i as u32).wrapping_add(seed).wrapping_mul(2_654_435_761) % 2048 {
+                0..8 => -0.0,
+                n => n as f32 / 1024.0 - 1.0,
+            };
+            Ok((shape.clone(), (0..shape.iter().product()).map(value).collect()))
+        };
+        vodka_checkpoint::write_checkpoint(self.at(name), model, precision, &BTreeMap::new(), &mut source)
+            .unwrap();
+    }
+
+    fn sum(&self, multiplier: f64) -> MergeConfig {
+        MergeConfig {
+            method: Method::WeightedSum,
+            a: self.at("a"),
+            b: self.at("b"),
+            c: None,
+            multiplier,
+            output: self.at("out"),
+            precision: None,
+            vae: VaePolicy::A,
+        }
+    }
+
+    fn difference(&self, multiplier: f64) -> MergeConfig {
+        MergeConfig { method: Method::AddDifference, c: Some(self.at("c")), ..self.sum(multiplier) }
+    }
+
+    fn open(&self, name: &str) -> Checkpoint {
+        Checkpoint::open(self.at(name)).unwrap()
+    }
+
+    fn values(&self, file: &str, tensor: &str) -> Vec<f32> {
+        self.open(file).tensor(tensor).unwrap().to_f32()
+    }
+
+    /// The error of a merge, which must leave nothing behind.
+    fn said(&self, config: &MergeConfig) -> String {
+        let error = run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap_err();
+        assert!(!self.at("out").exists() && !record_path(&self.at("out")).exists());
+        error.to_string().replace(&format!("{}/", self.0.path().display()), "")
+    }
+}
+
+fn merge(config: &MergeConfig) -> MergeReport {
+    run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap()
+}
+
+/// Every weight of both files, bit for bit.
+fn assert_same_weights(a: &Checkpoint, b: &Checkpoint, which: impl Fn(&str) -> bool) {
+    for name in a.names().filter(|name| which(name)) {
+        assert_eq!(a.tensor(name).unwrap(), b.tensor(name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn the_arithmetic_is_that_of_a1111() {
+    let case = Case::open("merger/a1111");
+    let [a, b, c] = ["a", "b", "c"].map(|name| case.array(name).data);
+    // As f64: the case's own reader rounds to f32, and 1 - M is taken before rounding.
+    for (i, multiplier) in [0.0, 0.05, 0.3, 1.0 / 3.0, 0.5, 0.85, 1.0].into_iter().enumerate() {
+        assert_eq!(case.array("multipliers").data[i], multiplier as f32);
+        let mut merged = a.clone();
+        weighted_sum(&mut merged, &b, multiplier);
+        case.check(&format!("weighted_sum/{i}"), &merged, &[a.len()]);
+        let mut merged = a.clone();
+        add_difference(&mut merged, &b, &c, multiplier);
+        case.check(&format!("add_difference/{i}"), &merged, &[a.len()]);
+    }
+}
+
+#[test]
+fn nothing_of_b_is_a_and_all_of_b_is_b() {
+    let world = World::new();
+    merge(&world.sum(0.0));
+    assert_same_weights(&world.open("a"), &world.open("out"), |_| true);
+    merge(&world.difference(0.0));
+    assert_same_weights(&world.open("a"), &world.open("out"), |_| true);
+    merge(&MergeConfig { vae: VaePolicy::Merge, ..world.sum(1.0) });
+    assert_same_weights(&world.open("b"), &world.open("out"), |_| true);
+    merge(&world.sum(1.0));
+    let is_vae = |name: &str| name.starts_with(keys::VAE_PREFIX);
+    assert_same_weights(&world.open("b"), &world.open("out"), |name| !is_vae(name));
+    assert_same_weights(&world.open("a"), &world.open("out"), is_vae);
+}
+
+#[test]
+fn sums_and_differences_are_of_the_right_parents() {
+    let world = World::new();
+    for tensor in [UNET_TENSOR, CLIP_TENSOR] {
+        let [a, b, c] = ["a", "b", "c"].map(|file| world.values(file, tensor));
+        merge(&MergeConfig { precision: Some(Precision::F32), ..world.sum(0.25) });
+        let sum: Vec<_> = a.iter().zip(&b).map(|(a, b)| 0.75 * a + 0.25 * b).collect();
+        assert_eq!(world.values("out", tensor), sum, "{tensor}");
+        merge(&MergeConfig { precision: Some(Precision::F32), ..world.difference(-0.5) });
+        let difference: Vec<_> = (0..a.len()).map(|i| a[i] - 0.5 * (b[i] - c[i])).collect();
+        assert_eq!(world.values("out", tensor), difference, "{tensor}");
+    }
+    assert_eq!(world.values("out", VAE_TENSOR), world.values("a", VAE_TENSOR));
+}
+
+#[test]
+fn the_precision_is_that_of_a_unless_told() {
+    let world = World::new();
+    assert_eq!(merge(&world.sum(0.5)).precision, Precision::F16);
+    world.write("a", &model(), 1, Precision::F32);
+    assert_eq!(merge(&world.sum(0.5)).precision, Precision::F32);
+    assert_eq!(world.open("out").precision(), Precision::F32);
+    let report = merge(&MergeConfig { precision: Some(Precision::F16), ..world.sum(0.5) });
+    assert_eq!((report.precision, world.open("out").precision()), (Precision::F16, Precision::F16));
+}
+
+#[test]
+fn a_second_run_does_nothing_and_a_changed_one_all() {
+    let world = World::new();
+    let first = merge(&world.sum(0.5));
+    let total = keys::all(&model()).len() as u64;
+    assert_eq!((first.outcome, first.tensors, first.equal), (Outcome::Done, total, 0));
+    let bytes = fs::read(world.at("out")).unwrap();
+
+    let mut events = Vec::new();
+    let plan = world.sum(0.5).plan().unwrap();
+    let second = run(&plan, &Interrupt::new(), &mut |event| events.push(event)).unwrap();
+    assert_eq!((second.outcome, second.sha256), (Outcome::Unchanged, first.sha256));
+    assert!(events.is_empty());
+
+    assert_eq!(merge(&world.sum(0.25)).outcome, Outcome::Done);
+    assert_ne!(fs::read(world.at("out")).unwrap(), bytes);
+    world.write("b", &model(), 4, Precision::F16);
+    assert_eq!(merge(&world.sum(0.25)).outcome, Outcome::Done);
+    world.write("b", &model(), 2, Precision::F16);
+    merge(&world.sum(0.5));
+    assert_eq!(fs::read(world.at("out")).unwrap(), bytes, "the same merge makes the same bytes");
+}
+
+#[test]
+fn the_result_names_its_ancestors() {
+    let world = World::new();
+    merge(&MergeConfig { output: world.at("first"), ..world.sum(0.5) });
+    merge(&MergeConfig { a: world.at("first"), ..world.difference(1.0) });
+    let hash = |name: &str| world.open(name).sha256().unwrap().to_string();
+    let result = world.open("out");
+    let json = |entry: &str| serde_json::from_str::<serde_json::Value>(&result.metadata()[entry]).unwrap();
+
+    let recipe = json("sd_merge_recipe");
+    assert_eq!(recipe["primary_model_hash"], hash("first"));
+    assert_eq!(recipe["secondary_model_hash"], hash("b"));
+    assert_eq!(recipe["tertiary_model_hash"], hash("c"));
+    assert_eq!(recipe["interp_method"], "Add difference");
+    assert_eq!(recipe["multiplier"], 1.0);
+    assert_eq!(recipe["save_as_half"], true);
+
+    let models = json("sd_merge_models");
+    assert_eq!(models.as_object().unwrap().len(), 4, "first, b, c, and a through first");
+    assert_eq!(models[hash("first")]["name"], "first.safetensors");
+    assert_eq!(models[hash("first")]["sd_merge_recipe"]["interp_method"], "Weighted sum");
+    assert_eq!(models[hash("a")]["sd_merge_recipe"], serde_json::Value::Null);
+    assert_eq!(models[hash("a")]["legacy_hash"], "e3b0c442");
+}
+
+#[test]
+fn parents_that_do_not_fit_are_refused_by_name() {
+    let world = World::new();
+    let mut wider = model();
+    wider.clip.vocab_size += 1;
+    wider.clip.layers -= 1;
+    world.write("b", &wider, 2, Precision::F16);
+    let said = world.said(&world.sum(0.5));
+    let start = "`b.safetensors` does not fit `a.safetensors`: 16 missing: \
+                 cond_stage_model.transformer.text_model.encoder.layers.1.layer_norm1.bias, ";
+    let end = "1 of another shape: cond_stage_model.transformer.text_model.embeddings.token_embedding.weight \
+               ([12, 6], expected [11, 6])";
+    assert!(said.starts_with(start) && said.ends_with(end), "{said}");
+    let said = world.said(&MergeConfig { a: world.at("b"), b: world.at("a"), ..world.sum(0.5) });
+    assert!(said.contains("16 unexpected: "), "{said}");
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_named_with_its_file() {
+    let world = World::new();
+    // In fp16 the last weight of a file is that of the tensor whose name sorts last.
+    let mut bytes = fs::read(world.at("b")).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    fs::write(world.at("b"), bytes).unwrap();
+    let name = "model.diffusion_model.time_embed.2.weight";
+    // The weight is looked at even where it would not count.
+    for config in [world.sum(0.0), world.sum(0.5), world.difference(1.0)] {
+        assert_eq!(
+            world.said(&config),
+            format!("`b.safetensors`: the tensor `{name}` holds NaN at element 255")
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_merge_leaves_nothing_behind() {
+    let world = World::new();
+    let plan = world.sum(0.5).plan().unwrap();
+    let interrupt = Interrupt::new();
+    let report = run(&plan, &interrupt, &mut |event| {
+        if event == (MergeEvent::Merged { tensors: 3 }) {
+            interrupt.raise();
+        }
+    })
+    .unwrap();
+    assert_eq!((report.outcome, report.tensors), (Outcome::Interrupted, 3));
+    assert!(!world.at("out").exists() && !record_path(&world.at("out")).exists());
+    assert_eq!(merge(&world.sum(0.5)).outcome, Outcome::Done);
+}
+
+#[test]
+fn a_diffusers_folder_can_be_a_parent() {
+    let world = World::new();
+    let folder = vodka_testkit::fixture("checkpoint/folder/model");
+    merge(&MergeConfig { a: folder.clone(), b: folder.clone(), ..world.sum(0.5) });
+    let (folder, merged) = (Checkpoint::open(folder).unwrap(), world.open("out"));
+    assert_eq!(merged.config(), folder.config());
+    assert_same_weights(&folder, &merged, |_| true);
+}

@@ -1,0 +1,140 @@
+//! The numbers that `torch.randn` draws on a processor.
+
+use std::{f32::consts::TAU as TAU_F32, f64::consts::TAU};
+
+const N: usize = 624;
+const M: usize = 397;
+
+/// torch's processor generator: `torch.Generator("cpu").manual_seed(seed)`.
+///
+/// Its integers are those of MT19937 (Matsumoto and Nishimura 1998) to the bit; its normal numbers are torch's within
+/// 2e-6, because torch's vectorised logarithm and cosine are not those of this machine's mathematics library
+/// (pytorch, `aten/src/ATen/native/cpu/DistributionTemplates.h`, `normal_fill`, and `ATen/core/DistributionsHelper.h`).
+#[derive(Debug, Clone)]
+pub struct TorchRng {
+    state: [u32; N],
+    next: usize,
+    spare: Option<f64>,
+}
+
+impl TorchRng {
+    /// A generator with this seed, of which torch uses the lower 32 bits.
+    pub fn new(seed: u64) -> Self {
+        let mut state = [0; N];
+        state[0] = seed as u32;
+        for i in 1..N {
+            let before: u32 = state[i - 1];
+            state[i] = 1_812_433_253_u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
+        }
+        Self { state, next: N, spare: None }
+    }
+
+    /// The next 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
+        if self.next == N {
+            self.twist();
+        }
+        let mut y = self.state[self.next];
+        self.next += 1;
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c_5680;
+        y ^= (y << 15) & 0xefc6_0000;
+        y ^ (y >> 18)
+    }
+
+    fn twist(&mut self) {
+        for i in 0..N {
+            let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
+            let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+            self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ odd;
+        }
+        self.next = 0;
+    }
+
+    /// `torch.rand(n)`: uniform in 0..1 with 24 bits.
+    pub fn rand(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.uniform()).collect()
+    }
+
+    /// `torch.randn(n)`, and with it any shape of `n` elements, row-major.
+    pub fn randn(&mut self, n: usize) -> Vec<f32> {
+        if n < 16 {
+            return (0..n).map(|_| self.normal() as f32).collect();
+        }
+        let mut values = self.rand(n);
+        values.chunks_exact_mut(16).for_each(box_muller);
+        if n % 16 != 0 {
+            // torch fills the last 16 anew rather than a shorter rest.
+            let tail = &mut values[n - 16..];
+            tail.iter_mut().for_each(|value| *value = self.uniform());
+            box_muller(tail);
+        }
+        values
+    }
+
+    fn uniform(&mut self) -> f32 {
+        (self.next_u32() & 0x00ff_ffff) as f32 / 16_777_216.0
+    }
+
+    fn uniform_f64(&mut self) -> f64 {
+        let bits = u64::from(self.next_u32()) << 32 | u64::from(self.next_u32());
+        (bits & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// One normal number in f64; they come in pairs, of which the second waits for the next call.
+    fn normal(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        let (u1, u2) = (self.uniform_f64(), self.uniform_f64());
+        let radius = (-2.0 * (-u2).ln_1p()).sqrt();
+        let (sin, cos) = (TAU * u1).sin_cos();
+        self.spare = Some(radius * sin);
+        radius * cos
+    }
+}
+
+/// Makes 16 uniform numbers normal: the first half gives the radii, the second the angles. In f32, as torch rounds.
+fn box_muller(block: &mut [f32]) {
+    let (radii, angles) = block.split_at_mut(8);
+    for (a, b) in radii.iter_mut().zip(angles) {
+        let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
+        let (sin, cos) = (TAU_F32 * *b).sin_cos();
+        *a = radius * cos;
+        *b = radius * sin;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(actual: &[f32], expected: &[f32]) {
+        for (a, e) in actual.iter().zip(expected) {
+            assert!((a - e).abs() < 2e-6, "{actual:?} is not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn integers_are_those_of_the_standard() {
+        // C++ [rand.predef]: the 10000th value of a default-constructed mt19937, whose seed is 5489.
+        let mut rng = TorchRng::new(5489);
+        assert_eq!((0..10_000).map(|_| rng.next_u32()).last(), Some(4_123_659_995));
+    }
+
+    #[test]
+    fn normals_are_torchs() {
+        near(
+            &TorchRng::new(0).randn(16384),
+            &[-1.125_839_8, -1.152_360_2, -0.250_578_58, -0.433_878_84, 0.848_710_3, 0.692_009_15],
+        );
+        near(
+            &TorchRng::new(42).randn(16384),
+            &[1.926_915_3, 1.487_284_1, 0.900_717_2, -2.105_521_2, 0.678_418_46],
+        );
+        near(
+            &TorchRng::new(0).randn(6),
+            &[1.540_996_1, -0.293_428_9, -2.178_789_4, 0.568_431_26, -1.084_522_4, -1.398_595_5],
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! What can go wrong on the way from a prompt to a picture.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Settings that make no picture, a checkpoint that is no model, a file that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of ours could not be read or written.
+    #[error(transparent)]
+    Stage(#[from] vodka_stage::Error),
+    /// `grid.toml` cannot be used.
+    #[error(transparent)]
+    Config(#[from] vodka_stage::ConfigError),
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] vodka_checkpoint::Error),
+    /// The networks cannot be built, or there is no such device.
+    #[error(transparent)]
+    Networks(#[from] vodka_sd15::Error),
+    /// Sampler, schedule and steps do not go together.
+    #[error(transparent)]
+    Solver(#[from] vodka_noise::Error),
+    /// A size that is not of the form `WIDTHxHEIGHT`.
+    #[error("expected a size such as 512x768, found `{found}`")]
+    SizeForm {
+        /// The text.
+        found: String,
+    },
+    /// A size that the networks cannot make.
+    #[error("size {width}x{height}: expected multiples of {multiple} up to {max}")]
+    Size {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+        /// What both must be divisible by.
+        multiple: u32,
+        /// The largest, in pixels.
+        max: u32,
+    },
+    /// A guidance that is no number, or below 0.
+    #[error("CFG scale {found}: expected 0 or more")]
+    CfgScale {
+        /// The number.
+        found: f64,
+    },
+    /// The text encoder has no such layer.
+    #[error("clip skip {found}: expected 1 to {max}")]
+    ClipSkip {
+        /// The number.
+        found: u32,
+        /// The number of the text encoder's layers.
+        max: u32,
+    },
+    /// A grid without one of its axes.
+    #[error("the grid has no {axis}: list at least one under `{axis}`")]
+    EmptyAxis {
+        /// The key in `grid.toml`.
+        axis: &'static str,
+    },
+    /// NaN or infinity instead of a picture, although the weights are finite.
+    #[error("`{checkpoint}` gave values that are not finite ({what}); no picture was made")]
+    NotFinite {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Where they were found: latents or pixels.
+        what: &'static str,
+    },
+    /// A picture that is not there or is no PNG.
+    #[error("cannot read the picture `{path}`")]
+    ReadPng {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder says.
+        source: png::DecodingError,
+    },
+    /// A picture cannot be written.
+    #[error("cannot write the picture `{path}`")]
+    WritePng {
+        /// The file.
+        path: PathBuf,
+        /// What the encoder says.
+        source: png::EncodingError,
+    },
+    /// A cell of the grid was replaced by a picture of another size or kind while the sheet was put together.
+    #[error("`{path}` is no RGB picture of {width}x{height}")]
+    CellChanged {
+        /// The cell.
+        path: PathBuf,
+        /// The expected width in pixels.
+        width: u32,
+        /// The expected height in pixels.
+        height: u32,
+    },
+}

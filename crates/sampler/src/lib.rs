@@ -1,0 +1,22 @@
+//! Text to image, and comparison grids.
+//!
+//! [`Pipeline`] makes one picture after the other from one checkpoint. On it stand two stages: [`sample::run`] writes a
+//! single picture, [`grid::run`] a folder of pictures by checkpoint and prompt with a labelled sheet of them all.
+
+mod error;
+pub mod grid;
+mod parameters;
+mod pipeline;
+mod png;
+pub mod sample;
+mod settings;
+mod sheet;
+
+pub use error::{Error, Result};
+pub use grid::{GridCheckpoint, GridConfig, GridEvent, GridPlan, GridPrompt, GridReport};
+pub use parameters::ModelId;
+pub use pipeline::{Networks, Pipeline, solve};
+pub use png::{read_parameters, write_png};
+pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
+pub use settings::{CutPrompt, Settings, Size};
+pub use vodka_noise::{SamplerName, ScheduleName};

@@ -1,0 +1,217 @@
+//! The stage that makes one picture.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+use vodka_noise::{SamplerName, ScheduleName};
+use vodka_sd15::parse_device;
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path};
+
+use crate::{CutPrompt, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, write_png};
+
+/// What a user asks for: a checkpoint, a prompt, a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleConfig {
+    /// A single-file checkpoint, or a diffusers folder.
+    pub checkpoint: PathBuf,
+    /// What the picture is to show.
+    pub prompt: String,
+    /// What it is not to show.
+    #[serde(default)]
+    pub negative: String,
+    /// The seed.
+    #[serde(default)]
+    pub seed: u32,
+    /// Steps as A1111 counts them; 20 where absent.
+    #[serde(default = "default_steps")]
+    pub steps: u32,
+    /// The CFG scale; 7 where absent.
+    #[serde(default = "default_cfg")]
+    pub cfg: f64,
+    /// The size; 512x512 where absent.
+    #[serde(default)]
+    pub size: Size,
+    /// The sampler; Euler where absent.
+    #[serde(default)]
+    pub sampler: SamplerName,
+    /// The schedule; Automatic where absent.
+    #[serde(default)]
+    pub schedule: ScheduleName,
+    /// The layer of the text encoder, counted from the end; 1, the last, where absent.
+    #[serde(default = "default_clip_skip")]
+    pub clip_skip: u32,
+    /// `cpu`, `cuda` or `cuda:N`; `cpu` where absent.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// The picture, a PNG file.
+    pub output: PathBuf,
+    /// Where `cargo xtask setup` put libtorch.
+    #[serde(skip)]
+    pub runtime_dir: PathBuf,
+}
+
+pub(crate) fn default_steps() -> u32 {
+    Settings::default().steps
+}
+
+pub(crate) fn default_cfg() -> f64 {
+    Settings::default().cfg_scale
+}
+
+pub(crate) fn default_clip_skip() -> u32 {
+    Settings::default().clip_skip
+}
+
+pub(crate) fn default_device() -> String {
+    "cpu".to_owned()
+}
+
+/// A checked [`SampleConfig`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SamplePlan {
+    /// The checkpoint.
+    pub checkpoint: PathBuf,
+    /// Prompts and numbers.
+    pub settings: Settings,
+    /// The device's name.
+    pub device: String,
+    /// The picture.
+    pub output: PathBuf,
+    /// Where libtorch is.
+    #[serde(skip)]
+    pub runtime_dir: PathBuf,
+}
+
+/// How far the stage is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleEvent {
+    /// The checkpoint is being loaded.
+    Loading,
+    /// A call of the UNet is through.
+    Step {
+        /// The calls made.
+        done: usize,
+        /// All calls.
+        total: usize,
+    },
+}
+
+/// What the stage has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The picture.
+    pub output: PathBuf,
+    /// The picture's `parameters` text.
+    pub parameters: String,
+    /// The prompts that were too long.
+    pub cut: Vec<CutPrompt>,
+}
+
+impl SampleConfig {
+    /// Checks the settings; the checkpoint is not opened.
+    pub fn plan(&self) -> Result<SamplePlan> {
+        let settings = Settings {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative.clone(),
+            seed: self.seed,
+            steps: self.steps,
+            cfg_scale: self.cfg,
+            size: self.size,
+            sampler: self.sampler,
+            schedule: self.schedule,
+            clip_skip: self.clip_skip,
+        };
+        settings.check()?;
+        Ok(SamplePlan {
+            checkpoint: self.checkpoint.clone(),
+            settings,
+            device: self.device.clone(),
+            output: self.output.clone(),
+            runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+}
+
+impl SamplePlan {
+    /// All that the picture depends on.
+    pub fn key(&self) -> Result<RunKey> {
+        #[derive(Serialize)]
+        struct Key<'a> {
+            model: String,
+            device: &'a str,
+            settings: &'a Settings,
+        }
+        let (model, device) = (model_name(&self.checkpoint), device_type(&self.device));
+        let key = Key { model, device, settings: &self.settings };
+        Ok(RunKey::new("sample", &key, Some(self.settings.seed.into())).input(
+            "checkpoint",
+            &self.checkpoint,
+            |_| true,
+        )?)
+    }
+}
+
+/// `cuda:1` computes what `cuda` does; the processor rounds otherwise.
+pub(crate) fn device_type(device: &str) -> &str {
+    device.split(':').next().unwrap_or(device)
+}
+
+/// Makes the picture, unless it is there.
+///
+/// # Errors
+/// A checkpoint that is no model, a device that is not there, values that are not finite, a file that cannot be written.
+pub fn run(
+    plan: &SamplePlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(SampleEvent),
+) -> Result<SampleReport> {
+    let key = plan.key()?;
+    let record = record_path(&plan.output);
+    let model = ModelId::new(&plan.checkpoint, key.inputs["checkpoint"].sha256);
+    let parameters = plan.settings.parameters(&model).to_string();
+    let report = |outcome| SampleReport {
+        outcome,
+        output: plan.output.clone(),
+        parameters: parameters.clone(),
+        cut: plan.settings.cut_prompts(),
+    };
+    if let Standing::Current(_) = key.standing(&record)? {
+        return Ok(report(Outcome::Unchanged));
+    }
+    let device = parse_device(&plan.device, &plan.runtime_dir)?;
+    on_event(SampleEvent::Loading);
+    let pipeline = Pipeline::open(&plan.checkpoint, device, Kind::Float)?;
+    let mut on_step = |done, total| on_event(SampleEvent::Step { done, total });
+    let Some(picture) = pipeline.generate(&plan.settings, interrupt, &mut on_step)? else {
+        return Ok(report(Outcome::Interrupted));
+    };
+    write_png(&plan.output, &picture, &parameters)?;
+    let report = report(Outcome::Done);
+    key.write(&record, &[Path::new(&plan.output)], &report)?;
+    Ok(report)
+}
+
+impl Report for SampleReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for SampleReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let output = self.output.display();
+        match self.outcome {
+            Outcome::Unchanged => write!(f, "{output} is there already")?,
+            Outcome::Interrupted => write!(f, "{output} was not made")?,
+            Outcome::Done | Outcome::Skipped => write!(f, "{output}")?,
+        }
+        self.cut.iter().try_for_each(|cut| write!(f, "\n{cut}"))
+    }
+}

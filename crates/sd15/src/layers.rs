@@ -1,0 +1,132 @@
+//! The layers that every network is made of: each is its parameters and one call of libtorch.
+
+use tch::{Tensor, nn::Module};
+
+use crate::{Params, Result};
+
+/// A matrix product, with or without a bias. `(.., in)` to `(.., out)`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight (out, in)`, `bias (out)`.
+    pub fn new(params: &Params, input: i64, output: i64) -> Result<Self> {
+        let bias = Some(params.tensor("bias", &[output])?);
+        Ok(Self { bias, ..Self::without_bias(params, input, output)? })
+    }
+
+    /// `weight (out, in)`.
+    pub fn without_bias(params: &Params, input: i64, output: i64) -> Result<Self> {
+        Ok(Self { weight: params.tensor("weight", &[output, input])?, bias: None })
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// A square convolution. `(B, in, H, W)` to `(B, out, H', W')`.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv2d {
+    /// `weight (out, in, kernel, kernel)`, `bias (out)`; padded so that height and width stay as they are.
+    pub fn new(params: &Params, input: i64, output: i64, kernel: i64) -> Result<Self> {
+        Self::strided(params, input, output, kernel, 1, kernel / 2)
+    }
+
+    /// The same with any stride and padding.
+    pub fn strided(
+        params: &Params,
+        input: i64,
+        output: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Result<Self> {
+        let weight = params.tensor("weight", &[output, input, kernel, kernel])?;
+        Ok(Self { weight, bias: params.tensor("bias", &[output])?, stride, padding })
+    }
+}
+
+impl Module for Conv2d {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+}
+
+/// Normalisation over groups of channels. `(B, C, ..)` to the same shape.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// `weight (channels)`, `bias (channels)`.
+    ///
+    /// # Panics
+    /// When `groups` does not divide `channels`, which a checked configuration rules out.
+    pub fn new(params: &Params, groups: i64, channels: i64, eps: f64) -> Result<Self> {
+        assert_eq!(channels % groups, 0, "{channels} channels in {groups} groups");
+        let weight = params.tensor("weight", &[channels])?;
+        Ok(Self { weight, bias: params.tensor("bias", &[channels])?, groups, eps })
+    }
+}
+
+impl Module for GroupNorm {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// Normalisation over the last axis, eps 1e-5. `(.., C)` to the same shape.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    /// `weight (channels)`, `bias (channels)`.
+    pub fn new(params: &Params, channels: i64) -> Result<Self> {
+        Ok(Self { weight: params.tensor("weight", &[channels])?, bias: params.tensor("bias", &[channels])? })
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), 1e-5, true)
+    }
+}
+
+/// A table of vectors. `(..)` i64 to `(.., C)`.
+#[derive(Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// `weight (rows, channels)`.
+    pub fn new(params: &Params, rows: i64, channels: i64) -> Result<Self> {
+        Ok(Self { weight: params.tensor("weight", &[rows, channels])? })
+    }
+}
+
+impl Module for Embedding {
+    fn forward(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.weight, ids, -1, false, false)
+    }
+}

@@ -1,0 +1,74 @@
+//! The three networks of a checkpoint together.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use tch::{Device, Kind, Tensor};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, write_checkpoint};
+
+use crate::{ClipTextModel, Error, Network, Result, UNet, Vae};
+
+/// A Stable Diffusion 1.x model.
+#[derive(Debug)]
+pub struct StableDiffusion {
+    /// The text encoder.
+    pub clip: ClipTextModel,
+    /// The denoiser.
+    pub unet: UNet,
+    /// The image encoder and decoder.
+    pub vae: Vae,
+    /// The shapes of all three, and what the denoiser predicts.
+    pub config: ModelConfig,
+}
+
+impl StableDiffusion {
+    /// Builds the networks with the weights of `checkpoint`, frozen, in `kind` on `device`.
+    ///
+    /// # Errors
+    /// Missing, unexpected and wrongly shaped tensors, all listed, and a device without the memory for it. Values are
+    /// not looked at; [`Checkpoint::verify`] finds those that are not finite.
+    pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
+        checkpoint.check_names()?;
+        Ok(Self {
+            clip: ClipTextModel::load(checkpoint, device, kind)?,
+            unet: UNet::load(checkpoint, device, kind)?,
+            vae: Vae::load(checkpoint, device, kind)?,
+            config: checkpoint.config().clone(),
+        })
+    }
+
+    /// All parameters under their LDM names; they share the networks' memory.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        [self.unet.state(), self.vae.state(), self.clip.state()].into_iter().flatten().collect()
+    }
+
+    /// Writes a single-file checkpoint, whole or not at all; the same weights give the same bytes.
+    ///
+    /// # Errors
+    /// A value that is not finite or too large for `precision`, and a disk that is full.
+    pub fn save(
+        &self,
+        path: impl AsRef<Path>,
+        precision: Precision,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let state: HashMap<String, Tensor> = self.state().into_iter().collect();
+        write_checkpoint(path, &self.config, precision, metadata, &mut |name| {
+            let tensor =
+                state.get(name).unwrap_or_else(|| panic!("{name} is in the key list and not in the model"));
+            values(name, tensor)
+        })
+    }
+}
+
+/// The shape and the elements of a tensor on any device and in any kind.
+fn values(name: &str, tensor: &Tensor) -> Result<(Vec<usize>, Vec<f32>)> {
+    let download = |source| Error::Download { name: name.to_owned(), source };
+    let shape = tensor.size().iter().map(|n| *n as usize).collect();
+    let mut values = vec![0.0; tensor.numel()];
+    let tensor = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(Kind::Float)).map_err(download)?;
+    tensor.contiguous().f_copy_data(&mut values, tensor.numel()).map_err(download)?;
+    Ok((shape, values))
+}

@@ -1,0 +1,142 @@
+//! What the networks have in common: a tree of named parameters, where their values come from and go to.
+
+use std::{collections::HashMap, fmt, ops::Div};
+
+use tch::{
+    Device, Kind, Tensor,
+    nn::{Path, VarStore},
+};
+use vodka_checkpoint::{Checkpoint, Dtype, keys::Key};
+
+use crate::{Error, Result};
+
+/// Gives the value of the parameter with a diffusers name and a shape, on the device and in the kind of the network.
+pub type Source<'a> = dyn Fn(&str, &[i64]) -> Result<Tensor> + 'a;
+
+/// A place in a network's tree of parameters; `params / "conv_in"` is the place below.
+#[derive(Clone)]
+pub struct Params<'a> {
+    path: Path<'a>,
+    source: &'a Source<'a>,
+}
+
+impl<'a> Params<'a> {
+    /// The root of `vars`, filled from `source`.
+    pub fn new(vars: &'a VarStore, source: &'a Source<'a>) -> Self {
+        Self { path: vars.root(), source }
+    }
+
+    /// The parameter `name` at this place, entered in the `VarStore`.
+    ///
+    /// # Errors
+    /// Those of the source, and a value of another shape.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let full = self.path.path(name);
+        let value = (self.source)(&full, shape)?;
+        if value.size() != shape {
+            return Err(Error::Shape { name: full, expected: shape.to_vec(), found: value.size() });
+        }
+        Ok(self.path.add(name, value, true))
+    }
+}
+
+impl<'a, T: ToString> Div<T> for &Params<'a> {
+    type Output = Params<'a>;
+
+    fn div(self, name: T) -> Params<'a> {
+        Params { path: self.path.sub(name), source: self.source }
+    }
+}
+
+impl<'a, T: ToString> Div<T> for Params<'a> {
+    type Output = Params<'a>;
+
+    fn div(self, name: T) -> Params<'a> {
+        &self / name
+    }
+}
+
+impl fmt::Debug for Params<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Params").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// A network with parameters that can be trained, counted and saved.
+pub trait Network {
+    /// The parameters under their diffusers names.
+    fn vars(&self) -> &VarStore;
+
+    /// The parameters, to freeze them, move them or change their kind.
+    fn vars_mut(&mut self) -> &mut VarStore;
+
+    /// The names and shapes of all parameters, in the order of a checkpoint.
+    fn keys(&self) -> Vec<Key>;
+
+    /// Stops the tracking of gradients; a network is frozen when it comes from a checkpoint.
+    fn freeze(&mut self) {
+        self.vars_mut().freeze();
+    }
+
+    /// Starts the tracking of gradients.
+    fn unfreeze(&mut self) {
+        self.vars_mut().unfreeze();
+    }
+
+    /// All parameters under their LDM names and in their LDM shapes, in the order of a checkpoint.
+    ///
+    /// They share the network's memory: what is written to them is written to the network.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let mut variables = self.vars().variables();
+        let mut entry = |key: Key| {
+            let tensor = variables.remove(&key.diffusers);
+            let tensor = tensor.unwrap_or_else(|| panic!("{} is not in the network", key.diffusers)).detach();
+            (key.ldm, tensor.view(&dims(&key.shape)[..]))
+        };
+        self.keys().into_iter().map(&mut entry).collect()
+    }
+}
+
+/// A `VarStore` for new parameters of this kind.
+pub(crate) fn var_store(device: Device, kind: Kind) -> VarStore {
+    let mut vars = VarStore::new(device);
+    vars.set_kind(kind);
+    vars
+}
+
+/// A shape in libtorch's integers.
+pub(crate) fn dims(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|n| *n as i64).collect()
+}
+
+/// The parameters listed in `keys`, read from `checkpoint` straight out of the mapped file and converted on the device.
+pub(crate) fn read<'a>(
+    checkpoint: &'a Checkpoint,
+    keys: Vec<Key>,
+    device: Device,
+    kind: Kind,
+) -> impl Fn(&str, &[i64]) -> Result<Tensor> + 'a {
+    let ldm: HashMap<String, String> = keys.into_iter().map(|key| (key.diffusers, key.ldm)).collect();
+    move |name, shape| {
+        let name = ldm.get(name).unwrap_or_else(|| panic!("{name} is not in the key list"));
+        let view = checkpoint.tensor(name)?;
+        let stored = dims(&view.shape);
+        if stored.iter().product::<i64>() != shape.iter().product::<i64>() {
+            return Err(Error::Shape { name: name.clone(), expected: shape.to_vec(), found: stored });
+        }
+        let upload = |source| Error::Upload { name: name.clone(), device: format!("{device:?}"), source };
+        let tensor =
+            Tensor::f_from_data_size(&view.data, shape, tch_kind(name, view.dtype)?).map_err(upload)?;
+        tensor.f_to_device(device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(upload)
+    }
+}
+
+fn tch_kind(name: &str, dtype: Dtype) -> Result<Kind> {
+    match dtype {
+        Dtype::F16 => Ok(Kind::Half),
+        Dtype::BF16 => Ok(Kind::BFloat16),
+        Dtype::F32 => Ok(Kind::Float),
+        Dtype::F64 => Ok(Kind::Double),
+        other => Err(Error::Dtype { name: name.to_owned(), found: format!("{other:?}") }),
+    }
+}

@@ -1,0 +1,95 @@
+//! One training step gives the loss and the gradients that PyTorch gives.
+
+use tch::{Device, Kind, Reduction, Tensor};
+use vodka_checkpoint::{ClipConfig, UNetConfig};
+use vodka_sd15::{ClipTextModel, Network, UNet};
+use vodka_testkit::Case;
+
+use crate::common::{Golden, weights};
+
+/// The relative error that a gradient may have by its norm: fp32 sums in another order.
+const TOLERANCE: f64 = 1e-4;
+
+/// Gradients that vanish in exact arithmetic (a key's bias moves no softmax) are rounding errors on both sides. So the
+/// norm that an error is compared with is at least this part of the largest gradient's: times the tolerance it is one
+/// unit in the last place of fp32.
+const NEGLIGIBLE: f64 = 1e-3;
+
+fn unet_config() -> UNetConfig {
+    UNetConfig {
+        block_out_channels: vec![16, 32],
+        layers_per_block: 1,
+        cross_attention: vec![true, false],
+        cross_attention_dim: 24,
+        attention_heads: 4,
+        norm_groups: 4,
+        ..UNetConfig::sd15()
+    }
+}
+
+fn clip_config() -> ClipConfig {
+    ClipConfig {
+        vocab_size: 200,
+        hidden_size: 24,
+        intermediate_size: 64,
+        layers: 2,
+        heads: 2,
+        max_positions: 77,
+    }
+}
+
+fn norm(tensor: &Tensor) -> f64 {
+    tensor.to_kind(Kind::Double).norm().double_value(&[])
+}
+
+/// Compares every gradient of a network with its golden; returns the largest relative error.
+fn check_gradients(case: &Case, part: &str, network: &dyn Network) -> f64 {
+    let variables = network.vars().variables();
+    let goldens: Vec<_> =
+        variables.keys().map(|name| (name, case.tensor(&format!("{part}/{name}")))).collect();
+    let largest = goldens.iter().map(|(_, golden)| norm(golden)).fold(0.0, f64::max);
+    let mut worst = 0.0;
+    for (name, golden) in goldens {
+        let error = norm(&(variables[name].grad() - &golden)) / norm(&golden).max(NEGLIGIBLE * largest);
+        assert!(error <= TOLERANCE, "{part}/{name}: relative error {error:e} of norm {:e}", norm(&golden));
+        worst = f64::max(worst, error);
+    }
+    worst
+}
+
+#[test]
+fn a_training_step_has_the_loss_and_the_gradients_of_pytorch() {
+    let case = Case::open("sd15/training_step");
+    let source = weights("training_step/unet", Kind::Float);
+    let mut unet = UNet::new(&unet_config(), Device::Cpu, Kind::Float, &source).unwrap();
+    let source = weights("training_step/clip", Kind::Float);
+    let mut clip = ClipTextModel::new(&clip_config(), Device::Cpu, Kind::Float, &source).unwrap();
+    unet.unfreeze();
+    clip.unfreeze();
+
+    let context = clip.forward(&case.integers("ids"), 1);
+    let prediction = unet.forward(&case.tensor("noisy"), &case.integers("timesteps"), &context);
+    case.check_tensor("prediction", &prediction);
+    let loss = prediction.mse_loss(&case.tensor("noise"), Reduction::Mean);
+    case.check_tensor("loss", &loss.view([1]));
+    loss.backward();
+
+    let goldens = case.names().iter().filter(|name| name.contains('/')).count();
+    assert_eq!(goldens, unet.vars().len() + clip.vars().len(), "every parameter has a golden");
+    let worst = [check_gradients(&case, "unet", &unet), check_gradients(&case, "clip", &clip)];
+    println!("largest relative errors: UNet {:e}, CLIP {:e}", worst[0], worst[1]);
+}
+
+#[test]
+fn a_frozen_network_tracks_nothing() {
+    let source = weights("training_step/unet", Kind::Float);
+    let mut unet = UNet::new(&unet_config(), Device::Cpu, Kind::Float, &source).unwrap();
+    let inputs = || (Tensor::ones([1, 4, 4, 4], (Kind::Float, Device::Cpu)), Tensor::from_slice(&[5_i64]));
+    let context = Tensor::ones([1, 3, 24], (Kind::Float, Device::Cpu));
+    let tracks = |unet: &UNet| unet.forward(&inputs().0, &inputs().1, &context).requires_grad();
+    assert!(!tracks(&unet), "as it was built");
+    unet.unfreeze();
+    assert!(tracks(&unet), "unfrozen");
+    unet.freeze();
+    assert!(!tracks(&unet), "frozen again");
+}

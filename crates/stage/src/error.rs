@@ -1,0 +1,66 @@
+//! What can go wrong between a stage and the disk.
+
+use std::{io, path::PathBuf};
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed file operation, with the file it failed on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Opening or reading failed.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Creating, writing, syncing or renaming failed; the target is as it was before.
+    #[error("cannot write `{path}`")]
+    Write {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A folder cannot be made or written to.
+    #[error("cannot create the folder `{path}`")]
+    CreateDir {
+        /// The folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A journal belongs to another run than the one that opens it.
+    #[error("`{path}` line {line}: expected a journal entry, found {found:?}")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: usize,
+        /// The start of the line.
+        found: String,
+    },
+    /// A run record or another JSON file of ours does not parse.
+    #[error("`{path}` is not a valid run record")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Read { path, source }
+    }
+
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Write { path, source }
+    }
+}

@@ -1,0 +1,172 @@
+//! Content hashes: SHA-256, the hash that A1111 and the hub name models by.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use walkdir::WalkDir;
+
+use crate::{Error, Result};
+
+/// A SHA-256 digest, written as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ContentHash([u8; 32]);
+
+impl ContentHash {
+    /// The first `digits` hexadecimal digits; A1111's "Model hash" has 10.
+    pub fn short(&self, digits: usize) -> String {
+        let mut text = self.to_string();
+        text.truncate(digits);
+        text
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<ContentHash> for String {
+    fn from(hash: ContentHash) -> Self {
+        hash.to_string()
+    }
+}
+
+impl TryFrom<String> for ContentHash {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for ContentHash {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected 64 hexadecimal digits, found `{text}`");
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Builds a hash of several pieces; each is length-prefixed, so that pieces cannot run into each other.
+#[derive(Debug, Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds one piece.
+    pub fn piece(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        let bytes = bytes.as_ref();
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+        self
+    }
+
+    /// The hash of all pieces so far.
+    pub fn finish(self) -> ContentHash {
+        ContentHash(self.0.finalize().into())
+    }
+}
+
+/// The SHA-256 of `bytes`.
+pub fn hash_bytes(bytes: impl AsRef<[u8]>) -> ContentHash {
+    ContentHash(Sha256::digest(bytes.as_ref()).into())
+}
+
+/// The SHA-256 of a file's content.
+pub fn hash_file(path: impl AsRef<Path>) -> Result<ContentHash> {
+    let path = path.as_ref();
+    digest(path).map_err(Error::read(path))
+}
+
+fn digest(path: &Path) -> io::Result<ContentHash> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(ContentHash(hasher.finalize().into()));
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+/// The hash of a folder: of the relative names (with `/`) and contents of the files `keep` wants, in order of name.
+///
+/// Hidden files and folders are left out, and so are run records, which say what was made and are not part of it. A
+/// path to a single file is hashed as that file. The names in the hash make a rename a change.
+pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result<ContentHash> {
+    let root = root.as_ref();
+    if root.is_file() {
+        return hash_file(root);
+    }
+    let mut hasher = Hasher::default();
+    let visible = |entry: &walkdir::DirEntry| {
+        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+    };
+    for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
+        let entry = entry.map_err(|e| Error::read(root)(e.into()))?;
+        let path = entry.path();
+        let is_record = path.to_string_lossy().ends_with(".run.json");
+        if !entry.file_type().is_file() || is_record || !keep(path) {
+            continue;
+        }
+        let relative = path.strip_prefix(root).expect("walkdir stays below its root");
+        let name: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
+        hasher.piece(name.join("/")).piece(hash_file(path)?.0);
+    }
+    Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_the_standard_ones() {
+        // FIPS 180-4, the test message "abc".
+        let hash = hash_bytes("abc");
+        assert_eq!(hash.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(hash.short(10), "ba7816bf8f");
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert!("ba78".parse::<ContentHash>().is_err());
+    }
+
+    #[test]
+    fn a_tree_hash_sees_names_and_contents_and_nothing_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("a.txt", "1");
+        let first = hash_tree(dir.path(), |_| true).unwrap();
+        write(".hidden", "x");
+        write("tags.run.json", "{}");
+        assert_eq!(hash_tree(dir.path(), |_| true).unwrap(), first);
+        write("a.txt", "2");
+        let second = hash_tree(dir.path(), |_| true).unwrap();
+        assert_ne!(second, first);
+        std::fs::rename(dir.path().join("a.txt"), dir.path().join("b.txt")).unwrap();
+        assert_ne!(hash_tree(dir.path(), |_| true).unwrap(), second);
+    }
+}

@@ -1,0 +1,23 @@
+//! What every stage shares: atomic files, run records, journals, content hashes, interruption.
+//!
+//! A stage turns input files into output files. It never leaves half a file behind ([`AtomicFile`]), says what made
+//! what ([`RunRecord`]), does not repeat what is already there ([`RunKey::standing`]), and goes on where it was
+//! killed ([`Journal`]).
+
+mod atomic;
+mod config;
+mod error;
+mod hash;
+mod interrupt;
+mod journal;
+mod record;
+mod report;
+
+pub use atomic::{AtomicFile, create_dir, write_atomic};
+pub use config::{ConfigError, nearest, read_json, read_toml};
+pub use error::{Error, Result};
+pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_tree};
+pub use interrupt::Interrupt;
+pub use journal::Journal;
+pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
+pub use report::{Outcome, Report};

@@ -1,0 +1,229 @@
+//! Run records: which stage made a file, with which settings, from which inputs.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{ContentHash, Error, Hasher, Result, hash_tree, write_atomic};
+
+/// All that the outputs of a run depend on. Equal keys make equal outputs.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunKey {
+    /// The stage's name, `tag` or `train`.
+    pub stage: &'static str,
+    /// The settings that the outputs depend on: neither paths (the hashes of what is there stand for them) nor what
+    /// only makes it faster (threads, say).
+    pub settings: Value,
+    /// The seed, where the stage has one.
+    pub seed: Option<u64>,
+    /// What is read, by a name such as `images` or `checkpoint`.
+    pub inputs: BTreeMap<String, Input>,
+}
+
+/// Something that a stage reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// The hash of the file, or of the files of interest in the folder.
+    pub sha256: ContentHash,
+}
+
+/// Something that a stage has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// The path, relative to the folder of the record where it lies below it.
+    pub path: PathBuf,
+    /// The hash of the file, or of the folder's files.
+    pub sha256: ContentHash,
+}
+
+/// What `<name>.run.json` holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The stage's name.
+    pub stage: String,
+    /// The version of Vodka.
+    pub version: String,
+    /// The settings that the outputs depend on.
+    pub settings: Value,
+    /// The seed, where the stage has one.
+    pub seed: Option<u64>,
+    /// What was read.
+    pub inputs: BTreeMap<String, Input>,
+    /// What was written.
+    pub outputs: Vec<Output>,
+    /// What the run reported.
+    pub report: Value,
+}
+
+/// How the outputs on disk stand to a [`RunKey`].
+#[derive(Debug)]
+pub enum Standing {
+    /// They were made with this key and are unchanged: there is nothing to do.
+    Current(Box<RunRecord>),
+    /// They must be made, for the stated reason.
+    Stale(String),
+}
+
+impl RunKey {
+    /// A key without inputs yet.
+    pub fn new(stage: &'static str, settings: &impl Serialize, seed: Option<u64>) -> Self {
+        let settings = serde_json::to_value(settings).expect("settings are plain data");
+        Self { stage, settings, seed, inputs: BTreeMap::new() }
+    }
+
+    /// Adds the file or folder at `path`, of which `keep` chooses the files that count.
+    pub fn input(mut self, name: &str, path: &Path, keep: impl Fn(&Path) -> bool) -> Result<Self> {
+        let input = Input { path: path.to_path_buf(), sha256: hash_tree(path, keep)? };
+        self.inputs.insert(name.to_owned(), input);
+        Ok(self)
+    }
+
+    /// The hash of stage, settings, seed and the inputs' contents (not of their paths).
+    pub fn hash(&self) -> ContentHash {
+        let mut hasher = Hasher::default();
+        hasher.piece(self.stage).piece(self.settings.to_string()).piece(format!("{:?}", self.seed));
+        for (name, input) in &self.inputs {
+            hasher.piece(name).piece(input.sha256.to_string());
+        }
+        hasher.finish()
+    }
+
+    /// Whether the record at `record` says that the outputs are what this key makes.
+    pub fn standing(&self, record: &Path) -> Result<Standing> {
+        if !record.exists() {
+            return Ok(Standing::Stale("not made yet".into()));
+        }
+        let found = RunRecord::read(record)?;
+        if let Some(reason) = self.difference(&found) {
+            return Ok(Standing::Stale(reason));
+        }
+        for output in &found.outputs {
+            let path = record.parent().unwrap_or(Path::new("")).join(&output.path);
+            if !path.exists() {
+                return Ok(Standing::Stale(format!("`{}` is missing", path.display())));
+            }
+            if hash_tree(&path, |_| true)? != output.sha256 {
+                return Ok(Standing::Stale(format!("`{}` was changed since", path.display())));
+            }
+        }
+        Ok(Standing::Current(Box::new(found)))
+    }
+
+    /// The first thing in which a record differs from this key.
+    fn difference(&self, found: &RunRecord) -> Option<String> {
+        if found.stage != self.stage {
+            return Some(format!("made by the stage `{}`", found.stage));
+        }
+        if found.seed != self.seed {
+            return Some("the seed changed".into());
+        }
+        if let Some(name) = changed_setting(&self.settings, &found.settings) {
+            return Some(format!("the setting `{name}` changed"));
+        }
+        let names = self.inputs.keys().chain(found.inputs.keys());
+        let hash = |inputs: &BTreeMap<String, Input>, name: &str| inputs.get(name).map(|input| input.sha256);
+        names
+            .into_iter()
+            .find(|name| hash(&self.inputs, name) != hash(&found.inputs, name))
+            .map(|name| format!("the input `{name}` changed"))
+    }
+
+    /// Writes the record of a finished run, hashing its outputs.
+    pub fn write(&self, record: &Path, outputs: &[&Path], report: &impl Serialize) -> Result<RunRecord> {
+        let folder = record.parent().unwrap_or(Path::new(""));
+        let outputs = outputs
+            .iter()
+            .map(|path| {
+                let relative = path.strip_prefix(folder).unwrap_or(path).to_path_buf();
+                Ok(Output { path: relative, sha256: hash_tree(path, |_| true)? })
+            })
+            .collect::<Result<_>>()?;
+        let record_of_run = RunRecord {
+            stage: self.stage.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: self.settings.clone(),
+            seed: self.seed,
+            inputs: self.inputs.clone(),
+            outputs,
+            report: serde_json::to_value(report).expect("reports are plain data"),
+        };
+        let text = serde_json::to_string_pretty(&record_of_run).expect("records are plain data");
+        write_atomic(record, text + "\n")?;
+        Ok(record_of_run)
+    }
+}
+
+impl RunRecord {
+    /// Reads a record.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read(path).map_err(Error::read(path))?;
+        serde_json::from_slice(&text).map_err(|source| Error::Record { path: path.to_path_buf(), source })
+    }
+}
+
+/// Where the record of an output file or folder lies: `tags.parquet` has `tags.parquet.run.json` beside it, and so has
+/// the folder `grid`.
+pub fn record_path(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_os_string();
+    name.push(".run.json");
+    output.with_file_name(name)
+}
+
+/// The name of a setting in which two objects differ.
+fn changed_setting(a: &Value, b: &Value) -> Option<String> {
+    match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => {
+            a.keys().chain(b.keys()).find(|name| a.get(*name) != b.get(*name)).map(ToOwned::to_owned)
+        }
+        _ => (a != b).then(|| "settings".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stale(standing: Standing) -> String {
+        match standing {
+            Standing::Stale(reason) => reason,
+            Standing::Current(_) => panic!("expected stale outputs"),
+        }
+    }
+
+    #[test]
+    fn a_record_tells_what_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("in.txt"), "in").unwrap();
+        fs::write(at("out.txt"), "out").unwrap();
+        let record = record_path(&at("out.txt"));
+        let key = |steps: u32, seed| {
+            RunKey::new("train", &json!({"lr": 1e-6, "steps": steps}), Some(seed))
+                .input("images", &at("in.txt"), |_| true)
+                .unwrap()
+        };
+
+        assert_eq!(stale(key(1, 1).standing(&record).unwrap()), "not made yet");
+        key(1, 1).write(&record, &[&at("out.txt")], &"fine").unwrap();
+        assert!(matches!(key(1, 1).standing(&record).unwrap(), Standing::Current(_)));
+        assert_eq!(stale(key(2, 1).standing(&record).unwrap()), "the setting `steps` changed");
+        assert_eq!(stale(key(1, 2).standing(&record).unwrap()), "the seed changed");
+
+        fs::write(at("in.txt"), "other").unwrap();
+        assert_eq!(stale(key(1, 1).standing(&record).unwrap()), "the input `images` changed");
+        fs::write(at("in.txt"), "in").unwrap();
+        fs::write(at("out.txt"), "touched").unwrap();
+        assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("was changed since"));
+        fs::remove_file(at("out.txt")).unwrap();
+        assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("is missing"));
+    }
+}

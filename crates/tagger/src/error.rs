@@ -1,0 +1,178 @@
+//! What can go wrong with a tagger and its model.
+
+use std::{error::Error as StdError, path::PathBuf};
+
+use crate::Provider;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed tagging run or a model that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A folder that is to be read is not there.
+    #[error("no folder `{path}` ({what})")]
+    NoFolder {
+        /// What it is for.
+        what: &'static str,
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A file of the model is not there.
+    #[error("the model folder `{folder}` has no `{name}` ({what})")]
+    NoModelFile {
+        /// The model folder.
+        folder: PathBuf,
+        /// The missing file.
+        name: &'static str,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// A setting is out of range.
+    #[error("`{name}`: expected {expected}, found {found}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+    /// There is nothing to tag.
+    #[error("no pictures in `{path}` or below it (looked for {extensions})")]
+    NoImages {
+        /// The image folder.
+        path: PathBuf,
+        /// The extensions of pictures.
+        extensions: String,
+    },
+    /// A file of labels is malformed.
+    #[error("`{path}` line {line}: expected {expected}, found {found:?}")]
+    Labels {
+        /// The file.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: u64,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A file of labels cannot be read as CSV.
+    #[error("cannot read the labels `{path}`")]
+    LabelsCsv {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        source: csv::Error,
+    },
+    /// Model and labels do not belong together.
+    #[error("`{model}` scores {outputs} tags, but `{labels}` has {rows}: they do not belong together")]
+    LabelCount {
+        /// The model file.
+        model: PathBuf,
+        /// The width of its output.
+        outputs: usize,
+        /// The file of labels.
+        labels: PathBuf,
+        /// Its rows.
+        rows: usize,
+    },
+    /// ONNX Runtime is not installed where it was looked for.
+    #[error("no ONNX Runtime at `{path}`; `cargo xtask setup` installs it")]
+    NoRuntime {
+        /// The library.
+        path: PathBuf,
+    },
+    /// The library is no ONNX Runtime, or too old a one.
+    #[error("cannot load ONNX Runtime from `{path}`; `cargo xtask setup` installs the right one")]
+    LoadRuntime {
+        /// The library.
+        path: PathBuf,
+        /// The loader's reason.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// A process can hold one ONNX Runtime.
+    #[error("ONNX Runtime is already loaded from `{loaded}`, it cannot be loaded from `{asked}` too")]
+    OtherRuntime {
+        /// The library in use.
+        loaded: PathBuf,
+        /// The library asked for.
+        asked: PathBuf,
+    },
+    /// The execution provider that was asked for cannot be used here.
+    #[error("the execution provider `{provider}` is not available in this ONNX Runtime")]
+    Provider {
+        /// The provider.
+        provider: Provider,
+        /// ONNX Runtime's reason.
+        source: ort::Error,
+    },
+    /// A name that is no execution provider.
+    #[error("expected an execution provider ({known}), found `{found}`")]
+    UnknownProvider {
+        /// The providers there are.
+        known: String,
+        /// What was given.
+        found: String,
+    },
+    /// ONNX Runtime cannot load or run the model.
+    #[error("ONNX Runtime fails on `{model}`")]
+    Runtime {
+        /// The model file.
+        model: PathBuf,
+        /// ONNX Runtime's reason.
+        source: ort::Error,
+    },
+    /// The model is no WD14 tagger.
+    #[error("`{model}` is no WD14 tagger: expected {expected}, found {found}")]
+    Graph {
+        /// The model file.
+        model: PathBuf,
+        /// What a tagger has.
+        expected: &'static str,
+        /// What this one has.
+        found: String,
+    },
+    /// Scores that are no probabilities.
+    #[error("`{model}` scores `{tag}` with {score}, expected 0 to 1: its outputs are no probabilities")]
+    NotAProbability {
+        /// The model file.
+        model: PathBuf,
+        /// The first tag with such a score.
+        tag: String,
+        /// The score.
+        score: f32,
+    },
+    /// Scores that look like probabilities put through the logistic function once more.
+    #[error(
+        "`{model}` scores every tag with 0.5 or more (lowest {lowest}): expected probabilities, most of them near 0"
+    )]
+    AllHigh {
+        /// The model file.
+        model: PathBuf,
+        /// The lowest score of any tag.
+        lowest: f32,
+    },
+    /// The scores do not depend on the picture.
+    #[error("`{model}` gives the same scores for different pictures: it is damaged or was exported wrongly")]
+    Constant {
+        /// The model file.
+        model: PathBuf,
+    },
+    /// A table cannot be written.
+    #[error("cannot write the table `{path}`")]
+    Table {
+        /// The table.
+        path: PathBuf,
+        /// The writer's reason.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The pictures cannot be listed.
+    #[error(transparent)]
+    Images(#[from] vodka_images::Error),
+    /// A file of the run cannot be read or written.
+    #[error(transparent)]
+    Stage(#[from] vodka_stage::Error),
+}

@@ -1,0 +1,225 @@
+//! What can go wrong in training.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a training configuration cannot be used, or a run cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration file is not JSON, or a key in it is wrong.
+    #[error("cannot use `{path}`")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// A key that neither EveryDream2 nor we know.
+    #[error("unknown key `{key}`{}", nearest.as_ref().map_or(String::new(), |n| format!(" (did you mean `{n}`?)")))]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The known key that is spelt most like it.
+        nearest: Option<String>,
+    },
+    /// A key of EveryDream2 that is not supported yet, at a value that asks for something.
+    #[error("`{key}` is not supported yet: expected {allowed}, found {value}")]
+    UnsupportedKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: serde_json::Value,
+        /// The values at which the key asks for nothing.
+        allowed: String,
+    },
+    /// The same key twice in one object.
+    #[error("the key `{key}` is there twice")]
+    RepeatedKey {
+        /// The key.
+        key: String,
+    },
+    /// A value of the wrong type.
+    #[error("wrong value for `{key}`")]
+    KeyValue {
+        /// The key.
+        key: String,
+        /// What was expected and found.
+        source: serde_json::Error,
+    },
+    /// A key that has no default is absent.
+    #[error("`{key}` is missing: {meaning}")]
+    MissingKey {
+        /// The key.
+        key: &'static str,
+        /// What it stands for.
+        meaning: &'static str,
+    },
+    /// A value outside of what the key allows.
+    #[error("`{key}` is {value}, expected {expected}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// Both networks are frozen.
+    #[error("nothing to train: `disable_unet_training` and `disable_textenc_training` are both true")]
+    NothingToTrain,
+    /// No pictures in the data folder.
+    #[error("no pictures in `{root}`")]
+    NoPictures {
+        /// The data folder.
+        root: PathBuf,
+    },
+    /// None of the pictures can be read.
+    #[error("none of the {count} pictures in `{root}` can be read; the first is `{first}`: {reason}")]
+    NoGoodPictures {
+        /// The data folder.
+        root: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// The first of them.
+        first: PathBuf,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// Pictures without a caption, or with an empty one.
+    #[error("{} of the pictures in `{root}` have no caption: {}", pictures.len(), listed(pictures))]
+    MissingCaptions {
+        /// The folder that was searched for captions.
+        root: PathBuf,
+        /// The pictures, relative to the data folder.
+        pictures: Vec<PathBuf>,
+    },
+    /// A caption that is not text.
+    #[error("the caption `{path}` cannot be read")]
+    Caption {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason; `InvalidData` where it is not UTF-8.
+        source: std::io::Error,
+    },
+    /// A file beside the pictures that EveryDream2 would obey and we do not.
+    #[error("`{path}` is a file of EveryDream2 that is not supported yet; move it away to train without it")]
+    UnsupportedFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A resolution at which the network cannot work.
+    #[error("`resolution` is {resolution}, but this model works on multiples of {stride} pixels")]
+    Stride {
+        /// The class resolution in pixels.
+        resolution: u32,
+        /// How many pixels one position of the deepest level covers.
+        stride: u32,
+    },
+    /// A model that predicts something else than the noise.
+    #[error("`{path}` predicts `{found}`; only training of epsilon prediction is supported yet")]
+    Prediction {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What it predicts.
+        found: String,
+    },
+    /// The captions' tokens do not fit the text encoder.
+    #[error("the text encoder of `{path}` has {found} tokens, expected {expected}")]
+    Vocabulary {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The rows of its token table.
+        found: i64,
+        /// The tokens of CLIP.
+        expected: i64,
+    },
+    /// A UNet that wants more than the latents, as that of an inpainting model does.
+    #[error("the UNet of `{path}` takes {found} channels, expected the {expected} of the latents")]
+    Channels {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the UNet takes.
+        found: i64,
+        /// What the VAE makes.
+        expected: i64,
+    },
+    /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.
+    #[error("the {what} is not finite in epoch {epoch}, step {step}, with the pictures {}", listed(pictures))]
+    NotFinite {
+        /// `loss` or `gradient`.
+        what: &'static str,
+        /// The epoch, from 1.
+        epoch: u64,
+        /// The step, from 1, over all epochs.
+        step: u64,
+        /// The pictures of the batches in hand.
+        pictures: Vec<PathBuf>,
+    },
+    /// A saved state that cannot be gone on from.
+    #[error("the training state `{path}` is damaged; delete it, or start over with `--resume never`")]
+    State {
+        /// The state file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A tensor in a saved state that does not fit the model.
+    #[error("in the training state `{path}`, `{name}` has {found} bytes, expected {expected}")]
+    StateTensor {
+        /// The state file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its size, 0 where it is missing.
+        found: usize,
+        /// The size that the model asks for.
+        expected: usize,
+    },
+    /// A checkpoint that the run in hand has written is gone.
+    #[error(
+        "`{path}` was written by the run in hand and is gone; put it back, or start over with `--resume never`"
+    )]
+    MissingCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch failed while {doing}")]
+    Torch {
+        /// What was being done.
+        doing: &'static str,
+        /// What it says.
+        source: tch::TchError,
+    },
+    /// Files, run records.
+    #[error(transparent)]
+    Stage(#[from] vodka_stage::Error),
+    /// The base checkpoint, or writing one.
+    #[error(transparent)]
+    Checkpoint(#[from] vodka_checkpoint::Error),
+    /// Building the networks, or the device.
+    #[error(transparent)]
+    Network(#[from] vodka_sd15::Error),
+    /// Finding the pictures.
+    #[error(transparent)]
+    Images(#[from] vodka_images::Error),
+}
+
+impl Error {
+    pub(crate) fn torch(doing: &'static str) -> impl FnOnce(tch::TchError) -> Self {
+        move |source| Self::Torch { doing, source }
+    }
+}
+
+/// The first twenty paths, and how many more there are.
+fn listed(paths: &[PathBuf]) -> String {
+    const SHOWN: usize = 20;
+    let names: Vec<_> = paths.iter().take(SHOWN).map(|path| format!("`{}`", path.display())).collect();
+    match paths.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names.join(", ")),
+        _ => names.join(", "),
+    }
+}

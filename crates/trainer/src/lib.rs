@@ -1,0 +1,39 @@
+//! Fine-tuning of Stable Diffusion 1.x: UNet and text encoder, on pictures with captions.
+//!
+//! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); the arithmetic is 32-bit. Every random
+//! number is a function of its place ([`random`]), so that a run that was killed goes on to the same checkpoints, bit
+//! for bit, as one that was not.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), vodka_trainer::Error> {
+//! let plan = vodka_trainer::TrainConfig::read("train.json")?.plan()?;
+//! let report = vodka_trainer::run(&plan, &vodka_stage::Interrupt::new(), &mut |_event| {})?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod adamw;
+mod buckets;
+mod config;
+mod data;
+mod epoch;
+mod error;
+mod keys;
+mod losses;
+mod optimizer;
+mod plan;
+pub mod random;
+mod report;
+mod run;
+mod state;
+pub mod step;
+
+pub use buckets::{Bucket, buckets, nearest};
+pub use config::TrainConfig;
+pub use data::Skipped;
+pub use epoch::{batches, batches_per_epoch};
+pub use error::{Error, Result};
+pub use optimizer::{AdamWSettings, OptimizerConfig};
+pub use plan::{Settings, TrainPlan};
+pub use report::{TrainEvent, TrainReport};
+pub use run::run;

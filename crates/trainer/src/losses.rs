@@ -1,0 +1,91 @@
+//! `losses.csv`: one line a batch.
+
+use std::{
+    fmt::Write as _,
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use vodka_stage::write_atomic;
+
+use crate::{Error, Result};
+
+/// A losses file that is being written.
+#[derive(Debug)]
+pub(crate) struct LossesFile {
+    path: PathBuf,
+    file: File,
+    /// The learning rates of UNet and text encoder.
+    rates: (f64, f64),
+}
+
+/// One line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    /// From 1.
+    pub epoch: u64,
+    /// Batches so far over all epochs, from 1.
+    pub step: u64,
+    /// The mean over the batch's pictures.
+    pub loss: f32,
+}
+
+impl LossesFile {
+    /// The path of the file in an output folder.
+    pub fn path_in(output: &Path) -> PathBuf {
+        output.join("losses.csv")
+    }
+
+    /// Starts the file with the lines of the steps that are done, whatever it held before.
+    pub fn start(output: &Path, rates: (f64, f64), done: impl Iterator<Item = Row>) -> Result<Self> {
+        let path = Self::path_in(output);
+        let mut text = "epoch,step,loss,lr_unet,lr_text_encoder\n".to_owned();
+        done.for_each(|row| text += &line(row, rates));
+        write_atomic(&path, text)?;
+        let opened = OpenOptions::new().append(true).open(&path);
+        let file = opened.map_err(|source| vodka_stage::Error::Write { path: path.clone(), source })?;
+        Ok(Self { path, file, rates })
+    }
+
+    /// Adds a line.
+    pub fn append(&mut self, row: Row) -> Result<()> {
+        let written = self.file.write_all(line(row, self.rates).as_bytes());
+        Ok(written.map_err(|source| vodka_stage::Error::Write { path: self.path.clone(), source })?)
+    }
+
+    /// Makes the lines survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        let synced = self.file.sync_all();
+        synced.map_err(|source| Error::Stage(vodka_stage::Error::Write { path: self.path.clone(), source }))
+    }
+}
+
+fn line(row: Row, (unet, text_encoder): (f64, f64)) -> String {
+    let mut line = String::new();
+    let _ = writeln!(line, "{},{},{},{unet:e},{text_encoder:e}", row.epoch, row.step, row.loss);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_file_is_the_undisturbed_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = |step| Row { epoch: 1, step, loss: 0.1 * step as f32 };
+        let rates = (1.5e-7, 0.0);
+        let read = || std::fs::read_to_string(LossesFile::path_in(dir.path())).unwrap();
+
+        let mut file = LossesFile::start(dir.path(), rates, std::iter::empty()).unwrap();
+        (1..=5).for_each(|step| file.append(row(step)).unwrap());
+        let undisturbed = read();
+        assert!(undisturbed.starts_with("epoch,step,loss,lr_unet,lr_text_encoder\n1,1,0.1,1.5e-7,0e0\n"));
+
+        let mut file = LossesFile::start(dir.path(), rates, (1..=2).map(row)).unwrap();
+        (3..=5).for_each(|step| file.append(row(step)).unwrap());
+        file.sync().unwrap();
+        assert_eq!(read(), undisturbed);
+    }
+}

@@ -1,0 +1,247 @@
+//! From what the user wrote to what will be done.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vodka_checkpoint::Precision;
+use vodka_images::is_image;
+use vodka_stage::{RunKey, RunRecord, record_path};
+
+use crate::{AdamWSettings, Error, OptimizerConfig, Result, TrainConfig, data::CAPTION_EXTENSION, state};
+
+/// A checked training configuration.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainPlan {
+    /// Folder with the pictures.
+    pub data_root: PathBuf,
+    /// Folder with the captions, laid out like `data_root`.
+    pub caption_root: PathBuf,
+    /// The checkpoint to start from.
+    pub base: PathBuf,
+    /// Folder for checkpoints, `losses.csv` and the training state.
+    pub output: PathBuf,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Threads of the processor; `None` leaves it to libtorch.
+    pub threads: Option<usize>,
+    /// The folder of the native libraries.
+    pub runtime_dir: PathBuf,
+    /// Ignore a saved state.
+    pub start_over: bool,
+    /// Save the state after each so many batches, beside every end of an epoch.
+    pub state_every_n_steps: Option<u64>,
+    /// All else that the weights depend on.
+    pub settings: Settings,
+}
+
+/// The settings that the outputs of a training run depend on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Settings {
+    /// What checkpoint names begin with.
+    pub name: String,
+    /// Random seed.
+    pub seed: u64,
+    /// Class resolution in pixels.
+    pub resolution: u32,
+    /// Pictures in a batch.
+    pub batch_size: usize,
+    /// Batches to an optimizer step.
+    pub grad_accum: usize,
+    /// How often every picture is trained on.
+    pub max_epochs: u64,
+    /// Epochs between checkpoints; `None` saves after the last epoch only.
+    pub save_every_n_epochs: Option<u64>,
+    /// The element type of the checkpoints.
+    pub precision: Precision,
+    /// The text encoder's layer, counted from the last, which is 1.
+    pub clip_skip: i64,
+    /// Probability of replacing a caption with a single space.
+    pub cond_dropout: f64,
+    /// How the UNet is trained; `None` leaves it as it is.
+    pub unet: Option<AdamWSettings>,
+    /// How the text encoder is trained; `None` leaves it as it is.
+    pub text_encoder: Option<AdamWSettings>,
+}
+
+impl TrainConfig {
+    /// Checks the configuration by itself: data and base checkpoint may be made by a stage before this one.
+    ///
+    /// A seed of -1 becomes that of the run whose state or record is in the output folder, so that it goes on, or
+    /// else a random one.
+    pub fn plan(&self) -> Result<TrainPlan> {
+        self.check()?;
+        let missing = |key, meaning| Error::MissingKey { key, meaning };
+        if self.data_root.as_os_str().is_empty() {
+            return Err(missing("data_root", "the folder with the pictures"));
+        }
+        let base = self.resume_ckpt.clone();
+        let output = self.output.as_ref().or(self.save_ckpt_dir.as_ref()).cloned();
+        let output = output.ok_or(missing("output", "the folder for checkpoints"))?;
+        Ok(TrainPlan {
+            data_root: self.data_root.clone(),
+            caption_root: self.caption_root.clone().unwrap_or_else(|| self.data_root.clone()),
+            base: base.ok_or(missing("resume_ckpt", "the checkpoint to start from"))?,
+            device: self.device.clone(),
+            threads: self.threads,
+            runtime_dir: self.runtime_dir.clone(),
+            start_over: self.start_over,
+            state_every_n_steps: self.state_every_n_steps,
+            settings: self.settings(&output)?,
+            output,
+        })
+    }
+
+    fn settings(&self, output: &Path) -> Result<Settings> {
+        let from_file = || self.optimizer_config.as_ref().map(OptimizerConfig::read).transpose();
+        let optimizer = self.optimizer.clone().map_or_else(from_file, |optimizer| Ok(Some(optimizer)))?;
+        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(self.lr)?;
+        let name = self.project_name.as_ref().or(self.run_name.as_ref());
+        Ok(Settings {
+            name: name.map_or("vodka", String::as_str).to_owned(),
+            seed: u64::try_from(self.seed).unwrap_or_else(|_| self.draw_seed(output)),
+            resolution: self.resolution,
+            batch_size: self.batch_size,
+            grad_accum: self.grad_accum,
+            max_epochs: self.max_epochs,
+            save_every_n_epochs: self.save_every_n_epochs,
+            precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
+            clip_skip: self.clip_skip.max(1),
+            cond_dropout: self.cond_dropout,
+            unet: (!self.disable_unet_training).then_some(unet),
+            text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
+        })
+    }
+
+    fn draw_seed(&self, output: &Path) -> u64 {
+        let in_state = || state::seed(output);
+        let in_record = || RunRecord::read(&record_path(output)).ok()?.seed;
+        let before = if self.start_over { None } else { in_state().or_else(in_record) };
+        // As many bits as EveryDream2 draws.
+        before.unwrap_or_else(|| u64::from(rand::random::<u32>() >> 2))
+    }
+
+    fn check(&self) -> Result<()> {
+        let within = |key, value: String, good: bool, expected| match good {
+            true => Ok(()),
+            false => Err(Error::OutOfRange { key, value, expected }),
+        };
+        let resolution = self.resolution;
+        let good = resolution.is_multiple_of(64) && (64..=2048).contains(&resolution);
+        within("resolution", resolution.to_string(), good, "a multiple of 64 from 64 to 2048")?;
+        within("batch_size", self.batch_size.to_string(), self.batch_size > 0, "at least 1")?;
+        within("grad_accum", self.grad_accum.to_string(), self.grad_accum > 0, "at least 1")?;
+        within("max_epochs", self.max_epochs.to_string(), self.max_epochs > 0, "at least 1")?;
+        let (threads, good) =
+            (self.threads.unwrap_or(1), self.threads.is_none_or(|n| (1..=1024).contains(&n)));
+        within("threads", threads.to_string(), good, "1 to 1024, or null")?;
+        let every = self.save_every_n_epochs;
+        within("save_every_n_epochs", "0".into(), every != Some(0), "at least 1, or null")?;
+        within(
+            "state_every_n_steps",
+            "0".into(),
+            self.state_every_n_steps != Some(0),
+            "at least 1, or null",
+        )?;
+        within("seed", self.seed.to_string(), self.seed >= -1, "-1 (random), or 0 and above")?;
+        within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
+        let dropout = self.cond_dropout;
+        within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
+        for (key, name) in [("project_name", &self.project_name), ("run_name", &self.run_name)] {
+            let name = name.clone().unwrap_or("x".into());
+            let good = !name.is_empty() && !name.contains(['/', '\\', '\0']);
+            within(key, format!("{name:?}"), good, "a name without slashes")?;
+        }
+        match self.disable_unet_training && self.disable_textenc_training {
+            true => Err(Error::NothingToTrain),
+            false => Ok(()),
+        }
+    }
+}
+
+impl TrainPlan {
+    /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
+    pub fn key(&self) -> Result<RunKey> {
+        let is_caption = |path: &Path| path.extension().is_some_and(|e| e == CAPTION_EXTENSION);
+        let key = RunKey::new("train", &self.settings, Some(self.settings.seed))
+            .input("checkpoint", &self.base, |_| true)?
+            .input("images", &self.data_root, is_image)?
+            .input("captions", &self.caption_root, is_caption)?;
+        Ok(key)
+    }
+
+    /// The learning rates that `losses.csv` lists: UNet and text encoder, 0 for what is left as it is.
+    pub(crate) fn rates(&self) -> (f64, f64) {
+        let rate = |settings: &Option<AdamWSettings>| settings.map_or(0.0, |settings| settings.lr);
+        (rate(&self.settings.unet), rate(&self.settings.text_encoder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(changes: serde_json::Value) -> TrainConfig {
+        let mut config = TrainConfig {
+            data_root: "pictures".into(),
+            resume_ckpt: Some("base.safetensors".into()),
+            output: Some("nowhere/out".into()),
+            lr: Some(1e-6),
+            ..TrainConfig::default()
+        };
+        for (key, value) in changes.as_object().unwrap() {
+            config.set(key, value.clone()).unwrap();
+        }
+        config
+    }
+
+    fn said(changes: serde_json::Value) -> String {
+        config(changes).plan().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plan_has_everything_resolved() {
+        let plan = config(json!({"clip_skip": 0, "run_name": "v3", "disable_textenc_training": true}))
+            .plan()
+            .unwrap();
+        assert_eq!(plan.caption_root, Path::new("pictures"));
+        let settings = plan.settings;
+        assert_eq!((settings.clip_skip, settings.name.as_str(), settings.seed), (1, "v3", 555));
+        assert_eq!(settings.unet.unwrap().lr, 1e-6);
+        assert_eq!(settings.text_encoder, None);
+    }
+
+    #[test]
+    fn a_random_seed_is_drawn_in_the_plan() {
+        let plan = config(json!({"seed": -1})).plan().unwrap();
+        assert!(plan.settings.seed < 1 << 30);
+        let other = config(json!({"seed": -1})).plan().unwrap();
+        assert_ne!(plan.settings.seed, other.settings.seed, "one chance in a thousand million");
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        assert_eq!(said(json!({"data_root": ""})), "`data_root` is missing: the folder with the pictures");
+        assert_eq!(said(json!({"output": null})), "`output` is missing: the folder for checkpoints");
+        assert_eq!(
+            said(json!({"resume_ckpt": null})),
+            "`resume_ckpt` is missing: the checkpoint to start from"
+        );
+        assert_eq!(
+            said(json!({"resolution": 500})),
+            "`resolution` is 500, expected a multiple of 64 from 64 to 2048"
+        );
+        assert_eq!(said(json!({"batch_size": 0})), "`batch_size` is 0, expected at least 1");
+        assert_eq!(said(json!({"clip_skip": 5})), "`clip_skip` is 5, expected 0 to 4");
+        assert_eq!(said(json!({"cond_dropout": 1.5})), "`cond_dropout` is 1.5, expected 0.0 to 1.0");
+        assert_eq!(
+            said(json!({"project_name": "a/b"})),
+            "`project_name` is \"a/b\", expected a name without slashes"
+        );
+        assert!(
+            said(json!({"disable_unet_training": true, "disable_textenc_training": true}))
+                .starts_with("nothing to train")
+        );
+    }
+}

@@ -1,0 +1,121 @@
+//! What training says while it runs and when it is through.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vodka_stage::{Outcome, Report};
+
+use crate::{Skipped, TrainPlan};
+
+/// Something that happened in a training run.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum TrainEvent {
+    /// So many of the pictures are decoded and in latents.
+    Loaded {
+        /// Pictures that are through, bad ones among them.
+        done: usize,
+        /// All pictures.
+        total: usize,
+    },
+    /// A picture cannot be read and is left out.
+    Skipped(Skipped),
+    /// Training begins, or goes on.
+    Started {
+        /// Batches of the whole run.
+        steps: u64,
+        /// Batches that an interrupted run has done already.
+        done: u64,
+        /// Batches of an epoch.
+        steps_per_epoch: u64,
+    },
+    /// A batch is done.
+    Step {
+        /// From 1.
+        epoch: u64,
+        /// From 1, over all epochs.
+        step: u64,
+        /// The mean over the batch's pictures.
+        loss: f32,
+    },
+    /// A checkpoint is written.
+    Saved {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What a training run has done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrainReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Random seed.
+    pub seed: u64,
+    /// Pictures that were trained on.
+    pub pictures: usize,
+    /// Batches so far.
+    pub steps: u64,
+    /// Batches of the whole run.
+    pub total_steps: u64,
+    /// The mean loss of the first epoch, and of the last one; of what there is of it when interrupted.
+    pub losses: Option<(f32, f32)>,
+    /// How many captions have more than 75 tokens, and are cut there.
+    pub long_captions: usize,
+    /// The checkpoints, oldest first.
+    pub checkpoints: Vec<PathBuf>,
+    /// Pictures that were left out.
+    pub skipped: Vec<Skipped>,
+}
+
+impl TrainReport {
+    /// The report of a run that was interrupted before its first batch.
+    pub(crate) fn nothing_yet(plan: &TrainPlan) -> Self {
+        Self {
+            outcome: Outcome::Interrupted,
+            seed: plan.settings.seed,
+            pictures: 0,
+            steps: 0,
+            total_steps: 0,
+            losses: None,
+            long_captions: 0,
+            checkpoints: Vec::new(),
+            skipped: Vec::new(),
+        }
+    }
+}
+
+impl Report for TrainReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for TrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pictures, steps, total_steps, .. } = self;
+        match self.outcome {
+            Outcome::Unchanged => {
+                write!(f, "nothing to do: trained already on {pictures} pictures, {steps} steps")?
+            }
+            _ if steps < total_steps => {
+                write!(f, "trained on {pictures} pictures, {steps} of {total_steps} steps")?
+            }
+            _ => write!(f, "trained on {pictures} pictures, {steps} steps")?,
+        }
+        if let Some((first, last)) = self.losses {
+            write!(f, ", loss {first:.4} in the first epoch, {last:.4} in the last")?;
+        }
+        if self.long_captions > 0 {
+            write!(f, "\n{} captions have more than 75 tokens and are cut there", self.long_captions)?;
+        }
+        for Skipped { image, reason } in &self.skipped {
+            write!(f, "\nskipped {image}: {reason}")?;
+        }
+        for path in &self.checkpoints {
+            let verb = if self.outcome == Outcome::Unchanged { "found" } else { "wrote" };
+            write!(f, "\n{verb} {}", path.display())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,411 @@
+//! The stage: from a plan to checkpoints.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use tch::{Kind, Tensor};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
+use vodka_noise::Schedule;
+use vodka_prompt::{EOS, token_ids};
+use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, Standing, create_dir, record_path};
+
+use crate::{
+    AdamWSettings, Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
+    adamw::AdamW,
+    buckets::buckets,
+    data::{self, Example},
+    epoch::{batches, batches_per_epoch},
+    losses::{LossesFile, Row},
+    random::{Purpose, Stream},
+    state::{self, Progress},
+    step::{Batch, losses},
+};
+
+/// The caption that stands for no caption, as in EveryDream2.
+const DROPPED: &str = " ";
+
+/// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
+///
+/// # Errors
+/// A base checkpoint that is damaged or of another architecture; pictures without captions, or none at all; a loss that
+/// is not finite; a device or a disk that fails.
+pub fn run(
+    plan: &TrainPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(TrainEvent),
+) -> Result<TrainReport> {
+    let key = plan.key()?;
+    let record = record_path(&plan.output);
+    if !plan.start_over
+        && let Standing::Current(found) = key.standing(&record)?
+        && let Ok(report) = serde_json::from_value::<TrainReport>(found.report.clone())
+    {
+        // Left behind by a kill between the record and this.
+        state::delete(&plan.output)?;
+        return Ok(TrainReport { outcome: Outcome::Unchanged, ..report });
+    }
+    create_dir(&plan.output)?;
+    let _threads = Threads::of_run(plan, key.hash());
+    let Some(mut run) = Run::prepare(plan, &key, interrupt, on_event)? else {
+        return Ok(TrainReport::nothing_yet(plan));
+    };
+    let finished = run.train(interrupt, on_event)?;
+    let report = run.report(finished);
+    if finished {
+        let losses_file = LossesFile::path_in(&plan.output);
+        let outputs = report.checkpoints.iter().chain([&losses_file]);
+        key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
+        state::delete(&plan.output)?;
+    }
+    Ok(report)
+}
+
+/// Sets the number of libtorch's threads, which the last bits of its sums depend on; dropped, it sets it back.
+struct Threads {
+    before: i32,
+}
+
+impl Threads {
+    /// Those that an interrupted run began with, or else the planned ones.
+    fn of_run(plan: &TrainPlan, key: ContentHash) -> Self {
+        let began_with = if plan.start_over { None } else { state::threads(&plan.output, key) };
+        let before = tch::get_num_threads();
+        if let Some(threads) = began_with.or(plan.threads.map(|n| n as i32)) {
+            tch::set_num_threads(threads);
+        }
+        Self { before }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.before);
+    }
+}
+
+/// A training run in memory.
+struct Run<'a> {
+    plan: &'a TrainPlan,
+    key: ContentHash,
+    base: ContentHash,
+    model: StableDiffusion,
+    unet: Option<AdamW>,
+    text_encoder: Option<AdamW>,
+    schedule: Schedule,
+    examples: Vec<Example>,
+    /// The bucket of each example.
+    buckets: Vec<Bucket>,
+    skipped: Vec<Skipped>,
+    long_captions: usize,
+    steps_per_epoch: u64,
+    progress: Progress,
+    losses_file: LossesFile,
+}
+
+impl<'a> Run<'a> {
+    /// Loads everything, and the state of an interrupted run; `None` when interrupted before it is all there.
+    fn prepare(
+        plan: &'a TrainPlan,
+        key: &RunKey,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<Option<Self>> {
+        let checkpoint = open_base(plan)?;
+        let stride = checkpoint.config().vae.downscale() as u32;
+        let resolution = plan.settings.resolution;
+        if !resolution.is_multiple_of(stride) {
+            return Err(Error::Stride { resolution, stride });
+        }
+        let (pairs, mut skipped) = data::pairs(plan)?;
+        skipped.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+        let device = parse_device(&plan.device, &plan.runtime_dir)?;
+        let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
+        let all_buckets = buckets(resolution, stride);
+        let on_progress = &mut |done, bad: Option<&Skipped>| {
+            bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+            on_event(TrainEvent::Loaded { done, total: pairs.len() });
+        };
+        let loaded = data::load(&plan.data_root, &pairs, &all_buckets, &model.vae, interrupt, on_progress);
+        let Some((examples, bad)) = loaded else { return Ok(None) };
+        skipped.extend(bad);
+        if examples.is_empty() {
+            return Err(no_good_pictures(plan, &skipped));
+        }
+        let mut unet = plan.settings.unet.map(|settings| optimizer(&mut model.unet, settings));
+        let mut text_encoder =
+            plan.settings.text_encoder.map(|settings| optimizer(&mut model.clip, settings));
+        let progress = match plan.start_over {
+            true => None,
+            false => {
+                state::restore(&plan.output, key.hash(), &mut by_name_mut(&mut unet, &mut text_encoder))?
+            }
+        };
+        let progress = progress.unwrap_or_default();
+        let buckets: Vec<_> = examples.iter().map(|example| example.bucket).collect();
+        let steps_per_epoch = batches_per_epoch(&buckets, plan.settings.batch_size) as u64;
+        let run = Self {
+            losses_file: LossesFile::start(&plan.output, plan.rates(), rows(&progress, steps_per_epoch))?,
+            key: key.hash(),
+            base: key.inputs["checkpoint"].sha256,
+            schedule: Schedule::scaled_linear(),
+            long_captions: data::too_long(&pairs),
+            plan,
+            model,
+            unet,
+            text_encoder,
+            examples,
+            buckets,
+            skipped,
+            steps_per_epoch,
+            progress,
+        };
+        run.check_earlier_checkpoints()?;
+        Ok(Some(run))
+    }
+
+    /// Trains to the end (`true`) or to an interruption (`false`).
+    fn train(&mut self, interrupt: &Interrupt, on_event: &mut dyn FnMut(TrainEvent)) -> Result<bool> {
+        let steps = self.total_steps();
+        let (done, steps_per_epoch) = (self.progress.step(), self.steps_per_epoch);
+        on_event(TrainEvent::Started { steps, done, steps_per_epoch });
+        while self.progress.step() < steps {
+            let epoch = self.epochs_done() + 1;
+            let settings = &self.plan.settings;
+            let (size, together) = (settings.batch_size, settings.grad_accum);
+            let batches = batches(&self.buckets, size, settings.seed, epoch);
+            // States are saved where an optimizer step ends, so what remains begins with a whole one.
+            let done = (self.progress.step() % self.steps_per_epoch) as usize;
+            for group in batches[done..].chunks(together) {
+                if interrupt.is_raised() {
+                    self.save_state()?;
+                    return Ok(false);
+                }
+                self.optimizer_step(epoch, group, on_event)?;
+                self.save_state_where_due(group.len() as u64)?;
+            }
+            self.end_epoch(epoch, on_event)?;
+        }
+        Ok(true)
+    }
+
+    /// Accumulates the gradients of a few batches and steps along them.
+    ///
+    /// Every picture weighs the same, whatever the size of its batch: its loss is divided by the number of pictures
+    /// that full batches would have.
+    fn optimizer_step(
+        &mut self,
+        epoch: u64,
+        group: &[Vec<usize>],
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<()> {
+        let settings = &self.plan.settings;
+        let full = (settings.batch_size * settings.grad_accum) as f64;
+        let mut rows = Vec::with_capacity(group.len());
+        for (step, pictures) in (self.progress.step() + 1..).zip(group) {
+            let batch = self.batch(epoch, pictures);
+            let (clip, unet) = (&self.model.clip, &self.model.unet);
+            let losses = losses(clip, unet, &self.schedule, &batch, settings.clip_skip); // (B)
+            let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
+            if !loss.is_finite() {
+                return Err(self.not_finite("loss", epoch, step, pictures));
+            }
+            (losses.sum(Kind::Float) / full).backward();
+            rows.push(Row { epoch, step, loss });
+        }
+        let mut optimizers = by_name_mut(&mut self.unet, &mut self.text_encoder);
+        if !optimizers.iter().all(|(_, optimizer)| optimizer.gradients_are_finite()) {
+            let step = self.progress.step() + group.len() as u64;
+            return Err(self.not_finite("gradient", epoch, step, &group.concat()));
+        }
+        for (_, optimizer) in &mut optimizers {
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+        for row in rows {
+            self.progress.losses.push(row.loss);
+            self.losses_file.append(row)?;
+            let Row { epoch, step, loss } = row;
+            on_event(TrainEvent::Step { epoch, step, loss });
+        }
+        Ok(())
+    }
+
+    /// The inputs of a batch, with the random numbers of its pictures in this epoch.
+    fn batch(&self, epoch: u64, pictures: &[usize]) -> Batch {
+        let settings = &self.plan.settings;
+        let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
+        let cat = |of: &dyn Fn(usize) -> Tensor| {
+            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
+            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
+        };
+        let noise = |purpose, picture: usize| {
+            let shape = self.examples[picture].moments.mean.size();
+            let count = shape.iter().product::<i64>() as usize;
+            Tensor::from_slice(&stream(purpose, picture).normals(count)).view(&shape[..])
+        };
+        let scale = self.model.config.vae.scaling_factor;
+        let timesteps = self.schedule.timesteps() as i64;
+        let ids = |picture: usize| {
+            let dropped = stream(Purpose::Dropout, picture).uniform() < settings.cond_dropout;
+            let ids = if dropped { token_ids(DROPPED) } else { self.examples[picture].ids };
+            Tensor::from_slice(&ids).unsqueeze(0)
+        };
+        Batch {
+            latents: cat(&|i| self.examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
+            noise: cat(&|i| noise(Purpose::Noise, i)),
+            timesteps: pictures.iter().map(|&i| stream(Purpose::Timestep, i).below(timesteps)).collect(),
+            ids: cat(&ids),
+        }
+    }
+
+    /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
+    /// writes the same checkpoint again.
+    fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        if self.is_saved(epoch) {
+            let path = self.checkpoint_path(epoch);
+            self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
+            on_event(TrainEvent::Saved { path });
+        }
+        match epoch < self.plan.settings.max_epochs {
+            true => self.save_state(),
+            false => self.losses_file.sync(),
+        }
+    }
+
+    /// What a checkpoint says about its origin. Nothing in it varies from run to run.
+    fn metadata(&self, epoch: u64) -> BTreeMap<String, String> {
+        let settings = serde_json::to_string(&self.plan.settings).expect("settings are plain data");
+        BTreeMap::from([
+            ("vodka.train".to_owned(), settings),
+            ("vodka.train.base".to_owned(), self.base.to_string()),
+            ("vodka.train.epoch".to_owned(), epoch.to_string()),
+            ("vodka.train.step".to_owned(), self.progress.step().to_string()),
+        ])
+    }
+
+    /// Saves the state where one is due within the last `steps`; the end of an epoch has its own.
+    fn save_state_where_due(&self, steps: u64) -> Result<()> {
+        let step = self.progress.step();
+        let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
+        match due && !step.is_multiple_of(self.steps_per_epoch) {
+            true => self.save_state(),
+            false => Ok(()),
+        }
+    }
+
+    fn save_state(&self) -> Result<()> {
+        self.losses_file.sync()?;
+        let optimizers = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
+        let optimizers: Vec<_> = optimizers.into_iter().filter_map(|(name, o)| Some((name, o?))).collect();
+        state::save(&self.plan.output, self.key, self.plan.settings.seed, &self.progress, &optimizers)
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.steps_per_epoch * self.plan.settings.max_epochs
+    }
+
+    fn epochs_done(&self) -> u64 {
+        self.progress.step() / self.steps_per_epoch
+    }
+
+    fn is_saved(&self, epoch: u64) -> bool {
+        let settings = &self.plan.settings;
+        let every = settings.save_every_n_epochs.unwrap_or(settings.max_epochs);
+        epoch.is_multiple_of(every) || epoch == settings.max_epochs
+    }
+
+    /// EveryDream2's name for it.
+    fn checkpoint_path(&self, epoch: u64) -> PathBuf {
+        let (name, step) = (&self.plan.settings.name, epoch * self.steps_per_epoch);
+        self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
+    }
+
+    fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
+        (1..=self.epochs_done())
+            .filter(|epoch| self.is_saved(*epoch))
+            .map(|epoch| self.checkpoint_path(epoch))
+    }
+
+    fn check_earlier_checkpoints(&self) -> Result<()> {
+        match self.checkpoints().find(|path| !path.exists()) {
+            Some(path) => Err(Error::MissingCheckpoint { path }),
+            None => Ok(()),
+        }
+    }
+
+    fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
+        let pictures = pictures.iter().map(|&picture| self.examples[picture].path.clone()).collect();
+        Error::NotFinite { what, epoch, step, pictures }
+    }
+
+    fn report(&self, finished: bool) -> TrainReport {
+        let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+        let by_epoch: Vec<_> = self.progress.losses.chunks(self.steps_per_epoch as usize).map(mean).collect();
+        TrainReport {
+            outcome: match (finished, self.skipped.is_empty()) {
+                (false, _) => Outcome::Interrupted,
+                (true, false) => Outcome::Skipped,
+                (true, true) => Outcome::Done,
+            },
+            seed: self.plan.settings.seed,
+            pictures: self.examples.len(),
+            steps: self.progress.step(),
+            total_steps: self.total_steps(),
+            losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
+            long_captions: self.long_captions,
+            checkpoints: self.checkpoints().collect(),
+            skipped: self.skipped.clone(),
+        }
+    }
+}
+
+/// Opens the base checkpoint and checks that it is whole and can be trained.
+fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(&plan.base)?;
+    checkpoint.verify()?;
+    let ModelConfig { prediction, clip, unet, vae } = checkpoint.config();
+    if *prediction != Prediction::Epsilon {
+        let found = serde_json::to_value(prediction).expect("a prediction is plain data");
+        let found = found.as_str().unwrap_or_default().to_owned();
+        return Err(Error::Prediction { path: plan.base.clone(), found });
+    }
+    if clip.vocab_size != EOS + 1 {
+        let (path, found) = (plan.base.clone(), clip.vocab_size);
+        return Err(Error::Vocabulary { path, found, expected: EOS + 1 });
+    }
+    if unet.in_channels != vae.latent_channels {
+        let (path, found, expected) = (plan.base.clone(), unet.in_channels, vae.latent_channels);
+        return Err(Error::Channels { path, found, expected });
+    }
+    let clip_skip = plan.settings.clip_skip;
+    if clip_skip > clip.layers {
+        let (value, expected) = (clip_skip.to_string(), "at most the layers of the text encoder");
+        return Err(Error::OutOfRange { key: "clip_skip", value, expected });
+    }
+    Ok(checkpoint)
+}
+
+/// Makes a network trainable; its parameters go by name, so that their order is always the same.
+fn optimizer(network: &mut impl Network, settings: AdamWSettings) -> AdamW {
+    network.unfreeze();
+    AdamW::new(network.vars().variables().into_iter().collect::<BTreeMap<_, _>>(), settings)
+}
+
+fn by_name_mut<'o>(
+    unet: &'o mut Option<AdamW>,
+    text_encoder: &'o mut Option<AdamW>,
+) -> Vec<(&'static str, &'o mut AdamW)> {
+    let both = [("unet", unet.as_mut()), ("text_encoder", text_encoder.as_mut())];
+    both.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect()
+}
+
+/// The lines of `losses.csv` for the steps that are done.
+fn rows(progress: &Progress, steps_per_epoch: u64) -> impl Iterator<Item = Row> {
+    let losses = progress.losses.iter().enumerate();
+    losses.map(move |(i, &loss)| Row { epoch: i as u64 / steps_per_epoch + 1, step: i as u64 + 1, loss })
+}
+
+fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
+    let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
+    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
+}

@@ -1,0 +1,106 @@
+//! Training steps against PyTorch's, and gradient accumulation against whole batches.
+
+use tch::{Device, Kind, Tensor};
+use vodka_checkpoint::Checkpoint;
+use vodka_noise::Schedule;
+use vodka_sd15::{Network, StableDiffusion};
+use vodka_testkit::Case;
+use vodka_trainer::{
+    AdamWSettings,
+    adamw::AdamW,
+    step::{Batch, losses},
+};
+
+const UNET: AdamWSettings =
+    AdamWSettings { lr: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.01 };
+const TEXT: AdamWSettings = AdamWSettings { lr: 5e-4, ..UNET };
+
+fn model(case: &Case) -> StableDiffusion {
+    let checkpoint = Checkpoint::open(case.path().join("model")).unwrap();
+    let mut model = StableDiffusion::load(&checkpoint, Device::Cpu, Kind::Float).unwrap();
+    model.unet.unfreeze();
+    model.clip.unfreeze();
+    model
+}
+
+fn batch(case: &Case, step: usize) -> Batch {
+    let tensor = |name: &str| {
+        let array = case.array(&format!("{name}/{step}"));
+        let shape: Vec<_> = array.shape.iter().map(|n| *n as i64).collect();
+        Tensor::from_slice(&array.data).view(&shape[..])
+    };
+    Batch {
+        latents: tensor("latents"),
+        noise: tensor("noise"),
+        timesteps: Vec::try_from(tensor("timesteps").to_kind(Kind::Int64)).unwrap(),
+        ids: tensor("ids").to_kind(Kind::Int64),
+    }
+}
+
+fn optimizer(network: &impl Network, settings: AdamWSettings) -> AdamW {
+    AdamW::new(network.vars().variables(), settings)
+}
+
+fn check(case: &Case, name: &str, tensor: &Tensor) {
+    let shape: Vec<_> = tensor.size().iter().map(|n| *n as usize).collect();
+    let values = Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).unwrap();
+    case.check(name, &values, &shape);
+}
+
+#[test]
+fn three_steps_are_those_of_pytorch_and_diffusers() {
+    let case = Case::open("trainer/steps");
+    let model = model(&case);
+    let mut optimizers = [optimizer(&model.unet, UNET), optimizer(&model.clip, TEXT)];
+    for step in 0..3 {
+        let losses = losses(&model.clip, &model.unet, &Schedule::scaled_linear(), &batch(&case, step), 1);
+        let loss = losses.mean(Kind::Float);
+        loss.backward();
+        check(&case, &format!("loss/{step}"), &loss.view([1]));
+        for optimizer in &mut optimizers {
+            assert!(optimizer.gradients_are_finite());
+            optimizer.step();
+            optimizer.zero_grad();
+        }
+    }
+    for (prefix, variables) in
+        [("unet/", model.unet.vars().variables()), ("text/", model.clip.vars().variables())]
+    {
+        let names = case.names();
+        let names: Vec<_> = names.iter().filter_map(|name| name.strip_prefix(prefix)).collect();
+        assert!(names.len() > 3, "{prefix}");
+        for name in names {
+            check(&case, &format!("{prefix}{name}"), &variables[name]);
+        }
+    }
+}
+
+#[test]
+fn accumulated_gradients_are_those_of_the_whole_batch() {
+    let case = Case::open("trainer/steps");
+    let schedule = Schedule::scaled_linear();
+    let whole = batch(&case, 0);
+    let part = |i: i64| Batch {
+        latents: whole.latents.narrow(0, i, 1),
+        noise: whole.noise.narrow(0, i, 1),
+        timesteps: vec![whole.timesteps[i as usize]],
+        ids: whole.ids.narrow(0, i, 1),
+    };
+    let gradients = |batches: &[Batch]| {
+        let model = model(&case);
+        for batch in batches {
+            let losses = losses(&model.clip, &model.unet, &schedule, batch, 1);
+            (losses.sum(Kind::Float) / 2.0).backward();
+        }
+        let variables = model.unet.vars().variables().into_iter().chain(model.clip.vars().variables());
+        let mut gradients: Vec<_> = variables.map(|(name, variable)| (name, variable.grad())).collect();
+        gradients.sort_by(|a, b| a.0.cmp(&b.0));
+        gradients
+    };
+    let accumulated = gradients(&[part(0), part(1)]);
+    for ((name, a), (_, b)) in accumulated.into_iter().zip(gradients(&[whole])) {
+        let difference = (&a - &b).norm().double_value(&[]);
+        let size = b.norm().double_value(&[]);
+        assert!(difference <= 1e-5 * size + 1e-9, "{name}: differs by {difference:e} of {size:e}");
+    }
+}

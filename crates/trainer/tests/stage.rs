@@ -1,0 +1,318 @@
+//! The stage as a whole: resumption, determinism, what is skipped and what is refused.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vodka_checkpoint::Checkpoint;
+use vodka_images::RgbImage;
+use vodka_stage::{ContentHash, Interrupt, Outcome, hash_file};
+use vodka_trainer::{Error, Result, TrainConfig, TrainEvent, TrainReport, run};
+
+/// Pictures with captions in a folder of their own, and a configuration that trains the tiny model on them.
+struct World {
+    dir: TempDir,
+    config: TrainConfig,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir_all(data.join("sub")).unwrap();
+        // Two shapes, so that there are incomplete batches.
+        for (i, (width, height)) in
+            [(64, 64), (96, 90), (80, 80), (128, 64), (120, 60)].into_iter().enumerate()
+        {
+            let colour = |x: u32, y: u32| image_pixel(i as u32, x, y);
+            let name = data.join(if i == 4 { "sub/4.png".to_owned() } else { format!("{i}.png") });
+            RgbImage::from_fn(width, height, colour).save(&name).unwrap();
+            fs::write(name.with_extension("txt"), format!("a red circle number {i}\n")).unwrap();
+        }
+        let mut config = TrainConfig {
+            data_root: data,
+            resume_ckpt: Some(vodka_testkit::model("base")),
+            ..TrainConfig::default()
+        };
+        let keys = json!({"resolution": 64, "batch_size": 2, "max_epochs": 3, "lr": 1e-3, "save_every_n_epochs": 1,
+            "project_name": "tiny", "cond_dropout": 0.3, "threads": 1});
+        set(&mut config, keys);
+        Self { dir, config }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Trains into the folder `output`.
+    fn train(
+        &self,
+        output: &str,
+        changes: Value,
+        on_event: &mut dyn FnMut(TrainEvent, &Interrupt),
+    ) -> Result<TrainReport> {
+        let mut config = TrainConfig { output: Some(self.at(output)), ..self.config.clone() };
+        set(&mut config, changes);
+        let interrupt = Interrupt::new();
+        run(&config.plan()?, &interrupt, &mut |event| on_event(event, &interrupt))
+    }
+
+    /// Trains undisturbed.
+    fn undisturbed(&self, output: &str, changes: Value) -> TrainReport {
+        self.train(output, changes, &mut |_, _| ()).unwrap()
+    }
+
+    fn error(&self, changes: Value) -> Error {
+        self.train("out", changes, &mut |_, _| ()).unwrap_err()
+    }
+
+    /// The hashes of what is in an output folder, by name.
+    fn files(&self, output: &str) -> BTreeMap<String, ContentHash> {
+        let entries = fs::read_dir(self.at(output)).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| (path.file_name().unwrap().to_string_lossy().into(), hash_file(path).unwrap()))
+            .collect()
+    }
+}
+
+fn image_pixel(i: u32, x: u32, y: u32) -> vodka_images::Rgb<u8> {
+    vodka_images::Rgb([(x * 3 + 40 * i) as u8, (y * 2) as u8, (x + y + 7 * i) as u8])
+}
+
+fn set(config: &mut TrainConfig, keys: Value) {
+    for (key, value) in keys.as_object().unwrap() {
+        config.set(key, value.clone()).unwrap();
+    }
+}
+
+/// Does something at the end of a step.
+fn at_step(wanted: u64, mut act: impl FnMut(&Interrupt)) -> impl FnMut(TrainEvent, &Interrupt) {
+    move |event, interrupt| match event {
+        TrainEvent::Step { step, .. } if step == wanted => act(interrupt),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_run_leaves_checkpoints_losses_and_nothing_else() {
+    let world = World::new();
+    let report = world.undisturbed("out", json!({}));
+    assert_eq!((report.outcome, report.pictures, report.steps), (Outcome::Done, 5, 9));
+    let names: Vec<_> = world.files("out").into_keys().collect();
+    let checkpoints =
+        ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"];
+    assert_eq!(names, [&["losses.csv"], &checkpoints[..]].concat());
+    assert_eq!(report.checkpoints, checkpoints.map(|name| world.at("out").join(name)));
+    let losses = fs::read_to_string(world.at("out/losses.csv")).unwrap();
+    assert_eq!(losses.lines().count(), 10);
+    assert!(losses.lines().nth(4).unwrap().starts_with("2,4,"), "{losses}");
+    assert!(losses.lines().all(|line| line.ends_with(",1e-3,1e-3") || line.ends_with("lr_text_encoder")));
+    Checkpoint::open(&report.checkpoints[2]).unwrap().verify().unwrap();
+
+    let again = world.undisturbed("out", json!({}));
+    assert_eq!((again.outcome, again.checkpoints), (Outcome::Unchanged, report.checkpoints));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_files() {
+    let world = World::new();
+    world.undisturbed("whole", json!({}));
+    for step in [1, 3, 5] {
+        let output = format!("interrupted-{step}");
+        let report = world.train(&output, json!({}), &mut at_step(step, Interrupt::raise)).unwrap();
+        assert_eq!((report.outcome, report.steps), (Outcome::Interrupted, step));
+        let mut started = None;
+        let on_event = &mut |event, _: &Interrupt| {
+            if let TrainEvent::Started { done, .. } = event {
+                started = Some(done);
+            }
+        };
+        let report = world.train(&output, json!({}), on_event).unwrap();
+        assert_eq!((report.outcome, started), (Outcome::Done, Some(step)));
+        assert_eq!(world.files(&output), world.files("whole"), "interrupted after step {step}");
+    }
+}
+
+#[test]
+fn a_run_that_dies_goes_on_from_its_last_state_to_the_same_files() {
+    let world = World::new();
+    let keys = || json!({"state_every_n_steps": 2, "grad_accum": 2});
+    world.undisturbed("whole", keys());
+    for step in [1, 4, 8] {
+        let output = format!("died-{step}");
+        let die = || world.train(&output, keys(), &mut at_step(step, |_| panic!("killed by the test")));
+        assert!(catch_unwind(AssertUnwindSafe(die)).is_err());
+        world.undisturbed(&output, keys());
+        assert_eq!(world.files(&output), world.files("whole"), "died after step {step}");
+    }
+}
+
+#[test]
+fn another_setting_starts_anew_and_never_starts_over() {
+    let world = World::new();
+    let started = |changes: Value, start_over: bool| {
+        let mut done_before = None;
+        let mut config = TrainConfig { output: Some(world.at("out")), start_over, ..world.config.clone() };
+        set(&mut config, changes);
+        let interrupt = Interrupt::new();
+        let on_event = &mut |event| match event {
+            TrainEvent::Started { done, .. } => done_before = Some(done),
+            TrainEvent::Step { step: 4, .. } => interrupt.raise(),
+            _ => {}
+        };
+        run(&config.plan().unwrap(), &interrupt, on_event).unwrap();
+        done_before
+    };
+    assert_eq!(started(json!({}), false), Some(0));
+    assert_eq!(started(json!({"lr": 1e-4}), false), Some(0), "a state of another run is not gone on from");
+    assert_eq!(started(json!({"lr": 1e-4}), true), Some(0));
+    assert_eq!(started(json!({"lr": 1e-4}), false), Some(4));
+}
+
+#[test]
+fn a_run_keeps_the_number_of_threads_it_began_with() {
+    let world = World::new();
+    world.undisturbed("whole", json!({}));
+    world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
+    let before = tch::get_num_threads();
+    world.undisturbed("out", json!({"threads": 2}));
+    assert_eq!(tch::get_num_threads(), before);
+    assert_eq!(world.files("out"), world.files("whole"));
+}
+
+#[test]
+fn a_random_seed_is_kept_when_the_run_goes_on() {
+    let world = World::new();
+    let keys = || json!({"seed": -1});
+    let first = world.train("out", keys(), &mut at_step(4, Interrupt::raise)).unwrap();
+    let second = world.undisturbed("out", keys());
+    assert_eq!((second.outcome, second.seed), (Outcome::Done, first.seed));
+    assert_eq!(world.undisturbed("out", keys()).outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn what_is_trained_changes_and_what_is_frozen_does_not() {
+    let world = World::new();
+    let base = Checkpoint::open(world.config.resume_ckpt.clone().unwrap()).unwrap();
+    let changed = |key: &str, prefix: &str| {
+        let output = format!("{key}-out");
+        let report = world.undisturbed(&output, json!({key: true, "max_epochs": 1}));
+        let trained = Checkpoint::open(&report.checkpoints[0]).unwrap();
+        let differs =
+            |name: &&str| base.tensor(name).unwrap().to_f32() != trained.tensor(name).unwrap().to_f32();
+        let of_part: Vec<_> = base.names().filter(|name| name.starts_with(prefix)).collect();
+        (of_part.iter().copied().filter(|name| differs(&name)).count(), of_part.len())
+    };
+    let (unet, clip, vae) = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.");
+    let frozen_text = "disable_textenc_training";
+    let (count, all) = changed(frozen_text, unet);
+    assert!(2 * count > all, "{count} of {all} tensors of the UNet changed");
+    assert_eq!(changed(frozen_text, clip).0, 0);
+    assert_eq!(changed(frozen_text, vae).0, 0);
+    assert_eq!(changed("disable_unet_training", unet).0, 0);
+    assert!(changed("disable_unet_training", clip).0 > 10);
+}
+
+#[test]
+fn captions_may_lie_in_a_folder_of_their_own() {
+    let world = World::new();
+    let with_captions_at = |root: &Path| json!({"caption_root": root, "max_epochs": 1});
+    let undisturbed = world.undisturbed("beside", json!({"max_epochs": 1}));
+    for name in ["0", "1", "2", "3", "sub/4"] {
+        let (from, to) = (world.at(&format!("data/{name}.txt")), world.at(&format!("captions/{name}.txt")));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::rename(from, to).unwrap();
+    }
+    let report = world.undisturbed("apart", with_captions_at(&world.at("captions")));
+    assert_eq!(report.losses, undisturbed.losses);
+    assert_eq!(world.files("apart"), world.files("beside"));
+    let error = world.error(json!({"max_epochs": 1})).to_string();
+    assert!(error.contains("5 of the pictures") && error.contains("`sub/4.png`"), "{error}");
+}
+
+#[test]
+fn bad_pictures_are_skipped_and_named() {
+    let world = World::new();
+    fs::write(world.at("data/bad.png"), "not a picture").unwrap();
+    fs::write(world.at("data/bad.txt"), "a caption").unwrap();
+    fs::write(world.at("data/empty.jpg"), "").unwrap();
+    let mut seen = Vec::new();
+    let on_event = &mut |event, _: &Interrupt| {
+        if let TrainEvent::Skipped(skipped) = event {
+            seen.push(skipped.image);
+        }
+    };
+    let report = world.train("out", json!({"max_epochs": 1}), on_event).unwrap();
+    assert_eq!((report.outcome, report.pictures), (Outcome::Skipped, 5));
+    let mut listed: Vec<_> = report.skipped.iter().map(|skipped| skipped.image.clone()).collect();
+    assert_eq!(seen, listed);
+    listed.sort();
+    assert_eq!(listed, ["bad.png", "empty.jpg"]);
+    assert!(report.to_string().contains("skipped bad.png: "), "{report}");
+}
+
+#[test]
+fn data_that_cannot_be_trained_on_is_an_error() {
+    let world = World::new();
+    fs::write(world.at("data/2.txt"), " \n").unwrap();
+    assert!(world.error(json!({})).to_string().ends_with("have no caption: `2.png`"));
+    fs::create_dir(world.at("none")).unwrap();
+    assert!(matches!(world.error(json!({"data_root": world.at("none")})), Error::NoPictures { .. }));
+    fs::write(world.at("none/a.png"), "x").unwrap();
+    fs::write(world.at("none/a.txt"), "x").unwrap();
+    let error = world.error(json!({"data_root": world.at("none")}));
+    assert!(error.to_string().starts_with("none of the 1 pictures in"), "{error}");
+    assert!(world.error(json!({"data_root": world.at("nowhere")})).to_string().contains("nowhere"));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures() {
+    let world = World::new();
+    let error = world.error(json!({"lr": 1e20, "state_every_n_steps": 1}));
+    let Error::NotFinite { epoch: 1, step: 2, pictures, .. } = &error else { panic!("{error:?}") };
+    assert!(!pictures.is_empty());
+    assert!(error.to_string().contains("is not finite in epoch 1, step 2, with the pictures `"), "{error}");
+    assert!(world.at("out/state.safetensors").exists(), "the state after step 1 stays");
+}
+
+#[test]
+fn a_bad_base_checkpoint_is_an_error_that_names_it() {
+    let world = World::new();
+    let whole = fs::read(world.config.resume_ckpt.clone().unwrap()).unwrap();
+    let truncated = world.at("truncated.safetensors");
+    fs::write(&truncated, &whole[..whole.len() / 2]).unwrap();
+    let error = world.error(json!({"resume_ckpt": truncated}));
+    assert!(
+        matches!(error, Error::Checkpoint(_)) && error.to_string().contains("truncated.safetensors"),
+        "{error}"
+    );
+    let nan = world.at("nan.safetensors");
+    let mut bytes = whole;
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    fs::write(&nan, bytes).unwrap();
+    let error = world.error(json!({"resume_ckpt": nan}));
+    assert!(
+        matches!(error, Error::Checkpoint(_)) && error.to_string().contains("nan.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_layer_that_the_text_encoder_does_not_have_is_an_error() {
+    let error = World::new().error(json!({"clip_skip": 3}));
+    assert_eq!(error.to_string(), "`clip_skip` is 3, expected at most the layers of the text encoder");
+}
+
+#[test]
+fn an_earlier_checkpoint_that_is_gone_is_an_error() {
+    let world = World::new();
+    world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
+    fs::remove_file(world.at("out/tiny-ep01-gs00003.safetensors")).unwrap();
+    assert!(matches!(world.error(json!({})), Error::MissingCheckpoint { .. }));
+}

@@ -1,0 +1,1 @@
+//! The features of shared dependencies, so that they compile once, whichever packages are built.

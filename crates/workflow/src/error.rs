@@ -1,0 +1,96 @@
+//! What can go wrong with a recipe.
+
+use std::{error, path::PathBuf};
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A recipe that cannot be run, or a stage of it that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be read or is not of the form.
+    #[error(transparent)]
+    Recipe(vodka_stage::ConfigError),
+    /// A model that is neither in `[models]` nor made by the recipe.
+    #[error("`{recipe}`: there is no model `{name}`{}", did_you_mean(nearest))]
+    UnknownModel {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The name that was used.
+        name: String,
+        /// The known name that is most like it.
+        nearest: Option<String>,
+    },
+    /// Two models or two grids of one name.
+    #[error("`{recipe}`: the name `{name}` is given twice")]
+    NameTwice {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A name that cannot be that of a file.
+    #[error("`{recipe}`: the name `{name}` becomes a file: expected no slash in it and no dot at its head")]
+    NameOfFile {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// Mixes that are made of each other.
+    #[error("`{recipe}`: the mix `{name}` is made of itself, through its parents")]
+    Circle {
+        /// The recipe.
+        recipe: PathBuf,
+        /// A mix of the circle.
+        name: String,
+    },
+    /// An epoch that leaves no checkpoint.
+    #[error("`{recipe}`: there is no checkpoint of epoch {epoch} to choose, expected one of {expected:?}")]
+    Epoch {
+        /// The recipe.
+        recipe: PathBuf,
+        /// `train.choose`.
+        epoch: u64,
+        /// The epochs that leave one.
+        expected: Vec<u64>,
+    },
+    /// A training key that the workflow sets.
+    #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]
+    TrainKey {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The key.
+        key: &'static str,
+    },
+    /// The settings of a stage are wrong.
+    #[error("the settings of `{job}` are wrong")]
+    Settings {
+        /// The job.
+        job: String,
+        /// What the stage says.
+        source: Box<dyn error::Error + Send + Sync>,
+    },
+    /// A stage failed.
+    #[error("`{job}` failed")]
+    Stage {
+        /// The job.
+        job: String,
+        /// What the stage says.
+        source: Box<dyn error::Error + Send + Sync>,
+    },
+    /// A trained model is asked for before there is one.
+    #[error("there is no `{model}` yet: `train` makes it")]
+    NotTrained {
+        /// The model.
+        model: String,
+    },
+    /// A record cannot be read.
+    #[error(transparent)]
+    Record(#[from] vodka_stage::Error),
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+}

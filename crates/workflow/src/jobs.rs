@@ -1,0 +1,178 @@
+//! The jobs of a recipe, their order, and where their files lie.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use vodka_stage::{RunRecord, record_path};
+use vodka_trainer::TrainReport;
+
+use crate::{Error, Recipe, Result};
+
+/// Where the native libraries are; whoever runs a workflow knows.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// The folder that `cargo xtask setup` fills.
+    pub dir: PathBuf,
+    /// The ONNX Runtime library.
+    pub onnxruntime: PathBuf,
+}
+
+/// One run of one stage.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
+pub enum Job {
+    /// Score every picture.
+    Tag,
+    /// Choose tags.
+    Select,
+    /// Write tables of the scores.
+    Report,
+    /// Write captions.
+    Caption,
+    /// Fine-tune.
+    Train,
+    /// Make the mix of this name.
+    Merge(String),
+    /// Make the grid of this name.
+    Grid(String),
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag => f.write_str("tag"),
+            Self::Select => f.write_str("select"),
+            Self::Report => f.write_str("report"),
+            Self::Caption => f.write_str("caption"),
+            Self::Train => f.write_str("train"),
+            Self::Merge(name) => write!(f, "merge {name}"),
+            Self::Grid(name) => write!(f, "grid {name}"),
+        }
+    }
+}
+
+impl From<Job> for String {
+    fn from(job: Job) -> Self {
+        job.to_string()
+    }
+}
+
+/// A recipe in order.
+#[derive(Debug, Clone)]
+pub struct Workflow {
+    pub(crate) recipe: Recipe,
+    pub(crate) runtime: Runtime,
+    jobs: Vec<Job>,
+}
+
+impl Workflow {
+    /// Reads a recipe and puts its jobs in order.
+    pub fn open(path: &Path, runtime: Runtime) -> Result<Self> {
+        let recipe = Recipe::read(path)?;
+        let jobs = order(&recipe, path)?;
+        Ok(Self { recipe, runtime, jobs })
+    }
+
+    /// The jobs, in the order in which they run: each after those whose files it reads, grids as early as they can.
+    pub fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
+    /// The folder of everything that is made.
+    pub fn output(&self) -> &Path {
+        &self.recipe.workflow.output
+    }
+
+    /// What a job makes.
+    pub fn output_of(&self, job: &Job) -> PathBuf {
+        let output = self.output();
+        match job {
+            Job::Tag => output.join("tags.parquet"),
+            Job::Select => output.join("selection.csv"),
+            Job::Report => output.join("report"),
+            Job::Caption => output.join("captions"),
+            Job::Train => output.join("train"),
+            Job::Merge(name) => output.join("mixes").join(format!("{name}.safetensors")),
+            Job::Grid(name) => output.join("grids").join(name),
+        }
+    }
+
+    /// The jobs whose files a job reads.
+    pub fn needs(&self, job: &Job) -> Vec<Job> {
+        let makers = |models: &mut dyn Iterator<Item = &String>| models.filter_map(|m| self.maker(m)).collect();
+        match job {
+            Job::Tag | Job::Select => Vec::new(),
+            Job::Report | Job::Caption => vec![Job::Tag, Job::Select],
+            Job::Train => vec![Job::Caption],
+            Job::Merge(name) => makers(&mut self.recipe.merge_of(name).parents()),
+            Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
+        }
+    }
+
+    /// The job that makes a model; none for those that are there already.
+    fn maker(&self, model: &str) -> Option<Job> {
+        let mixed = self.recipe.merge.iter().any(|merge| merge.name == model);
+        let trained = self.recipe.trained_names().iter().any(|name| name == model);
+        match () {
+            () if mixed => Some(Job::Merge(model.to_owned())),
+            () if trained => Some(Job::Train),
+            () => None,
+        }
+    }
+
+    /// The file of a model. That of a trained one is known when training is through.
+    pub fn model(&self, name: &str) -> Result<PathBuf> {
+        if let Some(path) = self.recipe.models.get(name) {
+            return Ok(path.clone());
+        }
+        match self.maker(name) {
+            Some(Job::Train) => self.trained(name),
+            _ => Ok(self.output_of(&Job::Merge(name.to_owned()))),
+        }
+    }
+
+    fn trained(&self, name: &str) -> Result<PathBuf> {
+        let not_yet = || Error::NotTrained { model: name.to_owned() };
+        let folder = self.output_of(&Job::Train);
+        let record = RunRecord::read(&record_path(&folder)).map_err(|_| not_yet())?;
+        let report: TrainReport = serde_json::from_value(record.report).map_err(|_| not_yet())?;
+        let epochs = self.recipe.saved_epochs();
+        let epoch = match name.rsplit_once('@') {
+            Some((_, epoch)) => epoch.parse().ok(),
+            None => self.recipe.train.choose.or(epochs.last().copied()),
+        };
+        let place = epochs.iter().position(|saved| Some(*saved) == epoch).ok_or_else(not_yet)?;
+        let file = report.checkpoints.get(place).and_then(|path| path.file_name()).ok_or_else(not_yet)?;
+        Ok(folder.join(file))
+    }
+}
+
+/// Each job after those it needs; of those that can run, grids before mixes, else as the recipe has them.
+fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
+    let mut jobs = vec![Job::Tag, Job::Select];
+    jobs.extend(recipe.report.is_some().then_some(Job::Report));
+    jobs.extend([Job::Caption, Job::Train]);
+    let mut there: BTreeSet<&String> = recipe.models.keys().collect();
+    let trained = recipe.trained_names();
+    there.extend(&trained);
+    let mut grids: Vec<_> = recipe.grid.iter().collect();
+    let mut merges: Vec<_> = recipe.merge.iter().collect();
+    while !grids.is_empty() || !merges.is_empty() {
+        if let Some(i) = grids.iter().position(|grid| grid.models.iter().all(|model| there.contains(model))) {
+            jobs.push(Job::Grid(grids.remove(i).name.clone()));
+        } else if let Some(i) = merges.iter().position(|merge| merge.parents().all(|m| there.contains(m))) {
+            let merge = merges.remove(i);
+            there.insert(&merge.name);
+            jobs.push(Job::Merge(merge.name.clone()));
+        } else {
+            // Every name is known, so what is left waits for itself.
+            let name = merges.first().expect("a grid waits for a mix").name.clone();
+            return Err(Error::Circle { recipe: path.to_path_buf(), name });
+        }
+    }
+    Ok(jobs)
+}

@@ -1,0 +1,21 @@
+//! The recipe: which stage, on what, already done or not.
+//!
+//! A [`Recipe`] names every stage of the V3 experiment. [`Workflow::open`] puts them in order as [`Job`]s; [`run`] makes
+//! those whose outputs are not what their inputs and settings would make; [`Workflow::status`] only looks.
+
+mod error;
+mod jobs;
+mod recipe;
+mod run;
+mod stages;
+mod status;
+
+pub use error::{Error, Result};
+pub use jobs::{Job, Runtime, Workflow};
+pub use recipe::Recipe;
+pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
+pub use stages::Progress;
+pub use status::{JobStatus, State};
+
+/// The recipe that `vodka init` writes: the V3 experiment with the numbers that its authors published.
+pub const TEMPLATE: &str = include_str!("template.toml");

@@ -1,0 +1,409 @@
+//! The recipe: what one TOML file says about a whole run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use vodka_captions::Position;
+use vodka_merger::Method;
+use vodka_sampler::{GridPrompt, SamplerName, Size};
+use vodka_stage::{nearest, read_toml};
+use vodka_tagger::{Provider, TagConfig};
+use vodka_trainer::{OptimizerConfig, TrainConfig};
+
+use crate::{Error, Result};
+
+/// A recipe as it is written. Relative paths are relative to the folder of the recipe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Pictures in, folder out.
+    pub workflow: Workflow,
+    /// Checkpoints that are there already, by names of the user's own.
+    pub models: BTreeMap<String, PathBuf>,
+    /// Scoring every picture.
+    pub tag: Tag,
+    /// Choosing the tags worth having.
+    #[serde(default)]
+    pub select: Select,
+    /// Tables to look at before captions are written.
+    #[serde(default)]
+    pub report: Option<Report>,
+    /// Writing the captions.
+    #[serde(default)]
+    pub caption: Caption,
+    /// Fine-tuning.
+    pub train: Train,
+    /// Mixes, each a model of its own for the grids and for further mixes.
+    #[serde(default)]
+    pub merge: Vec<Merge>,
+    /// Comparison grids.
+    #[serde(default)]
+    pub grid: Vec<Grid>,
+}
+
+/// `[workflow]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workflow {
+    /// Folder with the pictures, and a `.txt` caption beside each.
+    pub images: PathBuf,
+    /// Folder for all that is made.
+    pub output: PathBuf,
+    /// `cpu`, `cuda` or `cuda:N`, for training and sampling. Default: `cpu`.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+/// `[tag]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tag {
+    /// Folder with `model.onnx` and `selected_tags.csv`.
+    pub model: PathBuf,
+    /// Scores below are not stored. Default: 0.1.
+    #[serde(default = "one_tenth")]
+    pub min_score: f64,
+    /// Pictures to a run of the network. Default: the tagger's.
+    pub batch: Option<usize>,
+    /// Where the network runs. Default: `cpu`.
+    #[serde(default)]
+    pub provider: Provider,
+}
+
+/// `[select]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Select {
+    /// Share of all occurrences of general tags, from the most frequent down. Default: 0.8.
+    pub coverage: f64,
+    /// Tags to take, whatever their count.
+    pub include: Vec<String>,
+    /// Tags to leave out.
+    pub exclude: Vec<String>,
+}
+
+impl Default for Select {
+    fn default() -> Self {
+        Self { coverage: 0.8, include: Vec::new(), exclude: Vec::new() }
+    }
+}
+
+/// `[report]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Report {
+    /// Words; the report tells the share of pictures that have any tag with such a word in it. Default: `blurry`.
+    pub groups: Vec<String>,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { groups: vec!["blurry".into()] }
+    }
+}
+
+/// `[caption]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Caption {
+    /// At most so many tags. Default: 3.
+    pub max_tags: usize,
+    /// Lowest score of a tag worth writing. Default: 0.3.
+    pub min_score: f32,
+    /// `prepend` or `append`. Default: `prepend`.
+    pub position: Position,
+}
+
+impl Default for Caption {
+    fn default() -> Self {
+        Self { max_tags: 3, min_score: 0.3, position: Position::Prepend }
+    }
+}
+
+/// `[train]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// The name of the trained model: `v3` is the chosen checkpoint, `v3@25` that of epoch 25.
+    pub name: String,
+    /// The model to start from.
+    pub base: String,
+    /// The epoch whose checkpoint is chosen. Default: the last.
+    pub choose: Option<u64>,
+    /// The keys of EveryDream2's `train.json`.
+    #[serde(deserialize_with = "TrainConfig::from_keys")]
+    pub config: TrainConfig,
+    /// The keys of EveryDream2's `optimizer.json`.
+    #[serde(default, deserialize_with = "OptimizerConfig::from_keys")]
+    pub optimizer: OptimizerConfig,
+}
+
+/// `[[merge]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merge {
+    /// The name of the new model.
+    pub name: String,
+    /// `weighted-sum`: A (1 - M) + B M; `add-difference`: A + M (B - C).
+    pub method: Method,
+    /// Model A.
+    pub a: String,
+    /// Model B.
+    pub b: String,
+    /// Model C, for `add-difference`.
+    pub c: Option<String>,
+    /// M.
+    pub multiplier: f64,
+}
+
+/// `[[grid]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// The name of its folder below `grids/`.
+    pub name: String,
+    /// The models to compare, one a column.
+    pub models: Vec<String>,
+    /// The prompts, one a row for each seed.
+    pub prompts: Vec<GridPrompt>,
+    /// Seeds. Default: 1.
+    #[serde(default = "seed_one")]
+    pub seeds: Vec<u32>,
+    /// Sampling steps. Default: 20.
+    #[serde(default = "twenty")]
+    pub steps: u32,
+    /// Guidance scale. Default: 7.
+    #[serde(default = "seven")]
+    pub cfg: f64,
+    /// Width and height in pixels. Default: `512x512`.
+    #[serde(default)]
+    pub size: Size,
+    /// The sampler, as A1111 calls it. Default: `Euler`.
+    #[serde(default)]
+    pub sampler: SamplerName,
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+fn one_tenth() -> f64 {
+    TagConfig::default_min_score()
+}
+
+fn seed_one() -> Vec<u32> {
+    vec![1]
+}
+
+fn twenty() -> u32 {
+    20
+}
+
+fn seven() -> f64 {
+    7.0
+}
+
+impl Recipe {
+    /// Reads a recipe and checks that its names name something.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut recipe: Self = read_toml(path).map_err(Error::Recipe)?;
+        recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
+        recipe.check_names(path)?;
+        recipe.check_train_keys(path)?;
+        recipe.check_epoch(path)?;
+        Ok(recipe)
+    }
+
+    fn resolve_paths(&mut self, folder: &Path) {
+        let given = [&mut self.workflow.images, &mut self.workflow.output, &mut self.tag.model];
+        for path in given.into_iter().chain(self.models.values_mut()) {
+            *path = tidy(&folder.join(&*path));
+        }
+    }
+
+    /// Every model has one name, and every name that is used is that of a model.
+    fn check_names(&self, path: &Path) -> Result<()> {
+        let mut known: BTreeSet<String> = self.models.keys().cloned().collect();
+        for name in self.trained_names().into_iter().chain(self.merge.iter().map(|merge| merge.name.clone())) {
+            check_file_name(path, &name)?;
+            if !known.insert(name.clone()) {
+                return Err(Error::NameTwice { recipe: path.to_path_buf(), name });
+            }
+        }
+        let mut grids = BTreeSet::new();
+        for name in self.grid.iter().map(|grid| &grid.name) {
+            check_file_name(path, name)?;
+            if !grids.insert(name) {
+                return Err(Error::NameTwice { recipe: path.to_path_buf(), name: name.clone() });
+            }
+        }
+        let used = self.merge.iter().flat_map(Merge::parents).chain(self.grid.iter().flat_map(|grid| &grid.models));
+        for name in used.chain([&self.train.base]) {
+            if !known.contains(name) {
+                return Err(Error::UnknownModel {
+                    recipe: path.to_path_buf(),
+                    name: name.clone(),
+                    nearest: nearest(name, known.iter().map(String::as_str)).map(ToOwned::to_owned),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys that the workflow fills in are not the recipe's to set.
+    fn check_train_keys(&self, path: &Path) -> Result<()> {
+        let config = &self.train.config;
+        let set = [
+            ("data_root", config.data_root != PathBuf::new()),
+            ("caption_root", config.caption_root.is_some()),
+            ("resume_ckpt", config.resume_ckpt.is_some()),
+            ("output", config.output.is_some()),
+            ("save_ckpt_dir", config.save_ckpt_dir.is_some()),
+            ("project_name", config.project_name.is_some()),
+            ("optimizer_config", config.optimizer_config.is_some()),
+        ];
+        match set.into_iter().find(|(_, set)| *set) {
+            Some((key, _)) => Err(Error::TrainKey { recipe: path.to_path_buf(), key }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_epoch(&self, path: &Path) -> Result<()> {
+        let expected = self.saved_epochs();
+        match self.train.choose.filter(|epoch| !expected.contains(epoch)) {
+            Some(epoch) => Err(Error::Epoch { recipe: path.to_path_buf(), epoch, expected }),
+            None => Ok(()),
+        }
+    }
+
+    /// The mix of a name that has been checked.
+    pub(crate) fn merge_of(&self, name: &str) -> &Merge {
+        self.merge.iter().find(|merge| merge.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The grid of a name that has been checked.
+    pub(crate) fn grid_of(&self, name: &str) -> &Grid {
+        self.grid.iter().find(|grid| grid.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// `v3`, and `v3@25` for each epoch after which a checkpoint is saved.
+    pub(crate) fn trained_names(&self) -> Vec<String> {
+        let name = &self.train.name;
+        let epochs = self.saved_epochs();
+        std::iter::once(name.clone()).chain(epochs.iter().map(|epoch| format!("{name}@{epoch}"))).collect()
+    }
+
+    /// The epochs after which a checkpoint is saved.
+    pub(crate) fn saved_epochs(&self) -> Vec<u64> {
+        let config = &self.train.config;
+        let every = config.save_every_n_epochs.filter(|every| *every > 0).unwrap_or(config.max_epochs);
+        let mut epochs: Vec<u64> = (1..=config.max_epochs).filter(|epoch| epoch % every.max(1) == 0).collect();
+        if epochs.last() != Some(&config.max_epochs) {
+            epochs.push(config.max_epochs);
+        }
+        epochs
+    }
+}
+
+impl Merge {
+    /// The models it is made of.
+    pub(crate) fn parents(&self) -> impl Iterator<Item = &String> {
+        [Some(&self.a), Some(&self.b), self.c.as_ref()].into_iter().flatten()
+    }
+}
+
+fn check_file_name(recipe: &Path, name: &str) -> Result<()> {
+    if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+        return Err(Error::NameOfFile { recipe: recipe.to_path_buf(), name: name.to_owned() });
+    }
+    Ok(())
+}
+
+/// Takes `x/..` out of a path, where `x` is not itself `..`.
+fn tidy(path: &Path) -> PathBuf {
+    let mut tidied = PathBuf::new();
+    for part in path.components() {
+        let up = part == std::path::Component::ParentDir;
+        let named = matches!(tidied.components().next_back(), Some(std::path::Component::Normal(_)));
+        match part {
+            std::path::Component::CurDir => {}
+            _ if up && named => {
+                tidied.pop();
+            }
+            _ => tidied.push(part),
+        }
+    }
+    tidied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Runtime, TEMPLATE, Workflow};
+
+    fn open(text: &str) -> Result<Workflow> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        Workflow::open(&path, Runtime { dir: PathBuf::new(), onnxruntime: PathBuf::new() })
+    }
+
+    fn said(text: &str) -> String {
+        open(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_template_is_the_v3_experiment_in_order() {
+        let workflow = open(TEMPLATE).unwrap();
+        let jobs: Vec<_> = workflow.jobs().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            jobs,
+            [
+                "tag",
+                "select",
+                "report",
+                "caption",
+                "train",
+                "grid checkpoints",
+                "merge v3-with-v1",
+                "merge v3-with-v2",
+                "merge v3-plus-v1-minus-v2",
+                "grid mixes",
+            ]
+        );
+        assert_eq!(workflow.recipe.saved_epochs(), [25, 50, 75, 100]);
+        let config = &workflow.recipe.train.config;
+        assert_eq!((config.lr, config.batch_size, config.seed), (Some(1.5e-7), 4, 555));
+    }
+
+    #[test]
+    fn names_must_name_something_and_only_one_thing() {
+        let with = |from: &str, to: &str| said(&TEMPLATE.replacen(from, to, 1));
+        assert!(with("base = \"base\"", "base = \"bass\"").contains("no model `bass`, did you mean `base`?"));
+        assert!(with("name = \"v3-with-v2\"", "name = \"v1\"").contains("the name `v1` is given twice"));
+        assert!(with("name = \"mixes\"", "name = \"checkpoints\"").contains("the name `checkpoints` is given twice"));
+        assert!(with("name = \"mixes\"", "name = \"../mixes\"").contains("becomes a file"));
+        assert!(with("choose = 75", "choose = 76").contains("no checkpoint of epoch 76"));
+        assert!(with("a = \"v3\"", "a = \"v3-with-v1\"").contains("made of itself"));
+        assert!(with("seed = 555", "output = \"x\"").contains("`train.config.output` is set by the workflow"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_with_its_line() {
+        let line = TEMPLATE.lines().position(|line| line.starts_with("max_tags")).unwrap() + 1;
+        let text = said(&TEMPLATE.replacen("max_tags", "max_tag", 1));
+        assert!(text.contains(&format!("line {line}")) && text.contains("did you mean `max_tags`?"), "{text}");
+        let text = said(&TEMPLATE.replacen("batch_size", "batchsize", 1));
+        assert!(text.contains("unknown key `batchsize`") && text.contains("batch_size"), "{text}");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_recipe_and_short() {
+        assert_eq!(tidy(Path::new("a/b/../../c/./d")), Path::new("c/d"));
+        assert_eq!(tidy(Path::new("../../c")), Path::new("../../c"));
+        assert_eq!(tidy(Path::new("/a/../b")), Path::new("/b"));
+    }
+}

@@ -1,0 +1,123 @@
+//! Runs the jobs of a recipe, one after the other.
+
+use std::{fmt, path::PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+use vodka_stage::{Interrupt, Outcome, Report};
+
+use crate::{Job, Result, Workflow, stages::Progress};
+
+/// Something that happened in a workflow.
+#[derive(Debug)]
+pub enum WorkflowEvent<'a> {
+    /// A job begins.
+    Begins {
+        /// The job.
+        job: &'a Job,
+        /// From 1.
+        number: usize,
+        /// All jobs.
+        of: usize,
+    },
+    /// A job is at work.
+    Progress(Progress),
+    /// A job is through, or was found done.
+    Ends {
+        /// What it reported.
+        report: &'a JobReport,
+    },
+}
+
+/// What one job has done.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobReport {
+    /// The job.
+    pub job: Job,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it says to people.
+    pub text: String,
+    /// The stage's own report.
+    pub data: Value,
+}
+
+/// What a workflow has done.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkflowReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The jobs that ran or were found done.
+    pub jobs: Vec<JobReport>,
+    /// What to look at: the sheets of the grids, and the report.
+    pub look_at: Vec<PathBuf>,
+}
+
+/// Runs every job whose outputs are not there as they should be. A job that was killed goes on where it was.
+///
+/// # Errors
+/// The first job that fails ends the run; what was made before stays.
+pub fn run(
+    workflow: &Workflow,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(WorkflowEvent<'_>),
+) -> Result<WorkflowReport> {
+    let of = workflow.jobs().len();
+    let mut jobs: Vec<JobReport> = Vec::new();
+    for (number, job) in (1..).zip(workflow.jobs()) {
+        on_event(WorkflowEvent::Begins { job, number, of });
+        let plan = workflow.plan(job)?;
+        let report = plan.run(job, interrupt, &mut |progress| on_event(WorkflowEvent::Progress(progress)))?;
+        on_event(WorkflowEvent::Ends { report: &report });
+        let interrupted = report.outcome == Outcome::Interrupted;
+        jobs.push(report);
+        if interrupted || (interrupt.is_raised() && number < of) {
+            return Ok(WorkflowReport { outcome: Outcome::Interrupted, jobs, look_at: Vec::new() });
+        }
+    }
+    Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
+}
+
+/// Skipped inputs anywhere are worth an exit code of their own; unchanged means that no job had anything to do.
+fn overall(jobs: &[JobReport]) -> Outcome {
+    if jobs.iter().any(|report| report.outcome == Outcome::Skipped) {
+        Outcome::Skipped
+    } else if jobs.iter().all(|report| report.outcome == Outcome::Unchanged) {
+        Outcome::Unchanged
+    } else {
+        Outcome::Done
+    }
+}
+
+impl Workflow {
+    /// The files that a person will want to open.
+    fn look_at(&self) -> Vec<PathBuf> {
+        let sheets = self.jobs().iter().filter_map(|job| match job {
+            Job::Grid(_) => Some(self.output_of(job).join("grid.png")),
+            Job::Report => Some(self.output_of(job).join("report.md")),
+            _ => None,
+        });
+        sheets.collect()
+    }
+}
+
+impl Report for WorkflowReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for WorkflowReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unchanged = self.jobs.iter().filter(|report| report.outcome == Outcome::Unchanged).count();
+        match self.outcome {
+            Outcome::Unchanged => write!(f, "nothing to do: all {unchanged} jobs are done already")?,
+            Outcome::Interrupted => write!(f, "{} jobs are through", self.jobs.len().saturating_sub(1))?,
+            _ => write!(f, "{} jobs are through, {unchanged} of them were done already", self.jobs.len())?,
+        }
+        if !self.look_at.is_empty() {
+            write!(f, "\nlook at:")?;
+        }
+        self.look_at.iter().try_for_each(|path| write!(f, "\n  {}", path.display()))
+    }
+}

@@ -1,0 +1,253 @@
+//! One way to plan and run every stage.
+
+use std::error;
+
+use vodka_captions::{
+    caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Missing},
+    report::{self, ReportConfig, ReportPlan},
+    select::{self, SelectConfig, SelectPlan},
+};
+use vodka_merger::{MergeConfig, MergeEvent, MergePlan, VaePolicy};
+use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, ScheduleName, grid};
+use vodka_stage::{Interrupt, Report, RunKey};
+use vodka_tagger::{TagConfig, TagEvent, TagPlan};
+use vodka_trainer::{TrainConfig, TrainEvent, TrainPlan};
+
+use crate::{Error, Job, JobReport, Result, Workflow};
+
+type Cause = Box<dyn error::Error + Send + Sync>;
+
+/// How far a job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Units of work that are through, and all of them.
+    Units(u64, u64),
+    /// Units of work that are through.
+    Done(u64),
+    /// Something worth a line of its own.
+    Note(String),
+}
+
+/// The checked settings of a job.
+pub(crate) enum Plan {
+    Tag(TagPlan),
+    Select(SelectPlan),
+    Report(ReportPlan),
+    Caption(CaptionPlan),
+    Train(Box<TrainPlan>),
+    Merge(MergePlan),
+    Grid(GridPlan),
+}
+
+impl Workflow {
+    /// The checked settings of a job whose needs are met.
+    pub(crate) fn plan(&self, job: &Job) -> Result<Plan> {
+        let plan: Result<Plan, Cause> = match job {
+            Job::Tag => self.tag().plan().map(Plan::Tag).map_err(Into::into),
+            Job::Select => self.select().plan().map(Plan::Select).map_err(Into::into),
+            Job::Report => self.report().plan().map(Plan::Report).map_err(Into::into),
+            Job::Caption => self.caption().plan().map(Plan::Caption).map_err(Into::into),
+            Job::Train => self.train()?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into),
+            Job::Merge(name) => self.merge(name)?.plan().map(Plan::Merge).map_err(Into::into),
+            Job::Grid(name) => self.grid(name)?.plan().map(Plan::Grid).map_err(Into::into),
+        };
+        plan.map_err(|source| Error::Settings { job: job.to_string(), source })
+    }
+
+    fn tag(&self) -> TagConfig {
+        let recipe = &self.recipe.tag;
+        let mut config = TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
+        config.min_score = recipe.min_score;
+        config.provider = recipe.provider;
+        config.batch = recipe.batch.unwrap_or(config.batch);
+        config.onnxruntime = self.runtime.onnxruntime.clone();
+        config
+    }
+
+    fn select(&self) -> SelectConfig {
+        let recipe = &self.recipe.select;
+        SelectConfig {
+            labels: self.recipe.tag.model.join("selected_tags.csv"),
+            coverage: recipe.coverage,
+            include: recipe.include.clone(),
+            exclude: recipe.exclude.clone(),
+            output: self.output_of(&Job::Select),
+        }
+    }
+
+    fn report(&self) -> ReportConfig {
+        ReportConfig {
+            tags: self.output_of(&Job::Tag),
+            selection: self.output_of(&Job::Select),
+            images: self.recipe.workflow.images.clone(),
+            output: self.output_of(&Job::Report),
+            min_score: self.recipe.caption.min_score,
+            groups: self.recipe.report.clone().unwrap_or_default().groups,
+        }
+    }
+
+    fn caption(&self) -> CaptionConfig {
+        let recipe = &self.recipe.caption;
+        CaptionConfig {
+            tags: self.output_of(&Job::Tag),
+            selection: self.output_of(&Job::Select),
+            images: self.recipe.workflow.images.clone(),
+            output: Some(self.output_of(&Job::Caption)),
+            in_place: false,
+            max_tags: recipe.max_tags,
+            min_score: recipe.min_score,
+            position: recipe.position,
+            missing: Missing::default(),
+        }
+    }
+
+    fn train(&self) -> Result<TrainConfig> {
+        let recipe = &self.recipe.train;
+        Ok(TrainConfig {
+            data_root: self.recipe.workflow.images.clone(),
+            caption_root: Some(self.output_of(&Job::Caption)),
+            resume_ckpt: Some(self.model(&recipe.base)?),
+            output: Some(self.output_of(&Job::Train)),
+            project_name: Some(recipe.name.clone()),
+            device: self.recipe.workflow.device.clone(),
+            optimizer: Some(recipe.optimizer.clone()),
+            runtime_dir: self.runtime.dir.clone(),
+            ..recipe.config.clone()
+        })
+    }
+
+    fn merge(&self, name: &str) -> Result<MergeConfig> {
+        let recipe = self.recipe.merge_of(name);
+        Ok(MergeConfig {
+            method: recipe.method,
+            a: self.model(&recipe.a)?,
+            b: self.model(&recipe.b)?,
+            c: recipe.c.as_ref().map(|c| self.model(c)).transpose()?,
+            multiplier: recipe.multiplier,
+            output: self.output_of(&Job::Merge(name.to_owned())),
+            precision: None,
+            vae: VaePolicy::default(),
+        })
+    }
+
+    fn grid(&self, name: &str) -> Result<GridConfig> {
+        let recipe = self.recipe.grid_of(name);
+        let column = |model: &String| Ok(GridCheckpoint { label: Some(model.clone()), path: self.model(model)? });
+        Ok(GridConfig {
+            checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
+            prompts: recipe.prompts.clone(),
+            seeds: recipe.seeds.clone(),
+            steps: recipe.steps,
+            cfg: recipe.cfg,
+            size: recipe.size,
+            sampler: recipe.sampler,
+            schedule: ScheduleName::default(),
+            clip_skip: 1,
+            device: self.recipe.workflow.device.clone(),
+            output: self.output_of(&Job::Grid(name.to_owned())),
+            runtime_dir: self.runtime.dir.clone(),
+        })
+    }
+}
+
+impl Plan {
+    /// What the outputs depend on.
+    pub(crate) fn key(&self) -> Result<RunKey, Cause> {
+        Ok(match self {
+            Self::Tag(plan) => plan.key()?,
+            Self::Select(plan) => plan.key()?,
+            Self::Report(plan) => plan.key()?,
+            Self::Caption(plan) => plan.key()?,
+            Self::Train(plan) => plan.key()?,
+            Self::Merge(plan) => plan.key()?,
+            Self::Grid(plan) => plan.key()?,
+        })
+    }
+
+    /// Runs the stage.
+    pub(crate) fn run(
+        &self,
+        job: &Job,
+        interrupt: &Interrupt,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<JobReport> {
+        let mut tell = |progress: Option<Progress>| progress.into_iter().for_each(&mut *on_progress);
+        let result = match self {
+            Self::Tag(plan) => {
+                through(job, vodka_tagger::run(plan, interrupt, &mut |event| tell(of_tag(event))))
+            }
+            Self::Select(plan) => through(job, select::run(plan, interrupt, &mut |_| {})),
+            Self::Report(plan) => through(job, report::run(plan, interrupt, &mut |_| {})),
+            Self::Caption(plan) => {
+                through(job, caption::run(plan, interrupt, &mut |event| tell(of_caption(event))))
+            }
+            Self::Train(plan) => {
+                through(job, vodka_trainer::run(plan, interrupt, &mut |event| tell(of_train(event))))
+            }
+            Self::Merge(plan) => {
+                through(job, vodka_merger::run(plan, interrupt, &mut |event| tell(of_merge(event))))
+            }
+            Self::Grid(plan) => through(job, grid::run(plan, interrupt, &mut |event| tell(of_grid(event)))),
+        };
+        result.map_err(|source| Error::Stage { job: job.to_string(), source })
+    }
+}
+
+/// A stage's result in the form that all share.
+fn through<R: Report, E: Into<Cause>>(job: &Job, result: Result<R, E>) -> Result<JobReport, Cause> {
+    let report = result.map_err(Into::into)?;
+    Ok(JobReport {
+        job: job.clone(),
+        outcome: report.outcome(),
+        text: report.to_string(),
+        data: serde_json::to_value(&report).expect("reports are plain data"),
+    })
+}
+
+fn of_tag(event: TagEvent) -> Option<Progress> {
+    Some(match event {
+        TagEvent::Started { total, resumed } => Progress::Units(resumed as u64, total as u64),
+        TagEvent::Progress { done } => Progress::Done(done as u64),
+        TagEvent::Skipped { image, reason } => Progress::Note(format!("skipped {image}: {reason}")),
+    })
+}
+
+fn of_caption(event: CaptionEvent) -> Option<Progress> {
+    Some(match event {
+        CaptionEvent::Started { images } => Progress::Units(0, images),
+        CaptionEvent::Captioned { images } => Progress::Done(images),
+        CaptionEvent::Skipped(skipped) => {
+            Progress::Note(format!("skipped {}: {}", skipped.image, skipped.reason))
+        }
+    })
+}
+
+fn of_train(event: TrainEvent) -> Option<Progress> {
+    match event {
+        TrainEvent::Loaded { done, total } => Some(Progress::Units(done as u64, total as u64)),
+        TrainEvent::Started { steps, done, .. } => Some(Progress::Units(done, steps)),
+        TrainEvent::Step { step, .. } => Some(Progress::Done(step)),
+        TrainEvent::Saved { path } => Some(Progress::Note(format!("wrote {}", path.display()))),
+        TrainEvent::Skipped(skipped) => {
+            Some(Progress::Note(format!("skipped {}: {}", skipped.image, skipped.reason)))
+        }
+        _ => None,
+    }
+}
+
+fn of_merge(event: MergeEvent) -> Option<Progress> {
+    Some(match event {
+        MergeEvent::Started { tensors } => Progress::Units(0, tensors),
+        MergeEvent::Merged { tensors } => Progress::Done(tensors),
+    })
+}
+
+fn of_grid(event: GridEvent<'_>) -> Option<Progress> {
+    match event {
+        GridEvent::Cell { done, total } => Some(Progress::Units(done as u64, total as u64)),
+        GridEvent::Failed(cell) => {
+            Some(Progress::Note(format!("{} of {}: {}", cell.row, cell.column, cell.reason)))
+        }
+        GridEvent::Loading { .. } | GridEvent::Step { .. } => None,
+    }
+}

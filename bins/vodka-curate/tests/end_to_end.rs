@@ -1,6 +1,6 @@
 //! `vodka-curate` as a user runs it: select, report, caption; every documented error with its text and exit code.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{fs, path::Path, process::Output};
 
@@ -205,7 +205,7 @@ fn each_bad_input_has_its_words_and_exit_code_1() {
             |dir| {
                 fs::rename(dir.path().join("images/a.png"), dir.path().join("images/z.txt.bak"))
                     .and_then(|()| fs::remove_file(dir.path().join("images/sub dir/b.jpg")))
-                    .unwrap()
+                    .unwrap();
             },
             CAPTION,
             "no pictures in `images`",

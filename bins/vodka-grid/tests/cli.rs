@@ -1,5 +1,7 @@
 //! `vodka-grid` from `grid.toml` to the sheet, and each of its errors.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, path::Path, process, thread};
 
 use assert_cmd::{Command, assert::Assert};

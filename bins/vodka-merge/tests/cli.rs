@@ -1,6 +1,6 @@
 //! The binary from the outside: what it writes, what it says, and its exit codes.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     collections::BTreeMap,

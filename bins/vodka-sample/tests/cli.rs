@@ -1,5 +1,7 @@
 //! `vodka-sample` from the command line to the picture, and each of its errors.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, path::Path};
 
 use assert_cmd::{Command, assert::Assert};

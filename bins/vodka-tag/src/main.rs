@@ -8,7 +8,7 @@ use vodka_tagger::{Provider, TagConfig, TagEvent, run};
 
 /// Score every picture of a folder with a WD14 tagger, and write the table of tags
 ///
-/// Pictures that cannot be read are listed in <output stem>.skipped.csv (exit code 3). Killed or interrupted, the same
+/// Pictures that cannot be read are listed in `STEM.skipped.csv` beside the output (exit code 3). Killed or interrupted, the same
 /// command goes on from there; run again with nothing changed, it does nothing.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -1,5 +1,7 @@
 //! `vodka-tag` from the command line, on the pictures of the fixture world.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     fs::{self, File},
     path::Path,

@@ -1,5 +1,7 @@
 //! The real binary: a training run, its resumption after `kill -9`, and what it says about bad input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     collections::BTreeMap,
     fs,

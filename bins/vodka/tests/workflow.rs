@@ -1,6 +1,8 @@
 //! The whole workflow through the real binary: made once, not made twice, continued after a kill, remade where a number
 //! changed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -23,7 +25,9 @@ impl Lab {
         let mut captioned: Vec<PathBuf> = fs::read_dir(fixture("world/images"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|e| e != "txt") && path.with_extension("txt").exists())
+            .filter(|path| {
+                path.extension().is_some_and(|e| e != "txt") && path.with_extension("txt").exists()
+            })
             .collect();
         captioned.sort();
         for path in captioned.iter().take(8) {
@@ -126,7 +130,9 @@ fn said(output: &Output, code: i32) -> String {
 }
 
 fn line<'a>(text: &'a str, job: &str) -> &'a str {
-    text.lines().find(|line| line.trim_start().starts_with(job)).unwrap_or_else(|| panic!("no {job} in\n{text}"))
+    text.lines()
+        .find(|line| line.trim_start().starts_with(job))
+        .unwrap_or_else(|| panic!("no {job} in\n{text}"))
 }
 
 #[test]
@@ -148,10 +154,19 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
 
     lab.write_recipe(0.95, "");
     let text = lab.vodka("status", 0);
-    assert!(line(&text, "done   tag").len() > 1 && line(&text, "due    caption").contains("min_score"), "{text}");
+    assert!(
+        line(&text, "done   tag").len() > 1 && line(&text, "due    caption").contains("min_score"),
+        "{text}"
+    );
     let text = lab.vodka("run", 0);
-    assert!(line(&text, "tag").contains("unchanged") && line(&text, "select").contains("unchanged"), "{text}");
-    assert!(!line(&text, "train").contains("unchanged") && !line(&text, "grid").contains("unchanged"), "{text}");
+    assert!(
+        line(&text, "tag").contains("unchanged") && line(&text, "select").contains("unchanged"),
+        "{text}"
+    );
+    assert!(
+        !line(&text, "train").contains("unchanged") && !line(&text, "grid").contains("unchanged"),
+        "{text}"
+    );
     assert_ne!((lab.record("train"), lab.record("grids/mixes")), before);
 }
 
@@ -211,7 +226,8 @@ fn a_wrong_recipe_is_told_with_its_line_and_the_nearest_name() {
 fn init_writes_a_recipe_and_never_over_one() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = dir.path().join("recipe.toml");
-    let init = || Command::new(assert_cmd::cargo::cargo_bin!("vodka")).arg("init").arg(&recipe).output().unwrap();
+    let init =
+        || Command::new(assert_cmd::cargo::cargo_bin!("vodka")).arg("init").arg(&recipe).output().unwrap();
     said(&init(), 0);
     assert!(fs::read_to_string(&recipe).unwrap().contains("lr = 1.5e-7"));
     assert!(said(&init(), 2).contains("is there already"));

@@ -41,7 +41,8 @@ pub fn run(options: &Options) -> Result {
 
 /// Every `generate.py`, in order of path.
 fn generators() -> Vec<PathBuf> {
-    let files = WalkDir::new(root().join("fixtures")).sort_by_file_name().into_iter().filter_map(|entry| entry.ok());
+    let files =
+        WalkDir::new(root().join("fixtures")).sort_by_file_name().into_iter().filter_map(|entry| entry.ok());
     files.map(walkdir::DirEntry::into_path).filter(|path| path.ends_with("generate.py")).collect()
 }
 

@@ -72,7 +72,10 @@ pub fn run(options: &Options) -> Result {
         let named = options.cpu || options.gpu || libtorch.is_some();
         let as_named = manifest.wheels == hash_bytes(&wheels) && manifest.libtorch == libtorch;
         if as_named || (!named && manifest.is_pinned()) {
-            say(&format!("set up already: {} libraries in .runtime/ are as installed", manifest.libraries.len()));
+            say(&format!(
+                "set up already: {} libraries in .runtime/ are as installed",
+                manifest.libraries.len()
+            ));
             return Ok(());
         }
     }
@@ -81,7 +84,10 @@ pub fn run(options: &Options) -> Result {
     lay_out(&runtime, gpu, libtorch.as_deref())?;
     let manifest = Manifest { wheels: hash_bytes(&wheels), libtorch, libraries: hash_libraries(&runtime)? };
     write_atomic(runtime.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
-    say(&format!("installed {} into .runtime/", if gpu { "libtorch with CUDA" } else { "libtorch for the processor" }));
+    say(&format!(
+        "installed {} into .runtime/",
+        if gpu { "libtorch with CUDA" } else { "libtorch for the processor" }
+    ));
     Ok(())
 }
 
@@ -95,7 +101,8 @@ fn wanted(gpu: bool, only_onnxruntime: bool) -> String {
 /// The manifest, if all that it names is there and unchanged.
 fn installed(runtime: &Path) -> Option<Manifest> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(runtime.join("manifest.json")).ok()?).ok()?;
-    let unchanged = |(path, hash): (&PathBuf, &ContentHash)| hash_file(runtime.join(path)).ok().as_ref() == Some(hash);
+    let unchanged =
+        |(path, hash): (&PathBuf, &ContentHash)| hash_file(runtime.join(path)).ok().as_ref() == Some(hash);
     (!manifest.libraries.is_empty() && manifest.libraries.iter().all(unchanged)).then_some(manifest)
 }
 
@@ -142,9 +149,19 @@ fn install(runtime: &Path, wheels: &str) -> Result {
     fs::create_dir_all(runtime).map_err(|error| format!("cannot create {}: {error}", runtime.display()))?;
     let list = runtime.join("wheels.txt");
     write_atomic(&list, wheels)?;
-    say("installing libtorch and ONNX Runtime with pip (half a minute for a processor, some minutes for a GPU) ...");
+    say(
+        "installing libtorch and ONNX Runtime with pip (half a minute for a processor, some minutes for a GPU) ...",
+    );
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+    ]);
     pip.args(["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12"]);
     for abi in ["cp312", "abi3", "none"] {
         pip.args(["--abi", abi]);
@@ -236,7 +253,8 @@ fn gpu_libraries(site: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn shared_objects(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.map(|e| e.path())).collect::<io::Result<_>>()?;
     found.retain(|path| path.to_string_lossy().contains(".so"));
     found.sort();
@@ -290,9 +308,15 @@ mod tests {
     fn each_way_pip_fails_has_its_line() {
         for (stderr, expected) in [
             ("/usr/bin/python3: No module named pip", "pip is not installed"),
-            ("x\nERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+            (
+                "x\nERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+                "disk is full",
+            ),
             ("WARNING: Retrying\nERROR: Max retries exceeded", "cannot reach PyPI"),
-            ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "not the one that was pinned"),
+            (
+                "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE",
+                "not the one that was pinned",
+            ),
             ("ERROR: something new", "pip failed (ERROR: something new)"),
         ] {
             let line = why_pip_failed(stderr);
@@ -319,7 +343,10 @@ mod tests {
         for line in CPU.lines().chain(GPU.lines()).filter(|line| !line.starts_with('#')) {
             assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
         }
-        assert!(CPU.contains(&format!("torch=={TORCH_VERSION}")) && GPU.contains(&format!("torch=={TORCH_VERSION}")));
+        assert!(
+            CPU.contains(&format!("torch=={TORCH_VERSION}"))
+                && GPU.contains(&format!("torch=={TORCH_VERSION}"))
+        );
         assert_eq!(wanted(false, true).lines().count(), 1);
     }
 

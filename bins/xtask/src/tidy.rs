@@ -94,7 +94,8 @@ const WITH_LIBTORCH: &[&str] = &[
 const FIXTURES_BYTES_MAX: u64 = 15_000_000;
 
 pub fn run() -> Result {
-    let metadata = MetadataCommand::new().current_dir(root()).other_options(vec!["--locked".into()]).exec()?;
+    let metadata =
+        MetadataCommand::new().current_dir(root()).other_options(vec!["--locked".into()]).exec()?;
     let mut faults = arrow_faults(&metadata);
     faults.extend(libtorch_faults(&metadata));
     faults.extend(default_member_faults(&metadata));
@@ -117,7 +118,8 @@ pub fn run() -> Result {
 
 /// Dependencies, tests' apart, that are not in the tables.
 fn arrow_faults(metadata: &Metadata) -> Vec<String> {
-    let ours: BTreeSet<&str> = metadata.workspace_packages().iter().map(|package| package.name.as_str()).collect();
+    let ours: BTreeSet<&str> =
+        metadata.workspace_packages().iter().map(|package| package.name.as_str()).collect();
     let mut faults = Vec::new();
     for package in metadata.workspace_packages() {
         let name = package.name.as_str();
@@ -161,7 +163,8 @@ fn libtorch_faults(metadata: &Metadata) -> Vec<String> {
 
 /// The default members are all packages without libtorch, and no others.
 fn default_member_faults(metadata: &Metadata) -> Vec<String> {
-    let default: BTreeSet<_> = metadata.workspace_default_packages().iter().map(|p| p.name.to_string()).collect();
+    let default: BTreeSet<_> =
+        metadata.workspace_default_packages().iter().map(|p| p.name.to_string()).collect();
     let all = metadata.workspace_packages();
     let light = all.iter().map(|p| p.name.to_string()).filter(|name| !WITH_LIBTORCH.contains(&name.as_str()));
     let light: BTreeSet<_> = light.collect();
@@ -176,7 +179,10 @@ fn feature_faults(metadata: &Metadata) -> Result<Vec<String>> {
     for package in metadata.workspace_packages() {
         let alone = tree(&["--package", &package.name, "--edges", "normal,build"])?;
         faults.extend(alone.difference(&together).map(|line| {
-            format!("{}: alone it builds `{line}`, with the others it does not: `cargo hakari generate`", package.name)
+            format!(
+                "{}: alone it builds `{line}`, with the others it does not: `cargo hakari generate`",
+                package.name
+            )
         }));
     }
     Ok(faults)
@@ -197,10 +203,12 @@ fn tree(arguments: &[&str]) -> Result<BTreeSet<String>> {
 fn files() -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
     for folder in ["crates", "bins", "benches", "fixtures"] {
-        for entry in WalkDir::new(root().join(folder)).sort_by_file_name().into_iter().filter_map(|e| e.ok()) {
+        for entry in WalkDir::new(root().join(folder)).sort_by_file_name().into_iter().filter_map(|e| e.ok())
+        {
             let path = entry.into_path();
             if path.extension().is_some_and(|extension| extension == "rs" || extension == "py") {
-                let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let text =
+                    fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
                 files.push((path.strip_prefix(root())?.to_path_buf(), text));
             }
         }
@@ -213,7 +221,10 @@ fn file_faults(path: &Path, text: &str) -> Vec<String> {
     let rust = path.extension().is_some_and(|extension| extension == "rs");
     let opening = if rust { "//!" } else { "\"\"\"" };
     if !text.starts_with(opening) {
-        faults.push(format!("{}:1: expected a line `{opening}` that says what the file is for", path.display()));
+        faults.push(format!(
+            "{}:1: expected a line `{opening}` that says what the file is for",
+            path.display()
+        ));
     }
     // Spelt in two halves, so that this file does not accuse itself.
     for unwanted in [concat!("#[ign", "ore"), concat!("FIX", "ME"), concat!("allow(dead", "_code)")] {
@@ -235,7 +246,8 @@ fn build_script_faults(files: &[(PathBuf, String)]) -> Vec<String> {
 }
 
 fn fixture_faults() -> Option<String> {
-    let files = WalkDir::new(root().join("fixtures")).into_iter().filter_map(|entry| entry.ok()?.metadata().ok());
+    let files =
+        WalkDir::new(root().join("fixtures")).into_iter().filter_map(|entry| entry.ok()?.metadata().ok());
     let bytes: u64 = files.filter(|file| file.is_file()).map(|file| file.len()).sum();
     (bytes > FIXTURES_BYTES_MAX)
         .then(|| format!("fixtures/ holds {bytes} bytes, {FIXTURES_BYTES_MAX} are agreed"))

@@ -1,6 +1,6 @@
 //! Captions in a folder of their own and in place, and every way in which they can be refused.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{fs, path::PathBuf};
 

@@ -1,6 +1,6 @@
 //! Selection, captions and frequencies are those that pandas makes of the same made-up table.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! Tag tables: CSV and Parquet alike, and what is wrong with those that no tagger wrote.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     fs::{self, File},

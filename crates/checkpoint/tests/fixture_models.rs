@@ -1,5 +1,7 @@
 //! The tiny models of `fixtures/models` are what this crate takes for a Stable Diffusion 1.x checkpoint.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use vodka_checkpoint::{CONFIG_KEY, Checkpoint, ModelConfig, Precision};
 use vodka_testkit::{MODELS, fixture, model};
 

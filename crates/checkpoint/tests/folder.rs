@@ -1,6 +1,6 @@
 //! Diffusers folders, as diffusers writes them and as it once did.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
 

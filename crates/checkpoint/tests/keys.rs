@@ -1,6 +1,6 @@
 //! The key map against diffusers' own converter.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 

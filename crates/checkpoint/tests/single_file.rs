@@ -1,6 +1,6 @@
 //! Single files: what is written is read, what others write is read, what is wrong is named.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
 

@@ -17,5 +17,9 @@ pub fn runtime_dir() -> PathBuf {
 
 /// The ONNX Runtime library below [`runtime_dir`].
 pub fn onnxruntime() -> PathBuf {
-    runtime_dir().join("onnxruntime").join(format!("{}onnxruntime{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX))
+    runtime_dir().join("onnxruntime").join(format!(
+        "{}onnxruntime{}",
+        env::consts::DLL_PREFIX,
+        env::consts::DLL_SUFFIX
+    ))
 }

@@ -43,7 +43,7 @@ impl Session {
         let flag = interrupt.clone();
         let handler = move || {
             if flag.is_raised() {
-                #[expect(clippy::exit, reason = "the user has asked twice")]
+                // The user has asked twice.
                 std::process::exit(4);
             }
             flag.raise();

@@ -1,5 +1,7 @@
 //! Parity with Pillow on awkward pictures: `fixtures/images/awkward`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::PathBuf;
 
 use vodka_images::{Anchor, Picture, RgbImage, decode, fit_crop, flatten, resize_bicubic, white_square};

@@ -1,6 +1,6 @@
 //! Whole merges of tiny checkpoints, and the arithmetic against A1111's formulas.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

@@ -63,7 +63,7 @@ impl TorchRng {
         }
         let mut values = self.rand(n);
         values.chunks_exact_mut(16).for_each(box_muller);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             // torch fills the last 16 anew rather than a shorter rest.
             let tail = &mut values[n - 16..];
             tail.iter_mut().for_each(|value| *value = self.uniform());

@@ -1,5 +1,7 @@
 //! Parity with diffusers' schedulers, k-diffusion's sigmas and torch's generator.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use vodka_noise::{SamplerName, Schedule, ScheduleName, Solver, TorchRng};
 use vodka_testkit::Case;
 

@@ -529,12 +529,12 @@ impl fmt::Display for GridReport {
         let Self { outcome, cells, made, kept, failed, .. } = self;
         let sheet = self.sheet.display();
         match outcome {
-            Outcome::Unchanged => write!(f, "{sheet} is there already, with {cells} cells")?,
-            Outcome::Interrupted => write!(f, "{} of {cells} cells are there, no sheet yet", made + kept)?,
+            Outcome::Unchanged => write!(f, "{sheet} is there already, with {cells} cells"),
+            Outcome::Interrupted => write!(f, "{} of {cells} cells are there, no sheet yet", made + kept),
             Outcome::Done | Outcome::Skipped => {
-                write!(f, "{sheet}: {cells} cells, {made} made, {kept} kept")?
+                write!(f, "{sheet}: {cells} cells, {made} made, {kept} kept")
             }
-        }
+        }?;
         for cell in failed {
             let FailedCell { cell, row, column, reason } = cell;
             let row = row.replace('\n', ", ");

@@ -1,5 +1,7 @@
 //! Whole pictures, from text to pixels, against diffusers' and transformers' networks.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,

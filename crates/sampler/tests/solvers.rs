@@ -1,5 +1,7 @@
 //! Parity of whole sampling loops with k-diffusion's and diffusers', over a denoiser with a closed form.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use tch::{Kind, Tensor};
 use vodka_checkpoint::Prediction;
 use vodka_noise::{SamplerName, Schedule, ScheduleName, Solver};

@@ -103,7 +103,10 @@ mod tests {
         let path = dir.path().join("c");
         fs::write(&path, "lr = 1.0\n\nbatchsize = 4\n").unwrap();
         let text = said(read_toml::<Config>(&path));
-        assert!(text.ends_with("line 3, column 1: unknown field `batchsize`, did you mean `batch_size`?"), "{text}");
+        assert!(
+            text.ends_with("line 3, column 1: unknown field `batchsize`, did you mean `batch_size`?"),
+            "{text}"
+        );
 
         fs::write(&path, "{\n \"lr\": 1.0,\n \"batchsize\": 4}").unwrap();
         let text = said(read_json::<Config>(&path));

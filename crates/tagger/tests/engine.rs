@@ -1,5 +1,7 @@
 //! The engine against ONNX Runtime's own Python and Pillow, and against models that are no good.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{error::Error as _, fs, path::Path};
 
 use vodka_images::decode;

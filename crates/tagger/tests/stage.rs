@@ -1,5 +1,7 @@
 //! The stage as a library: what it writes, and that it goes on where it was.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

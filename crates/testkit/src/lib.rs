@@ -110,9 +110,17 @@ impl Case {
         let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{}: {name}: {e}", self.path.display()));
         let bytes = view.data();
         let data = match view.dtype() {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
-            Dtype::I64 => bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("a chunk"))).collect()
+            }
+            Dtype::F64 => bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes(b.try_into().expect("a chunk")) as f32)
+                .collect(),
+            Dtype::I64 => bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().expect("a chunk")) as f32)
+                .collect(),
             Dtype::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
             other => panic!("{}: {name}: goldens are not stored as {other:?}", self.path.display()),
         };
@@ -127,7 +135,8 @@ impl Case {
     pub fn check(&self, name: &str, actual: &[f32], shape: &[usize]) {
         let group = name.split('/').next().unwrap_or(name);
         let tolerance = self.tolerance.get(name).or_else(|| self.tolerance.get(group));
-        let tolerance = tolerance.unwrap_or_else(|| panic!("{}: no tolerance for {name}", self.path.display()));
+        let tolerance =
+            tolerance.unwrap_or_else(|| panic!("{}: no tolerance for {name}", self.path.display()));
         let golden = self.array(name);
         assert_eq!(shape, golden.shape, "{}: {name}: shape", self.path.display());
         let label = format!("{}: {name}", self.path.display());

@@ -96,13 +96,13 @@ impl fmt::Display for TrainReport {
         let Self { pictures, steps, total_steps, .. } = self;
         match self.outcome {
             Outcome::Unchanged => {
-                write!(f, "nothing to do: trained already on {pictures} pictures, {steps} steps")?
+                write!(f, "nothing to do: trained already on {pictures} pictures, {steps} steps")
             }
             _ if steps < total_steps => {
-                write!(f, "trained on {pictures} pictures, {steps} of {total_steps} steps")?
+                write!(f, "trained on {pictures} pictures, {steps} of {total_steps} steps")
             }
-            _ => write!(f, "trained on {pictures} pictures, {steps} steps")?,
-        }
+            _ => write!(f, "trained on {pictures} pictures, {steps} steps"),
+        }?;
         if let Some((first, last)) = self.losses {
             write!(f, ", loss {first:.4} in the first epoch, {last:.4} in the last")?;
         }

@@ -1,5 +1,7 @@
 //! Training steps against PyTorch's, and gradient accumulation against whole batches.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::Checkpoint;
 use vodka_noise::Schedule;

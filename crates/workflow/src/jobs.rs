@@ -103,7 +103,8 @@ impl Workflow {
 
     /// The jobs whose files a job reads.
     pub fn needs(&self, job: &Job) -> Vec<Job> {
-        let makers = |models: &mut dyn Iterator<Item = &String>| models.filter_map(|m| self.maker(m)).collect();
+        let makers =
+            |models: &mut dyn Iterator<Item = &String>| models.filter_map(|m| self.maker(m)).collect();
         match job {
             Job::Tag | Job::Select => Vec::new(),
             Job::Report | Job::Caption => vec![Job::Tag, Job::Select],

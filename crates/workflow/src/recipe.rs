@@ -227,7 +227,8 @@ impl Recipe {
     /// Every model has one name, and every name that is used is that of a model.
     fn check_names(&self, path: &Path) -> Result<()> {
         let mut known: BTreeSet<String> = self.models.keys().cloned().collect();
-        for name in self.trained_names().into_iter().chain(self.merge.iter().map(|merge| merge.name.clone())) {
+        for name in self.trained_names().into_iter().chain(self.merge.iter().map(|merge| merge.name.clone()))
+        {
             check_file_name(path, &name)?;
             if !known.insert(name.clone()) {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name });
@@ -240,7 +241,8 @@ impl Recipe {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name: name.clone() });
             }
         }
-        let used = self.merge.iter().flat_map(Merge::parents).chain(self.grid.iter().flat_map(|grid| &grid.models));
+        let used =
+            self.merge.iter().flat_map(Merge::parents).chain(self.grid.iter().flat_map(|grid| &grid.models));
         for name in used.chain([&self.train.base]) {
             if !known.contains(name) {
                 return Err(Error::UnknownModel {
@@ -300,7 +302,8 @@ impl Recipe {
     pub(crate) fn saved_epochs(&self) -> Vec<u64> {
         let config = &self.train.config;
         let every = config.save_every_n_epochs.filter(|every| *every > 0).unwrap_or(config.max_epochs);
-        let mut epochs: Vec<u64> = (1..=config.max_epochs).filter(|epoch| epoch % every.max(1) == 0).collect();
+        let mut epochs: Vec<u64> =
+            (1..=config.max_epochs).filter(|epoch| epoch.is_multiple_of(every)).collect();
         if epochs.last() != Some(&config.max_epochs) {
             epochs.push(config.max_epochs);
         }
@@ -384,18 +387,26 @@ mod tests {
         let with = |from: &str, to: &str| said(&TEMPLATE.replacen(from, to, 1));
         assert!(with("base = \"base\"", "base = \"bass\"").contains("no model `bass`, did you mean `base`?"));
         assert!(with("name = \"v3-with-v2\"", "name = \"v1\"").contains("the name `v1` is given twice"));
-        assert!(with("name = \"mixes\"", "name = \"checkpoints\"").contains("the name `checkpoints` is given twice"));
+        assert!(
+            with("name = \"mixes\"", "name = \"checkpoints\"")
+                .contains("the name `checkpoints` is given twice")
+        );
         assert!(with("name = \"mixes\"", "name = \"../mixes\"").contains("becomes a file"));
         assert!(with("choose = 75", "choose = 76").contains("no checkpoint of epoch 76"));
         assert!(with("a = \"v3\"", "a = \"v3-with-v1\"").contains("made of itself"));
-        assert!(with("seed = 555", "output = \"x\"").contains("`train.config.output` is set by the workflow"));
+        assert!(
+            with("seed = 555", "output = \"x\"").contains("`train.config.output` is set by the workflow")
+        );
     }
 
     #[test]
     fn an_unknown_key_is_told_with_its_line() {
         let line = TEMPLATE.lines().position(|line| line.starts_with("max_tags")).unwrap() + 1;
         let text = said(&TEMPLATE.replacen("max_tags", "max_tag", 1));
-        assert!(text.contains(&format!("line {line}")) && text.contains("did you mean `max_tags`?"), "{text}");
+        assert!(
+            text.contains(&format!("line {line}")) && text.contains("did you mean `max_tags`?"),
+            "{text}"
+        );
         let text = said(&TEMPLATE.replacen("batch_size", "batchsize", 1));
         assert!(text.contains("unknown key `batchsize`") && text.contains("batch_size"), "{text}");
     }

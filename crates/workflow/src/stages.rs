@@ -56,7 +56,8 @@ impl Workflow {
 
     fn tag(&self) -> TagConfig {
         let recipe = &self.recipe.tag;
-        let mut config = TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
+        let mut config =
+            TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
         config.min_score = recipe.min_score;
         config.provider = recipe.provider;
         config.batch = recipe.batch.unwrap_or(config.batch);
@@ -132,7 +133,8 @@ impl Workflow {
 
     fn grid(&self, name: &str) -> Result<GridConfig> {
         let recipe = self.recipe.grid_of(name);
-        let column = |model: &String| Ok(GridCheckpoint { label: Some(model.clone()), path: self.model(model)? });
+        let column =
+            |model: &String| Ok(GridCheckpoint { label: Some(model.clone()), path: self.model(model)? });
         Ok(GridConfig {
             checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
             prompts: recipe.prompts.clone(),

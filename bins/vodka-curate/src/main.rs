@@ -73,7 +73,7 @@ struct Inputs {
 struct Report {
     #[command(flatten)]
     inputs: Inputs,
-    /// A word: report the share of pictures that have any tag with it in its name; may be given again
+    /// A word, or several in a row: report the share of pictures that have any tag with it in its name; may be given again
     #[arg(long = "group", value_name = "WORD", default_value = "blurry")]
     groups: Vec<String>,
     /// The folder to write

@@ -51,6 +51,9 @@ fn main() -> ExitCode {
 }
 
 fn init(session: &Session, recipe: &Path) -> ExitCode {
+    if session.common().dry_run {
+        return session.print(TEMPLATE.trim_end(), Exit::Done);
+    }
     if recipe.exists() {
         let error = format!("`{}` is there already", recipe.display());
         return session.fail(&*Box::<dyn std::error::Error>::from(error), Exit::Usage);
@@ -74,7 +77,10 @@ fn run(session: &Session, recipe: &Path) -> ExitCode {
         Err(error) => return session.fail(&error, Exit::Usage),
     };
     if session.common().dry_run {
-        return session.print_json(&workflow.jobs(), Exit::Done);
+        return match workflow.check() {
+            Ok(plans) => session.print_json(&plans, Exit::Done),
+            Err(error) => session.fail(&error, Exit::Usage),
+        };
     }
     match work(session, &workflow, session.interrupt()) {
         Ok(report) => session.finish(&report),

@@ -36,7 +36,7 @@ impl Lab {
             }
         }
         let lab = Self { dir };
-        lab.write_recipe(0.3, "");
+        lab.write_recipe(0.3, 2, "");
         lab
     }
 
@@ -44,7 +44,7 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    fn write_recipe(&self, min_score: f64, more: &str) {
+    fn write_recipe(&self, min_score: f64, epochs: u32, more: &str) {
         let [tagger, base, v1, v2] = [fixture("tagger"), model("base"), model("v1"), model("v2")];
         let text = format!(
             r#"
@@ -70,7 +70,7 @@ impl Lab {
             resolution = 64
             batch_size = 2
             threads = 1
-            max_epochs = 2
+            max_epochs = {epochs}
             save_every_n_epochs = 1
             lr = 1e-4
             state_every_n_steps = 1
@@ -152,7 +152,7 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     assert!(text.contains("nothing to do: all 7 jobs are done already"), "{text}");
     assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
 
-    lab.write_recipe(0.95, "");
+    lab.write_recipe(0.95, 2, "");
     let text = lab.vodka("status", 0);
     assert!(
         line(&text, "done   tag").len() > 1 && line(&text, "due    caption").contains("min_score"),
@@ -173,19 +173,23 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
 #[test]
 fn a_training_that_was_killed_ends_with_the_same_bytes() {
     let undisturbed = Lab::new();
+    undisturbed.write_recipe(0.3, 12, "");
     undisturbed.vodka("run", 0);
 
     let lab = Lab::new();
+    lab.write_recipe(0.3, 12, "");
     let losses = lab.at("out/train/losses.csv");
     let mut child =
         lab.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
-    // Killed in the middle of training, or, on a machine that is too quick for us, at the end of it.
     let in_training = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.lines().count() >= 3);
-    while !in_training(&losses) && child.try_wait().unwrap().is_none() {
+    while !in_training(&losses) {
+        assert_eq!(child.try_wait().unwrap(), None, "it is at work");
         std::thread::yield_now();
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    assert!(!lab.at("out/train.run.json").exists(), "it was killed in training");
+    assert!(line(&lab.vodka("status", 0), "due    train").contains("not made yet"));
 
     lab.vodka("run", 0);
     let hashes = |lab: &Lab| -> Vec<_> {
@@ -208,15 +212,25 @@ fn a_bad_picture_is_listed_and_the_rest_goes_on() {
 #[test]
 fn a_wrong_recipe_is_told_with_its_line_and_the_nearest_name() {
     let lab = Lab::new();
-    lab.write_recipe(0.3, "multiplyer = 2.0");
+    lab.write_recipe(0.3, 2, "multiplyer = 2.0");
     let text = lab.vodka("run", 2);
     assert!(text.contains("recipe.toml` line") && text.contains("did you mean `multiplier`?"), "{text}");
 
     let grid = "[[grid]]\nname = \"other\"\nmodels = [\"v3@3\"]\nprompts = [{ prompt = \"x\" }]";
-    lab.write_recipe(0.3, grid);
+    lab.write_recipe(0.3, 2, grid);
     let text = lab.vodka("run", 2);
     assert!(text.contains("there is no model `v3@3`, did you mean `v3@1`?"), "{text}");
     assert!(!lab.at("out").exists(), "nothing was made");
+
+    let grid =
+        "[[grid]]\nname = \"other\"\nmodels = [\"v3\"]\nsize = \"100x64\"\nprompts = [{ prompt = \"x\" }]";
+    lab.write_recipe(0.3, 2, grid);
+    let text = lab.vodka("run", 2);
+    assert!(
+        text.contains("the settings of `grid other` are wrong") && text.contains("multiples of 8"),
+        "{text}"
+    );
+    assert!(!lab.at("out").exists(), "told before the first job");
 
     fs::remove_file(lab.at("recipe.toml")).unwrap();
     assert!(lab.vodka("run", 2).contains("cannot read the configuration"));
@@ -228,6 +242,9 @@ fn init_writes_a_recipe_and_never_over_one() {
     let recipe = dir.path().join("recipe.toml");
     let init =
         || Command::new(assert_cmd::cargo::cargo_bin!("vodka")).arg("init").arg(&recipe).output().unwrap();
+    let shown =
+        Command::new(assert_cmd::cargo::cargo_bin!("vodka")).args(["init", "--dry-run"]).output().unwrap();
+    assert!(said(&shown, 0).contains("lr = 1.5e-7"));
     said(&init(), 0);
     assert!(fs::read_to_string(&recipe).unwrap().contains("lr = 1.5e-7"));
     assert!(said(&init(), 2).contains("is there already"));

@@ -79,7 +79,9 @@ pub fn run(options: &Options) -> Result {
             return Ok(());
         }
     }
-    check_platform()?;
+    if libtorch.is_none() {
+        check_platform()?;
+    }
     install(&runtime, &wheels)?;
     lay_out(&runtime, gpu, libtorch.as_deref())?;
     let manifest = Manifest { wheels: hash_bytes(&wheels), libtorch, libraries: hash_libraries(&runtime)? };

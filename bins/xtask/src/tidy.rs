@@ -48,15 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "vodka-workflow",
-        &[
-            "vodka-stage",
-            "vodka-images",
-            "vodka-tagger",
-            "vodka-captions",
-            "vodka-trainer",
-            "vodka-merger",
-            "vodka-sampler",
-        ],
+        &["vodka-stage", "vodka-tagger", "vodka-captions", "vodka-trainer", "vodka-merger", "vodka-sampler"],
     ),
     ("vodka-tag", &["vodka-stage", "vodka-cli", "vodka-tagger"]),
     ("vodka-curate", &["vodka-stage", "vodka-cli", "vodka-captions"]),
@@ -130,7 +122,7 @@ fn arrow_faults(metadata: &Metadata) -> Vec<String> {
         for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
             let to = dependency.name.as_str();
             if ours.contains(to) && to != UNIFIED && !allowed.contains(&to) {
-                faults.push(format!("{name} -> {to}: forbidden (design.md, section 1)"));
+                faults.push(format!("{name} -> {to}: not in the table of arrows (bins/xtask/src/tidy.rs)"));
             }
             if HEAVY.iter().any(|(heavy, users)| *heavy == to && !users.contains(&name)) {
                 faults.push(format!("{name} -> {to}: only its one user may name this package"));

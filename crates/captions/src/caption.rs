@@ -9,18 +9,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, Standing, record_path, write_atomic};
-use walkdir::WalkDir;
+use vodka_images::relative_name;
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, create_dir, record_path, write_atomic};
 
 pub use crate::Position;
 use crate::{
     Caption, Double, Error, Result, Selection, TagScore, TagTable, choose, compose,
     originals::{Original, original_path},
-    sidecar::{read_bytes, read_caption},
+    sidecar::read_bytes,
+    written::{Written, remove},
 };
-
-/// The stage's name in run records.
-const STAGE: &str = "caption";
 
 /// So many captions are written between two looks at the interrupt.
 const BATCH: usize = 128;
@@ -162,12 +160,12 @@ impl CaptionPlan {
             "missing": self.missing,
             "in_place": self.in_place(),
         });
-        let mut key = RunKey::new(STAGE, &settings, None).input("tags", &self.tags, |_| true)?.input(
+        let mut key = RunKey::new("caption", &settings, None).input("tags", &self.tags, |_| true)?.input(
             "selection",
             &self.selection,
             |_| true,
         )?;
-        key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals));
+        key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals, self.in_place()));
         Ok(key)
     }
 }
@@ -271,26 +269,32 @@ fn list(f: &mut fmt::Formatter<'_>, lines: &[String]) -> fmt::Result {
     }
 }
 
-/// A caption to be written.
+/// A caption as it should be.
 struct Task {
     /// Relative to the output folder.
     caption: PathBuf,
-    text: String,
+    /// None where an original is to be put back.
+    text: Option<String>,
     with_tags: bool,
+    /// Whether it is not yet so.
+    due: bool,
 }
 
 /// Writes the captions, unless they are there already.
 ///
 /// Everything is read and checked before the first caption is written. A caption is one line of UTF-8 that ends with a
-/// line feed; each is replaced as a whole. One that is already as it should be is not touched.
+/// line feed; each is replaced as a whole. One that is already as it should be is not touched. Nor is any that somebody
+/// else has written or edited: what runs have written is on a list in the output folder. In a folder of their own,
+/// captions on that list for which there is no picture now are removed.
 ///
 /// In place, captions are always made from the original, `a.txt.orig`, which the first run keeps: other settings leave
-/// no old tags behind, and a second run puts none in twice.
+/// no old tags behind, and a second run puts none in twice. Where a picture is skipped that was not before, its original
+/// is put back.
 ///
 /// # Errors
 /// No pictures; two that share a caption; a caption that is not UTF-8 or cannot be read; a table or selection that
 /// cannot be read, or is about other pictures; pictures without a caption where [`Missing::Error`] is set; a caption
-/// edited after an earlier run in place; a caption that cannot be written.
+/// edited after an earlier run, or another file in its place; a caption that cannot be written.
 pub fn run(
     plan: &CaptionPlan,
     interrupt: &Interrupt,
@@ -299,39 +303,51 @@ pub fn run(
     let originals = plan.originals()?;
     let key = plan.key_of(&originals)?;
     let record = record_path(plan.output());
-    if let Standing::Current(found) = key.standing(&record)?
-        && let Ok(report) = serde_json::from_value::<CaptionReport>(found.report)
-    {
+    if let Some(report) = key.made::<CaptionReport>(&record)? {
         return Ok(CaptionReport {
             outcome: Outcome::Unchanged,
             output: plan.output().to_path_buf(),
             ..report
         });
     }
-    let (tasks, mut report) = tasks(plan, &originals)?;
-    on_event(CaptionEvent::Started { images: tasks.len() as u64 });
+    let mut written = Written::read(plan.output())?;
+    let (tasks, mut report) = tasks(plan, &written, &originals)?;
+    let images = tasks.iter().filter(|task| task.text.is_some()).count() as u64;
+    on_event(CaptionEvent::Started { images });
     report.skipped.iter().for_each(|skipped| on_event(CaptionEvent::Skipped(skipped.clone())));
     for batch in tasks.chunks(BATCH) {
         if interrupt.is_raised() {
             return Ok(CaptionReport { outcome: Outcome::Interrupted, ..report });
         }
-        write_batch(plan, batch)?;
-        report.captions += batch.len() as u64;
+        write_batch(plan, &mut written, batch)?;
+        report.captions += batch.iter().filter(|task| task.text.is_some()).count() as u64;
         report.with_tags += batch.iter().filter(|task| task.with_tags).count() as u64;
         on_event(CaptionEvent::Captioned { images: report.captions });
     }
+    if let Destination::Folder(folder) = &plan.destination {
+        create_dir(folder)?;
+        written.remove_others(&tasks.iter().map(|task| relative_name(&task.caption)).collect())?;
+    }
+    written.compact()?;
     write_record(plan, &key, &record, &tasks, &report)?;
     Ok(report)
 }
 
 /// Writes a few captions at once: the time goes into waiting until the disk has them, and waits can be shared.
-fn write_batch(plan: &CaptionPlan, batch: &[Task]) -> Result<()> {
-    let write = |task: &Task| match &plan.destination {
-        Destination::Folder(folder) => write_changed(&folder.join(&task.caption), &task.text),
-        Destination::InPlace => write_in_place(&plan.images.join(&task.caption), &task.text),
+fn write_batch(plan: &CaptionPlan, written: &mut Written, batch: &[Task]) -> Result<()> {
+    let due: Vec<_> = batch.iter().filter(|task| task.due).collect();
+    written
+        .announce(due.iter().filter_map(|task| Some((task.caption.as_path(), line(task.text.as_ref()?)))))?;
+    let write = |task: &&Task| {
+        let path = plan.output().join(&task.caption);
+        match (&task.text, plan.in_place()) {
+            (Some(text), false) => Ok(write_atomic(path, line(text))?),
+            (Some(text), true) => write_in_place(&path, text),
+            (None, _) => put_back(&path),
+        }
     };
     thread::scope(|scope| {
-        let shares = batch.chunks(batch.len().div_ceil(WRITERS));
+        let shares = due.chunks(due.len().div_ceil(WRITERS).max(1));
         let writers: Vec<_> =
             shares.map(|share| scope.spawn(move || share.iter().try_for_each(write))).collect();
         writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
@@ -346,14 +362,11 @@ fn write_record(
     report: &CaptionReport,
 ) -> Result<()> {
     let outputs = match &plan.destination {
-        Destination::Folder(folder) => {
-            if RunRecord::read(record).is_ok_and(|before| before.stage == STAGE) {
-                remove_leftovers(folder, tasks)?;
-            }
-            vodka_stage::create_dir(folder)?;
-            vec![folder.clone()]
+        Destination::Folder(folder) => vec![folder.clone()],
+        Destination::InPlace => {
+            let there = tasks.iter().filter(|task| task.text.is_some());
+            there.map(|task| plan.images.join(&task.caption)).collect()
         }
-        Destination::InPlace => tasks.iter().map(|task| plan.images.join(&task.caption)).collect(),
     };
     let outputs: Vec<_> = outputs.iter().map(PathBuf::as_path).collect();
     key.write(record, &outputs, report)?;
@@ -361,7 +374,11 @@ fn write_record(
 }
 
 /// Finds out what to write, and all that there is to report except how much was written.
-fn tasks(plan: &CaptionPlan, originals: &[Original]) -> Result<(Vec<Task>, CaptionReport)> {
+fn tasks(
+    plan: &CaptionPlan,
+    written: &Written,
+    originals: &[Original],
+) -> Result<(Vec<Task>, CaptionReport)> {
     let selection = Selection::read(&plan.selection)?;
     let vocabulary = selection.names();
     let mut table = TagTable::open(&plan.tags)?;
@@ -386,7 +403,7 @@ fn tasks(plan: &CaptionPlan, originals: &[Original]) -> Result<(Vec<Task>, Capti
     let mut tasks = Vec::new();
     for original in originals {
         let tags = best_tags(plan, &vocabulary, &scores.by_image, &original.picture.image);
-        tasks.extend(task(plan, original, &tags, &mut report)?);
+        tasks.extend(task(plan, written, original, &tags, &mut report)?);
     }
     if plan.missing == Missing::Error && !report.skipped.is_empty() {
         return Err(no_caption(plan, &report.skipped));
@@ -407,9 +424,10 @@ fn best_tags<'a>(
     choose(scores, plan.max_tags, plan.min_score).into_iter().map(|tag| vocabulary[tag]).collect()
 }
 
-/// The caption to write for one picture; none, and a line in the report, where it is skipped.
+/// The caption of one picture. Where it is skipped there is a line in the report, and at most an original to put back.
 fn task(
     plan: &CaptionPlan,
+    written: &Written,
     original: &Original,
     tags: &[&str],
     report: &mut CaptionReport,
@@ -425,12 +443,18 @@ fn task(
     };
     if let Some(reason) = reason {
         report.skipped.push(Skipped { image: image.clone(), reason: reason.to_owned() });
-        return Ok(None);
+        if !original.kept {
+            return Ok(None);
+        }
+        let due = is_due(plan, written, original, None)?;
+        return Ok(Some(Task {
+            caption: original.picture.caption.clone(),
+            text: None,
+            with_tags: false,
+            due,
+        }));
     }
     let Caption { text: before, joined } = found.unwrap_or_default();
-    if original.kept {
-        check_unedited(&plan.images.join(&original.picture.caption), &before)?;
-    }
     let text = compose(&before, tags, plan.position);
     if joined {
         report.joined.push(image.clone());
@@ -439,7 +463,8 @@ fn task(
         report.too_long.push(image.clone());
     }
     let with_tags = text != before;
-    Ok(Some(Task { caption: original.picture.caption.clone(), text, with_tags }))
+    let due = is_due(plan, written, original, Some(&text))?;
+    Ok(Some(Task { caption: original.picture.caption.clone(), text: Some(text), with_tags, due }))
 }
 
 /// The pictures that the table does not name.
@@ -470,57 +495,55 @@ fn no_caption(plan: &CaptionPlan, skipped: &[Skipped]) -> Error {
     Error::NoCaption { root: plan.images.clone(), count: skipped.len(), examples: examples.join(", ") }
 }
 
-/// After a run in place a caption is its original with something before or after it. Whatever else it is, somebody has
-/// edited it, and making it anew would throw that work away.
-fn check_unedited(caption: &Path, original: &str) -> Result<()> {
-    let Some(Caption { text, .. }) = read_caption(caption)? else { return Ok(()) };
-    let ours = original.is_empty()
-        || text == original
-        || text.ends_with(&format!(", {original}"))
-        || text.starts_with(&format!("{original}, "));
-    match ours {
-        true => Ok(()),
-        false => Err(Error::Edited { caption: caption.to_path_buf(), original: original_path(caption) }),
+/// Whether a caption must be written (or, without a text, put back): it is not yet as it should be, and nobody else's.
+fn is_due(plan: &CaptionPlan, written: &Written, original: &Original, text: Option<&str>) -> Result<bool> {
+    let caption = &original.picture.caption;
+    let path = plan.output().join(caption);
+    let Some(found) = read_bytes(&path)? else { return Ok(true) };
+    let ours = written.holds(caption, &found);
+    if !plan.in_place() {
+        return match text.is_some_and(|text| found == line(text).as_bytes()) {
+            true => Ok(false),
+            false if ours => Ok(true),
+            false => Err(Error::InTheWay { path }),
+        };
+    }
+    let says = str::from_utf8(&found).ok().map(Caption::new);
+    if text.is_some_and(|text| says == Some(Caption { text: text.to_owned(), joined: false })) {
+        return Ok(false);
+    }
+    let untouched = found == original.bytes.as_deref().unwrap_or_default();
+    match ours || !original.kept || untouched {
+        true => Ok(true),
+        false => Err(Error::Edited { original: original_path(&path), caption: path }),
     }
 }
 
-/// Writes a caption, unless the file holds just that.
-fn write_changed(path: &Path, text: &str) -> Result<()> {
-    let line = format!("{text}\n");
-    if read_bytes(path).is_ok_and(|bytes| bytes.as_deref() == Some(line.as_bytes())) {
-        return Ok(());
-    }
-    Ok(write_atomic(path, line)?)
+/// A caption file's content.
+fn line(text: &str) -> String {
+    format!("{text}\n")
 }
 
-/// Writes a caption, after its original has been kept; a caption that already says the same is left as it is.
+/// Writes a caption, after its original has been kept.
 fn write_in_place(path: &Path, text: &str) -> Result<()> {
-    let before = read_bytes(path)?;
-    if let Some(caption) = read_caption(path)?
-        && caption == (Caption { text: text.to_owned(), joined: false })
-    {
-        return Ok(());
-    }
     let original = original_path(path);
     if !original.exists() {
-        write_atomic(&original, before.unwrap_or_default())?;
+        write_atomic(&original, read_bytes(path)?.unwrap_or_default())?;
     }
-    write_changed(path, text)
+    Ok(write_atomic(path, line(text))?)
 }
 
-/// Removes the captions that an earlier run wrote for pictures that have none now. The folder is that run's.
-fn remove_leftovers(folder: &Path, tasks: &[Task]) -> Result<()> {
-    let written: BTreeSet<_> = tasks.iter().map(|task| folder.join(&task.caption)).collect();
-    for entry in WalkDir::new(folder).into_iter().flatten() {
-        let path = entry.path();
-        let is_caption =
-            entry.file_type().is_file() && path.extension().is_some_and(|extension| extension == "txt");
-        if is_caption && !written.contains(path) {
-            let failed = |source| vodka_stage::Error::Write { path: path.to_path_buf(), source };
-            fs::remove_file(path).map_err(failed)?;
-        }
+/// Puts the original of a caption back, and leaves no caption where the original is empty: then there was none.
+fn put_back(path: &Path) -> Result<()> {
+    let original = original_path(path);
+    if read_bytes(&original)?.is_some_and(|bytes| !bytes.is_empty()) {
+        let failed = |source| vodka_stage::Error::Write { path: path.to_path_buf(), source };
+        return Ok(fs::rename(&original, path).map_err(failed)?);
     }
-    Ok(())
+    if path.exists() {
+        remove(path)?;
+    }
+    remove(&original)
 }
 
 /// The minimum score must be a score.
@@ -548,7 +571,7 @@ pub(crate) fn check_apart(output: &Path, images: &Path) -> Result<()> {
 }
 
 /// An absolute path, links followed as far as the path exists.
-fn resolved(path: &Path) -> PathBuf {
+pub(crate) fn resolved(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let real = path.ancestors().find_map(|ancestor| Some((ancestor, fs::canonicalize(ancestor).ok()?)));
     match real {

@@ -24,6 +24,7 @@ mod selection;
 mod sheet;
 mod sidecar;
 mod table;
+mod written;
 
 pub use compose::{Position, TagScore, choose, compose, head};
 pub use error::{Error, Result};

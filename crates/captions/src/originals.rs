@@ -42,12 +42,14 @@ impl Original {
         Ok(Some(Caption::new(&decode(&path, bytes.clone())?)))
     }
 
-    /// The names of the pictures and the bytes of their captions, as an input of a run.
-    pub(crate) fn input(root: &Path, originals: &[Self]) -> Input {
+    /// The names of the pictures and the bytes of their captions, as an input of a run. In place, a missing caption and
+    /// an empty one are the same: the original that is kept of either is empty.
+    pub(crate) fn input(root: &Path, originals: &[Self], in_place: bool) -> Input {
         let mut hasher = Hasher::default();
         for Self { picture, bytes, .. } in originals {
-            let (there, bytes) = (u8::from(bytes.is_some()), bytes.as_deref().unwrap_or_default());
-            hasher.piece(&picture.image).piece([there]).piece(bytes);
+            let there = bytes.as_ref().is_some_and(|bytes| !(in_place && bytes.is_empty()));
+            let bytes = bytes.as_deref().unwrap_or_default();
+            hasher.piece(&picture.image).piece([u8::from(there)]).piece(bytes);
         }
         Input { path: root.to_path_buf(), sha256: hasher.finish() }
     }

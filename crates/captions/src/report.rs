@@ -8,10 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_prompt::{MAX_TOKENS, token_count};
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path, write_atomic};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path, write_atomic};
 
 use crate::{
-    Caption, Error, Result, Selection, TagFrequency, TagTable, canonical,
+    Caption, Result, Selection, TagFrequency, TagTable, canonical,
     caption::{check_apart, check_min_score, decimal},
     originals::Original,
     sheet,
@@ -33,7 +33,7 @@ pub struct ReportConfig {
     /// The score from which on a tag counts as good enough to write, 0 to 1.
     #[serde(default = "three_tenths")]
     pub min_score: f32,
-    /// Words: for each, the share of pictures that have any tag with that word in its name.
+    /// Words, or several in a row: for each, the share of pictures that have any tag with them in its name.
     #[serde(default = "blurry")]
     pub groups: Vec<String>,
 }
@@ -90,7 +90,7 @@ impl ReportPlan {
             &self.selection,
             |_| true,
         )?;
-        key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals));
+        key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals, false));
         Ok(key)
     }
 }
@@ -126,17 +126,26 @@ pub struct ReportSummary {
     pub spellings: Vec<(String, Vec<String>)>,
 }
 
-/// The tags that share a word.
+/// The tags that share a word, or several in a row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// The word.
+    /// The word or words, canonical: with underscores.
     pub word: String,
     /// The tags of the table that have it, selected or not.
     pub tags: Vec<String>,
+    /// The selected tags that have it, in the table or not.
+    pub selected: Vec<String>,
     /// How many pictures have at least one of them, at any score that the table holds.
     pub images: u64,
     /// The same as a share of all pictures.
     pub share: f64,
+}
+
+impl Group {
+    /// What must be said where no caption will have such a tag.
+    fn note(&self) -> &'static str {
+        if self.selected.is_empty() { "; no selected tag has it" } else { "" }
+    }
 }
 
 /// The captions as they are. Tokens are CLIP tokens without begin and end.
@@ -167,13 +176,17 @@ impl Report for ReportSummary {
 impl fmt::Display for ReportSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = self.output.display();
-        if self.outcome == Outcome::Unchanged {
-            return write!(f, "the report in `{output}` is up to date");
+        match self.outcome {
+            Outcome::Unchanged => return write!(f, "the report in `{output}` is up to date"),
+            Outcome::Interrupted => return write!(f, "stopped before the report in `{output}` was complete"),
+            Outcome::Done | Outcome::Skipped => {}
         }
         let Self { tags, images, tagged, .. } = self;
         write!(f, "wrote a report on {tags} tags of {images} pictures ({tagged} tagged) to `{output}`")?;
-        for Group { word, share, .. } in &self.groups {
+        for group in &self.groups {
+            let Group { word, share, .. } = group;
             write!(f, "\n{:.1} % of the pictures have a tag with `{word}` at any score", 100.0 * share)?;
+            f.write_str(group.note())?;
         }
         for (tag, spellings) in &self.spellings {
             write!(f, "\n`{tag}` is spelled in {} ways", spellings.len())?;
@@ -197,21 +210,20 @@ struct Measured {
 /// written.
 pub fn run(
     plan: &ReportPlan,
-    _interrupt: &Interrupt,
+    interrupt: &Interrupt,
     on_event: &mut dyn FnMut(ReportEvent),
 ) -> Result<ReportSummary> {
     let originals = Original::read_all(&plan.images, false)?;
     let key = plan.key_of(&originals)?;
     let record = record_path(&plan.output);
-    if let Standing::Current(found) = key.standing(&record)?
-        && let Ok(summary) = serde_json::from_value::<ReportSummary>(found.report)
-    {
+    if let Some(summary) = key.made::<ReportSummary>(&record)? {
         return Ok(ReportSummary { outcome: Outcome::Unchanged, output: plan.output.clone(), ..summary });
     }
     let selection = Selection::read(&plan.selection)?;
+    let names = selection.names();
     let mut table = TagTable::open(&plan.tags)?;
     table.restrict(originals.iter().map(|original| original.picture.image.as_str()))?;
-    let mut frequencies = table.frequencies(&selection.names(), plan.min_score)?;
+    let mut frequencies = table.frequencies(&names, plan.min_score)?;
     // Stable: tags that are equally frequent stay in order of the vocabulary.
     frequencies.sort_by_key(|tag| std::cmp::Reverse(tag.images_at_min_score));
     let measured =
@@ -222,32 +234,41 @@ pub fn run(
         images: originals.len(),
         tagged: table.images()?.len(),
         tags: selection.tags.len(),
-        groups: plan.groups.iter().map(|word| group(&table, word, originals.len())).collect::<Result<_>>()?,
+        groups: plan
+            .groups
+            .iter()
+            .map(|word| group(&table, &names, word, originals.len()))
+            .collect::<Result<_>>()?,
         captions: statistics(&measured),
         spellings: table.respelled(),
     };
-    let mut written = |name: &str, write: &dyn Fn(&Path) -> Result<()>| {
+    let tables: [(&str, &dyn Fn(&Path) -> Result<()>); 5] = [
+        ("tags.csv", &|path| write_tags(path, &frequencies, &selection)),
+        ("histogram.csv", &|path| write_histogram(path, &frequencies)),
+        ("groups.csv", &|path| write_groups(path, &summary.groups)),
+        ("captions.csv", &|path| write_captions(path, &measured)),
+        ("report.md", &|path| Ok(write_atomic(path, markdown(plan, &summary, &frequencies))?)),
+    ];
+    for (name, write) in &tables {
+        if interrupt.is_raised() {
+            return Ok(ReportSummary { outcome: Outcome::Interrupted, ..summary });
+        }
         let path = plan.output.join(name);
         write(&path)?;
         on_event(ReportEvent::Wrote { path });
-        Ok::<_, Error>(())
-    };
-    written("tags.csv", &|path| write_tags(path, &frequencies, &selection))?;
-    written("histogram.csv", &|path| write_histogram(path, &frequencies))?;
-    written("groups.csv", &|path| write_groups(path, &summary.groups))?;
-    written("captions.csv", &|path| write_captions(path, &measured))?;
-    written("report.md", &|path| Ok(write_atomic(path, markdown(plan, &summary, &frequencies))?))?;
+    }
     key.write(&record, &[&plan.output], &summary)?;
     Ok(summary)
 }
 
-fn group(table: &TagTable, word: &str, images: usize) -> Result<Group> {
-    let tags: Vec<_> =
-        table.tags().into_iter().filter(|tag| tag.split('_').any(|part| part == word)).collect();
+fn group(table: &TagTable, selected: &[&str], word: &str, images: usize) -> Result<Group> {
+    let has_word = |tag: &&str| format!("_{tag}_").contains(&format!("_{word}_"));
+    let tags: Vec<_> = table.tags().into_iter().filter(has_word).collect();
     let with_any = table.images_with_any(&tags)?;
     Ok(Group {
         word: word.to_owned(),
         tags: tags.into_iter().map(ToOwned::to_owned).collect(),
+        selected: selected.iter().copied().filter(has_word).map(ToOwned::to_owned).collect(),
         images: with_any,
         share: with_any as f64 / images as f64,
     })
@@ -332,14 +353,17 @@ fn markdown(plan: &ReportPlan, summary: &ReportSummary, frequencies: &[TagFreque
     let ReportSummary { images, tagged, tags, captions, .. } = summary;
     let mut text =
         format!("# Tags\n\n{images} pictures, {tagged} of them in the tag table; {tags} selected tags.\n\n");
-    for Group { word, tags, images, share } in &summary.groups {
+    for group in &summary.groups {
+        let Group { word, tags, images, share, .. } = group;
         let share = 100.0 * share;
         let tags: Vec<_> = tags.iter().map(|tag| code(tag)).collect();
         let _ = writeln!(
             text,
-            "- **{share:.1} %** ({images}) have a tag with {} at any score: {}",
+            "- **{share:.1} %** ({images}) have a tag with {} at any score{}{}{}",
             code(word),
-            tags.join(", ")
+            if tags.is_empty() { "" } else { ": " },
+            tags.join(", "),
+            group.note()
         );
     }
     for (tag, spellings) in &summary.spellings {

@@ -8,10 +8,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, nearest, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, nearest, record_path};
 
 use crate::{
-    Error, Result, canonical, head,
+    Error, Result, canonical,
+    caption::resolved,
+    head,
     selection::parse_count,
     sheet::{self, Sheet},
 };
@@ -70,7 +72,7 @@ impl SelectConfig {
         if let Some(name) = include.intersection(&exclude).next() {
             return Err(Error::BothWays { name: name.clone() });
         }
-        if self.labels == self.output {
+        if resolved(&self.labels) == resolved(&self.output) {
             return Err(Error::OutputIsInput { path: self.output.clone() });
         }
         let Self { labels, coverage, output, .. } = self.clone();
@@ -125,8 +127,10 @@ impl fmt::Display for SelectReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = self.output.display();
         let Self { general, head, selected, covered, .. } = self;
-        if self.outcome == Outcome::Unchanged {
-            return write!(f, "`{output}` is up to date ({} tags)", selected.len());
+        match self.outcome {
+            Outcome::Unchanged => return write!(f, "`{output}` is up to date ({} tags)", selected.len()),
+            Outcome::Interrupted => return write!(f, "stopped before `{output}` was written"),
+            Outcome::Done | Outcome::Skipped => {}
         }
         write!(f, "selected {} tags into `{output}`: ", selected.len())?;
         write!(f, "the head is {head} of {general} general tags; ")?;
@@ -152,21 +156,23 @@ struct Label {
 /// know; counts that are all 0, unless the coverage is 0; nothing left to select; an output that cannot be written.
 pub fn run(
     plan: &SelectPlan,
-    _interrupt: &Interrupt,
+    interrupt: &Interrupt,
     on_event: &mut dyn FnMut(SelectEvent),
 ) -> Result<SelectReport> {
     let record = record_path(&plan.output);
     let sheet = Sheet::read(&plan.labels)?;
     let key = plan.key()?;
-    if let Standing::Current(found) = key.standing(&record)?
-        && let Ok(report) = serde_json::from_value::<SelectReport>(found.report)
-    {
+    if let Some(report) = key.made::<SelectReport>(&record)? {
         return Ok(SelectReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }
     let labels = labels(&sheet)?;
     on_event(SelectEvent::Read { tags: labels.len() as u64 });
     check_names(plan, &labels)?;
     let (head, chosen) = selected_names(plan, &labels)?;
+    let report = report(plan, &labels, head, &chosen);
+    if interrupt.is_raised() {
+        return Ok(SelectReport { outcome: Outcome::Interrupted, ..report });
+    }
     let wanted = |label: &Label| chosen.contains(label.name.as_str());
     let header: Vec<_> = sheet.header.iter().map(String::as_str).chain([INCLUDE]).collect();
     let rows = sheet.rows.iter().zip(&labels).map(|(row, label)| {
@@ -174,7 +180,6 @@ pub fn run(
         row.cells.iter().map(ToOwned::to_owned).chain([flag]).collect()
     });
     sheet::write(&plan.output, &header, rows)?;
-    let report = report(plan, &labels, head, &chosen);
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
 }
@@ -291,6 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupted_selection_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let interrupt = Interrupt::new();
+        interrupt.raise();
+        let report = run(&config.plan().unwrap(), &interrupt, &mut |_| {}).unwrap();
+        assert_eq!(report.outcome, Outcome::Interrupted);
+        assert!(report.to_string().starts_with("stopped before"), "{report}");
+        assert!(!config.output.exists() && !record_path(&config.output).exists());
+        assert_eq!(run_config(&config).unwrap().outcome, Outcome::Done);
+    }
+
+    #[test]
     fn wrong_wishes_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let said = |change: &dyn Fn(&mut SelectConfig)| {
@@ -314,5 +332,8 @@ mod tests {
         let wrong = "name,category,count\na,0,many\n";
         assert!(said(&|c| fs::write(&c.labels, wrong).unwrap()).contains("line 2, column `count`"));
         assert!(said(&|c| c.output = c.labels.clone()).ends_with("is the input"));
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        let other_spelling = dir.path().join("sub/../selected_tags.csv");
+        assert!(said(&|c| c.output = other_spelling.clone()).ends_with("is the input"));
     }
 }

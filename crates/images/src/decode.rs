@@ -33,6 +33,9 @@ impl Default for DecodeOptions {
 
 impl DecodeOptions {
     pub(crate) fn check(&self, width: u32, height: u32) -> Result<(), Fault> {
+        if width == 0 || height == 0 {
+            return Err(Fault::NoPixels { width, height });
+        }
         let max_pixels = self.max_pixels;
         if u64::from(width) * u64::from(height) > max_pixels {
             return Err(Fault::TooLarge { width, height, max_pixels });

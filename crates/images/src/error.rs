@@ -46,6 +46,14 @@ pub enum Fault {
         /// The first bytes, as text where they are text.
         found: String,
     },
+    /// A width or a height of 0, which a GIF can say.
+    #[error("expected at least 1 x 1 pixels, found {width} x {height}")]
+    NoPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
     /// More pixels than the limit: a mistake or a decompression bomb.
     #[error("expected at most {max_pixels} pixels, found {width} x {height}")]
     TooLarge {

@@ -17,19 +17,29 @@ pub fn is_image(path: &Path) -> bool {
 
 /// The pictures in `root` and in the folders below it, as paths relative to `root`, in order of [`relative_name`].
 ///
-/// Hidden files and folders (whose name starts with a dot) are skipped; links are followed. An empty list is no error.
+/// Hidden files and folders (whose name starts with a dot) are skipped; links are followed. A link that leads nowhere is
+/// listed like a file, also without an extension, for it may have been a folder of pictures: that it cannot be read is
+/// for [`crate::decode`] to say. A link to a folder around it leads to nothing new. An empty list is no error.
 ///
 /// # Errors
-/// When a folder cannot be listed, or a link points nowhere or in a circle.
+/// When a folder cannot be listed.
 pub fn find(root: &Path) -> Result<Vec<PathBuf>> {
-    let visible = |entry: &DirEntry| entry.depth() == 0 || !is_hidden(entry);
+    let visible = |entry: &DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
     let mut found = Vec::new();
     for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(visible) {
-        let entry = entry.map_err(|error| list_error(root, error))?;
-        if entry.file_type().is_file() && is_image(entry.path()) {
-            let relative = entry.path().strip_prefix(root).expect("walkdir stays below its root");
-            found.push(relative.to_path_buf());
+        let path = match entry {
+            Ok(entry) if entry.file_type().is_file() && is_image(entry.path()) => entry.into_path(),
+            Err(error) if error.loop_ancestor().is_none() => {
+                let path = unreadable(&error).map(Path::to_path_buf);
+                path.ok_or_else(|| list_error(root, error))?
+            }
+            _ => continue,
+        };
+        if is_hidden(&path) || !is_image(&path) && path.extension().is_some() {
+            continue;
         }
+        let relative = path.strip_prefix(root).expect("walkdir stays below its root");
+        found.push(relative.to_path_buf());
     }
     found.sort_by_cached_key(|path| relative_name(path));
     Ok(found)
@@ -41,8 +51,13 @@ pub fn relative_name(path: &Path) -> String {
     parts.join("/")
 }
 
-fn is_hidden(entry: &DirEntry) -> bool {
-    entry.file_name().as_encoded_bytes().starts_with(b".")
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// The link or file below the root that an error is about; `None` for a folder that cannot be listed.
+fn unreadable(error: &walkdir::Error) -> Option<&Path> {
+    error.path().filter(|path| error.depth() > 0 && !path.is_dir())
 }
 
 fn list_error(root: &Path, error: walkdir::Error) -> Error {
@@ -68,6 +83,22 @@ mod tests {
         }
         let names: Vec<_> = find(dir.path()).unwrap().iter().map(|path| relative_name(path)).collect();
         assert_eq!(names, ["Z.gif", "a.webp", "b.jpg", "b/z.PNG", "b/é ü.JfIf"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_nowhere_are_found_and_circles_are_not() {
+        use std::os::unix::fs::symlink;
+
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("b.png"), "").unwrap();
+        for name in ["a.png", "folder", "note.txt", ".#b.png"] {
+            symlink("nowhere", dir.path().join(name)).unwrap();
+        }
+        symlink(".", dir.path().join("circle")).unwrap();
+        let names: Vec<_> = find(dir.path()).unwrap().iter().map(|path| relative_name(path)).collect();
+        assert_eq!(names, ["a.png", "b.png", "folder"]);
+        assert!(find(&dir.path().join("folder")).is_err(), "the root must be there");
     }
 
     #[test]

@@ -79,6 +79,21 @@ fn too_many_pixels_are_refused_before_they_are_decoded() {
 }
 
 #[test]
+fn a_picture_without_pixels_is_refused() {
+    let gif = fs::read(fixture("images/awkward/clear.gif")).unwrap();
+    // The width and the height of the logical screen, of two bytes each.
+    for side in [6, 8] {
+        let mut flat = gif.clone();
+        flat[side..side + 2].fill(0);
+        let fault = decode_bytes(&flat, &DecodeOptions::default()).unwrap_err();
+        assert!(
+            matches!(fault, Fault::NoPixels { width: 0, .. } | Fault::NoPixels { height: 0, .. }),
+            "{fault}"
+        );
+    }
+}
+
+#[test]
 fn the_world_s_bad_pictures_are_named() {
     let message = |name: &str| {
         let error = decode(&fixture("world/bad").join(name)).unwrap_err();

@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use vodka_noise::{SamplerName, ScheduleName};
 use vodka_prompt::Parameters;
 use vodka_sd15::parse_device;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, create_dir, read_toml, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, create_dir, read_toml, record_path};
 
 use crate::{
     CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size,
@@ -338,9 +338,7 @@ pub fn run(
 ) -> Result<GridReport> {
     let key = plan.key()?;
     let record = record_path(&plan.output);
-    if let Standing::Current(found) = key.standing(&record)?
-        && let Ok(report) = serde_json::from_value::<GridReport>(found.report)
-    {
+    if let Some(report) = key.made::<GridReport>(&record)? {
         return Ok(report.again(plan));
     }
     let device = parse_device(&plan.device, &plan.runtime_dir)?;

@@ -33,7 +33,7 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// A journal belongs to another run than the one that opens it.
+    /// A whole line of a journal is no entry of the run that opens it.
     #[error("`{path}` line {line}: expected a journal entry, found {found:?}")]
     Journal {
         /// The journal.

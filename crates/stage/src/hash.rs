@@ -117,27 +117,54 @@ fn digest(path: &Path) -> io::Result<ContentHash> {
 ///
 /// Hidden files and folders are left out, and so are run records, which say what was made and are not part of it. A
 /// path to a single file is hashed as that file. The names in the hash make a rename a change.
+///
+/// A file or link below the root that cannot be read enters the hash as such, a link even where `keep` does not want
+/// it, for it may have led to a folder: whether it can be done without is for the stage to say.
+///
+/// # Errors
+/// When the root cannot be read, or a folder below it.
 pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result<ContentHash> {
     let root = root.as_ref();
     if root.is_file() {
         return hash_file(root);
     }
     let mut hasher = Hasher::default();
-    let visible = |entry: &walkdir::DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
-    };
+    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
     for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
-        let entry = entry.map_err(|e| Error::read(root)(e.into()))?;
-        let path = entry.path();
-        let is_record = path.to_string_lossy().ends_with(".run.json");
-        if !entry.file_type().is_file() || is_record || !keep(path) {
+        let (path, content) = match entry {
+            Ok(entry) if !entry.file_type().is_file() || !keep(entry.path()) => continue,
+            Ok(entry) => (entry.path().to_path_buf(), digest(entry.path()).ok()),
+            Err(error) => match unreadable(&error) {
+                Some(path) if is_hidden(path) => continue,
+                Some(path) => (path.to_path_buf(), None),
+                None => {
+                    let path = error.path().unwrap_or(root).to_path_buf();
+                    return Err(Error::read(path)(error.into()));
+                }
+            },
+        };
+        if path.to_string_lossy().ends_with(".run.json") {
             continue;
         }
         let relative = path.strip_prefix(root).expect("walkdir stays below its root");
         let name: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
-        hasher.piece(name.join("/")).piece(hash_file(path)?.0);
+        hasher.piece(name.join("/"));
+        match content {
+            Some(hash) => hasher.piece(hash.0),
+            None => hasher.piece("unreadable"),
+        };
     }
     Ok(hasher.finish())
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// The link or file below the root that an error is about; `None` for a folder that cannot be listed.
+fn unreadable(error: &walkdir::Error) -> Option<&Path> {
+    let is_folder = |path: &Path| path.is_dir() && error.loop_ancestor().is_none();
+    error.path().filter(|path| error.depth() > 0 && !is_folder(path))
 }
 
 #[cfg(test)]
@@ -168,5 +195,36 @@ mod tests {
         assert_ne!(second, first);
         std::fs::rename(dir.path().join("a.txt"), dir.path().join("b.txt")).unwrap();
         assert_ne!(hash_tree(dir.path(), |_| true).unwrap(), second);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_cannot_be_read_enters_the_hash_as_such() {
+        use std::os::unix::fs::symlink;
+
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let hash = || hash_tree(dir.path(), |path| path.extension().is_some()).unwrap();
+        let mut hashes = vec![hash()];
+        symlink("nowhere", at("a.png")).unwrap();
+        hashes.push(hash());
+        symlink("nowhere", at("folder")).unwrap();
+        hashes.push(hash());
+        symlink(".", at("circle")).unwrap();
+        hashes.push(hash());
+        // It opens, but nothing is mapped where it starts.
+        symlink("/proc/self/mem", at("b.png")).unwrap();
+        hashes.push(hash());
+        assert_eq!(hash(), hashes[4]);
+        std::fs::write(at("nowhere"), "").unwrap();
+        hashes.push(hash());
+        symlink("gone", at(".#hidden")).unwrap();
+        assert_eq!(hash(), hashes[5]);
+        assert!(hashes.iter().enumerate().all(|(i, hash)| !hashes[..i].contains(hash)), "{hashes:?}");
+
+        assert!(hash_tree(at("gone"), |_| true).is_err());
+        symlink("gone", at("root")).unwrap();
+        assert!(hash_tree(at("root"), |_| true).is_err());
+        assert!(hash_tree(at("b.png"), |_| true).is_err());
     }
 }

@@ -58,20 +58,20 @@ fn read_entries<T: DeserializeOwned>(path: &Path, key: ContentHash) -> Result<(V
     let mut reader = BufReader::new(File::open(path).map_err(Error::read(path))?);
     let mut entries = Vec::new();
     let mut length = 0;
-    let mut line = String::new();
+    let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        let n = reader.read_line(&mut line).map_err(Error::read(path))?;
-        if !line.ends_with('\n') {
+        let n = reader.read_until(b'\n', &mut line).map_err(Error::read(path))?;
+        if !line.ends_with(b"\n") {
             break;
         }
         if number == 1 {
-            if serde_json::from_str(&line).ok() != Some(key) {
+            if serde_json::from_slice(&line).ok() != Some(key) {
                 return Ok((Vec::new(), 0));
             }
         } else {
-            let found = || line.chars().take(60).collect();
-            entries.push(serde_json::from_str(&line).map_err(|_| Error::Journal {
+            let found = || String::from_utf8_lossy(&line).chars().take(60).collect();
+            entries.push(serde_json::from_slice(&line).map_err(|_| Error::Journal {
                 path: path.to_path_buf(),
                 line: number,
                 found: found(),
@@ -108,6 +108,21 @@ mod tests {
         assert!(entries.is_empty());
         journal.finish().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_line_torn_inside_a_character_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tags.journal");
+        let open = || Journal::open::<String>(&path, hash_bytes("a")).unwrap();
+        open().0.append(&"räume").unwrap();
+        let torn = "\"rä".as_bytes();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(&torn[..torn.len() - 1]).unwrap();
+
+        let (mut journal, entries) = open();
+        assert_eq!(entries, ["räume"]);
+        journal.append(&"é").unwrap();
+        assert_eq!(open().1, ["räume", "é"]);
     }
 
     #[test]

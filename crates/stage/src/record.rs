@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{ContentHash, Error, Hasher, Result, hash_tree, write_atomic};
@@ -100,7 +100,10 @@ impl RunKey {
         if !record.exists() {
             return Ok(Standing::Stale("not made yet".into()));
         }
-        let found = RunRecord::read(record)?;
+        let found = match RunRecord::read(record) {
+            Err(Error::Record { .. }) => return Ok(Standing::Stale("its record cannot be read".into())),
+            found => found?,
+        };
         if let Some(reason) = self.difference(&found) {
             return Ok(Standing::Stale(reason));
         }
@@ -116,6 +119,15 @@ impl RunKey {
         Ok(Standing::Current(Box::new(found)))
     }
 
+    /// The report of the run that made what is there, if it was made with this key and is unchanged; none where there
+    /// is something to do, or where another version wrote a report that this one cannot read.
+    pub fn made<R: DeserializeOwned>(&self, record: &Path) -> Result<Option<R>> {
+        Ok(match self.standing(record)? {
+            Standing::Current(found) => serde_json::from_value(found.report).ok(),
+            Standing::Stale(_) => None,
+        })
+    }
+
     /// The first thing in which a record differs from this key.
     fn difference(&self, found: &RunRecord) -> Option<String> {
         if found.stage != self.stage {
@@ -124,7 +136,7 @@ impl RunKey {
         if found.seed != self.seed {
             return Some("the seed changed".into());
         }
-        if let Some(name) = changed_setting(&self.settings, &found.settings) {
+        if let Some(name) = changed_setting(&as_read(&self.settings), &found.settings) {
             return Some(format!("the setting `{name}` changed"));
         }
         let names = self.inputs.keys().chain(found.inputs.keys());
@@ -176,6 +188,11 @@ pub fn record_path(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
+/// Settings as they come back from a record: serde_json reads some numbers as their neighbour.
+fn as_read(settings: &Value) -> Value {
+    serde_json::from_str(&settings.to_string()).expect("what is written as JSON is JSON")
+}
+
 /// The name of a setting in which two objects differ.
 fn changed_setting(a: &Value, b: &Value) -> Option<String> {
     match (a.as_object(), b.as_object()) {
@@ -215,6 +232,9 @@ mod tests {
         assert_eq!(stale(key(1, 1).standing(&record).unwrap()), "not made yet");
         key(1, 1).write(&record, &[&at("out.txt")], &"fine").unwrap();
         assert!(matches!(key(1, 1).standing(&record).unwrap(), Standing::Current(_)));
+        assert_eq!(key(1, 1).made::<String>(&record).unwrap().as_deref(), Some("fine"));
+        assert_eq!(key(2, 1).made::<String>(&record).unwrap(), None);
+        assert_eq!(key(1, 1).made::<u32>(&record).unwrap(), None, "a report of another version");
         assert_eq!(stale(key(2, 1).standing(&record).unwrap()), "the setting `steps` changed");
         assert_eq!(stale(key(1, 2).standing(&record).unwrap()), "the seed changed");
 
@@ -225,5 +245,28 @@ mod tests {
         assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("was changed since"));
         fs::remove_file(at("out.txt")).unwrap();
         assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("is missing"));
+    }
+
+    #[test]
+    fn a_number_of_many_digits_is_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out.txt");
+        fs::write(&out, "out").unwrap();
+        let key = |alpha: f64| RunKey::new("merge", &json!({"alpha": alpha, "rows": [alpha]}), None);
+        let alpha = 0.122_677_981_217_605_05;
+        key(alpha).write(&record_path(&out), &[&out], &()).unwrap();
+        assert!(matches!(key(alpha).standing(&record_path(&out)).unwrap(), Standing::Current(_)));
+        assert_eq!(stale(key(0.1226).standing(&record_path(&out)).unwrap()), "the setting `alpha` changed");
+    }
+
+    #[test]
+    fn a_damaged_record_is_a_reason_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = dir.path().join("out.txt.run.json");
+        for text in ["", "{\"stage\": \"tag\"", "[1]"] {
+            fs::write(&record, text).unwrap();
+            let standing = RunKey::new("tag", &json!({}), None).standing(&record).unwrap();
+            assert_eq!(stale(standing), "its record cannot be read", "{text}");
+        }
     }
 }

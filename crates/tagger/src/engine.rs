@@ -194,6 +194,12 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((file(MODEL, "the network")?, file(LABELS, "the names of the tags, one row for each output")?))
 }
 
+/// Whether a file beside the network is a part of it: weights lie outside it as `model.onnx.data` or `model.onnx_data`.
+pub(crate) fn is_external(folder: &Path, path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.parent() == Some(folder) && name.starts_with(MODEL) && name != MODEL
+}
+
 fn open_session(path: &Path, config: &TaggerConfig) -> Result<Session> {
     let environment = runtime::environment(&config.onnxruntime)?;
     let failed = |source| Error::Runtime { model: path.to_path_buf(), source };

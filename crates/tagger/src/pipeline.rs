@@ -1,13 +1,14 @@
 //! Decoding ahead of the model: threads prepare pictures while the model scores those before them.
 
 use std::{
+    panic::{self, UnwindSafe},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
 
 use ndarray::ArrayView1;
-use vodka_images::{DecodeOptions, Error as ImageError, RgbImage, decode_with, relative_name};
+use vodka_images::{DecodeOptions, Error as ImageError, Fault, RgbImage, decode_with, relative_name};
 
 use crate::{Result, Tagger};
 
@@ -76,11 +77,11 @@ impl Job<'_> {
         if path.to_str().is_none() {
             return Err("the name is not UTF-8".to_owned());
         }
-        match decode_with(&self.root.join(path), &self.decode) {
+        guarded(|| match decode_with(&self.root.join(path), &self.decode) {
             Ok(picture) => Ok(self.tagger.prepare(&picture)),
             Err(ImageError::Picture { source, .. }) => Err(source.reason()),
             Err(error) => Err(error.to_string()),
-        }
+        })
     }
 
     fn score(
@@ -111,4 +112,23 @@ impl Job<'_> {
 /// The pictures with these places in the list. `None` where a thread is gone.
 fn receive(receivers: &[Receiver<Prepared>], places: std::ops::Range<usize>) -> Option<Vec<Prepared>> {
     places.map(|place| receivers[place % receivers.len()].recv().ok()).collect()
+}
+
+/// Makes of a panic a reason to skip the picture: one that nobody has thought of must not end a run of a million.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String> + UnwindSafe) -> Result<T, String> {
+    panic::catch_unwind(work).unwrap_or_else(|_| Err(Fault::Panic.reason()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_skips_one_picture() {
+        assert_eq!(guarded(|| Ok(1)), Ok(1));
+        assert_eq!(
+            guarded::<()>(|| panic!("a case of its own")),
+            Err("the decoder fails on the file".into())
+        );
+    }
 }

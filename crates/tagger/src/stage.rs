@@ -9,11 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, EXTENSIONS, find, is_image, relative_name};
-use vodka_stage::{Interrupt, Journal, Outcome, Report, RunKey, RunRecord, Standing, record_path};
+use vodka_stage::{Interrupt, Journal, Outcome, Report, RunKey, record_path};
 
 use crate::{
     Error, Labels, Provider, Result, Tagger, TaggerConfig,
-    engine::check_folder,
+    engine::{check_folder, is_external},
     pipeline::{Job, Scored},
     table::{Tagged, write_csv, write_parquet, write_skipped},
 };
@@ -87,9 +87,14 @@ impl TagConfig {
             return wrong("batch", "at least 1", self.batch.to_string());
         }
         let extension = self.output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        if !["parquet", "csv"].contains(&extension.as_str()) {
-            return wrong("output", "a name ending in .parquet or .csv", self.output.display().to_string());
-        }
+        let is_parquet = match extension.as_str() {
+            "parquet" => true,
+            "csv" => false,
+            _ => {
+                let found = self.output.display().to_string();
+                return wrong("output", "a name ending in .parquet or .csv", found);
+            }
+        };
         check_folder(&self.model)?;
         if !self.images.is_dir() {
             return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
@@ -98,7 +103,8 @@ impl TagConfig {
         let threads = if self.threads == 0 { cores() } else { self.threads };
         Ok(TagPlan {
             config: Self { threads, ..self.clone() },
-            csv: self.output.with_extension("csv"),
+            parquet: is_parquet.then(|| self.output.clone()),
+            csv: if is_parquet { self.output.with_extension("csv") } else { self.output.clone() },
             skipped: self.output.with_extension("skipped.csv"),
         })
     }
@@ -109,6 +115,8 @@ impl TagConfig {
 pub struct TagPlan {
     /// The configuration, with the number of threads settled.
     pub config: TagConfig,
+    /// The table as Parquet, if it is wanted.
+    pub parquet: Option<PathBuf>,
     /// The table as CSV.
     pub csv: PathBuf,
     /// The list of skipped pictures.
@@ -120,6 +128,8 @@ pub struct TagPlan {
 struct Settings<'a> {
     min_score: f64,
     preprocessing: &'a str,
+    /// Providers differ in the last digits: what one has begun another must not finish.
+    provider: Provider,
 }
 
 impl TagPlan {
@@ -129,9 +139,12 @@ impl TagPlan {
     /// When one of them cannot be read.
     pub fn key(&self) -> Result<RunKey> {
         let (model, labels) = check_folder(&self.config.model)?;
-        let settings = Settings { min_score: self.config.min_score, preprocessing: self.preprocessing() };
+        let TagConfig { min_score, provider, .. } = self.config;
+        let settings = Settings { min_score, preprocessing: self.preprocessing(), provider };
+        let folder = &self.config.model;
         Ok(RunKey::new("tag", &settings, None)
             .input("model", &model, |_| true)?
+            .input("weights", folder, |path| is_external(folder, path))?
             .input("labels", &labels, |_| true)?
             .input("images", &self.config.images, is_image)?)
     }
@@ -145,16 +158,13 @@ impl TagPlan {
         }
     }
 
-    fn is_parquet(&self) -> bool {
-        self.config.output != self.csv
+    fn outputs(&self) -> Vec<&Path> {
+        self.parquet.iter().chain([&self.csv, &self.skipped]).map(PathBuf::as_path).collect()
     }
 
-    fn outputs(&self) -> Vec<&Path> {
-        let mut outputs = vec![self.csv.as_path(), self.skipped.as_path()];
-        if self.is_parquet() {
-            outputs.insert(0, self.config.output.as_path());
-        }
-        outputs
+    /// The same as paths that outlive the plan.
+    fn output_paths(&self) -> Vec<PathBuf> {
+        self.outputs().into_iter().map(Path::to_path_buf).collect()
     }
 
     fn journal(&self) -> PathBuf {
@@ -164,8 +174,8 @@ impl TagPlan {
 
     fn report(&self, outcome: Outcome, found: usize, entries: &[Entry], rows: usize) -> TagReport {
         let skipped = entries.iter().filter(|entry| matches!(entry.finding, Finding::Skipped(_))).count();
-        let outputs = self.outputs().into_iter().map(Path::to_path_buf).collect();
-        TagReport { outcome, found, tagged: entries.len() - skipped, skipped, rows, outputs }
+        let (tagged, outputs) = (entries.len() - skipped, self.output_paths());
+        TagReport { outcome, found, tagged, skipped, rows, outputs }
     }
 
     fn tagger(&self) -> TaggerConfig {
@@ -278,10 +288,8 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
     }
     let key = plan.key()?;
     let record = record_path(&plan.config.output);
-    if let Standing::Current(record) = key.standing(&record)?
-        && let Some(report) = unchanged(&record)
-    {
-        return Ok(report);
+    if let Some(report) = key.made::<TagReport>(&record)? {
+        return Ok(TagReport { outcome: Outcome::Unchanged, outputs: plan.output_paths(), ..report });
     }
     let tagger = Tagger::open(&plan.tagger())?;
     let (mut journal, batches) = Journal::open::<Vec<Entry>>(plan.journal(), key.hash())?;
@@ -301,12 +309,6 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
     key.write(&record, &plan.outputs(), &report)?;
     journal.finish()?;
     Ok(report)
-}
-
-/// The report of the run that made what is there. `None` where its record was written by another version.
-fn unchanged(record: &RunRecord) -> Option<TagReport> {
-    let report: TagReport = serde_json::from_value(record.report.clone()).ok()?;
-    Some(TagReport { outcome: Outcome::Unchanged, ..report })
 }
 
 /// Scores what is still to be done, adding to the journal and to the entries.
@@ -385,8 +387,8 @@ fn write_tables(plan: &TagPlan, key: &RunKey, labels: &Labels, entries: &[Entry]
     }
     tagged.sort_by(|a, b| a.image.cmp(&b.image));
     skipped.sort();
-    if plan.is_parquet() {
-        write_parquet(&plan.config.output, &tagged, labels, metadata(plan, key))?;
+    if let Some(path) = &plan.parquet {
+        write_parquet(path, &tagged, labels, metadata(plan, key))?;
     }
     write_csv(&plan.csv, &tagged, labels)?;
     write_skipped(&plan.skipped, &skipped)?;

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 use vodka_stage::{Interrupt, Journal, Outcome};
-use vodka_tagger::{TagConfig, TagEvent, TagReport, run};
+use vodka_tagger::{Provider, TagConfig, TagEvent, TagReport, run};
 use vodka_testkit::{fixture, onnxruntime};
 
 /// The lossless pictures of the awkward ones, in a folder of their own with a subfolder.
@@ -148,6 +148,84 @@ fn nothing_changed_is_nothing_done_and_what_changed_is_done_again() {
     assert!(tag(&TagConfig { min_score: 0.4, ..first.clone() }).rows < done.rows);
     fs::remove_file(images.join("odd.png")).unwrap();
     assert_eq!(tag(&first).tagged, 7);
+}
+
+/// A copy of the small model.
+fn model(dir: &Path) -> PathBuf {
+    let model = dir.join("model");
+    fs::create_dir_all(&model).unwrap();
+    for name in ["model.onnx", "selected_tags.csv"] {
+        fs::copy(fixture("tagger-tiny/dynamic").join(name), model.join(name)).unwrap();
+    }
+    model
+}
+
+#[test]
+fn the_key_sees_the_provider_and_the_weights_outside_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let model = model(dir.path());
+    let cpu = TagConfig { model: model.clone(), ..config(&images, &dir.path().join("tags.parquet")) };
+    let hash = |config: &TagConfig| config.plan().unwrap().key().unwrap().hash();
+    let mut hashes = vec![hash(&cpu), hash(&TagConfig { provider: Provider::Cuda, ..cpu.clone() })];
+    for name in ["model.onnx.data", "model.onnx_data", "model.onnx_data_1"] {
+        fs::write(model.join(name), "1").unwrap();
+        hashes.push(hash(&cpu));
+    }
+    fs::write(model.join("model.onnx.data"), "2").unwrap();
+    hashes.push(hash(&cpu));
+    assert!(hashes.iter().enumerate().all(|(i, hash)| !hashes[..i].contains(hash)), "{hashes:?}");
+    fs::write(model.join("README.md"), "no part of it").unwrap();
+    assert_eq!(hash(&cpu), hashes[5]);
+}
+
+#[test]
+fn an_unchanged_report_names_the_outputs_as_they_are_asked_for_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let done = tag(&config(&images, &dir.path().join("tags.parquet")));
+    let elsewhere = dir.path().join("images/../tags.parquet");
+    let again = tag(&config(&images, &elsewhere));
+    assert_eq!(again.outcome, Outcome::Unchanged);
+    assert_eq!(again.outputs[0], elsewhere);
+    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, outputs: again.outputs.clone(), ..done });
+}
+
+#[test]
+fn the_case_of_the_extension_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let report = tag(&config(&images, &at("tags.CSV")));
+    assert_eq!(report.outputs, [at("tags.CSV"), at("tags.skipped.csv")]);
+    let table = read(at("tags.CSV"));
+    assert!(table.starts_with("image,tag_id,tag,category,score\n"), "{table}");
+    let report = tag(&config(&images, &at("more.Parquet")));
+    assert_eq!(report.outputs, [at("more.Parquet"), at("more.csv"), at("more.skipped.csv")]);
+    assert!(fs::read(at("more.Parquet")).unwrap().starts_with(b"PAR1"));
+    assert_eq!(read(at("more.csv")), table);
+}
+
+#[test]
+fn pictures_that_cannot_be_tagged_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let mut expected = String::from("image,reason\n");
+    let mut flat = fs::read(images.join("clear.gif")).unwrap();
+    flat[6..8].fill(0);
+    let height = u16::from_le_bytes([flat[8], flat[9]]);
+    fs::write(images.join("flat.gif"), flat).unwrap();
+    expected += &format!("flat.gif,\"expected at least 1 x 1 pixels, found 0 x {height}\"\n");
+    let mut skipped = 1;
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", images.join("gone.png")).unwrap();
+        expected += "gone.png,the file cannot be read: No such file or directory (os error 2)\n";
+        skipped += 1;
+    }
+    let report = tag(&config(&images, &dir.path().join("tags.csv")));
+    assert_eq!((report.outcome, report.tagged, report.skipped), (Outcome::Skipped, 8, skipped));
+    assert_eq!(read(dir.path().join("tags.skipped.csv")), expected);
 }
 
 #[test]

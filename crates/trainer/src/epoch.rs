@@ -35,6 +35,13 @@ pub fn batches_per_epoch(buckets: &[Bucket], batch_size: usize) -> usize {
     counts.values().map(|count| count.div_ceil(batch_size)).sum()
 }
 
+/// The epochs after which a checkpoint is saved: every `every`th, and the last.
+pub fn saved_epochs(max_epochs: u64, every: Option<u64>) -> impl Iterator<Item = u64> {
+    // The plan refuses 0.
+    let every = every.filter(|every| *every > 0).unwrap_or(max_epochs);
+    (1..=max_epochs).filter(move |epoch| epoch.is_multiple_of(every) || *epoch == max_epochs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +73,13 @@ mod tests {
         assert_eq!(batches(&buckets, 4, 555, 1), first);
         assert_ne!(batches(&buckets, 4, 555, 2), first);
         assert_ne!(batches(&buckets, 4, 556, 1), first);
+    }
+
+    #[test]
+    fn the_last_epoch_is_always_saved() {
+        let saved = |max, every| saved_epochs(max, every).collect::<Vec<_>>();
+        assert_eq!(saved(100, Some(25)), [25, 50, 75, 100]);
+        assert_eq!(saved(5, Some(2)), [2, 4, 5]);
+        assert_eq!(saved(5, None), [5]);
     }
 }

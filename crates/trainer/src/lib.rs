@@ -31,7 +31,7 @@ pub mod step;
 pub use buckets::{Bucket, buckets, nearest};
 pub use config::TrainConfig;
 pub use data::Skipped;
-pub use epoch::{batches, batches_per_epoch};
+pub use epoch::{batches, batches_per_epoch, saved_epochs};
 pub use error::{Error, Result};
 pub use optimizer::{AdamWSettings, OptimizerConfig};
 pub use plan::{Settings, TrainPlan};

@@ -7,14 +7,14 @@ use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{EOS, token_ids};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, Standing, create_dir, record_path};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
     AdamWSettings, Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
     adamw::AdamW,
     buckets::buckets,
     data::{self, Example},
-    epoch::{batches, batches_per_epoch},
+    epoch::{batches, batches_per_epoch, saved_epochs},
     losses::{LossesFile, Row},
     random::{Purpose, Stream},
     state::{self, Progress},
@@ -37,8 +37,7 @@ pub fn run(
     let key = plan.key()?;
     let record = record_path(&plan.output);
     if !plan.start_over
-        && let Standing::Current(found) = key.standing(&record)?
-        && let Ok(report) = serde_json::from_value::<TrainReport>(found.report.clone())
+        && let Some(report) = key.made::<TrainReport>(&record)?
     {
         // Left behind by a kill between the record and this.
         state::delete(&plan.output)?;
@@ -261,7 +260,7 @@ impl<'a> Run<'a> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        if self.is_saved(epoch) {
+        if self.saved_epochs().any(|saved| saved == epoch) {
             let path = self.checkpoint_path(epoch);
             self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
             on_event(TrainEvent::Saved { path });
@@ -308,10 +307,8 @@ impl<'a> Run<'a> {
         self.progress.step() / self.steps_per_epoch
     }
 
-    fn is_saved(&self, epoch: u64) -> bool {
-        let settings = &self.plan.settings;
-        let every = settings.save_every_n_epochs.unwrap_or(settings.max_epochs);
-        epoch.is_multiple_of(every) || epoch == settings.max_epochs
+    fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
+        saved_epochs(self.plan.settings.max_epochs, self.plan.settings.save_every_n_epochs)
     }
 
     /// EveryDream2's name for it.
@@ -321,9 +318,8 @@ impl<'a> Run<'a> {
     }
 
     fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        (1..=self.epochs_done())
-            .filter(|epoch| self.is_saved(*epoch))
-            .map(|epoch| self.checkpoint_path(epoch))
+        let done = self.epochs_done();
+        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.checkpoint_path(epoch))
     }
 
     fn check_earlier_checkpoints(&self) -> Result<()> {

@@ -56,6 +56,22 @@ pub enum Error {
         /// The epochs that leave one.
         expected: Vec<u64>,
     },
+    /// A training that starts from what the recipe itself makes.
+    #[error("`{recipe}`: the model `{name}` to train from must be one of [models]")]
+    Base {
+        /// The recipe.
+        recipe: PathBuf,
+        /// `train.base`.
+        name: String,
+    },
+    /// Captions that training would miss.
+    #[error(
+        "`{recipe}`: `caption.missing` is `skip`, expected `error` or `empty`: training wants a caption for each picture"
+    )]
+    MissingSkip {
+        /// The recipe.
+        recipe: PathBuf,
+    },
     /// A training key that the workflow sets.
     #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]
     TrainKey {

@@ -14,7 +14,7 @@ pub use error::{Error, Result};
 pub use jobs::{Job, Runtime, Workflow};
 pub use recipe::Recipe;
 pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
-pub use stages::Progress;
+pub use stages::{Plan, Progress};
 pub use status::{JobStatus, State};
 
 /// The recipe that `vodka init` writes: the V3 experiment with the numbers that its authors published.

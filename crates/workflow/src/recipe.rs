@@ -6,12 +6,12 @@ use std::{
 };
 
 use serde::Deserialize;
-use vodka_captions::Position;
-use vodka_merger::Method;
-use vodka_sampler::{GridPrompt, SamplerName, Size};
+use vodka_captions::{Position, caption::Missing};
+use vodka_merger::{Method, Precision, VaePolicy};
+use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{nearest, read_toml};
 use vodka_tagger::{Provider, TagConfig};
-use vodka_trainer::{OptimizerConfig, TrainConfig};
+use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
 use crate::{Error, Result};
 
@@ -64,13 +64,19 @@ pub struct Tag {
     /// Folder with `model.onnx` and `selected_tags.csv`.
     pub model: PathBuf,
     /// Scores below are not stored. Default: 0.1.
-    #[serde(default = "one_tenth")]
+    #[serde(default = "default_min_score")]
     pub min_score: f64,
     /// Pictures to a run of the network. Default: the tagger's.
     pub batch: Option<usize>,
     /// Where the network runs. Default: `cpu`.
     #[serde(default)]
     pub provider: Provider,
+    /// Threads; 0 for one per core. Default: 0.
+    #[serde(default)]
+    pub threads: usize,
+    /// Leave pictures as they are stored, whatever their EXIF orientation says. Default: false.
+    #[serde(default)]
+    pub ignore_orientation: bool,
 }
 
 /// `[select]`
@@ -115,11 +121,14 @@ pub struct Caption {
     pub min_score: f32,
     /// `prepend` or `append`. Default: `prepend`.
     pub position: Position,
+    /// What happens to a picture without a caption: `error`, or `empty` for one of tags alone. Default: `error`, since
+    /// training wants a caption for each.
+    pub missing: Missing,
 }
 
 impl Default for Caption {
     fn default() -> Self {
-        Self { max_tags: 3, min_score: 0.3, position: Position::Prepend }
+        Self { max_tags: 3, min_score: 0.3, position: Position::Prepend, missing: Missing::Error }
     }
 }
 
@@ -157,6 +166,11 @@ pub struct Merge {
     pub c: Option<String>,
     /// M.
     pub multiplier: f64,
+    /// `fp16` or `fp32`. Default: that of A.
+    pub precision: Option<Precision>,
+    /// Where the VAE comes from: `a`, or `merge` to mix it too. Default: `a`.
+    #[serde(default)]
+    pub vae: VaePolicy,
 }
 
 /// `[[grid]]`
@@ -170,13 +184,13 @@ pub struct Grid {
     /// The prompts, one a row for each seed.
     pub prompts: Vec<GridPrompt>,
     /// Seeds. Default: 1.
-    #[serde(default = "seed_one")]
+    #[serde(default = "default_seeds")]
     pub seeds: Vec<u32>,
     /// Sampling steps. Default: 20.
-    #[serde(default = "twenty")]
+    #[serde(default = "default_steps")]
     pub steps: u32,
     /// Guidance scale. Default: 7.
-    #[serde(default = "seven")]
+    #[serde(default = "default_cfg")]
     pub cfg: f64,
     /// Width and height in pixels. Default: `512x512`.
     #[serde(default)]
@@ -184,26 +198,36 @@ pub struct Grid {
     /// The sampler, as A1111 calls it. Default: `Euler`.
     #[serde(default)]
     pub sampler: SamplerName,
+    /// The spacing of the noise levels. Default: `Automatic`, the sampler's own.
+    #[serde(default)]
+    pub schedule: ScheduleName,
+    /// The layer of the text encoder, counted from the end. Default: 1, the last.
+    #[serde(default = "last_layer")]
+    pub clip_skip: u32,
 }
 
 fn cpu() -> String {
     "cpu".into()
 }
 
-fn one_tenth() -> f64 {
+fn default_min_score() -> f64 {
     TagConfig::default_min_score()
 }
 
-fn seed_one() -> Vec<u32> {
+fn default_seeds() -> Vec<u32> {
     vec![1]
 }
 
-fn twenty() -> u32 {
+fn default_steps() -> u32 {
     20
 }
 
-fn seven() -> f64 {
+fn default_cfg() -> f64 {
     7.0
+}
+
+fn last_layer() -> u32 {
+    1
 }
 
 impl Recipe {
@@ -213,6 +237,7 @@ impl Recipe {
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         recipe.check_names(path)?;
         recipe.check_train_keys(path)?;
+        recipe.check_training(path)?;
         recipe.check_epoch(path)?;
         Ok(recipe)
     }
@@ -265,11 +290,24 @@ impl Recipe {
             ("output", config.output.is_some()),
             ("save_ckpt_dir", config.save_ckpt_dir.is_some()),
             ("project_name", config.project_name.is_some()),
+            ("run_name", config.run_name.is_some()),
+            ("device", config.device != TrainConfig::default().device),
             ("optimizer_config", config.optimizer_config.is_some()),
         ];
         match set.into_iter().find(|(_, set)| *set) {
             Some((key, _)) => Err(Error::TrainKey { recipe: path.to_path_buf(), key }),
             None => Ok(()),
+        }
+    }
+
+    /// Training starts from what is there already, and has a caption for each picture.
+    fn check_training(&self, path: &Path) -> Result<()> {
+        if !self.models.contains_key(&self.train.base) {
+            return Err(Error::Base { recipe: path.to_path_buf(), name: self.train.base.clone() });
+        }
+        match self.caption.missing {
+            Missing::Skip => Err(Error::MissingSkip { recipe: path.to_path_buf() }),
+            Missing::Empty | Missing::Error => Ok(()),
         }
     }
 
@@ -301,13 +339,7 @@ impl Recipe {
     /// The epochs after which a checkpoint is saved.
     pub(crate) fn saved_epochs(&self) -> Vec<u64> {
         let config = &self.train.config;
-        let every = config.save_every_n_epochs.filter(|every| *every > 0).unwrap_or(config.max_epochs);
-        let mut epochs: Vec<u64> =
-            (1..=config.max_epochs).filter(|epoch| epoch.is_multiple_of(every)).collect();
-        if epochs.last() != Some(&config.max_epochs) {
-            epochs.push(config.max_epochs);
-        }
-        epochs
+        saved_epochs(config.max_epochs, config.save_every_n_epochs).collect()
     }
 }
 

@@ -62,6 +62,7 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(WorkflowEvent<'_>),
 ) -> Result<WorkflowReport> {
+    workflow.check()?;
     let of = workflow.jobs().len();
     let mut jobs: Vec<JobReport> = Vec::new();
     for (number, job) in (1..).zip(workflow.jobs()) {
@@ -112,7 +113,11 @@ impl fmt::Display for WorkflowReport {
         let unchanged = self.jobs.iter().filter(|report| report.outcome == Outcome::Unchanged).count();
         match self.outcome {
             Outcome::Unchanged => write!(f, "nothing to do: all {unchanged} jobs are done already")?,
-            Outcome::Interrupted => write!(f, "{} jobs are through", self.jobs.len().saturating_sub(1))?,
+            Outcome::Interrupted => {
+                let through =
+                    self.jobs.iter().filter(|report| report.outcome != Outcome::Interrupted).count();
+                write!(f, "{through} jobs are through")?;
+            }
             _ => write!(f, "{} jobs are through, {unchanged} of them were done already", self.jobs.len())?,
         }
         if !self.look_at.is_empty() {

@@ -1,14 +1,15 @@
 //! One way to plan and run every stage.
 
-use std::error;
+use std::{error, path::PathBuf};
 
+use serde::Serialize;
 use vodka_captions::{
-    caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Missing},
+    caption::{self, CaptionConfig, CaptionEvent, CaptionPlan},
     report::{self, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
-use vodka_merger::{MergeConfig, MergeEvent, MergePlan, VaePolicy};
-use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, ScheduleName, grid};
+use vodka_merger::{MergeConfig, MergeEvent, MergePlan};
+use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{TrainConfig, TrainEvent, TrainPlan};
@@ -29,7 +30,10 @@ pub enum Progress {
 }
 
 /// The checked settings of a job.
-pub(crate) enum Plan {
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "each is the plan of the stage of that name")]
+pub enum Plan {
     Tag(TagPlan),
     Select(SelectPlan),
     Report(ReportPlan),
@@ -40,16 +44,34 @@ pub(crate) enum Plan {
 }
 
 impl Workflow {
+    /// The checked settings of every job, before any has run: what is wrong is told at once and not after a night's
+    /// training. A trained model has a name that stands for its file as long as there is none.
+    pub fn check(&self) -> Result<Vec<(Job, Plan)>> {
+        let model = |name: &str| match self.model(name) {
+            Err(Error::NotTrained { .. }) => {
+                Ok(self.output_of(&Job::Train).join(format!("{name}.safetensors")))
+            }
+            found => found,
+        };
+        self.jobs().iter().map(|job| Ok((job.clone(), self.plan_with(job, &model)?))).collect()
+    }
+
     /// The checked settings of a job whose needs are met.
     pub(crate) fn plan(&self, job: &Job) -> Result<Plan> {
+        self.plan_with(job, &|name| self.model(name))
+    }
+
+    fn plan_with(&self, job: &Job, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Plan> {
         let plan: Result<Plan, Cause> = match job {
             Job::Tag => self.tag().plan().map(Plan::Tag).map_err(Into::into),
             Job::Select => self.select().plan().map(Plan::Select).map_err(Into::into),
             Job::Report => self.report().plan().map(Plan::Report).map_err(Into::into),
             Job::Caption => self.caption().plan().map(Plan::Caption).map_err(Into::into),
-            Job::Train => self.train()?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into),
-            Job::Merge(name) => self.merge(name)?.plan().map(Plan::Merge).map_err(Into::into),
-            Job::Grid(name) => self.grid(name)?.plan().map(Plan::Grid).map_err(Into::into),
+            Job::Train => {
+                self.train(model)?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into)
+            }
+            Job::Merge(name) => self.merge(name, model)?.plan().map(Plan::Merge).map_err(Into::into),
+            Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
         };
         plan.map_err(|source| Error::Settings { job: job.to_string(), source })
     }
@@ -61,6 +83,8 @@ impl Workflow {
         config.min_score = recipe.min_score;
         config.provider = recipe.provider;
         config.batch = recipe.batch.unwrap_or(config.batch);
+        config.threads = recipe.threads;
+        config.ignore_orientation = recipe.ignore_orientation;
         config.onnxruntime = self.runtime.onnxruntime.clone();
         config
     }
@@ -98,16 +122,16 @@ impl Workflow {
             max_tags: recipe.max_tags,
             min_score: recipe.min_score,
             position: recipe.position,
-            missing: Missing::default(),
+            missing: recipe.missing,
         }
     }
 
-    fn train(&self) -> Result<TrainConfig> {
+    fn train(&self, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<TrainConfig> {
         let recipe = &self.recipe.train;
         Ok(TrainConfig {
             data_root: self.recipe.workflow.images.clone(),
             caption_root: Some(self.output_of(&Job::Caption)),
-            resume_ckpt: Some(self.model(&recipe.base)?),
+            resume_ckpt: Some(model(&recipe.base)?),
             output: Some(self.output_of(&Job::Train)),
             project_name: Some(recipe.name.clone()),
             device: self.recipe.workflow.device.clone(),
@@ -117,24 +141,23 @@ impl Workflow {
         })
     }
 
-    fn merge(&self, name: &str) -> Result<MergeConfig> {
+    fn merge(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<MergeConfig> {
         let recipe = self.recipe.merge_of(name);
         Ok(MergeConfig {
             method: recipe.method,
-            a: self.model(&recipe.a)?,
-            b: self.model(&recipe.b)?,
-            c: recipe.c.as_ref().map(|c| self.model(c)).transpose()?,
+            a: model(&recipe.a)?,
+            b: model(&recipe.b)?,
+            c: recipe.c.as_ref().map(|c| model(c)).transpose()?,
             multiplier: recipe.multiplier,
             output: self.output_of(&Job::Merge(name.to_owned())),
-            precision: None,
-            vae: VaePolicy::default(),
+            precision: recipe.precision,
+            vae: recipe.vae,
         })
     }
 
-    fn grid(&self, name: &str) -> Result<GridConfig> {
+    fn grid(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<GridConfig> {
         let recipe = self.recipe.grid_of(name);
-        let column =
-            |model: &String| Ok(GridCheckpoint { label: Some(model.clone()), path: self.model(model)? });
+        let column = |name: &String| Ok(GridCheckpoint { label: Some(name.clone()), path: model(name)? });
         Ok(GridConfig {
             checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
             prompts: recipe.prompts.clone(),
@@ -143,8 +166,8 @@ impl Workflow {
             cfg: recipe.cfg,
             size: recipe.size,
             sampler: recipe.sampler,
-            schedule: ScheduleName::default(),
-            clip_skip: 1,
+            schedule: recipe.schedule,
+            clip_skip: recipe.clip_skip,
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Grid(name.to_owned())),
             runtime_dir: self.runtime.dir.clone(),

@@ -153,6 +153,7 @@ fn wrong_usage_is_exit_code_2() {
         (SELECT.replace("0.8", "80"), "coverage is 80, expected a share from 0 to 1"),
         (format!("{SELECT} --include solo --exclude solo"), "both included and excluded"),
         (SELECT.replace("selection.csv", "selected_tags.csv"), "is the input"),
+        (SELECT.replace("selection.csv", "./selected_tags.csv"), "is the input"),
         (format!("{CAPTION} --min-score 30"), "min_score is 30, expected a score from 0 to 1"),
         (format!("{REPORT} --min-score 30"), "min_score is 30"),
         (CAPTION.replace("captions", "images/new"), "lie in each other"),
@@ -219,6 +220,8 @@ fn each_bad_input_has_its_words_and_exit_code_1() {
         assert!(text.starts_with("error: ") && text.contains(expected), "{line}\n{text}");
     }
     let dir = selected();
+    write(&dir, "captions/a.txt", "written by hand");
+    assert!(said(&dir, CAPTION, 1).contains("a.txt` is in the way of a caption"));
     write(&dir, "tags.csv", tags("x.png,1,solo,general,0.5"));
     assert!(said(&dir, CAPTION, 1).contains("it names `x.png`, the folder holds `a.png`"));
     write(&dir, "tags.csv", tags("a.png,1,solo,general,1.5"));

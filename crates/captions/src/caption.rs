@@ -16,6 +16,7 @@ pub use crate::Position;
 use crate::{
     Caption, Double, Error, Result, Selection, TagScore, TagTable, choose, compose,
     originals::{Original, original_path},
+    sheet::decode,
     sidecar::read_bytes,
     written::{Written, remove},
 };
@@ -508,7 +509,7 @@ fn is_due(plan: &CaptionPlan, written: &Written, original: &Original, text: Opti
             false => Err(Error::InTheWay { path }),
         };
     }
-    let says = str::from_utf8(&found).ok().map(Caption::new);
+    let says = decode(&path, found.clone()).ok().map(|text| Caption::new(&text));
     if text.is_some_and(|text| says == Some(Caption { text: text.to_owned(), joined: false })) {
         return Ok(false);
     }

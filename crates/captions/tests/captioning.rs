@@ -229,7 +229,13 @@ fn an_interrupted_run_goes_on() {
     assert!(0 < report.captions && report.captions < 202, "{}", report.captions);
     assert!(dir.path().join("captions/a.txt").exists() && !dir.path().join("captions/sub/b.txt").exists());
     assert!(!record_path(&dir.path().join("captions")).exists());
-    assert_eq!(run(&config(&dir)).unwrap().outcome, Outcome::Done);
+    fs::remove_file(dir.path().join("images/c000.txt")).unwrap();
+    assert!(dir.path().join("captions/c000.txt").exists());
+    assert_eq!(run(&config(&dir)).unwrap().outcome, Outcome::Skipped);
+    assert!(
+        !dir.path().join("captions/c000.txt").exists(),
+        "what the first run left is removed by the second"
+    );
     assert_eq!(read(&dir, "captions/c199.txt"), "blurry, a cross\n");
     assert_eq!(read(&dir, "captions/sub/b.txt"), "a tree, Outdoors\n");
 }
@@ -241,4 +247,91 @@ fn long_captions_and_captions_of_several_lines_are_reported() {
     let report = run(&config(&dir)).unwrap();
     assert_eq!((report.joined, report.too_long), (vec!["a.png".to_owned()], vec!["a.png".to_owned()]));
     assert!(read(&dir, "captions/a.txt").starts_with("blurry, solo, ^_^, a heart and a star and"));
+}
+
+#[test]
+fn an_edited_caption_is_not_overwritten_however_much_it_looks_like_ours() {
+    let dir = world();
+    run(&in_place(&dir)).unwrap();
+    let fewer = CaptionConfig { max_tags: 1, ..in_place(&dir) };
+    for edited in ["night, a heart\n", "a heart, night\n", "", "blurry, solo, ^_^, a heart, night\n"] {
+        write(&dir, "images/a.txt", edited);
+        let error = run(&fewer).unwrap_err();
+        assert!(matches!(error, Error::Edited { .. }) && error.to_string().contains("a.txt`"), "{error}");
+        assert_eq!(read(&dir, "images/a.txt"), edited);
+    }
+    write(&dir, "images/a.txt", "a heart");
+    run(&fewer).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, a heart\n", "the original is nobody's edit");
+
+    let dir = world();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    let empty = CaptionConfig { missing: Missing::Empty, ..in_place(&dir) };
+    run(&empty).unwrap();
+    write(&dir, "images/a.txt", "written by hand");
+    for config in [CaptionConfig { max_tags: 1, ..empty }, in_place(&dir)] {
+        assert!(matches!(run(&config), Err(Error::Edited { .. })));
+        assert_eq!(read(&dir, "images/a.txt"), "written by hand");
+    }
+}
+
+#[test]
+fn only_what_a_run_wrote_is_removed_or_replaced() {
+    let dir = world();
+    write(&dir, "captions/notes.txt", "buy milk");
+    run(&config(&dir)).unwrap();
+    fs::remove_file(dir.path().join("images/a.png")).unwrap();
+    run(&config(&dir)).unwrap();
+    assert!(!dir.path().join("captions/a.txt").exists(), "ours goes with its picture");
+    assert_eq!(read(&dir, "captions/notes.txt"), "buy milk");
+
+    write(&dir, "images/a.png", "");
+    run(&config(&dir)).unwrap();
+    write(&dir, "captions/a.txt", "written by hand");
+    let error = run(&config(&dir)).unwrap_err();
+    assert!(matches!(error, Error::InTheWay { .. }) && error.to_string().contains("a.txt`"), "{error}");
+    fs::remove_file(dir.path().join("images/a.png")).unwrap();
+    run(&config(&dir)).unwrap();
+    assert_eq!(read(&dir, "captions/a.txt"), "written by hand");
+}
+
+#[test]
+fn a_killed_run_leaves_nothing_to_the_next() {
+    let dir = world();
+    run(&config(&dir)).unwrap();
+    fs::remove_file(record_path(&dir.path().join("captions"))).unwrap();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    let appended = CaptionConfig { position: Position::Append, ..config(&dir) };
+    assert_eq!(run(&appended).unwrap().captions, 1);
+    assert!(!dir.path().join("captions/a.txt").exists());
+    assert_eq!(run(&appended).unwrap().outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn a_picture_that_is_skipped_now_gets_its_original_back() {
+    let dir = world();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    write(&dir, "images/sub/b.txt", " \n");
+    let empty = CaptionConfig { missing: Missing::Empty, ..in_place(&dir) };
+    run(&empty).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, solo, ^_^\n");
+    assert_eq!(read(&dir, "images/sub/b.txt"), "outdoors\n");
+    assert_eq!(run(&empty).unwrap().outcome, Outcome::Unchanged, "its own empty original changes nothing");
+
+    let report = run(&in_place(&dir)).unwrap();
+    assert_eq!((report.outcome, report.captions, report.skipped.len()), (Outcome::Skipped, 0, 2));
+    assert!(!dir.path().join("images/a.txt").exists(), "there was none");
+    assert_eq!(read(&dir, "images/sub/b.txt"), " \n");
+    assert!(
+        !dir.path().join("images/a.txt.orig").exists() && !dir.path().join("images/sub/b.txt.orig").exists()
+    );
+    assert_eq!(run(&in_place(&dir)).unwrap().outcome, Outcome::Unchanged);
+
+    write(&dir, "images/a.txt", "a heart");
+    assert_eq!(run(&in_place(&dir)).unwrap().captions, 1);
+    assert_eq!(
+        read(&dir, "images/a.txt"),
+        "blurry, solo, ^_^, a heart\n",
+        "what is written now is the original"
+    );
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vodka_cli::{Common, Session};
-use vodka_merger::{MergeConfig, MergeEvent, Method, Precision, VaePolicy, run};
+use vodka_merger::{MergeConfig, MergeEvent, Method, Precision, Result, VaePolicy, run};
 
 /// Merges Stable Diffusion 1.x checkpoints, in fp32, one tensor at a time
 ///
@@ -41,6 +41,11 @@ enum Command {
         #[command(flatten)]
         options: Options,
     },
+    /// What a TOML file says, with the keys method, a, b, c, multiplier, output, precision and vae
+    Run {
+        /// The file; relative paths in it start at the current folder
+        recipe: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -68,23 +73,25 @@ enum Vae {
 }
 
 impl Command {
-    fn config(self) -> MergeConfig {
+    fn config(self) -> Result<MergeConfig> {
         let (method, a, b, c, options) = match self {
             Self::WeightedSum { a, b, options } => (Method::WeightedSum, a, b, None, options),
             Self::AddDifference { a, b, c, options } => (Method::AddDifference, a, b, Some(c), options),
+            Self::Run { recipe } => return MergeConfig::read(&recipe),
         };
         let Options { multiplier, output, precision, vae } = options;
         let vae = match vae {
             Vae::A => VaePolicy::A,
             Vae::Merge => VaePolicy::Merge,
         };
-        MergeConfig { method, a, b, c, multiplier, output, precision, vae }
+        Ok(MergeConfig { method, a, b, c, multiplier, output, precision, vae })
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    Session::start(arguments.common).stage(arguments.command.config().plan(), |plan, session| {
+    let plan = arguments.command.config().and_then(|config| config.plan());
+    Session::start(arguments.common).stage(plan, |plan, session| {
         let bar = session.progress("tensors", 0);
         run(plan, session.interrupt(), &mut |event| match event {
             MergeEvent::Started { tensors } => bar.set_total(tensors),

@@ -226,3 +226,30 @@ fn a_full_disk_ends_with_1_and_leaves_what_was_there() {
     assert_eq!(fs::read_to_string(world.at("out.safetensors")).unwrap(), "as it was");
     assert_eq!(world.files().len(), 4, "nothing else is left behind");
 }
+
+#[test]
+fn a_recipe_says_what_the_options_would() {
+    let world = World::new();
+    let recipe =
+        "method = \"weighted-sum\"\na = \"a.safetensors\"\nb = \"b.safetensors\"\nmultiplier = 0.25\n";
+    fs::write(world.at("mix.toml"), format!("{recipe}output = \"out.safetensors\"\n")).unwrap();
+    world.says("run mix.toml", 0);
+    assert_eq!(world.value("out.safetensors", UNET), 1.25);
+    assert!(world.says(SUM, 0).contains("up to date"), "the same merge, said in another way");
+
+    fs::write(world.at("mix.toml"), format!("{recipe}outptu = \"out.safetensors\"\n")).unwrap();
+    let said = world.says("run mix.toml", 2);
+    assert!(said.contains("line 5") && said.contains("did you mean `output`?"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_the_work() {
+    let world = World::new();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(assert_cmd::cargo_bin!("vodka-merge"));
+    let status =
+        command.current_dir(world.0.path()).args(SUM.split_whitespace()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(world.value("out.safetensors", UNET), 1.25);
+}

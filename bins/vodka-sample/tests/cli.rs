@@ -105,7 +105,7 @@ fn a_device_that_is_not_there_is_explained() {
         1,
         &["cuda", "libtorch_cuda", "cargo xtask setup --gpu"],
     );
-    fails(sample(dir.path(), &["--device", "gpu"]), 1, &["unknown device `gpu`"]);
+    fails(sample(dir.path(), &["--device", "gpu"]), 2, &["unknown device `gpu`"]);
 }
 
 #[test]

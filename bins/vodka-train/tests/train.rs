@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
@@ -171,8 +171,8 @@ fn a_bad_checkpoint_device_or_folder_ends_with_1() {
     let whole = fs::read(vodka_testkit::model("base")).unwrap();
     fs::write(world.at("half.safetensors"), &whole[..whole.len() / 2]).unwrap();
     assert!(world.said(1, &["--set", "resume_ckpt=half.safetensors"]).contains("half.safetensors"));
-    assert!(world.said(1, &["--device", "gpu"]).contains("unknown device `gpu`"));
+    assert!(world.said(2, &["--device", "gpu"]).contains("unknown device `gpu`"));
     fs::write(world.at("file"), "").unwrap();
     assert!(world.said(1, &["--set", "output=file/out"]).contains("cannot create the folder `file/out`"));
-    assert!(!Path::new("out").exists());
+    assert!(!world.at("out").exists());
 }

@@ -8,7 +8,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, onnxruntime, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
-use vodka_workflow::{Progress, Runtime, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
+use vodka_workflow::{Error, Progress, Runtime, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
 
 /// Tags, captions, fine-tunes, mixes and compares, as one recipe says
 #[derive(Debug, Parser)]
@@ -84,9 +84,14 @@ fn run(session: &Session, recipe: &Path) -> ExitCode {
     }
     match work(session, &workflow, session.interrupt()) {
         Ok(report) => session.finish(&report),
-        Err(error @ vodka_workflow::Error::Settings { .. }) => session.fail(&error, Exit::Usage),
-        Err(error) => session.fail(&error, Exit::Failed),
+        Err(error) => fail(session, &error),
     }
+}
+
+/// Wrong settings are the recipe's fault; all else is a failure.
+fn fail(session: &Session, error: &Error) -> ExitCode {
+    let usage = matches!(error, Error::Settings { .. } | Error::ModelMissing { .. });
+    session.fail(error, if usage { Exit::Usage } else { Exit::Failed })
 }
 
 /// Runs with an overview: a line for each job that is through, and a bar for the one at work.
@@ -143,6 +148,6 @@ fn status(session: &Session, recipe: &Path) -> ExitCode {
             let lines: Vec<_> = all.iter().map(ToString::to_string).collect();
             session.print(&lines.join("\n"), Exit::Done)
         }
-        Err(error) => session.fail(&error, Exit::Failed),
+        Err(error) => fail(session, &error),
     }
 }

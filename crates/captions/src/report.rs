@@ -242,7 +242,7 @@ pub fn run(
         captions: statistics(&measured),
         spellings: table.respelled(),
     };
-    let tables: [(&str, &dyn Fn(&Path) -> Result<()>); 5] = [
+    let tables: [(&str, Writer<'_>); 5] = [
         ("tags.csv", &|path| write_tags(path, &frequencies, &selection)),
         ("histogram.csv", &|path| write_histogram(path, &frequencies)),
         ("groups.csv", &|path| write_groups(path, &summary.groups)),
@@ -260,6 +260,9 @@ pub fn run(
     key.write(&record, &[&plan.output], &summary)?;
     Ok(summary)
 }
+
+/// Writes one of the report's files.
+type Writer<'a> = &'a dyn Fn(&Path) -> Result<()>;
 
 fn group(table: &TagTable, selected: &[&str], word: &str, images: usize) -> Result<Group> {
     let has_word = |tag: &&str| format!("_{tag}_").contains(&format!("_{word}_"));

@@ -76,6 +76,15 @@ impl Checkpoint {
         }
     }
 
+    /// Checks that the model makes pictures from text alone: see [`ModelConfig::check_text_to_image`].
+    pub fn check_text_to_image(&self, vocab_size: i64, positions: i64) -> Result<()> {
+        let checked = self.config().check_text_to_image(vocab_size, positions);
+        checked.map_err(|source| Error::NotTextToImage {
+            path: self.path().to_path_buf(),
+            source: Box::new(source),
+        })
+    }
+
     /// The names of all tensors but the ignored ones, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -193,7 +202,7 @@ fn with_text_model(name: &str) -> String {
     bare.map_or_else(|| name.to_owned(), |rest| format!("{CLIP_PREFIX}text_model.{rest}"))
 }
 
-/// What the original trainer leaves in its files beside the weights.
+/// What the original trainer and some converters leave in files beside the weights.
 fn is_ignored(name: &str) -> bool {
     const BUFFERS: [&str; 15] = [
         "alphas_cumprod",
@@ -216,6 +225,9 @@ fn is_ignored(name: &str) -> bool {
         || name.starts_with("first_stage_model.loss.")
         || name.starts_with("first_stage_model.model_ema.")
         || name.ends_with("text_model.embeddings.position_ids")
+        || name == "cond_stage_model.logit_scale"
+        || name.starts_with("cond_stage_model.text_projection")
+        || name.starts_with("cond_stage_model.transformer.text_projection")
         || BUFFERS.contains(&name)
 }
 

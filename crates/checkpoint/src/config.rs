@@ -103,6 +103,15 @@ impl ModelConfig {
         self.clip.check()?;
         equal("the UNet's context and the text encoder", self.unet.cross_attention_dim, self.clip.hidden_size)
     }
+
+    /// Checks that the model makes pictures from text alone: a UNet from latents to latents (an inpainting model's takes
+    /// more), and a text encoder for CLIP's `vocab_size` tokens at `positions` places.
+    pub fn check_text_to_image(&self, vocab_size: i64, positions: i64) -> Result<()> {
+        equal("the UNet's input and the latent", self.unet.in_channels, self.vae.latent_channels)?;
+        equal("the UNet's output and the latent", self.unet.out_channels, self.vae.latent_channels)?;
+        equal("clip.vocab_size and CLIP's vocabulary", self.clip.vocab_size, vocab_size)?;
+        equal("clip.max_positions and CLIP's positions", self.clip.max_positions, positions)
+    }
 }
 
 impl Default for ModelConfig {

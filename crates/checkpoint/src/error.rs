@@ -109,6 +109,14 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A model that is sound, and wants or gives something else than a text-to-image model.
+    #[error("`{path}` is no model that makes pictures from text alone")]
+    NotTextToImage {
+        /// The file or folder.
+        path: PathBuf,
+        /// In what it differs.
+        source: Box<Error>,
+    },
     /// A number of the configuration is impossible.
     #[error("{setting} is {value}, expected 1 to {limit}")]
     OutOfRange {

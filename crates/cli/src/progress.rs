@@ -1,5 +1,6 @@
 //! A progress bar on stderr.
 
+use crate::session::notice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar with a rate and an estimate of what remains. Where stderr is no terminal only its lines are printed.
@@ -35,10 +36,9 @@ impl Progress {
     }
 
     /// Prints a line that stays, above the bar.
-    #[expect(clippy::print_stderr, reason = "this is where binaries talk to people")]
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{}", text.as_ref()));
+            self.bar.suspend(|| notice(text.as_ref()));
         }
     }
 }

@@ -131,7 +131,8 @@ impl Session {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "this is where binaries talk to people")]
-fn notice(text: &str) {
-    eprintln!("{text}");
+/// Writes a line to stderr. Where nobody can read it (a closed pager, a log on a full disk) the work goes on all the
+/// same, and the exit code tells.
+pub(crate) fn notice(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

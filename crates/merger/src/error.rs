@@ -46,6 +46,23 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
+    /// A parent has other settings than A, which its shapes do not tell.
+    #[error("`{path}` does not fit `{a}`: `{section}` is {found}, expected {expected}")]
+    Settings {
+        /// The parent.
+        path: PathBuf,
+        /// The first parent.
+        a: PathBuf,
+        /// `prediction`, `unet`, `vae` or `clip`.
+        section: String,
+        /// What A's configuration says.
+        expected: String,
+        /// What the parent's says.
+        found: String,
+    },
+    /// A recipe cannot be read.
+    #[error(transparent)]
+    Recipe(#[from] vodka_stage::ConfigError),
     /// A parent has other tensors than A.
     #[error("`{path}` does not fit `{a}`: {mismatch}")]
     Unlike {

@@ -98,6 +98,7 @@ pub fn run(
     }
     for parent in &parents[1..] {
         check_alike(&parents[0], parent)?;
+        check_settings(&parents[0], parent, plan.vae)?;
     }
     let hashes: Vec<_> = key.inputs.values().map(|input| input.sha256.to_string()).collect();
     let mut report = write(plan, &parents, &hashes, interrupt, on_event)?;
@@ -134,6 +135,29 @@ fn check_alike(a: &Checkpoint, other: &Checkpoint) -> Result<()> {
     }
     let (path, a) = (other.path().to_path_buf(), a.path().to_path_buf());
     Err(Error::Unlike { path, a, mismatch: Box::new(mismatch) })
+}
+
+/// What shapes do not tell must be alike too: heads, groups of the norms, what the UNet predicts.
+fn check_settings(a: &Checkpoint, other: &Checkpoint, vae: VaePolicy) -> Result<()> {
+    let settings = |checkpoint: &Checkpoint| {
+        let mut settings = serde_json::to_value(checkpoint.config()).expect("configurations are plain data");
+        if vae == VaePolicy::A {
+            settings["vae"].take();
+        }
+        settings
+    };
+    let (expected, found) = (settings(a), settings(other));
+    let sections = expected.as_object().expect("a configuration is an object");
+    match sections.keys().find(|section| expected[*section] != found[*section]) {
+        None => Ok(()),
+        Some(section) => Err(Error::Settings {
+            path: other.path().to_path_buf(),
+            a: a.path().to_path_buf(),
+            section: section.clone(),
+            expected: expected[section].to_string(),
+            found: found[section].to_string(),
+        }),
+    }
 }
 
 /// Why writing ended early.

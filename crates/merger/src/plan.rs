@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_checkpoint::Precision;
-use vodka_stage::RunKey;
+use vodka_stage::{RunKey, read_toml};
 
 use crate::{Error, Method, Result};
 
@@ -68,6 +68,14 @@ pub struct MergePlan {
 }
 
 impl MergeConfig {
+    /// Reads a recipe: the fields of this configuration as TOML. Relative paths start at the current folder.
+    ///
+    /// # Errors
+    /// An unknown key, with its line and the nearest known one; a wrong value.
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(read_toml(path)?)
+    }
+
     /// Checks what can be checked without opening the parents.
     ///
     /// # Errors

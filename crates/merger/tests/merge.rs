@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use vodka_checkpoint::{
-    Checkpoint, ClipConfig, ModelConfig, Precision, Result, UNetConfig, VaeConfig, Values, keys,
+    Checkpoint, ClipConfig, ModelConfig, Precision, Prediction, Result, UNetConfig, VaeConfig, Values, keys,
 };
 use vodka_merger::{
     MergeConfig, MergeEvent, MergeReport, Method, VaePolicy, add_difference, run, weighted_sum,
@@ -285,4 +285,13 @@ fn a_diffusers_folder_can_be_a_parent() {
     let (folder, merged) = (Checkpoint::open(folder).unwrap(), world.open("out"));
     assert_eq!(merged.config(), folder.config());
     assert_same_weights(&folder, &merged, |_| true);
+}
+
+#[test]
+fn parents_whose_settings_differ_do_not_merge_however_alike_their_shapes() {
+    let world = World::new();
+    let other = ModelConfig { prediction: Prediction::VPrediction, ..model() };
+    world.write("b", &other, 2, Precision::F16);
+    let said = world.said(&world.sum(0.5));
+    assert!(said.contains("`prediction` is \"v_prediction\", expected \"epsilon\""), "{said}");
 }

@@ -48,8 +48,17 @@ pub enum Error {
         /// The number.
         found: f64,
     },
+    /// An output that is to be no PNG.
+    #[error("the output `{path}` does not end in .png")]
+    OutputName {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The layer of the text encoder is counted from 1.
+    #[error("clip skip is 0, expected at least 1, the last layer")]
+    ClipSkipZero,
     /// The text encoder has no such layer.
-    #[error("clip skip {found}: expected 1 to {max}")]
+    #[error("clip skip is {found}, expected 1 to {max}")]
     ClipSkip {
         /// The number.
         found: u32,

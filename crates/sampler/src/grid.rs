@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 use vodka_noise::{SamplerName, ScheduleName};
 use vodka_prompt::Parameters;
-use vodka_sd15::parse_device;
+use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, create_dir, read_toml, record_path};
 
 use crate::{
     CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size,
     parameters::model_name,
     png::{read_parameters, read_rgb, write_png},
-    sample::{default_cfg, default_clip_skip, default_device, default_steps, device_type},
+    sample::{default_cfg, default_clip_skip, default_device, default_steps},
     sheet,
 };
 
@@ -233,6 +233,7 @@ impl GridConfig {
         if let Some((axis, _)) = axes.into_iter().find(|(_, length)| *length == 0) {
             return Err(Error::EmptyAxis { axis });
         }
+        check_device_name(&self.device)?;
         let column = |checkpoint: &GridCheckpoint| Column {
             label: checkpoint.label.clone().unwrap_or_else(|| model_name(&checkpoint.path)),
             path: checkpoint.path.clone(),
@@ -462,7 +463,7 @@ impl Run<'_> {
 
 /// Whether the file is the picture with this text; one that cannot be read is made anew.
 fn is_there(path: &Path, text: &str) -> bool {
-    matches!(read_parameters(path), Ok(Some(found)) if found == text)
+    matches!(read_parameters(path), Ok(Some(found)) if found == text) && matches!(read_rgb(path), Ok(Some(_)))
 }
 
 /// Rows and columns, from 0, of all cells in a folder.

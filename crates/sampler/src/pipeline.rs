@@ -6,7 +6,7 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, Prediction};
 use vodka_noise::{Schedule, Solver, TorchRng};
-use vodka_prompt::{CONTEXT_LENGTH, token_ids};
+use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae};
 use vodka_stage::Interrupt;
 
@@ -42,6 +42,7 @@ impl Pipeline {
     pub fn open(path: &Path, device: Device, kind: Kind) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         checkpoint.check_names()?;
+        checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
         Ok(Self {
             clip: ClipTextModel::load(&checkpoint, device, kind)?,
             unet: UNet::load(&checkpoint, device, kind)?,

@@ -8,10 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use vodka_noise::{SamplerName, ScheduleName};
-use vodka_sd15::parse_device;
+use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path};
 
-use crate::{CutPrompt, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, write_png};
+use crate::{CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, write_png};
 
 /// What a user asks for: a checkpoint, a prompt, a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,6 +129,10 @@ impl SampleConfig {
             clip_skip: self.clip_skip,
         };
         settings.check()?;
+        check_device_name(&self.device)?;
+        if self.output.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+            return Err(Error::OutputName { path: self.output.clone() });
+        }
         Ok(SamplePlan {
             checkpoint: self.checkpoint.clone(),
             settings,
@@ -156,11 +160,6 @@ impl SamplePlan {
             |_| true,
         )?)
     }
-}
-
-/// `cuda:1` computes what `cuda` does; the processor rounds otherwise.
-pub(crate) fn device_type(device: &str) -> &str {
-    device.split(':').next().unwrap_or(device)
 }
 
 /// Makes the picture, unless it is there.

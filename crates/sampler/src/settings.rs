@@ -57,6 +57,9 @@ impl Settings {
         if !(self.cfg_scale.is_finite() && self.cfg_scale >= 0.0) {
             return Err(Error::CfgScale { found: self.cfg_scale });
         }
+        if self.clip_skip == 0 {
+            return Err(Error::ClipSkipZero);
+        }
         Ok(Solver::check(self.sampler, self.schedule, self.steps)?)
     }
 

@@ -94,6 +94,13 @@ fn only_cells_that_changed_are_made_again() {
     fs::write(dir.path().join("cells/r01-c01.png"), "no picture").unwrap();
     let (report, _) = run(&smaller.plan().unwrap(), usize::MAX);
     assert_eq!((report.made, report.kept), (1, 3));
+
+    // Its text is whole, its pixels are not.
+    let cell = dir.path().join("cells/r02-c01.png");
+    let bytes = fs::read(&cell).unwrap();
+    fs::write(&cell, &bytes[..bytes.len() * 3 / 4]).unwrap();
+    let (report, _) = run(&smaller.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.kept), (1, 3));
 }
 
 #[test]

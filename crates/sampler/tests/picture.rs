@@ -145,5 +145,5 @@ fn what_the_model_cannot_do_is_an_error() {
     let pipeline = pipeline(&dir.path().join("tiny.safetensors"));
     let settings = Settings { clip_skip: 4, size: "64x64".parse().unwrap(), ..Settings::default() };
     let error = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap_err();
-    assert_eq!(error.to_string(), "clip skip 4: expected 1 to 3");
+    assert_eq!(error.to_string(), "clip skip is 4, expected 1 to 3");
 }

@@ -23,6 +23,19 @@ pub fn parse_device(text: &str, runtime_dir: &Path) -> Result<Device> {
     Ok(Device::Cuda(ordinal))
 }
 
+/// Checks the name of a device, without asking whether there is one.
+///
+/// # Errors
+/// An unknown name.
+pub fn check_device_name(text: &str) -> Result<()> {
+    ordinal(text).map(drop)
+}
+
+/// What the numbers depend on: `cuda:1` computes what `cuda` does; the processor rounds otherwise.
+pub fn device_type(text: &str) -> &str {
+    text.split(':').next().unwrap_or(text)
+}
+
 /// Which CUDA device is meant; `None` is the processor.
 fn ordinal(text: &str) -> Result<Option<usize>> {
     let unknown = || Error::DeviceName { found: text.to_owned() };

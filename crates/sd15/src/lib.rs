@@ -29,7 +29,7 @@ pub mod unet;
 pub mod vae;
 
 pub use clip::ClipTextModel;
-pub use device::parse_device;
+pub use device::{check_device_name, device_type, parse_device};
 pub use error::{Error, Result};
 pub use model::StableDiffusion;
 pub use network::{Network, Params, Source};

@@ -18,6 +18,10 @@ use crate::{
     table::{Tagged, write_csv, write_parquet, write_skipped},
 };
 
+/// More would only take memory: 4096 pictures of 448 px are 10 GB.
+const BATCH_MAX: usize = 4096;
+const THREADS_MAX: usize = 1024;
+
 /// What a user says about a tagging run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,8 +87,11 @@ impl TagConfig {
         if !(0.0..=1.0).contains(&self.min_score) {
             return wrong("min_score", "0 to 1", self.min_score.to_string());
         }
-        if self.batch == 0 {
-            return wrong("batch", "at least 1", self.batch.to_string());
+        if !(1..=BATCH_MAX).contains(&self.batch) {
+            return wrong("batch", "1 to 4096", self.batch.to_string());
+        }
+        if self.threads > THREADS_MAX {
+            return wrong("threads", "0 to 1024", self.threads.to_string());
         }
         let extension = self.output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         let is_parquet = match extension.as_str() {

@@ -264,7 +264,9 @@ fn wrong_settings_are_told() {
         message(TagConfig { min_score: f64::NAN, ..good.clone() }),
         "`min_score`: expected 0 to 1, found NaN"
     );
-    assert_eq!(message(TagConfig { batch: 0, ..good.clone() }), "`batch`: expected at least 1, found 0");
+    assert_eq!(message(TagConfig { batch: 0, ..good.clone() }), "`batch`: expected 1 to 4096, found 0");
+    let many = TagConfig { threads: 9_999_999, ..good.clone() };
+    assert_eq!(message(many), "`threads`: expected 0 to 1024, found 9999999");
     let other = TagConfig { output: "tags.txt".into(), ..good.clone() };
     assert_eq!(message(other), "`output`: expected a name ending in .parquet or .csv, found tags.txt");
     let nowhere = TagConfig { images: "nowhere".into(), ..good };

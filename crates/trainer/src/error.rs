@@ -126,26 +126,6 @@ pub enum Error {
         /// What it predicts.
         found: String,
     },
-    /// The captions' tokens do not fit the text encoder.
-    #[error("the text encoder of `{path}` has {found} tokens, expected {expected}")]
-    Vocabulary {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The rows of its token table.
-        found: i64,
-        /// The tokens of CLIP.
-        expected: i64,
-    },
-    /// A UNet that wants more than the latents, as that of an inpainting model does.
-    #[error("the UNet of `{path}` takes {found} channels, expected the {expected} of the latents")]
-    Channels {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What the UNet takes.
-        found: i64,
-        /// What the VAE makes.
-        expected: i64,
-    },
     /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.
     #[error("the {what} is not finite in epoch {epoch}, step {step}, with the pictures {}", listed(pictures))]
     NotFinite {

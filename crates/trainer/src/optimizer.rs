@@ -108,6 +108,10 @@ impl OptimizerConfig {
             weight_decay: base.weight_decay.unwrap_or(0.01),
         };
         let own = &self.text_encoder;
+        if own.text_encoder_lr_scale.is_some() {
+            let key = "text_encoder_overrides.text_encoder_lr_scale".to_owned();
+            return Err(Error::UnknownKey { key, nearest: Some("text_encoder_overrides.lr".to_owned()) });
+        }
         let scaled = unet.lr * base.text_encoder_lr_scale.unwrap_or(1.0);
         let text_encoder = AdamWSettings {
             lr: if lr.is_some() { scaled } else { own.lr.unwrap_or(scaled) },

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vodka_checkpoint::Precision;
 use vodka_images::is_image;
+use vodka_sd15::{check_device_name, device_type};
 use vodka_stage::{RunKey, RunRecord, record_path};
 
 use crate::{AdamWSettings, Error, OptimizerConfig, Result, TrainConfig, data::CAPTION_EXTENSION, state};
@@ -121,6 +122,7 @@ impl TrainConfig {
     }
 
     fn check(&self) -> Result<()> {
+        check_device_name(&self.device)?;
         let within = |key, value: String, good: bool, expected| match good {
             true => Ok(()),
             false => Err(Error::OutOfRange { key, value, expected }),
@@ -162,7 +164,9 @@ impl TrainPlan {
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
     pub fn key(&self) -> Result<RunKey> {
         let is_caption = |path: &Path| path.extension().is_some_and(|e| e == CAPTION_EXTENSION);
-        let key = RunKey::new("train", &self.settings, Some(self.settings.seed))
+        let mut settings = serde_json::to_value(&self.settings).expect("settings are plain data");
+        settings["device"] = device_type(&self.device).into();
+        let key = RunKey::new("train", &settings, Some(self.settings.seed))
             .input("checkpoint", &self.base, |_| true)?
             .input("images", &self.data_root, is_image)?
             .input("captions", &self.caption_root, is_caption)?;

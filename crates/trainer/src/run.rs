@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use tch::{Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
-use vodka_prompt::{EOS, token_ids};
+use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
@@ -41,7 +41,10 @@ pub fn run(
     {
         // Left behind by a kill between the record and this.
         state::delete(&plan.output)?;
-        return Ok(TrainReport { outcome: Outcome::Unchanged, ..report });
+        // The folder may have been moved since.
+        let names = report.checkpoints.iter().filter_map(|path| path.file_name());
+        let checkpoints = names.map(|name| plan.output.join(name)).collect();
+        return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ..report });
     }
     create_dir(&plan.output)?;
     let _threads = Threads::of_run(plan, key.hash());
@@ -139,6 +142,10 @@ impl<'a> Run<'a> {
                 state::restore(&plan.output, key.hash(), &mut by_name_mut(&mut unet, &mut text_encoder))?
             }
         };
+        if progress.is_none() {
+            // That of another run would fit neither the files nor the losses that this one writes.
+            state::delete(&plan.output)?;
+        }
         let progress = progress.unwrap_or_default();
         let buckets: Vec<_> = examples.iter().map(|example| example.bucket).collect();
         let steps_per_epoch = batches_per_epoch(&buckets, plan.settings.batch_size) as u64;
@@ -359,20 +366,13 @@ impl<'a> Run<'a> {
 fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(&plan.base)?;
     checkpoint.verify()?;
-    let ModelConfig { prediction, clip, unet, vae } = checkpoint.config();
+    let ModelConfig { prediction, clip, .. } = checkpoint.config();
     if *prediction != Prediction::Epsilon {
         let found = serde_json::to_value(prediction).expect("a prediction is plain data");
         let found = found.as_str().unwrap_or_default().to_owned();
         return Err(Error::Prediction { path: plan.base.clone(), found });
     }
-    if clip.vocab_size != EOS + 1 {
-        let (path, found) = (plan.base.clone(), clip.vocab_size);
-        return Err(Error::Vocabulary { path, found, expected: EOS + 1 });
-    }
-    if unet.in_channels != vae.latent_channels {
-        let (path, found, expected) = (plan.base.clone(), unet.in_channels, vae.latent_channels);
-        return Err(Error::Channels { path, found, expected });
-    }
+    checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
     let clip_skip = plan.settings.clip_skip;
     if clip_skip > clip.layers {
         let (value, expected) = (clip_skip.to_string(), "at most the layers of the text encoder");

@@ -174,6 +174,11 @@ fn another_setting_starts_anew_and_never_starts_over() {
     assert_eq!(started(json!({"lr": 1e-4}), false), Some(0), "a state of another run is not gone on from");
     assert_eq!(started(json!({"lr": 1e-4}), true), Some(0));
     assert_eq!(started(json!({"lr": 1e-4}), false), Some(4));
+    assert_eq!(
+        started(json!({"lr": 1e-3}), false),
+        Some(0),
+        "nor from one that another run has begun to overwrite"
+    );
 }
 
 #[test]

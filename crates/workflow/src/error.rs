@@ -22,6 +22,16 @@ pub enum Error {
         /// The known name that is most like it.
         nearest: Option<String>,
     },
+    /// A file of `[models]` that is not there.
+    #[error("`{recipe}`: the model `{name}` is not at `{path}`")]
+    ModelMissing {
+        /// The recipe.
+        recipe: PathBuf,
+        /// Its name.
+        name: String,
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// Two models or two grids of one name.
     #[error("`{recipe}`: the name `{name}` is given twice")]
     NameTwice {

@@ -66,6 +66,7 @@ impl From<Job> for String {
 pub struct Workflow {
     pub(crate) recipe: Recipe,
     pub(crate) runtime: Runtime,
+    path: PathBuf,
     jobs: Vec<Job>,
 }
 
@@ -74,7 +75,7 @@ impl Workflow {
     pub fn open(path: &Path, runtime: Runtime) -> Result<Self> {
         let recipe = Recipe::read(path)?;
         let jobs = order(&recipe, path)?;
-        Ok(Self { recipe, runtime, jobs })
+        Ok(Self { recipe, runtime, path: path.to_path_buf(), jobs })
     }
 
     /// The jobs, in the order in which they run: each after those whose files it reads, grids as early as they can.
@@ -85,6 +86,17 @@ impl Workflow {
     /// The folder of everything that is made.
     pub fn output(&self) -> &Path {
         &self.recipe.workflow.output
+    }
+
+    /// Every file of `[models]` is there.
+    pub(crate) fn check_models(&self) -> Result<()> {
+        match self.recipe.models.iter().find(|(_, path)| !path.exists()) {
+            Some((name, path)) => {
+                let (recipe, name, path) = (self.path.clone(), name.clone(), path.clone());
+                Err(Error::ModelMissing { recipe, name, path })
+            }
+            None => Ok(()),
+        }
     }
 
     /// What a job makes.

@@ -47,6 +47,7 @@ impl Workflow {
     /// The checked settings of every job, before any has run: what is wrong is told at once and not after a night's
     /// training. A trained model has a name that stands for its file as long as there is none.
     pub fn check(&self) -> Result<Vec<(Job, Plan)>> {
+        self.check_models()?;
         let model = |name: &str| match self.model(name) {
             Err(Error::NotTrained { .. }) => {
                 Ok(self.output_of(&Job::Train).join(format!("{name}.safetensors")))

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, hash_bytes};
 
 /// A file being written beside its target, which [`AtomicFile::commit`] puts in the target's place.
 ///
@@ -23,8 +23,7 @@ impl AtomicFile {
     /// Starts writing `target`, whose folder is created where it is missing.
     pub fn create(target: impl Into<PathBuf>) -> Result<Self> {
         let target = target.into();
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = target.with_file_name(format!(".{name}.partial"));
+        let partial = target.with_file_name(partial_name(&target));
         if let Some(folder) = target.parent() {
             create_dir(folder)?;
         }
@@ -79,6 +78,15 @@ impl Drop for AtomicFile {
     }
 }
 
+/// `.<name>.partial`; by the name's hash where that would be longer than file systems take (255 bytes).
+fn partial_name(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    match name.len() {
+        0..=240 => format!(".{name}.partial"),
+        _ => format!(".{}.partial", hash_bytes(name.as_bytes())),
+    }
+}
+
 /// Writes `bytes` to `path`, whole or not at all.
 pub fn write_atomic(path: impl Into<PathBuf>, bytes: impl AsRef<[u8]>) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
@@ -129,6 +137,14 @@ mod tests {
         write_atomic(&target, "old").unwrap();
         write_atomic(&target, "new").unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_name_as_long_as_file_systems_take_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("n".repeat(255));
+        write_atomic(&target, "text").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "text");
     }
 
     #[test]

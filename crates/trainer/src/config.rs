@@ -13,8 +13,10 @@ use crate::{
     },
 };
 
-/// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here,
-/// which is EveryDream2's unless said otherwise.
+/// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here.
+/// That is EveryDream2's, but for what is not supported yet: an absent `loss_type` is `mse` here and `mse_huber` there,
+/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, an absent `optimizer` `adamw` and
+/// `adamw8bit`, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
 ///
 /// [`TrainConfig::read`] and [`TrainConfig::set`] accept the other keys of EveryDream2 at the value at which they ask for
 /// nothing (`"flip_p": 0.0`), and refuse them by name at any other. Unknown and repeated keys are errors.

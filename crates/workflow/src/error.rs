@@ -106,6 +106,20 @@ pub enum Error {
         /// What the stage says.
         source: Box<dyn error::Error + Send + Sync>,
     },
+    /// Two runs at once would write the same files.
+    #[error("another run works in `{output}`")]
+    Busy {
+        /// The folder.
+        output: PathBuf,
+    },
+    /// The folder of everything that is made cannot be written to.
+    #[error("cannot write to `{output}`")]
+    Output {
+        /// The folder.
+        output: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// A trained model is asked for before there is one.
     #[error("there is no `{model}` yet: `train` makes it")]
     NotTrained {

@@ -1,12 +1,16 @@
 //! Runs the jobs of a recipe, one after the other.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 use serde_json::Value;
-use vodka_stage::{Interrupt, Outcome, Report};
+use vodka_stage::{Interrupt, Outcome, Report, create_dir};
 
-use crate::{Job, Result, Workflow, stages::Progress};
+use crate::{Error, Job, Result, Workflow, stages::Progress};
 
 /// Something that happened in a workflow.
 #[derive(Debug)]
@@ -63,6 +67,7 @@ pub fn run(
     on_event: &mut dyn FnMut(WorkflowEvent<'_>),
 ) -> Result<WorkflowReport> {
     workflow.check()?;
+    let _lock = lock(workflow.output())?;
     let of = workflow.jobs().len();
     let mut jobs: Vec<JobReport> = Vec::new();
     for (number, job) in (1..).zip(workflow.jobs()) {
@@ -77,6 +82,18 @@ pub fn run(
         }
     }
     Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
+}
+
+/// Keeps a second run out of the folder, for as long as the file is open: a killed run leaves no lock behind.
+fn lock(output: &Path) -> Result<File> {
+    create_dir(output)?;
+    let failed = |source| Error::Output { output: output.to_path_buf(), source };
+    let file = File::create(output.join(".lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { output: output.to_path_buf() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Skipped inputs anywhere are worth an exit code of their own; unchanged means that no job had anything to do.
@@ -124,5 +141,19 @@ impl fmt::Display for WorkflowReport {
             write!(f, "\nlook at:")?;
         }
         self.look_at.iter().try_for_each(|path| write!(f, "\n  {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_run_is_kept_out_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert!(lock(dir.path()).unwrap_err().to_string().starts_with("another run works in"));
+        drop(first);
+        lock(dir.path()).unwrap();
     }
 }

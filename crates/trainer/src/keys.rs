@@ -7,6 +7,7 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor},
 };
 use serde_json::Value;
+use vodka_stage::nearest;
 
 use crate::{Error, Result};
 
@@ -108,9 +109,7 @@ impl Vocabulary {
     fn nearest(&self, key: &str) -> Option<String> {
         let refused = self.refused.iter().map(|(name, _)| *name);
         let all = self.known.iter().map(String::as_str).chain(refused);
-        let scored = all.map(|name| (strsim::jaro_winkler(key, name), name));
-        let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
-        (best.0 > 0.75).then(|| best.1.to_owned())
+        nearest(key, all).map(ToOwned::to_owned)
     }
 }
 

@@ -106,6 +106,7 @@ fn a_device_that_is_not_there_is_explained() {
         &["cuda", "libtorch_cuda", "cargo xtask setup --gpu"],
     );
     fails(sample(dir.path(), &["--device", "gpu"]), 2, &["unknown device `gpu`"]);
+    fails(sample(dir.path(), &["--clip-skip", "0"]), 2, &["clip skip is 0"]);
 }
 
 #[test]

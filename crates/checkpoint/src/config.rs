@@ -253,6 +253,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_inpainting_model_or_another_vocabulary_makes_no_pictures_from_text_alone() {
+        let sd15 = ModelConfig::sd15();
+        sd15.check_text_to_image(49408, 77).unwrap();
+        let inpainting =
+            ModelConfig { unet: UNetConfig { in_channels: 9, ..UNetConfig::sd15() }, ..sd15.clone() };
+        let said =
+            |config: &ModelConfig, tokens| config.check_text_to_image(tokens, 77).unwrap_err().to_string();
+        assert!(said(&inpainting, 49408).contains("the UNet's input"), "{}", said(&inpainting, 49408));
+        assert!(said(&sd15, 1000).contains("clip.vocab_size"), "{}", said(&sd15, 1000));
+    }
+
+    #[test]
     fn sd15_is_a_possible_model() {
         ModelConfig::sd15().check().unwrap();
         assert_eq!(VaeConfig::sd15().downscale(), 8);

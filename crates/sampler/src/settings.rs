@@ -170,6 +170,12 @@ mod tests {
     }
 
     #[test]
+    fn the_last_layer_is_the_first() {
+        let error = Settings { clip_skip: 0, ..Settings::default() }.check().unwrap_err();
+        assert_eq!(error.to_string(), "clip skip is 0, expected at least 1, the last layer");
+    }
+
+    #[test]
     fn guidance_must_be_a_number() {
         for cfg_scale in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(Settings { cfg_scale, ..Settings::default() }.check().is_err());

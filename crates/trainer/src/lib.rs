@@ -1,8 +1,8 @@
 //! Fine-tuning of Stable Diffusion 1.x: UNet and text encoder, on pictures with captions.
 //!
 //! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); the arithmetic is 32-bit. Every random
-//! number is a function of its place ([`random`]), so that, on a processor, a run that was killed goes on to the same checkpoints, bit
-//! for bit, as one that was not.
+//! number is a function of its place ([`random`]), so that, on a processor, a run that was killed goes on to the same
+//! checkpoints, bit for bit, as one that was not.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), vodka_trainer::Error> {

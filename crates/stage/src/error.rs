@@ -33,15 +33,19 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// A whole line of a journal is no entry of the run that opens it.
-    #[error("`{path}` line {line}: expected a journal entry, found {found:?}")]
+    /// An entry that was in a journal is not there any more.
+    #[error("`{path}` was changed while it was in use: no entry at byte {place}")]
     Journal {
         /// The journal.
         path: PathBuf,
-        /// Its line, counted from 1.
-        line: usize,
-        /// The start of the line.
-        found: String,
+        /// Where the entry was.
+        place: u64,
+    },
+    /// Another process writes the same output.
+    #[error("`{path}` is held by another run: wait for it, or end it")]
+    Busy {
+        /// The journal of that run.
+        path: PathBuf,
     },
     /// A run record or another JSON file of ours does not parse.
     #[error("`{path}` is not a valid run record")]
@@ -59,8 +63,8 @@ impl Error {
         move |source| Self::Read { path, source }
     }
 
-    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl Fn(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Write { path, source }
+        move |source| Self::Write { path: path.clone(), source }
     }
 }

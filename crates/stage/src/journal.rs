@@ -1,136 +1,302 @@
 //! What a long stage has done so far, so that a killed run goes on where it was.
 //!
-//! One JSON value a line. The first line is the hash of the run's key: a journal of another run is thrown away, not
-//! continued. A last line without a line feed was torn by the crash and is dropped.
+//! An append-only file: the hash of the run's key, then entries, each with its length and its CRC-32. A journal of another
+//! run is thrown away, not continued. The first entry that is cut off or damaged ends the journal: it and what
+//! follows it is dropped and done again.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{ContentHash, Error, Result, create_dir};
+use crate::{AtomicFile, ContentHash, Error, Result, create_dir};
 
-/// An append-only file of entries.
+/// The format of the file; it changes when the format does.
+const MAGIC: &[u8; 8] = b"vodka-j2";
+const HEADER_LEN: u64 = 8 + 64;
+/// No entry is longer: a length beyond it is damage, not a reason to ask for memory.
+const ENTRY_MAX: u32 = 1 << 30;
+/// What a power cut may cost; a killed process loses nothing.
+const SYNC_EVERY: Duration = Duration::from_secs(10);
+
+/// Where an entry lies in its journal.
+pub type Place = u64;
+
+/// An append-only file of entries, held by one process.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
+    length: u64,
+    synced: Instant,
 }
 
 impl Journal {
-    /// Opens the journal at `path` and returns the entries of an earlier run with the same `key`.
-    pub fn open<T: DeserializeOwned>(path: impl Into<PathBuf>, key: ContentHash) -> Result<(Self, Vec<T>)> {
+    /// Opens the journal at `path` and hands over the entries of an earlier run with the same `key`, in order.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another process has it open; else when it cannot be read or written.
+    pub fn open<T: DeserializeOwned>(
+        path: impl Into<PathBuf>,
+        key: ContentHash,
+        on_entry: impl FnMut(Place, T),
+    ) -> Result<Self> {
         let path = path.into();
         if let Some(folder) = path.parent() {
             create_dir(folder)?;
         }
-        let (entries, length) = match path.exists() {
-            true => read_entries(&path, key)?,
-            false => (Vec::new(), 0),
-        };
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::write(&path))?;
-        file.set_len(length).map_err(Error::write(&path))?;
-        let mut journal = Self { path, file };
-        if length == 0 {
-            journal.append(&key)?;
+        let options = || OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+        let mut file = options().map_err(Error::write(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path }),
+            Err(TryLockError::Error(error)) => return Err(Error::write(&path)(error)),
         }
-        Ok((journal, entries))
+        let length = scan(&file, key, on_entry).map_err(Error::read(&path))?;
+        let start = |file: &mut File| match length {
+            0 => restart(file, key),
+            _ => file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length))),
+        };
+        let length = start(&mut file).map_err(Error::write(&path))?;
+        Ok(Self { path, file, length, synced: Instant::now() })
+    }
+
+    /// Hands over the entries of the journal at `path` without holding or changing it; none where there is no such
+    /// journal, or one with another `key`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look<T: DeserializeOwned>(
+        path: &Path,
+        key: ContentHash,
+        on_entry: impl FnMut(Place, T),
+    ) -> Result<()> {
+        match File::open(path) {
+            Ok(file) => scan(&file, key, on_entry).map(|_| ()).map_err(Error::read(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::read(path)(error)),
+        }
     }
 
     /// Adds an entry; after the return a crash of this process does not lose it.
-    pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<()> {
-        let mut line = serde_json::to_vec(entry).expect("journal entries are plain data");
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::write(&self.path))
+    ///
+    /// # Errors
+    /// When the disk is full, say. What was written of the entry is taken back.
+    pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<Place> {
+        let bytes = framed(entry);
+        let place = self.length;
+        self.file.write_all(&bytes).map_err(|error| {
+            // If this fails too, the entry is a torn one, which the next run drops.
+            let _ = self.file.set_len(place).and_then(|()| self.file.seek(SeekFrom::End(0)));
+            Error::write(&self.path)(error)
+        })?;
+        self.length += bytes.len() as u64;
+        if self.synced.elapsed() > SYNC_EVERY {
+            self.file.sync_data().map_err(Error::write(&self.path))?;
+            self.synced = Instant::now();
+        }
+        Ok(place)
     }
 
-    /// Deletes the journal: the run is done.
-    pub fn finish(self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(Error::write(&self.path))
+    /// Reads the entry at a place that this journal gave.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the file was changed meanwhile.
+    pub fn read<T: DeserializeOwned>(&mut self, place: Place) -> Result<T> {
+        let mut read = || {
+            self.file.seek(SeekFrom::Start(place))?;
+            let entry = read_entry(&mut self.file, &mut Vec::new())?;
+            self.file.seek(SeekFrom::End(0))?;
+            Ok(entry)
+        };
+        let entry: Option<(T, u64)> = read().map_err(Error::read(&self.path))?;
+        entry.map(|(entry, _)| entry).ok_or_else(|| Error::Journal { path: self.path.clone(), place })
+    }
+
+    /// Keeps only the entries at `places`, in that order, and gives the file to whoever comes next.
+    ///
+    /// # Errors
+    /// When an entry cannot be read or the shorter journal not be written; the longer one is still there then.
+    pub fn compact<T: Serialize + DeserializeOwned>(
+        mut self,
+        key: ContentHash,
+        places: &[Place],
+    ) -> Result<()> {
+        let mut file = AtomicFile::create(&self.path)?;
+        let failed = Error::write(self.path.clone());
+        file.write_all(&header(key)).map_err(&failed)?;
+        for place in places {
+            file.write_all(&framed(&self.read::<T>(*place)?)).map_err(&failed)?;
+        }
+        file.commit()
     }
 }
 
-/// The entries and how many bytes of the file they take; nothing of a journal with another key.
-fn read_entries<T: DeserializeOwned>(path: &Path, key: ContentHash) -> Result<(Vec<T>, u64)> {
-    let mut reader = BufReader::new(File::open(path).map_err(Error::read(path))?);
-    let mut entries = Vec::new();
-    let mut length = 0;
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        let n = reader.read_until(b'\n', &mut line).map_err(Error::read(path))?;
-        if !line.ends_with(b"\n") {
-            break;
-        }
-        if number == 1 {
-            if serde_json::from_slice(&line).ok() != Some(key) {
-                return Ok((Vec::new(), 0));
-            }
-        } else {
-            let found = || String::from_utf8_lossy(&line).chars().take(60).collect();
-            entries.push(serde_json::from_slice(&line).map_err(|_| Error::Journal {
-                path: path.to_path_buf(),
-                line: number,
-                found: found(),
-            })?);
-        }
-        length += n as u64;
+fn header(key: ContentHash) -> Vec<u8> {
+    [MAGIC.as_slice(), key.to_string().as_bytes()].concat()
+}
+
+/// Empties the file and writes the header.
+fn restart(file: &mut File, key: ContentHash) -> io::Result<u64> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(&header(key))?;
+    Ok(HEADER_LEN)
+}
+
+/// An entry as it lies in the file: length, CRC-32, content.
+fn framed<T: Serialize>(entry: &T) -> Vec<u8> {
+    let content = postcard::to_stdvec(entry).expect("journal entries are plain data");
+    let length = u32::try_from(content.len()).ok().filter(|length| *length <= ENTRY_MAX);
+    let length = length.expect("an entry is no larger than a batch");
+    let check = crc32fast::hash(&content);
+    [&length.to_le_bytes(), &check.to_le_bytes(), content.as_slice()].concat()
+}
+
+/// Hands over all whole entries and tells where they end; 0 for a journal that is not of this key.
+fn scan<T: DeserializeOwned>(
+    file: &File,
+    key: ContentHash,
+    mut on_entry: impl FnMut(Place, T),
+) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut found = [0; HEADER_LEN as usize];
+    if !fill(&mut reader, &mut found)? || found.as_slice() != header(key) {
+        return Ok(0);
     }
-    Ok((entries, length))
+    let (mut place, mut buffer) = (HEADER_LEN, Vec::new());
+    while let Some((entry, length)) = read_entry(&mut reader, &mut buffer)? {
+        on_entry(place, entry);
+        place += length;
+    }
+    Ok(place)
+}
+
+/// The next entry and the bytes it takes. `None` at the end, and where what follows is no whole entry.
+fn read_entry<T: DeserializeOwned>(
+    reader: &mut impl Read,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<(T, u64)>> {
+    let mut frame = [0; 8];
+    if !fill(reader, &mut frame)? {
+        return Ok(None);
+    }
+    let [a, b, c, d, check @ ..] = frame;
+    let length = u32::from_le_bytes([a, b, c, d]);
+    if length > ENTRY_MAX {
+        return Ok(None);
+    }
+    buffer.clear();
+    reader.take(length.into()).read_to_end(buffer)?;
+    if buffer.len() < length as usize || crc32fast::hash(buffer) != u32::from_le_bytes(check) {
+        return Ok(None);
+    }
+    Ok(postcard::from_bytes(buffer).ok().map(|entry| (entry, 8 + u64::from(length))))
+}
+
+/// Fills the buffer; false where the file ends before.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match reader.read_exact(buffer) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        result => result.map(|()| true),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::hash_bytes;
+
+    fn open(path: &Path, key: &str) -> (Journal, Vec<String>) {
+        let mut entries = Vec::new();
+        let journal = Journal::open(path, hash_bytes(key), |_, entry| entries.push(entry)).unwrap();
+        (journal, entries)
+    }
 
     #[test]
     fn a_killed_run_goes_on_and_another_run_starts_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tags.journal");
-        let (mut journal, entries) = Journal::open::<u32>(&path, hash_bytes("a")).unwrap();
+        let path = dir.path().join("deep/tags.journal");
+        let (mut journal, entries) = open(&path, "a");
         assert!(entries.is_empty());
-        journal.append(&1).unwrap();
-        journal.append(&2).unwrap();
+        let places = ["one", "räume", ""].map(|entry| journal.append(&entry).unwrap());
+        assert_eq!(places.map(|place| journal.read::<String>(place).unwrap()), ["one", "räume", ""]);
+        journal.append(&"four").unwrap();
         drop(journal);
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"34").unwrap();
+        let whole = fs::read(&path).unwrap();
 
-        let (mut journal, entries) = Journal::open::<u32>(&path, hash_bytes("a")).unwrap();
-        assert_eq!(entries, [1, 2], "the torn line is dropped");
-        journal.append(&5).unwrap();
+        let (mut journal, entries) = open(&path, "a");
+        assert_eq!(entries, ["one", "räume", "", "four"]);
+        journal.append(&"five").unwrap();
         drop(journal);
-        assert_eq!(Journal::open::<u32>(&path, hash_bytes("a")).unwrap().1, [1, 2, 5]);
+        assert_eq!(open(&path, "a").1.len(), 5);
+        assert!(open(&path, "b").1.is_empty());
+        assert!(open(&path, "a").1.is_empty(), "the other run has started it anew");
 
-        let (journal, entries) = Journal::open::<u32>(&path, hash_bytes("b")).unwrap();
-        assert!(entries.is_empty());
-        journal.finish().unwrap();
-        assert!(!path.exists());
+        // Cut anywhere, it has the entries before the cut.
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let (mut journal, entries) = open(&path, "a");
+            assert!(
+                ["one", "räume", "", "four"]
+                    .starts_with(&entries.iter().map(String::as_str).collect::<Vec<_>>())
+            );
+            journal.append(&"next").unwrap();
+            drop(journal);
+            assert_eq!(open(&path, "a").1.len(), entries.len() + 1, "cut at {length}");
+        }
     }
 
     #[test]
-    fn a_line_torn_inside_a_character_is_dropped() {
+    fn damage_ends_the_journal_and_never_becomes_an_entry() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tags.journal");
-        let open = || Journal::open::<String>(&path, hash_bytes("a")).unwrap();
-        open().0.append(&"räume").unwrap();
-        let torn = "\"rä".as_bytes();
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(&torn[..torn.len() - 1]).unwrap();
-
-        let (mut journal, entries) = open();
-        assert_eq!(entries, ["räume"]);
-        journal.append(&"é").unwrap();
-        assert_eq!(open().1, ["räume", "é"]);
+        let (mut journal, _) = open(&path, "a");
+        for entry in ["one", "two", "three"] {
+            journal.append(&entry).unwrap();
+        }
+        drop(journal);
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x81;
+            fs::write(&path, damaged).unwrap();
+            let (_, entries) = open(&path, "a");
+            assert!(
+                entries.len() < 3 && entries == ["one", "two", "three"][..entries.len()],
+                "byte {at}: {entries:?}"
+            );
+        }
     }
 
     #[test]
-    fn a_damaged_journal_names_the_line() {
+    fn one_process_has_it_and_others_may_look() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tags.journal");
-        Journal::open::<u32>(&path, hash_bytes("a")).unwrap().0.append(&"not a number").unwrap();
-        let error = Journal::open::<u32>(&path, hash_bytes("a")).unwrap_err();
-        assert!(error.to_string().contains("line 2"), "{error}");
+        let mut looked = Vec::new();
+        Journal::look::<String>(&path, hash_bytes("a"), |_, entry| looked.push(entry)).unwrap();
+        let (mut journal, _) = open(&path, "a");
+        journal.append(&"one").unwrap();
+        Journal::look::<String>(&path, hash_bytes("a"), |_, entry| looked.push(entry)).unwrap();
+        Journal::look::<String>(&path, hash_bytes("b"), |_, entry| looked.push(entry)).unwrap();
+        assert_eq!(looked, ["one"]);
+        let error = Journal::open::<String>(&path, hash_bytes("a"), |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains("tags.journal` is held by another run"), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tags.journal");
+        let (mut journal, _) = open(&path, "a");
+        let places = ["one", "two", "three"].map(|entry| journal.append(&entry).unwrap());
+        journal.compact::<String>(hash_bytes("a"), &[places[2], places[0]]).unwrap();
+        assert_eq!(open(&path, "a").1, ["three", "one"]);
     }
 }

@@ -18,6 +18,6 @@ pub use config::{ConfigError, nearest, read_json, read_toml};
 pub use error::{Error, Result};
 pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_tree};
 pub use interrupt::Interrupt;
-pub use journal::Journal;
+pub use journal::{Journal, Place};
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};

@@ -79,10 +79,15 @@ impl RunKey {
     }
 
     /// Adds the file or folder at `path`, of which `keep` chooses the files that count.
-    pub fn input(mut self, name: &str, path: &Path, keep: impl Fn(&Path) -> bool) -> Result<Self> {
-        let input = Input { path: path.to_path_buf(), sha256: hash_tree(path, keep)? };
-        self.inputs.insert(name.to_owned(), input);
-        Ok(self)
+    pub fn input(self, name: &str, path: &Path, keep: impl Fn(&Path) -> bool) -> Result<Self> {
+        let sha256 = hash_tree(path, keep)?;
+        Ok(self.input_hashed(name, path, sha256))
+    }
+
+    /// Adds what lies at `path` by a hash of its content that the stage has found itself.
+    pub fn input_hashed(mut self, name: &str, path: &Path, sha256: ContentHash) -> Self {
+        self.inputs.insert(name.to_owned(), Input { path: path.to_path_buf(), sha256 });
+        self
     }
 
     /// The hash of stage, settings, seed and the inputs' contents (not of their paths).

@@ -1,134 +1,263 @@
-//! Decoding ahead of the model: threads prepare pictures while the model scores those before them.
+//! Decoding ahead of the network: threads prepare pictures while the network scores those before them.
+//!
+//! Decoders take the next picture from one counter, lanes take the next whole batch, and the caller gets the scored
+//! batches as they end. The gate lets no decoder further ahead than a window, which is what bounds the memory.
 
 use std::{
-    panic::{self, UnwindSafe},
-    path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    collections::BTreeMap,
+    ops::{ControlFlow, Range},
+    path::PathBuf,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
-use ndarray::ArrayView1;
-use vodka_images::{DecodeOptions, Error as ImageError, Fault, RgbImage, decode_with, relative_name};
+use ndarray::Array2;
+use vodka_images::RgbImage;
 
-use crate::{Result, Tagger};
+use crate::{Result, read::{Facts, Reader, Stamp, Trouble}};
+
+/// A network as the pipeline sees it.
+pub(crate) trait Scorer: Sync {
+    /// The scores of pictures that [`Reader`] prepared for this network, one row each. // (pictures, labels)
+    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>>;
+}
 
 /// Pictures to be scored, and how.
 pub(crate) struct Job<'a> {
-    pub tagger: &'a Tagger,
-    /// The folder that the paths are relative to.
-    pub root: &'a Path,
+    pub scorer: &'a dyn Scorer,
+    pub reader: &'a Reader<'a>,
+    /// All pictures, relative to the folder that the reader knows.
     pub paths: &'a [PathBuf],
-    pub decode: DecodeOptions,
-    /// How many pictures the model gets at once.
+    /// The places of those to be scored.
+    pub todo: &'a [usize],
+    /// How many pictures the network gets at once.
     pub batch: usize,
+    /// How many batches it gets at the same time.
+    pub lanes: usize,
     /// How many threads decode.
-    pub threads: usize,
+    pub decoders: usize,
 }
 
 /// What became of one picture.
-pub(crate) enum Scored<'a> {
-    /// Its score for each label.
-    Scores(ArrayView1<'a, f32>),
-    /// Why it cannot be scored.
-    Skipped(String),
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// Its score for each label, and what else there is to know.
+    Scored { scores: Vec<f32>, facts: Facts },
+    /// Its content is what it was; only the stamp is new.
+    Same(Stamp),
+    /// It cannot be scored.
+    Skipped(Trouble),
 }
 
-/// A prepared picture, or why there is none.
-type Prepared = Result<RgbImage, String>;
+/// Pictures that were scored together.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Places in [`Job::todo`].
+    pub places: Range<usize>,
+    /// One for each of the places.
+    pub seen: Vec<Seen>,
+}
+
+/// How long the network was at work, all lanes together.
+#[derive(Debug, Default)]
+pub(crate) struct Load(AtomicU64);
+
+impl Load {
+    fn add(&self, time: Duration) {
+        self.0.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A picture ready for the network, or what became of it instead.
+type Prepared = Result<(Vec<RgbImage>, Facts), Seen>;
 
 impl Job<'_> {
-    /// Scores all pictures and hands over batch after batch, in the order of the paths, until `on_batch` says that
-    /// it is enough.
+    /// Scores the pictures and hands over each batch when it is done, in no order, until `on_batch` says that it is
+    /// enough; then the batches that the network has begun are still handed over.
     ///
-    /// Which pictures share a batch depends on nothing but the list and the batch size. Each thread has its own share
-    /// of the list and its own channel, so that the order needs no sorting and memory stays bounded: two batches wait.
-    pub fn run(&self, mut on_batch: impl FnMut(&[(String, Scored)]) -> Result<bool>) -> Result<()> {
-        let threads = self.threads.min(self.paths.len()).max(1);
-        let waiting = (2 * self.batch).div_ceil(threads);
+    /// Which pictures share a batch depends on nothing but the list and the batch size.
+    pub fn run(
+        &self,
+        load: &Load,
+        on_batch: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let gate = Gate::new((self.lanes + 1) * self.batch + self.decoders);
+        let next = AtomicUsize::new(0);
+        let (prepared, waiting) = channel();
+        let (scored, batches) = sync_channel(self.lanes);
+        let assembler = Mutex::new(Assembler { job: self, prepared: waiting, waiting: BTreeMap::new() });
         thread::scope(|scope| {
-            let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| sync_channel(waiting)).unzip();
-            for (share, sender) in senders.into_iter().enumerate() {
-                scope.spawn(move || self.prepare_share(share, threads, &sender));
+            for _ in 0..self.decoders {
+                let (gate, next, prepared) = (&gate, &next, prepared.clone());
+                scope.spawn(move || self.decode(gate, next, &prepared));
             }
-            for (number, paths) in self.paths.chunks(self.batch).enumerate() {
-                let first = number * self.batch;
-                let Some(prepared) = receive(&receivers, first..first + paths.len()) else {
-                    // A thread has panicked, and the scope passes that on.
-                    break;
-                };
-                if !self.score(paths, prepared, &mut on_batch)? {
-                    break;
+            drop(prepared);
+            for _ in 0..self.lanes {
+                let (gate, assembler, scored) = (&gate, &assembler, scored.clone());
+                scope.spawn(move || self.infer(gate, assembler, load, &scored));
+            }
+            drop(scored);
+            // However this ends, nobody is left waiting at the gate.
+            let _closed = CloseAtEnd(&gate);
+            for batch in batches {
+                let batch = batch?;
+                let count = batch.seen.len();
+                if on_batch(batch)?.is_break() {
+                    gate.close();
                 }
+                gate.leave(count);
             }
-            // Here the receivers go, which ends the threads that still have something to send.
             Ok(())
         })
     }
 
-    fn prepare_share(&self, share: usize, threads: usize, sender: &SyncSender<Prepared>) {
-        for path in self.paths.iter().skip(share).step_by(threads) {
-            if sender.send(self.prepare(path)).is_err() {
+    fn decode(&self, gate: &Gate, next: &AtomicUsize, prepared: &Sender<(usize, Prepared)>) {
+        let _closed = CloseAtPanic(gate);
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            if place >= self.todo.len() || !gate.enter(place) {
+                return;
+            }
+            let index = self.todo[place];
+            if prepared.send((place, self.reader.prepare(index, &self.paths[index]))).is_err() {
                 return;
             }
         }
     }
 
-    fn prepare(&self, path: &Path) -> Prepared {
-        if path.to_str().is_none() {
-            return Err("the name is not UTF-8".to_owned());
+    fn infer(
+        &self,
+        gate: &Gate,
+        assembler: &Mutex<Assembler>,
+        load: &Load,
+        scored: &SyncSender<Result<Batch>>,
+    ) {
+        let _closed = CloseAtPanic(gate);
+        loop {
+            let next = lock(assembler).next();
+            let Some((places, prepared)) = next.filter(|_| !gate.is_closed()) else { return };
+            if scored.send(self.score(places, prepared, load)).is_err() {
+                return;
+            }
         }
-        guarded(|| match decode_with(&self.root.join(path), &self.decode) {
-            Ok(picture) => Ok(self.tagger.prepare(&picture)),
-            Err(ImageError::Picture { source, .. }) => Err(source.reason()),
-            Err(error) => Err(error.to_string()),
-        })
     }
 
-    fn score(
-        &self,
-        paths: &[PathBuf],
-        prepared: Vec<Prepared>,
-        on_batch: &mut impl FnMut(&[(String, Scored)]) -> Result<bool>,
-    ) -> Result<bool> {
-        let mut images = Vec::new();
-        let mut failures = Vec::new();
-        for picture in prepared {
-            failures.push(picture.map(|image| images.push(image)).err());
-        }
-        let scores = self.tagger.score(&images)?; // (pictures that could be read, labels)
+    fn score(&self, places: Range<usize>, prepared: Vec<Prepared>, load: &Load) -> Result<Batch> {
+        let pictures: Vec<&[RgbImage]> =
+            prepared.iter().filter_map(|one| Some(one.as_ref().ok()?.0.as_slice())).collect();
+        let start = Instant::now();
+        let scores = if pictures.is_empty() { Array2::zeros((0, 0)) } else { self.scorer.score(&pictures)? };
+        load.add(start.elapsed());
         let mut rows = scores.outer_iter();
-        let scored: Vec<_> = paths
-            .iter()
-            .zip(failures)
-            .map(|(path, failure)| match failure {
-                Some(reason) => (relative_name(path), Scored::Skipped(reason)),
-                None => (relative_name(path), Scored::Scores(rows.next().expect("a row for each picture"))),
+        let mut row = || rows.next().expect("a row for each picture").to_vec();
+        let seen = prepared
+            .into_iter()
+            .map(|one| match one {
+                Ok((_, facts)) => Seen::Scored { scores: row(), facts },
+                Err(seen) => seen,
             })
             .collect();
-        on_batch(&scored)
+        Ok(Batch { places, seen })
     }
 }
 
-/// The pictures with these places in the list. `None` where a thread is gone.
-fn receive(receivers: &[Receiver<Prepared>], places: std::ops::Range<usize>) -> Option<Vec<Prepared>> {
-    places.map(|place| receivers[place % receivers.len()].recv().ok()).collect()
+/// Puts prepared pictures together to batches.
+struct Assembler<'a> {
+    job: &'a Job<'a>,
+    prepared: Receiver<(usize, Prepared)>,
+    /// Batches that are not whole yet, by number.
+    waiting: BTreeMap<usize, Vec<(usize, Prepared)>>,
 }
 
-/// Makes of a panic a reason to skip the picture: one that nobody has thought of must not end a run of a million.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String> + UnwindSafe) -> Result<T, String> {
-    panic::catch_unwind(work).unwrap_or_else(|_| Err(Fault::Panic.reason()))
+impl Assembler<'_> {
+    /// The next whole batch; none when all are gone or no more pictures come.
+    fn next(&mut self) -> Option<(Range<usize>, Vec<Prepared>)> {
+        loop {
+            let (place, one) = self.prepared.recv().ok()?;
+            let number = place / self.job.batch;
+            let first = number * self.job.batch;
+            let places = first..(first + self.job.batch).min(self.job.todo.len());
+            let batch = self.waiting.entry(number).or_default();
+            batch.push((place, one));
+            if batch.len() == places.len() {
+                let mut batch = self.waiting.remove(&number)?;
+                batch.sort_by_key(|(place, _)| *place);
+                return Some((places, batch.into_iter().map(|(_, one)| one).collect()));
+            }
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Keeps the decoders from running ahead.
+struct Gate {
+    window: usize,
+    state: Mutex<GateState>,
+    moved: Condvar,
+}
 
-    #[test]
-    fn a_panic_skips_one_picture() {
-        assert_eq!(guarded(|| Ok(1)), Ok(1));
-        assert_eq!(
-            guarded::<()>(|| panic!("a case of its own")),
-            Err("the decoder fails on the file".into())
-        );
+#[derive(Default)]
+struct GateState {
+    /// How many pictures are through.
+    through: usize,
+    closed: bool,
+}
+
+impl Gate {
+    fn new(window: usize) -> Self {
+        Self { window, state: Mutex::default(), moved: Condvar::new() }
+    }
+
+    /// Waits until this place is within the window; false where the gate is closed.
+    fn enter(&self, place: usize) -> bool {
+        let state = lock(&self.state);
+        let must_wait = |state: &mut GateState| !state.closed && place >= state.through + self.window;
+        let state = self.moved.wait_while(state, must_wait).unwrap_or_else(PoisonError::into_inner);
+        !state.closed
+    }
+
+    fn leave(&self, count: usize) {
+        lock(&self.state).through += count;
+        self.moved.notify_all();
+    }
+
+    fn close(&self) {
+        lock(&self.state).closed = true;
+        self.moved.notify_all();
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct CloseAtEnd<'a>(&'a Gate);
+
+impl Drop for CloseAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A panic of one thread must end the others; the scope passes it on.
+struct CloseAtPanic<'a>(&'a Gate);
+
+impl Drop for CloseAtPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.close();
+        }
     }
 }

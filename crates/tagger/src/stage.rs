@@ -1,202 +1,27 @@
-//! The stage: a folder of pictures becomes a tag table.
+//! The stage: a folder of pictures becomes a table of tags and a table of pictures.
 
 use std::{
-    collections::HashSet,
     fmt,
-    path::{Path, PathBuf},
-    thread,
+    ops::ControlFlow,
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_images::{DecodeOptions, EXTENSIONS, find, is_image, relative_name};
-use vodka_stage::{Interrupt, Journal, Outcome, Report, RunKey, record_path};
+use vodka_images::{DecodeOptions, EXTENSIONS, find};
+use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, record_path};
 
 use crate::{
-    Error, Labels, Provider, Result, Tagger, TaggerConfig,
-    engine::{check_folder, is_external},
-    pipeline::{Job, Scored},
-    table::{Tagged, write_csv, write_parquet, write_skipped},
+    Error, Labels, Provider, Result, TagPlan, Tagger,
+    ensemble::Ensemble,
+    pipeline::{Job, Load},
+    read::Reader,
+    results::{Entry, Finding, ImagesHash, Results},
+    table::{LabelCells, PICTURES, SKIPPED, TAGS, Table, picture_row, skipped_row},
 };
 
-/// More would only take memory: 4096 pictures of 448 px are 10 GB.
-const BATCH_MAX: usize = 4096;
-const THREADS_MAX: usize = 1024;
-
-/// What a user says about a tagging run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TagConfig {
-    /// The folder with `model.onnx` and `selected_tags.csv`.
-    pub model: PathBuf,
-    /// The folder of pictures.
-    pub images: PathBuf,
-    /// The table: `.parquet`, which gets a `.csv` beside it, or `.csv` alone.
-    pub output: PathBuf,
-    /// The lowest score that is written, 0 to 1.
-    #[serde(default = "TagConfig::default_min_score")]
-    pub min_score: f64,
-    /// How many pictures the model gets at once.
-    #[serde(default = "TagConfig::default_batch")]
-    pub batch: usize,
-    /// How many threads decode, and how many one inference may use; 0 for one per core.
-    #[serde(default)]
-    pub threads: usize,
-    /// Where the model runs.
-    #[serde(default)]
-    pub provider: Provider,
-    /// Leaves pictures as they are stored, whatever their EXIF orientation says, as most taggers do.
-    #[serde(default)]
-    pub ignore_orientation: bool,
-    /// The ONNX Runtime library.
-    #[serde(default)]
-    pub onnxruntime: PathBuf,
-}
-
-impl TagConfig {
-    /// A run with the default settings.
-    pub fn new(model: impl Into<PathBuf>, images: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
-        Self {
-            model: model.into(),
-            images: images.into(),
-            output: output.into(),
-            min_score: Self::default_min_score(),
-            batch: Self::default_batch(),
-            threads: 0,
-            provider: Provider::default(),
-            ignore_orientation: false,
-            onnxruntime: PathBuf::new(),
-        }
-    }
-
-    /// 0.1
-    pub fn default_min_score() -> f64 {
-        0.1
-    }
-
-    /// 8
-    pub fn default_batch() -> usize {
-        8
-    }
-
-    /// Checks what can be checked before the model is loaded, and settles the rest.
-    ///
-    /// # Errors
-    /// When a folder or a file of the model is missing, or a setting is out of range.
-    pub fn plan(&self) -> Result<TagPlan> {
-        let wrong = |name, expected, found: String| Err(Error::Setting { name, expected, found });
-        if !(0.0..=1.0).contains(&self.min_score) {
-            return wrong("min_score", "0 to 1", self.min_score.to_string());
-        }
-        if !(1..=BATCH_MAX).contains(&self.batch) {
-            return wrong("batch", "1 to 4096", self.batch.to_string());
-        }
-        if self.threads > THREADS_MAX {
-            return wrong("threads", "0 to 1024", self.threads.to_string());
-        }
-        let extension = self.output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let is_parquet = match extension.as_str() {
-            "parquet" => true,
-            "csv" => false,
-            _ => {
-                let found = self.output.display().to_string();
-                return wrong("output", "a name ending in .parquet or .csv", found);
-            }
-        };
-        check_folder(&self.model)?;
-        if !self.images.is_dir() {
-            return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
-        }
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
-        let threads = if self.threads == 0 { cores() } else { self.threads };
-        Ok(TagPlan {
-            config: Self { threads, ..self.clone() },
-            parquet: is_parquet.then(|| self.output.clone()),
-            csv: if is_parquet { self.output.with_extension("csv") } else { self.output.clone() },
-            skipped: self.output.with_extension("skipped.csv"),
-        })
-    }
-}
-
-/// A tagging run, checked.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TagPlan {
-    /// The configuration, with the number of threads settled.
-    pub config: TagConfig,
-    /// The table as Parquet, if it is wanted.
-    pub parquet: Option<PathBuf>,
-    /// The table as CSV.
-    pub csv: PathBuf,
-    /// The list of skipped pictures.
-    pub skipped: PathBuf,
-}
-
-/// The settings that the table depends on.
-#[derive(Serialize)]
-struct Settings<'a> {
-    min_score: f64,
-    preprocessing: &'a str,
-    /// Providers differ in the last digits: what one has begun another must not finish.
-    provider: Provider,
-}
-
-impl TagPlan {
-    /// What the table depends on. Reads the model and all pictures.
-    ///
-    /// # Errors
-    /// When one of them cannot be read.
-    pub fn key(&self) -> Result<RunKey> {
-        let (model, labels) = check_folder(&self.config.model)?;
-        let TagConfig { min_score, provider, .. } = self.config;
-        let settings = Settings { min_score, preprocessing: self.preprocessing(), provider };
-        let folder = &self.config.model;
-        Ok(RunKey::new("tag", &settings, None)
-            .input("model", &model, |_| true)?
-            .input("weights", folder, |path| is_external(folder, path))?
-            .input("labels", &labels, |_| true)?
-            .input("images", &self.config.images, is_image)?)
-    }
-
-    /// What is done to a picture before the model sees it.
-    fn preprocessing(&self) -> &'static str {
-        if self.config.ignore_orientation {
-            "as stored, over white, white square, bicubic as Pillow, BGR 0..255"
-        } else {
-            "EXIF orientation, over white, white square, bicubic as Pillow, BGR 0..255"
-        }
-    }
-
-    fn outputs(&self) -> Vec<&Path> {
-        self.parquet.iter().chain([&self.csv, &self.skipped]).map(PathBuf::as_path).collect()
-    }
-
-    /// The same as paths that outlive the plan.
-    fn output_paths(&self) -> Vec<PathBuf> {
-        self.outputs().into_iter().map(Path::to_path_buf).collect()
-    }
-
-    fn journal(&self) -> PathBuf {
-        let name = self.config.output.file_name().unwrap_or_default().to_string_lossy();
-        self.config.output.with_file_name(format!(".{name}.journal"))
-    }
-
-    fn report(&self, outcome: Outcome, found: usize, entries: &[Entry], rows: usize) -> TagReport {
-        let skipped = entries.iter().filter(|entry| matches!(entry.finding, Finding::Skipped(_))).count();
-        let (tagged, outputs) = (entries.len() - skipped, self.output_paths());
-        TagReport { outcome, found, tagged, skipped, rows, outputs }
-    }
-
-    fn tagger(&self) -> TaggerConfig {
-        TaggerConfig {
-            model: self.config.model.clone(),
-            onnxruntime: self.config.onnxruntime.clone(),
-            provider: self.config.provider,
-            threads: self.config.threads,
-        }
-    }
-}
-
 /// What happens during a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TagEvent {
     /// The model is loaded.
     Started {
@@ -204,6 +29,8 @@ pub enum TagEvent {
         total: usize,
         /// How many of them an earlier run has done.
         resumed: usize,
+        /// Where the model runs.
+        provider: Provider,
     },
     /// A picture cannot be tagged.
     Skipped {
@@ -216,24 +43,47 @@ pub enum TagEvent {
     Progress {
         /// How many pictures are done, the skipped ones among them.
         done: usize,
+        /// How fast it goes.
+        speed: Speed,
     },
 }
 
+/// How fast a run goes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Pictures per second since the start of this run, without those that were done before.
+    pub images_per_s: f64,
+    /// The share of the time that the network was busy, 0 to 1: near 1 the network is the limit, else reading is.
+    pub network_busy: f64,
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { images_per_s, network_busy } = self;
+        write!(f, "{images_per_s:.2} images/s, network busy {:.0} %", 100.0 * network_busy)
+    }
+}
+
 /// What a run has done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TagReport {
     /// How it ended.
     pub outcome: Outcome,
+    /// Where the model ran.
+    pub provider: Provider,
     /// How many pictures were found.
     pub found: usize,
     /// How many were tagged.
     pub tagged: usize,
     /// How many were skipped.
     pub skipped: usize,
-    /// How many rows the table has.
+    /// How many rows the table of tags has.
     pub rows: usize,
-    /// What was written: the table in each form, and the list of skipped pictures.
+    /// What was written: the table of tags, the table of pictures, and the list of skipped pictures.
     pub outputs: Vec<PathBuf>,
+    /// How fast it went; not for runs that had nothing to do, nor in run records, which hold no clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
 }
 
 impl Report for TagReport {
@@ -244,7 +94,7 @@ impl Report for TagReport {
 
 impl fmt::Display for TagReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { found, tagged, skipped, rows, .. } = self;
+        let Self { found, tagged, skipped, rows, provider, .. } = self;
         let names: Vec<_> = self.outputs.iter().map(|path| format!("`{}`", path.display())).collect();
         let (list, tables) = names.split_last().expect("there is always a list of skipped pictures");
         let tables = tables.join(" and ");
@@ -252,11 +102,14 @@ impl fmt::Display for TagReport {
             Outcome::Unchanged => {
                 write!(f, "{tables} unchanged: nothing to do ({tagged} pictures, {rows} rows)")
             }
-            Outcome::Interrupted => write!(f, "tagged {tagged} of {found} pictures so far"),
+            Outcome::Interrupted => write!(f, "{} of {found} pictures done so far", tagged + skipped),
             Outcome::Done | Outcome::Skipped => {
                 write!(f, "tagged {tagged} pictures: {rows} rows in {tables}")
             }
         }?;
+        if let Some(speed) = self.speed {
+            write!(f, " ({provider}: {speed})")?;
+        }
         match skipped {
             0 => Ok(()),
             _ => write!(f, "; {skipped} skipped, listed in {list}"),
@@ -264,151 +117,210 @@ impl fmt::Display for TagReport {
     }
 }
 
-/// One picture in the journal. A line of the journal holds a batch of them.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    image: String,
-    finding: Finding,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Finding {
-    /// Places in the vocabulary, and the bits of their scores: no digit is lost on the way through JSON.
-    Scores(Vec<(usize, u32)>),
-    Skipped(String),
-}
-
-/// Tags all pictures of a folder and writes the table.
+/// Tags all pictures of a folder and writes the tables.
 ///
-/// A run that was killed or interrupted goes on where it was, and loses at most one batch. Rows are in order of the
-/// picture's name, then of the score, and do not depend on the threads.
+/// A run that was killed or interrupted goes on where it was, and loses at most the batches that the model was at. A
+/// run after pictures were added or changed tags only those. Rows are in order of the picture's name, then of the
+/// score, and do not depend on the threads.
 ///
 /// # Errors
-/// When there are no pictures, the model cannot be used, or a file cannot be written. A picture that cannot be read is
-/// no error: it is listed.
+/// When there are no pictures, the model cannot be used, a file cannot be written, or another run writes it. A picture
+/// that cannot be read is no error: it is listed.
 pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEvent)) -> Result<TagReport> {
     let images = find(&plan.config.images)?;
     if images.is_empty() {
         let path = plan.config.images.clone();
         return Err(Error::NoImages { path, extensions: EXTENSIONS.join(", ") });
     }
-    let key = plan.key()?;
-    let record = record_path(&plan.config.output);
-    if let Some(report) = key.made::<TagReport>(&record)? {
-        return Ok(TagReport { outcome: Outcome::Unchanged, outputs: plan.output_paths(), ..report });
+    if let Some(report) = unchanged(plan)? {
+        return Ok(report);
     }
-    let tagger = Tagger::open(&plan.tagger())?;
-    let (mut journal, batches) = Journal::open::<Vec<Entry>>(plan.journal(), key.hash())?;
-    let mut entries: Vec<Entry> = batches.into_iter().flatten().collect();
-    entries.retain(|entry| entry.fits(tagger.labels()));
-    on_event(TagEvent::Started { total: images.len(), resumed: entries.len() });
-    let done: HashSet<String> = entries.iter().map(|entry| entry.image.clone()).collect();
-    let todo: Vec<_> = images.iter().filter(|path| !done.contains(&relative_name(path))).cloned().collect();
-    tag(plan, &tagger, &todo, interrupt, &mut journal, &mut entries, on_event)?;
-    if entries.len() < images.len() {
-        return Ok(plan.report(Outcome::Interrupted, images.len(), &entries, 0));
-    }
-    let rows = write_tables(plan, &key, tagger.labels(), &entries)?;
-    let skipped = entries.iter().any(|entry| matches!(entry.finding, Finding::Skipped(_)));
-    let outcome = if skipped { Outcome::Skipped } else { Outcome::Done };
-    let report = plan.report(outcome, images.len(), &entries, rows);
-    key.write(&record, &plan.outputs(), &report)?;
-    journal.finish()?;
-    Ok(report)
-}
-
-/// Scores what is still to be done, adding to the journal and to the entries.
-fn tag(
-    plan: &TagPlan,
-    tagger: &Tagger,
-    todo: &[PathBuf],
-    interrupt: &Interrupt,
-    journal: &mut Journal,
-    entries: &mut Vec<Entry>,
-    on_event: &mut dyn FnMut(TagEvent),
-) -> Result<()> {
-    if interrupt.is_raised() {
-        return Ok(());
-    }
-    let job = Job {
-        tagger,
-        root: &plan.config.images,
-        paths: todo,
-        decode: DecodeOptions { orientation: !plan.config.ignore_orientation, ..DecodeOptions::default() },
-        batch: plan.config.batch,
-        threads: plan.config.threads,
+    let key = plan.key_without_images()?;
+    let taggers: Vec<_> = plan.taggers().map(|config| Tagger::open(&config)).collect::<Result<_>>()?;
+    let ensemble = Ensemble::new(taggers, plan.config.combine);
+    let labels = ensemble.labels().len();
+    let fits = |entry: &Entry| match &entry.finding {
+        Finding::Tagged { scores, .. } => scores.iter().all(|(place, _)| (*place as usize) < labels),
+        Finding::Skipped(_) => true,
     };
-    job.run(|batch| {
-        let start = entries.len();
-        entries.extend(batch.iter().map(|(image, scored)| Entry::new(image, scored, plan.config.min_score)));
-        let new = &entries[start..];
-        journal.append(&new)?;
-        for entry in new {
-            if let Finding::Skipped(reason) = &entry.finding {
-                on_event(TagEvent::Skipped { image: entry.image.clone(), reason: reason.clone() });
-            }
-        }
-        on_event(TagEvent::Progress { done: entries.len() });
-        Ok(!interrupt.is_raised())
-    })
+    let mut results = Results::open(plan.journal(), key.hash(), &plan.config.images, &images, fits)?;
+    let todo = results.todo();
+    let resumed = images.len() - todo.len();
+    on_event(TagEvent::Started { total: images.len(), resumed, provider: plan.config.provider });
+    let run = Run { plan, ensemble: &ensemble, images: &images, todo: &todo };
+    let speed = run.tag(&mut results, interrupt, on_event)?;
+    let tally = Tally { speed, ..Tally::default() };
+    let missing = results.todo().len();
+    if missing > 0 {
+        return Ok(tally.report(plan, Outcome::Interrupted, &images, missing));
+    }
+    run.finish(key, results, tally)
 }
 
-impl Entry {
-    fn new(image: &str, scored: &Scored, min_score: f64) -> Self {
-        let finding = match scored {
-            Scored::Skipped(reason) => Finding::Skipped(reason.clone()),
-            Scored::Scores(scores) => {
-                let high = scores.iter().enumerate().filter(|(_, score)| **score >= min_score as f32);
-                // The bits of numbers from 0 on are ordered as the numbers are; adding 0 turns -0 into 0.
-                let mut scores: Vec<_> =
-                    high.map(|(label, score)| (label, (score + 0.0).to_bits())).collect();
-                scores.sort_by_key(|(label, bits)| (std::cmp::Reverse(*bits), *label));
-                Finding::Scores(scores)
-            }
+/// The report of an earlier run, where its outputs are what this one would make.
+fn unchanged(plan: &TagPlan) -> Result<Option<TagReport>> {
+    let record = record_path(&plan.config.output);
+    if !record.exists() {
+        return Ok(None);
+    }
+    let made = plan.key()?.made::<TagReport>(&record)?;
+    let outputs = plan.outputs().map(Into::into).to_vec();
+    Ok(made.map(|report| TagReport { outcome: Outcome::Unchanged, outputs, ..report }))
+}
+
+/// What a run works with.
+struct Run<'a> {
+    plan: &'a TagPlan,
+    ensemble: &'a Ensemble,
+    images: &'a [PathBuf],
+    /// The places of the pictures that are still to be done.
+    todo: &'a [usize],
+}
+
+impl Run<'_> {
+    /// Scores what is still to be done.
+    fn tag(
+        &self,
+        results: &mut Results,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(TagEvent),
+    ) -> Result<Option<Speed>> {
+        if interrupt.is_raised() || self.todo.is_empty() {
+            return Ok(None);
+        }
+        let config = &self.plan.config;
+        let known = results.known();
+        let reader = Reader {
+            root: &config.images,
+            decode: DecodeOptions {
+                orientation: !config.ignore_orientation,
+                max_pixels: config.max_pixels,
+                reduce_to: self.ensemble.reduce_to(),
+            },
+            prepare: &|picture| self.ensemble.prepare(picture),
+            known: &|index| known.get(&index).copied(),
         };
-        Self { image: image.to_owned(), finding }
-    }
-
-    /// Whether it names no tag that there is not. Another vocabulary is another run, but a journal is only a file.
-    fn fits(&self, labels: &Labels) -> bool {
-        match &self.finding {
-            Finding::Scores(scores) => scores.iter().all(|(label, _)| *label < labels.len()),
-            Finding::Skipped(_) => true,
-        }
-    }
-}
-
-/// Writes the table in each form and the list of skipped pictures, and tells how many rows the table has.
-fn write_tables(plan: &TagPlan, key: &RunKey, labels: &Labels, entries: &[Entry]) -> Result<usize> {
-    let (mut tagged, mut skipped) = (Vec::new(), Vec::new());
-    for entry in entries {
-        let image = entry.image.clone();
-        match &entry.finding {
-            Finding::Scores(scores) => {
-                let scores = scores.iter().map(|(label, bits)| (*label, f32::from_bits(*bits))).collect();
-                tagged.push(Tagged { image, scores });
+        let job = Job {
+            scorer: self.ensemble,
+            reader: &reader,
+            paths: self.images,
+            todo: self.todo,
+            batch: config.batch,
+            lanes: self.plan.lanes,
+            decoders: config.threads,
+        };
+        let clock = Clock { start: Instant::now(), load: Load::default(), lanes: self.plan.lanes };
+        let mut done = self.images.len() - self.todo.len();
+        let mut fresh = 0;
+        job.run(&clock.load, &mut |batch| {
+            let indices = self.todo[batch.places].iter().copied();
+            let entries = results.add(indices.zip(batch.seen).collect(), config.min_score as f32)?;
+            for entry in &entries {
+                if let Finding::Skipped(trouble) = &entry.finding {
+                    on_event(TagEvent::Skipped { image: entry.image.clone(), reason: trouble.reason.clone() });
+                }
             }
-            Finding::Skipped(reason) => skipped.push((image, reason.clone())),
+            fresh += entries.len();
+            done += entries.len();
+            on_event(TagEvent::Progress { done, speed: clock.speed(fresh) });
+            Ok(if interrupt.is_raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(Some(clock.speed(fresh)))
+    }
+
+    /// Writes the tables, and the record of what made them.
+    fn finish(&self, key: RunKey, mut results: Results, tally: Tally) -> Result<TagReport> {
+        let key_without_images = key.hash();
+        let (hash, tally) = self.write_tables(&key, &mut results, tally)?;
+        let outcome = if tally.skipped > 0 { Outcome::Skipped } else { Outcome::Done };
+        let report = tally.report(self.plan, outcome, self.images, 0);
+        let timeless = TagReport { speed: None, ..report.clone() };
+        let key = key.input_hashed("images", &self.plan.config.images, hash);
+        key.write(&record_path(&self.plan.config.output), &self.plan.outputs(), &timeless)?;
+        results.finish(key_without_images)?;
+        Ok(report)
+    }
+
+    fn write_tables(
+        &self,
+        key: &RunKey,
+        results: &mut Results,
+        mut tally: Tally,
+    ) -> Result<(ContentHash, Tally)> {
+        let mut tags = Table::create(&self.plan.config.output, TAGS)?;
+        let mut pictures = Table::create(&self.plan.pictures, PICTURES)?;
+        let mut skipped = Table::create(&self.plan.skipped, SKIPPED)?;
+        let cells = LabelCells::new(self.ensemble.labels());
+        let mut hash = ImagesHash::default();
+        for index in 0..self.images.len() {
+            let entry = results.entry(index)?;
+            hash.add_entry(&entry);
+            match &entry.finding {
+                Finding::Tagged { scores, facts } => {
+                    cells.rows(&entry.image, scores).try_for_each(|row| tags.push(row))?;
+                    pictures.push(picture_row(&entry.image, facts))?;
+                    tally.tagged += 1;
+                }
+                Finding::Skipped(trouble) => {
+                    skipped.push(skipped_row(&entry.image, &trouble.reason))?;
+                    tally.skipped += 1;
+                }
+            }
         }
+        let hash = hash.finish();
+        let metadata = metadata(self.plan, key, hash);
+        tally.rows = tags.finish(metadata.clone())?;
+        pictures.finish(metadata)?;
+        skipped.finish(Vec::new())?;
+        Ok((hash, tally))
     }
-    tagged.sort_by(|a, b| a.image.cmp(&b.image));
-    skipped.sort();
-    if let Some(path) = &plan.parquet {
-        write_parquet(path, &tagged, labels, metadata(plan, key))?;
-    }
-    write_csv(&plan.csv, &tagged, labels)?;
-    write_skipped(&plan.skipped, &skipped)?;
-    Ok(tagged.iter().map(|picture| picture.scores.len()).sum())
 }
 
-/// What the Parquet file says about itself.
-fn metadata(plan: &TagPlan, key: &RunKey) -> Vec<(String, String)> {
-    let hashes =
-        key.inputs.iter().map(|(name, input)| (format!("vodka.{name}_sha256"), input.sha256.to_string()));
+/// What a report counts.
+#[derive(Default)]
+struct Tally {
+    tagged: usize,
+    skipped: usize,
+    rows: usize,
+    speed: Option<Speed>,
+}
+
+impl Tally {
+    fn report(self, plan: &TagPlan, outcome: Outcome, images: &[PathBuf], missing: usize) -> TagReport {
+        let Self { tagged, skipped, rows, speed } = self;
+        // Of an interrupted run nothing was counted yet.
+        let tagged = if outcome == Outcome::Interrupted { images.len() - missing } else { tagged };
+        let outputs = plan.outputs().map(Into::into).to_vec();
+        let (provider, found) = (plan.config.provider, images.len());
+        TagReport { outcome, provider, found, tagged, skipped, rows, outputs, speed }
+    }
+}
+
+/// The time of a run.
+struct Clock {
+    start: Instant,
+    load: Load,
+    lanes: usize,
+}
+
+impl Clock {
+    fn speed(&self, done: usize) -> Speed {
+        let elapsed = self.start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        let busy = self.load.busy().as_secs_f64() / elapsed / self.lanes as f64;
+        Speed { images_per_s: done as f64 / elapsed, network_busy: busy.min(1.0) }
+    }
+}
+
+/// What the Parquet files say about themselves.
+fn metadata(plan: &TagPlan, key: &RunKey, images: ContentHash) -> Vec<(String, String)> {
+    let inputs = key.inputs.iter().map(|(name, input)| (name.as_str(), input.sha256));
+    let hash = |(name, hash): (&str, ContentHash)| (format!("vodka.{name}_sha256"), hash.to_string());
+    let setting = |name: &str, value: String| (format!("vodka.{name}"), value);
+    let config = &plan.config;
     let settings = [
-        ("vodka.preprocessing".to_owned(), plan.preprocessing().to_owned()),
-        ("vodka.min_score".to_owned(), plan.config.min_score.to_string()),
+        setting("profile", config.profile.to_string()),
+        setting("min_score", config.min_score.to_string()),
+        setting("provider", config.provider.to_string()),
     ];
-    hashes.chain(settings).collect()
+    inputs.chain([("images", images)]).map(hash).chain(settings).collect()
 }

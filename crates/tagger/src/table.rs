@@ -1,10 +1,16 @@
-//! The tag table: one row for each picture and tag, as Parquet and as CSV.
+//! The tables: tags (one row for each picture and tag), pictures (one row each), and the list of what was skipped.
+//!
+//! Rows go to disk as they come, in row groups, so that a table takes no more memory than one group.
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use parquet::{
     basic::Compression,
-    data_type::{ByteArray, ByteArrayType, FloatType, Int64Type},
+    data_type::{ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type},
     errors::ParquetError,
     file::{
         metadata::KeyValue,
@@ -15,128 +21,262 @@ use parquet::{
 };
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Labels, Result};
-
-/// The columns of both forms of the table.
-const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
-
-const SCHEMA: &str = "message tags {
-    REQUIRED BYTE_ARRAY image (UTF8);
-    REQUIRED INT64 tag_id;
-    REQUIRED BYTE_ARRAY tag (UTF8);
-    REQUIRED BYTE_ARRAY category (UTF8);
-    REQUIRED FLOAT score;
-}";
+use crate::{Error, Labels, Result, read::Facts};
 
 /// So many rows are held in memory and can be read apart from the others.
-const ROWS_PER_GROUP: usize = 1 << 20;
+const ROWS_PER_GROUP: usize = 1 << 18;
 
-/// The tags of one picture that reach the floor.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Tagged {
-    /// The picture, relative to the image folder, with `/`.
-    pub image: String,
-    /// Places in the vocabulary with their scores, the highest first, ties in order of the vocabulary.
-    pub scores: Vec<(usize, f32)>,
+/// A column that is being filled.
+enum Column {
+    Text(Vec<ByteArray>),
+    Int(Vec<i32>),
+    Long(Vec<i64>),
+    Float(Vec<f32>),
 }
 
-/// Writes the table as Parquet, with `metadata` as key and value.
-pub(crate) fn write_parquet(
-    path: &Path,
-    tagged: &[Tagged],
-    labels: &Labels,
-    metadata: Vec<(String, String)>,
-) -> Result<()> {
-    let file =
-        parquet_into(AtomicFile::create(path)?, tagged, labels, metadata).map_err(table_error(path))?;
-    Ok(file.commit()?)
+/// What one cell holds.
+pub(crate) enum Cell {
+    Text(ByteArray),
+    Int(i32),
+    Long(i64),
+    Float(f32),
 }
 
-fn parquet_into(
-    file: AtomicFile,
-    tagged: &[Tagged],
-    labels: &Labels,
-    metadata: Vec<(String, String)>,
-) -> Result<AtomicFile, ParquetError> {
-    let metadata = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .set_key_value_metadata(Some(metadata))
-        .build();
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
-    let names: Vec<_> = labels.iter().map(|label| ByteArray::from(label.name.as_str())).collect();
-    let categories: Vec<_> = labels.iter().map(|label| ByteArray::from(label.category.as_str())).collect();
-    let mut rows = tagged.iter().flat_map(|picture| {
-        let image = ByteArray::from(picture.image.as_str());
-        picture.scores.iter().map(move |(label, score)| (image.clone(), *label, *score))
-    });
-    loop {
-        let chunk: Vec<_> = rows.by_ref().take(ROWS_PER_GROUP).collect();
-        if chunk.is_empty() {
-            return writer.into_inner();
+impl Cell {
+    fn text(text: &str) -> Self {
+        Self::Text(ByteArray::from(text))
+    }
+
+    fn to_csv(&self) -> String {
+        match self {
+            Self::Text(text) => String::from_utf8_lossy(text.data()).into_owned(),
+            Self::Int(number) => number.to_string(),
+            Self::Long(number) => number.to_string(),
+            Self::Float(number) => number.to_string(),
         }
-        let (mut images, mut at, mut scores) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, label, score) in chunk {
-            images.push(image);
-            at.push(label);
-            scores.push(score);
-        }
-        let ids: Vec<_> = at.iter().map(|label| labels[*label].tag_id).collect();
-        let of = |values: &[ByteArray]| -> Vec<_> { at.iter().map(|label| values[*label].clone()).collect() };
-        let mut group = writer.next_row_group()?;
-        write_column::<ByteArrayType>(&mut group, &images)?;
-        write_column::<Int64Type>(&mut group, &ids)?;
-        write_column::<ByteArrayType>(&mut group, &of(&names))?;
-        write_column::<ByteArrayType>(&mut group, &of(&categories))?;
-        write_column::<FloatType>(&mut group, &scores)?;
-        group.close()?;
     }
 }
 
-fn write_column<T: parquet::data_type::DataType>(
+/// A table on its way to disk, as Parquet or as CSV, by its name.
+pub(crate) struct Table {
+    path: PathBuf,
+    form: Form,
+    rows: usize,
+}
+
+enum Form {
+    Parquet { writer: SerializedFileWriter<AtomicFile>, columns: Vec<Column> },
+    Csv(csv::Writer<AtomicFile>),
+}
+
+/// The names of columns, each with its Parquet type.
+pub(crate) type Columns = [(&'static str, &'static str)];
+
+/// The columns of the table of tags.
+pub(crate) const TAGS: &Columns = &[
+    ("image", "BYTE_ARRAY"),
+    ("tag_id", "INT64"),
+    ("tag", "BYTE_ARRAY"),
+    ("category", "BYTE_ARRAY"),
+    ("score", "FLOAT"),
+];
+
+/// The columns of the table of pictures.
+pub(crate) const PICTURES: &Columns = &[
+    ("image", "BYTE_ARRAY"),
+    ("width", "INT32"),
+    ("height", "INT32"),
+    ("sha256", "BYTE_ARRAY"),
+    ("phash", "BYTE_ARRAY"),
+    ("sharpness", "FLOAT"),
+    ("sharpness_tile_min", "FLOAT"),
+    ("sharpness_tile_median", "FLOAT"),
+    ("sharpness_tile_max", "FLOAT"),
+];
+
+/// The columns of the list of skipped pictures.
+pub(crate) const SKIPPED: &Columns = &[("image", "BYTE_ARRAY"), ("reason", "BYTE_ARRAY")];
+
+impl Table {
+    /// Starts a table; what ends in `.parquet` is Parquet.
+    pub fn create(path: &Path, columns: &Columns) -> Result<Self> {
+        let file = AtomicFile::create(path)?;
+        let is_parquet = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+        let form = match is_parquet {
+            true => parquet(file, columns).map_err(table_error(path))?,
+            false => {
+                let mut writer = csv::Writer::from_writer(file);
+                let header = columns.iter().map(|(name, _)| name);
+                writer.write_record(header).map_err(table_error(path))?;
+                Form::Csv(writer)
+            }
+        };
+        Ok(Self { path: path.to_path_buf(), form, rows: 0 })
+    }
+
+    pub fn push<const N: usize>(&mut self, row: [Cell; N]) -> Result<()> {
+        self.rows += 1;
+        let is_full = self.rows.is_multiple_of(ROWS_PER_GROUP);
+        match &mut self.form {
+            Form::Csv(writer) => {
+                writer.write_record(row.iter().map(Cell::to_csv)).map_err(table_error(&self.path))
+            }
+            Form::Parquet { writer, columns } => {
+                assert_eq!(columns.len(), N, "a cell for each column");
+                columns.iter_mut().zip(row).for_each(|(column, cell)| column.push(cell));
+                if !is_full {
+                    return Ok(());
+                }
+                write_group(writer, columns).map_err(table_error(&self.path))
+            }
+        }
+    }
+
+    /// Writes what is left, and `metadata` where the form has room for it; tells how many rows there are.
+    pub fn finish(self, metadata: Vec<(String, String)>) -> Result<usize> {
+        let file = match self.form {
+            Form::Csv(writer) => writer.into_inner().map_err(|error| table_error(&self.path)(error.into_error()))?,
+            Form::Parquet { writer, columns } => {
+                finish_parquet(writer, columns, metadata).map_err(table_error(&self.path))?
+            }
+        };
+        file.commit()?;
+        Ok(self.rows)
+    }
+}
+
+fn parquet(file: AtomicFile, columns: &Columns) -> Result<Form, ParquetError> {
+    let field = |(name, kind): &(&str, &str)| match *kind {
+        "BYTE_ARRAY" => format!("REQUIRED BYTE_ARRAY {name} (UTF8);"),
+        kind => format!("REQUIRED {kind} {name};"),
+    };
+    let fields: Vec<_> = columns.iter().map(field).collect();
+    let schema = parse_message_type(&format!("message table {{ {} }}", fields.join(" ")))?;
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?;
+    let columns = columns.iter().map(|(_, kind)| Column::new(kind)).collect();
+    Ok(Form::Parquet { writer, columns })
+}
+
+fn finish_parquet(
+    mut writer: SerializedFileWriter<AtomicFile>,
+    mut columns: Vec<Column>,
+    metadata: Vec<(String, String)>,
+) -> Result<AtomicFile, ParquetError> {
+    write_group(&mut writer, &mut columns)?;
+    for (key, value) in metadata {
+        writer.append_key_value_metadata(KeyValue::new(key, value));
+    }
+    writer.into_inner()
+}
+
+/// Writes a row group and empties the columns; of no rows there is no group.
+fn write_group(
+    writer: &mut SerializedFileWriter<AtomicFile>,
+    columns: &mut [Column],
+) -> Result<(), ParquetError> {
+    if columns.iter().all(Column::is_empty) {
+        return Ok(());
+    }
+    let mut group = writer.next_row_group()?;
+    for column in columns {
+        match column {
+            Column::Text(values) => write_column::<ByteArrayType>(&mut group, values),
+            Column::Int(values) => write_column::<Int32Type>(&mut group, values),
+            Column::Long(values) => write_column::<Int64Type>(&mut group, values),
+            Column::Float(values) => write_column::<FloatType>(&mut group, values),
+        }?;
+    }
+    group.close().map(|_| ())
+}
+
+fn write_column<T: DataType>(
     group: &mut SerializedRowGroupWriter<'_, AtomicFile>,
-    values: &[T::T],
+    values: &mut Vec<T::T>,
 ) -> Result<(), ParquetError> {
     let mut column = group.next_column()?.expect("the schema has as many columns as are written");
     column.typed::<T>().write_batch(values, None, None)?;
+    values.clear();
     column.close()
 }
 
-/// Writes the table as CSV.
-pub(crate) fn write_csv(path: &Path, tagged: &[Tagged], labels: &Labels) -> Result<()> {
-    let rows = tagged.iter().flat_map(|picture| {
-        picture.scores.iter().map(|(label, score)| {
-            let label = &labels[*label];
-            let (id, score) = (label.tag_id.to_string(), score.to_string());
-            [picture.image.clone(), id, label.name.clone(), label.category.clone(), score]
-        })
-    });
-    write_records(path, COLUMNS, rows)
-}
-
-/// Writes the list of skipped pictures, each with the reason, as CSV.
-pub(crate) fn write_skipped(path: &Path, skipped: &[(String, String)]) -> Result<()> {
-    write_records(path, ["image", "reason"], skipped.iter().map(|(image, reason)| [image, reason]))
-}
-
-fn write_records<const N: usize, T: AsRef<[u8]>>(
-    path: &Path,
-    header: [&str; N],
-    rows: impl Iterator<Item = [T; N]>,
-) -> Result<()> {
-    let mut file = AtomicFile::create(path)?;
-    let mut writer = csv::Writer::from_writer(&mut file);
-    let written = writer.write_record(header).and_then(|()| {
-        for row in rows {
-            writer.write_record(row)?;
+impl Column {
+    fn new(kind: &str) -> Self {
+        match kind {
+            "BYTE_ARRAY" => Self::Text(Vec::new()),
+            "INT32" => Self::Int(Vec::new()),
+            "INT64" => Self::Long(Vec::new()),
+            "FLOAT" => Self::Float(Vec::new()),
+            kind => unreachable!("no column of ours is {kind}"),
         }
-        Ok(writer.flush()?)
-    });
-    drop(writer);
-    written.map_err(table_error(path))?;
-    file.flush().map_err(table_error(path))?;
-    Ok(file.commit()?)
+    }
+
+    fn push(&mut self, cell: Cell) {
+        match (self, cell) {
+            (Self::Text(values), Cell::Text(value)) => values.push(value),
+            (Self::Int(values), Cell::Int(value)) => values.push(value),
+            (Self::Long(values), Cell::Long(value)) => values.push(value),
+            (Self::Float(values), Cell::Float(value)) => values.push(value),
+            _ => unreachable!("a row has the types of its columns"),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(values) => values.is_empty(),
+            Self::Int(values) => values.is_empty(),
+            Self::Long(values) => values.is_empty(),
+            Self::Float(values) => values.is_empty(),
+        }
+    }
+}
+
+/// The labels as cells, made once for a whole table.
+pub(crate) struct LabelCells(Vec<(i64, ByteArray, ByteArray)>);
+
+impl LabelCells {
+    pub fn new(labels: &Labels) -> Self {
+        let cells = |label: &crate::Label| {
+            (label.tag_id, ByteArray::from(label.name.as_str()), ByteArray::from(label.category.as_str()))
+        };
+        Self(labels.iter().map(cells).collect())
+    }
+
+    /// The rows of one picture in the table of tags.
+    pub fn rows<'a>(&'a self, image: &str, scores: &'a [(u32, f32)]) -> impl Iterator<Item = [Cell; 5]> + 'a {
+        let image = ByteArray::from(image);
+        scores.iter().map(move |(place, score)| {
+            let (id, name, category) = &self.0[*place as usize];
+            [
+                Cell::Text(image.clone()),
+                Cell::Long(*id),
+                Cell::Text(name.clone()),
+                Cell::Text(category.clone()),
+                Cell::Float(*score),
+            ]
+        })
+    }
+}
+
+/// A row of the table of pictures.
+pub(crate) fn picture_row(image: &str, facts: &Facts) -> [Cell; 9] {
+    let Facts { width, height, sha256, measures, .. } = facts;
+    [
+        Cell::text(image),
+        Cell::Int(width.cast_signed()),
+        Cell::Int(height.cast_signed()),
+        Cell::text(&sha256.to_string()),
+        Cell::text(&format!("{:016x}", measures.phash)),
+        Cell::Float(measures.sharpness),
+        Cell::Float(measures.tiles.min),
+        Cell::Float(measures.tiles.median),
+        Cell::Float(measures.tiles.max),
+    ]
+}
+
+/// A row of the list of skipped pictures.
+pub(crate) fn skipped_row(image: &str, reason: &str) -> [Cell; 2] {
+    [Cell::text(image), Cell::text(reason)]
 }
 
 fn table_error<E: Into<Box<dyn std::error::Error + Send + Sync>>>(path: &Path) -> impl FnOnce(E) -> Error {
@@ -163,18 +303,22 @@ mod tests {
         Labels::read(&path).unwrap()
     }
 
-    fn tagged() -> Vec<Tagged> {
-        let one =
-            |image: &str, scores: &[(usize, f32)]| Tagged { image: image.into(), scores: scores.to_vec() };
-        vec![one("a, b.png", &[(2, 1.0), (0, 0.1)]), one("c.png", &[]), one("d/é.png", &[(1, 0.333_333_34)])]
+    fn write(path: &Path) -> usize {
+        let cells = LabelCells::new(&labels());
+        let mut table = Table::create(path, TAGS).unwrap();
+        let pictures: [(&str, &[(u32, f32)]); 3] =
+            [("a, b.png", &[(2, 1.0), (0, 0.1)]), ("c.png", &[]), ("d/é.png", &[(1, 0.333_333_34)])];
+        for (image, scores) in pictures {
+            cells.rows(image, scores).try_for_each(|row| table.push(row)).unwrap();
+        }
+        table.finish(vec![("vodka.floor".into(), "0.1".into())]).unwrap()
     }
 
     #[test]
     fn both_forms_hold_the_same_rows() {
         let dir = tempfile::tempdir().unwrap();
         let (parquet, csv) = (dir.path().join("t.parquet"), dir.path().join("t.csv"));
-        write_parquet(&parquet, &tagged(), &labels(), vec![("vodka.floor".into(), "0.1".into())]).unwrap();
-        write_csv(&csv, &tagged(), &labels()).unwrap();
+        assert_eq!((write(&parquet), write(&csv)), (3, 3));
         assert_eq!(
             fs::read_to_string(&csv).unwrap(),
             "image,tag_id,tag,category,score\n\
@@ -184,8 +328,9 @@ mod tests {
         );
         let reader = SerializedFileReader::new(File::open(&parquet).unwrap()).unwrap();
         let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
-        assert_eq!((metadata[0].key.as_str(), metadata[0].value.as_deref()), ("vodka.floor", Some("0.1")));
-        let mut lines = vec![COLUMNS.map(str::to_owned).to_vec()];
+        let floor = metadata.iter().find(|entry| entry.key == "vodka.floor").unwrap();
+        assert_eq!(floor.value.as_deref(), Some("0.1"));
+        let mut lines = vec![TAGS.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>()];
         for row in reader.get_row_iter(None).unwrap() {
             let row = row.unwrap();
             let text = |i| row.get_string(i).unwrap().clone();
@@ -199,16 +344,30 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_written_as_they_fill() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let mut table = Table::create(&path, SKIPPED).unwrap();
+        for i in 0..=2 * ROWS_PER_GROUP {
+            table.push(skipped_row("a.png", &i.to_string())).unwrap();
+        }
+        assert_eq!(table.finish(Vec::new()).unwrap(), 2 * ROWS_PER_GROUP + 1);
+        let reader = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
+        let groups: Vec<_> = reader.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
+        assert_eq!(groups, [ROWS_PER_GROUP as i64, ROWS_PER_GROUP as i64, 1]);
+        let last = reader.get_row_iter(None).unwrap().last().unwrap().unwrap();
+        assert_eq!(last.get_string(1).unwrap(), &(2 * ROWS_PER_GROUP).to_string());
+    }
+
+    #[test]
     fn an_empty_table_has_its_columns() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.parquet");
-        write_parquet(&path, &[], &labels(), Vec::new()).unwrap();
+        Table::create(&path, PICTURES).unwrap().finish(Vec::new()).unwrap();
         let reader = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
-        let schema = reader.metadata().file_metadata().schema();
-        let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_owned()).collect();
-        assert_eq!(
-            (names, reader.metadata().file_metadata().num_rows()),
-            (COLUMNS.map(str::to_owned).to_vec(), 0)
-        );
+        let metadata = reader.metadata().file_metadata();
+        let names: Vec<_> = metadata.schema().get_fields().iter().map(|field| field.name().to_owned()).collect();
+        let expected: Vec<_> = PICTURES.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!((names, metadata.num_rows()), (expected, 0));
     }
 }

@@ -1,0 +1,218 @@
+//! What a user says about a tagging run, and the plan that comes of it.
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+};
+
+use serde::{Deserialize, Serialize};
+use vodka_images::{DecodeOptions, find};
+use vodka_stage::RunKey;
+
+use crate::{
+    Combine, Error, Profile, Provider, Result, TaggerConfig,
+    engine::model_files,
+    results::{BATCH_MAX, ImagesHash},
+};
+
+const THREADS_MAX: usize = 1024;
+/// More networks at the same time take memory, and the caches from each other.
+const LANES_MAX: usize = 4;
+
+/// What a user says about a tagging run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagConfig {
+    /// The folder with the network and its labels.
+    pub model: PathBuf,
+    /// Further models, whose scores are put together with the first one's.
+    #[serde(default)]
+    pub ensemble: Vec<PathBuf>,
+    /// How the scores of several models become one.
+    #[serde(default)]
+    pub combine: Combine,
+    /// The built-in family of the models; found out where absent.
+    #[serde(default)]
+    pub family: Option<String>,
+    /// The folder of pictures.
+    pub images: PathBuf,
+    /// The table of tags, `.parquet` or `.csv`. Beside it come `STEM.pictures` of the same kind and `STEM.skipped.csv`.
+    pub output: PathBuf,
+    /// The lowest score that is written, 0 to 1.
+    #[serde(default = "TagConfig::default_min_score")]
+    pub min_score: f64,
+    /// Whose arithmetic prepares the pictures.
+    #[serde(default)]
+    pub profile: Profile,
+    /// How many pictures the model gets at once; 0 for what suits the provider.
+    #[serde(default)]
+    pub batch: usize,
+    /// How many threads decode, and how many the model may use; 0 for one per core.
+    #[serde(default)]
+    pub threads: usize,
+    /// Where the model runs.
+    #[serde(default)]
+    pub provider: Provider,
+    /// Leaves pictures as they are stored, whatever their EXIF orientation says, as most taggers do.
+    #[serde(default)]
+    pub ignore_orientation: bool,
+    /// The most pixels a picture may have.
+    #[serde(default = "TagConfig::default_max_pixels")]
+    pub max_pixels: u64,
+    /// The ONNX Runtime library.
+    #[serde(default)]
+    pub onnxruntime: PathBuf,
+}
+
+impl TagConfig {
+    /// A run with the default settings.
+    pub fn new(model: impl Into<PathBuf>, images: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            ensemble: Vec::new(),
+            combine: Combine::default(),
+            family: None,
+            images: images.into(),
+            output: output.into(),
+            min_score: Self::default_min_score(),
+            profile: Profile::default(),
+            batch: 0,
+            threads: 0,
+            provider: Provider::default(),
+            ignore_orientation: false,
+            max_pixels: Self::default_max_pixels(),
+            onnxruntime: PathBuf::new(),
+        }
+    }
+
+    /// 0.1
+    pub fn default_min_score() -> f64 {
+        0.1
+    }
+
+    /// 178,956,970, where Pillow suspects a decompression bomb too.
+    pub fn default_max_pixels() -> u64 {
+        DecodeOptions::default().max_pixels
+    }
+
+    /// Checks what can be checked before the model is loaded, and settles the rest.
+    ///
+    /// # Errors
+    /// When a folder or a file of the model is missing, or a setting is out of range.
+    pub fn plan(&self) -> Result<TagPlan> {
+        let wrong = |name, expected, found: String| Err(Error::Setting { name, expected, found });
+        if !(0.0..=1.0).contains(&self.min_score) {
+            return wrong("min_score", "0 to 1", self.min_score.to_string());
+        }
+        if self.batch > BATCH_MAX {
+            return wrong("batch", "0 to 4096", self.batch.to_string());
+        }
+        if self.threads > THREADS_MAX {
+            return wrong("threads", "0 to 1024", self.threads.to_string());
+        }
+        if self.max_pixels == 0 {
+            return wrong("max_pixels", "at least 1", self.max_pixels.to_string());
+        }
+        let extension = self.output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        if !["parquet", "csv"].contains(&extension.as_str()) {
+            return wrong("output", "a name ending in .parquet or .csv", self.output.display().to_string());
+        }
+        self.models().try_for_each(|model| model_files(model, self.family.as_deref()).map(|_| ()))?;
+        if !self.images.is_dir() {
+            return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
+        }
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let threads = if self.threads == 0 { cores() } else { self.threads };
+        let batch = if self.batch == 0 { self.provider.default_batch() } else { self.batch };
+        Ok(TagPlan {
+            lanes: if self.provider.is_concurrent() { threads.min(LANES_MAX) } else { 1 },
+            pictures: self.output.with_extension(format!("pictures.{extension}")),
+            skipped: self.output.with_extension("skipped.csv"),
+            config: Self { threads, batch, ..self.clone() },
+        })
+    }
+
+    pub(crate) fn models(&self) -> impl Iterator<Item = &Path> {
+        [&self.model].into_iter().chain(&self.ensemble).map(PathBuf::as_path)
+    }
+}
+
+/// A tagging run, checked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TagPlan {
+    /// The configuration, with the numbers of threads and of pictures in a batch settled.
+    pub config: TagConfig,
+    /// How many batches the model gets at the same time.
+    pub lanes: usize,
+    /// The table of pictures: size, hashes and sharpness.
+    pub pictures: PathBuf,
+    /// The list of skipped pictures.
+    pub skipped: PathBuf,
+}
+
+/// The settings that the tables depend on.
+#[derive(Serialize)]
+struct Settings<'a> {
+    min_score: f64,
+    family: &'a Option<String>,
+    profile: Profile,
+    ignore_orientation: bool,
+    max_pixels: u64,
+    combine: Combine,
+    /// Providers differ in the last digits: what one has begun another must not finish.
+    provider: Provider,
+}
+
+impl TagPlan {
+    /// What the tables depend on. Reads the models, and the pictures that no earlier run has read.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn key(&self) -> Result<RunKey> {
+        let key = self.key_without_images()?;
+        let images = find(&self.config.images)?;
+        let hash = ImagesHash::of(&self.journal(), key.hash(), &self.config.images, &images)?;
+        Ok(key.input_hashed("images", &self.config.images, hash))
+    }
+
+    /// What each row depends on beside its picture.
+    pub(crate) fn key_without_images(&self) -> Result<RunKey> {
+        let TagConfig { min_score, profile, ignore_orientation, max_pixels, combine, provider, .. } =
+            self.config;
+        let family = &self.config.family;
+        let settings =
+            Settings { min_score, family, profile, ignore_orientation, max_pixels, combine, provider };
+        let mut key = RunKey::new("tag", &settings, None);
+        for (number, model) in self.config.models().enumerate() {
+            let name = |what: &str| match number {
+                0 => what.to_owned(),
+                number => format!("{what}_{}", number + 1),
+            };
+            for (what, files) in model_files(model, family.as_deref())? {
+                key = key.input(&name(what), model, |path| files.iter().any(|file| path == file))?;
+            }
+        }
+        Ok(key)
+    }
+
+    pub(crate) fn outputs(&self) -> [&Path; 3] {
+        [&self.config.output, &self.pictures, &self.skipped]
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        let name = self.config.output.file_name().unwrap_or_default().to_string_lossy();
+        self.config.output.with_file_name(format!(".{name}.journal"))
+    }
+
+    pub(crate) fn taggers(&self) -> impl Iterator<Item = TaggerConfig> {
+        self.config.models().map(|model| TaggerConfig {
+            family: self.config.family.clone(),
+            profile: self.config.profile,
+            onnxruntime: self.config.onnxruntime.clone(),
+            provider: self.config.provider,
+            lanes: self.lanes,
+            threads: self.config.threads,
+            ..TaggerConfig::new(model)
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! From a path to what the network wants to see, and what else there is to know about the file.
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, Read},
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    time::UNIX_EPOCH,
+};
+
+use serde::{Deserialize, Serialize};
+use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure};
+use vodka_stage::{ContentHash, hash_bytes};
+
+use crate::pipeline::Seen;
+
+/// No picture is larger; a file that is would fill the memory before it could be looked at.
+const FILE_MAX: u64 = 1 << 30;
+/// How often a file is read again that was changed meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// By what a file is taken for unchanged: its size and when it was modified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    size: u64,
+    modified_ns: u128,
+}
+
+impl Stamp {
+    fn new(metadata: &Metadata) -> Self {
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self { size: metadata.len(), modified_ns: modified.unwrap_or_default().as_nanos() }
+    }
+
+    /// The stamp of a file; none where there is no such file, or no permission to look at it.
+    pub fn of(path: &Path) -> Option<Self> {
+        std::fs::metadata(path).ok().map(|metadata| Self::new(&metadata))
+    }
+}
+
+/// What is known of a picture beside its tags.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    pub stamp: Stamp,
+    /// The hash of the file.
+    pub sha256: ContentHash,
+    /// Width in pixels, turned as it is seen.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    pub measures: Measures,
+}
+
+/// Why a picture is skipped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Trouble {
+    pub reason: String,
+    /// The content that is no picture; none where the file could not be read, which another time it may.
+    pub content: Option<(Stamp, ContentHash)>,
+}
+
+impl Trouble {
+    fn unreadable(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), content: None }
+    }
+}
+
+/// Reads and prepares pictures; one for all threads.
+pub(crate) struct Reader<'a> {
+    /// The folder that paths are relative to.
+    pub root: &'a Path,
+    pub decode: DecodeOptions,
+    /// What makes of a picture what each network wants to see.
+    pub prepare: &'a (dyn Fn(&vodka_images::Picture) -> Vec<RgbImage> + Sync),
+    /// The hash that the picture at this place had when it was scored before, where its stamp has changed since.
+    pub known: &'a (dyn Fn(usize) -> Option<ContentHash> + Sync),
+}
+
+impl Reader<'_> {
+    /// The picture at `index` of the list, or what became of it instead.
+    pub fn prepare(&self, index: usize, path: &Path) -> Result<(Vec<RgbImage>, Facts), Seen> {
+        if path.to_str().is_none() {
+            return Err(Seen::Skipped(Trouble::unreadable("the name is not UTF-8")));
+        }
+        let (bytes, stamp) = read(&self.root.join(path)).map_err(Seen::Skipped)?;
+        let sha256 = hash_bytes(&bytes);
+        let skip = |reason| Seen::Skipped(Trouble { reason, content: Some((stamp, sha256)) });
+        if (self.known)(index) == Some(sha256) {
+            return Err(Seen::Same(stamp));
+        }
+        let work = || {
+            let Decoded { picture, width, height } = decode_bytes(&bytes, &self.decode)?;
+            let facts = Facts { stamp, sha256, width, height, measures: measure(&picture) };
+            Ok(((self.prepare)(&picture), facts))
+        };
+        guarded(work).map_err(|fault| skip(fault.reason()))
+    }
+}
+
+/// The content of a file that nobody changed meanwhile.
+fn read(path: &Path) -> Result<(Vec<u8>, Stamp), Trouble> {
+    let unreadable = |source: io::Error| Trouble::unreadable(Fault::Read { source }.reason());
+    for _ in 0..ATTEMPTS {
+        let mut file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.len() > FILE_MAX {
+            let found = metadata.len();
+            return Err(Trouble::unreadable(format!("expected at most {FILE_MAX} bytes, found {found}")));
+        }
+        let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+        file.by_ref().take(FILE_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+        let stamp = Stamp::new(&metadata);
+        // The name may lead to another file by now: that is the one to tag.
+        if bytes.len() as u64 == stamp.size && Stamp::of(path) == Some(stamp) {
+            return Ok((bytes, stamp));
+        }
+    }
+    Err(Trouble::unreadable("the file is changed again and again while it is read"))
+}
+
+/// Makes of a panic a reason to skip the picture: one that nobody has thought of must not end a run of a million.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Fault::Panic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_skips_one_picture() {
+        assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
+        let fault = guarded::<()>(|| panic!("a case of its own")).unwrap_err();
+        assert_eq!(fault.reason(), "the decoder fails on the file");
+    }
+
+    #[test]
+    fn a_file_too_large_to_be_a_picture_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.png");
+        File::create(&path).unwrap().set_len(FILE_MAX + 1).unwrap();
+        assert_eq!(read(&path).unwrap_err().reason, "expected at most 1073741824 bytes, found 1073741825");
+    }
+}

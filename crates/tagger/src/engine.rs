@@ -29,6 +29,25 @@ pub struct TaggerConfig {
     pub provider: Provider,
     /// How many threads one inference may use; 0 for one per core.
     pub threads: usize,
+    pub family: Option<String>,
+    pub profile: crate::Profile,
+    pub lanes: usize,
+}
+
+impl TaggerConfig {
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self { model: model.into(), onnxruntime: PathBuf::new(), provider: Provider::Cpu, threads: 0, family: None, profile: crate::Profile::Reference, lanes: 1 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile { #[default] Reference, Kohya, Fast }
+impl std::fmt::Display for Profile { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("reference") } }
+
+pub(crate) fn model_files(folder: &Path, _family: Option<&str>) -> Result<Vec<(&'static str, Vec<PathBuf>)>> {
+    let (model, labels) = check_folder(folder)?;
+    Ok(vec![("model", vec![model]), ("labels", vec![labels])])
 }
 
 /// A WD14 tagger.
@@ -93,7 +112,7 @@ impl Tagger {
     ///
     /// # Panics
     /// When a picture is not of the size that [`Tagger::prepare`] makes.
-    pub fn score(&self, prepared: &[RgbImage]) -> Result<Array2<f32>> {
+    pub fn score<I: std::borrow::Borrow<RgbImage>>(&self, prepared: &[I]) -> Result<Array2<f32>> {
         let scores = self.infer(prepared)?;
         for row in scores.outer_iter() {
             if let Some((i, score)) = row.iter().enumerate().find(|(_, score)| !(0.0..=1.0).contains(*score))
@@ -106,7 +125,7 @@ impl Tagger {
     }
 
     /// The model's output, whatever it is. // (pictures, outputs)
-    fn infer(&self, prepared: &[RgbImage]) -> Result<Array2<f32>> {
+    fn infer<I: std::borrow::Borrow<RgbImage>>(&self, prepared: &[I]) -> Result<Array2<f32>> {
         let Some(batch) = self.fixed_batch.filter(|_| !prepared.is_empty()) else {
             return self.infer_batch(prepared, prepared.len());
         };
@@ -117,7 +136,7 @@ impl Tagger {
     }
 
     /// One run of the model on `batch` pictures, of which those that are not there are black and left out again.
-    fn infer_batch(&self, prepared: &[RgbImage], batch: usize) -> Result<Array2<f32>> {
+    fn infer_batch<I: std::borrow::Borrow<RgbImage>>(&self, prepared: &[I], batch: usize) -> Result<Array2<f32>> {
         if batch == 0 {
             return Ok(Array2::zeros((0, self.labels.len())));
         }
@@ -141,6 +160,8 @@ impl Tagger {
             }),
         }
     }
+
+    pub fn counts(&self, _label: usize, score: f32) -> bool { score >= 0.35 }
 
     /// Looks for the ways in which exported models are known to be wrong.
     fn try_out(&self, labels: &Path) -> Result<()> {
@@ -244,9 +265,10 @@ fn describe(inputs: &[Outlet]) -> String {
 }
 
 /// Pixels as the model wants them: BGR, 0..255, zeros for the pictures that are missing to `batch`. // (N, H, W, 3)
-fn to_bgr(prepared: &[RgbImage], side: usize, batch: usize) -> Vec<f32> {
+fn to_bgr<I: std::borrow::Borrow<RgbImage>>(prepared: &[I], side: usize, batch: usize) -> Vec<f32> {
     let mut pixels = Vec::with_capacity(batch * side * side * 3);
     for image in prepared {
+        let image = image.borrow();
         assert_eq!(
             image.dimensions(),
             (side as u32, side as u32),

@@ -29,6 +29,7 @@ impl Deref for Labels {
     }
 }
 
+impl From<Vec<Label>> for Labels { fn from(l: Vec<Label>) -> Self { Self(l) } }
 #[derive(Deserialize)]
 struct Row {
     tag_id: String,

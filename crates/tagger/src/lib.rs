@@ -14,6 +14,7 @@
 //!     onnxruntime: ".runtime/onnxruntime/libonnxruntime.so".into(),
 //!     provider: Provider::Cpu,
 //!     threads: 4,
+//!     ..TaggerConfig::new("")
 //! })?;
 //! let picture = vodka_images::decode(Path::new("cat.png"))?;
 //! let scores = tagger.tag(&[picture])?; // (1, labels)
@@ -25,18 +26,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod config;
 mod engine;
+mod ensemble;
 mod error;
 mod labels;
 mod pipeline;
+mod read;
+mod results;
 mod runtime;
 mod stage;
 mod table;
 
-pub use engine::{Tagger, TaggerConfig};
+pub use config::{TagConfig, TagPlan};
+pub use engine::{Profile, Tagger, TaggerConfig};
+pub use ensemble::Combine;
 pub use error::{Error, Result};
 pub use labels::{Label, Labels};
 pub use ndarray;
 pub use runtime::Provider;
-pub use stage::{TagConfig, TagEvent, TagPlan, TagReport, run};
+pub use stage::{Speed, TagEvent, TagReport, run};
 pub use vodka_images::Picture;

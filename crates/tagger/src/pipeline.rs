@@ -261,3 +261,129 @@ impl Drop for CloseAtPanic<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::atomic::AtomicUsize};
+
+    use vodka_images::DecodeOptions;
+    use vodka_stage::{ContentHash, hash_file};
+    use vodka_testkit::fixture;
+
+    use super::*;
+    use crate::Error;
+
+    /// Scores a picture by its first value, and counts.
+    #[derive(Default)]
+    struct Fake {
+        scored: AtomicUsize,
+        largest: AtomicUsize,
+        fails: bool,
+        panics: bool,
+    }
+
+    impl Scorer for Fake {
+        fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>> {
+            assert!(!self.panics, "a network that nobody has thought of");
+            if self.fails {
+                return Err(Error::Constant { model: "fake".into() });
+            }
+            self.scored.fetch_add(prepared.len(), Ordering::Relaxed);
+            self.largest.fetch_max(prepared.len(), Ordering::Relaxed);
+            let first = |images: &&[RgbImage]| f32::from(images[0].as_raw()[0]);
+            Ok(Array2::from_shape_vec((prepared.len(), 1), prepared.iter().map(first).collect()).unwrap())
+        }
+    }
+
+    const PICTURES: [&str; 4] = ["odd.png", "grey.png", "rgba.png", "row.png"];
+
+    /// `count` pictures, every fifth of them broken.
+    fn folder(count: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |i: usize| PathBuf::from(format!("{i:04}.png"));
+        for i in 0..count {
+            let at = dir.path().join(name(i));
+            match i % 5 {
+                4 => fs::write(at, "no picture").map(|()| 0),
+                _ => fs::copy(fixture("images/awkward").join(PICTURES[i % 4]), at),
+            }
+            .unwrap();
+        }
+        (dir, (0..count).map(name).collect())
+    }
+
+    type Seens = Vec<(usize, Option<f32>)>;
+
+    /// What became of each picture, until `enough` of them are through.
+    fn run_with(
+        root: &Path,
+        paths: &[PathBuf],
+        fake: &Fake,
+        [batch, lanes, decoders]: [usize; 3],
+        known: &(dyn Fn(usize) -> Option<ContentHash> + Sync),
+        enough: usize,
+    ) -> Result<Seens> {
+        let reader = Reader {
+            root,
+            decode: DecodeOptions::default(),
+            prepare: &|picture| vec![picture.clone().into_rgb()],
+            known,
+        };
+        let todo: Vec<_> = (0..paths.len()).collect();
+        let job = Job { scorer: fake, reader: &reader, paths, todo: &todo, batch, lanes, decoders };
+        let mut seen = Vec::new();
+        job.run(&Load::default(), &mut |batch| {
+            seen.extend(batch.places.zip(batch.seen).map(|(place, seen)| match seen {
+                Seen::Scored { scores, .. } => (place, Some(scores[0])),
+                _ => (place, None),
+            }));
+            Ok(if seen.len() >= enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        seen.sort_by_key(|(place, _)| *place);
+        Ok(seen)
+    }
+
+    #[test]
+    fn each_picture_is_seen_once_whatever_the_threads() {
+        let (dir, paths) = folder(23);
+        let nothing = |_| None;
+        let one = run_with(dir.path(), &paths, &Fake::default(), [1, 1, 1], &nothing, usize::MAX).unwrap();
+        assert_eq!(one.iter().map(|(place, _)| *place).collect::<Vec<_>>(), (0..23).collect::<Vec<_>>());
+        assert_eq!(one.iter().filter(|(_, score)| score.is_none()).count(), 4);
+        for numbers in [[1, 3, 2], [4, 1, 3], [7, 2, 5], [100, 2, 2], [5, 4, 1]] {
+            let fake = Fake::default();
+            let seen = run_with(dir.path(), &paths, &fake, numbers, &nothing, usize::MAX).unwrap();
+            assert_eq!(seen, one, "{numbers:?}");
+            assert_eq!(fake.scored.into_inner(), 19);
+            assert!(fake.largest.into_inner() <= numbers[0]);
+        }
+    }
+
+    #[test]
+    fn what_was_begun_is_handed_over_and_no_more() {
+        let (dir, paths) = folder(200);
+        let seen = run_with(dir.path(), &paths, &Fake::default(), [2, 2, 3], &|_| None, 2).unwrap();
+        assert!(seen.len() < 20, "{}", seen.len());
+        assert!(run_with(dir.path(), &[], &Fake::default(), [2, 2, 3], &|_| None, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_same_content_is_not_scored_again() {
+        let (dir, paths) = folder(8);
+        let hashes: Vec<_> = paths.iter().map(|path| hash_file(dir.path().join(path)).unwrap()).collect();
+        let fake = Fake::default();
+        let known = |index: usize| (index % 2 == 0).then(|| hashes[index]);
+        run_with(dir.path(), &paths, &fake, [3, 2, 2], &known, usize::MAX).unwrap();
+        assert_eq!(fake.scored.into_inner(), 4, "of eight four are known, the broken one among them");
+    }
+
+    #[test]
+    fn a_failure_ends_the_run_and_a_panic_is_passed_on() {
+        let (dir, paths) = folder(50);
+        let fails = Fake { fails: true, ..Fake::default() };
+        assert!(run_with(dir.path(), &paths, &fails, [2, 2, 2], &|_| None, usize::MAX).is_err());
+        let panics = Fake { panics: true, ..Fake::default() };
+        let run = || run_with(dir.path(), &paths, &panics, [2, 2, 2], &|_| None, usize::MAX);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    }
+}

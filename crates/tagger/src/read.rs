@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure};
+use vodka_images::{DecodeOptions, Decoded, Fault, Measures, Picture, RgbImage, decode_bytes, measure};
 use vodka_stage::{ContentHash, hash_bytes};
 
 use crate::pipeline::Seen;
@@ -48,7 +48,19 @@ pub(crate) struct Facts {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    pub measures: Measures,
+    /// See [`Measures`].
+    pub phash: u64,
+    pub sharpness: f32,
+    /// Of the tiles: the lowest, the median and the highest.
+    pub tile_sharpness: [f32; 3],
+}
+
+impl Facts {
+    fn new(stamp: Stamp, sha256: ContentHash, decoded: &Decoded) -> Self {
+        let Measures { phash, sharpness, tiles } = measure(&decoded.picture);
+        let tile_sharpness = [tiles.min, tiles.median, tiles.max];
+        Self { stamp, sha256, width: decoded.width, height: decoded.height, phash, sharpness, tile_sharpness }
+    }
 }
 
 /// Why a picture is skipped.
@@ -71,7 +83,7 @@ pub(crate) struct Reader<'a> {
     pub root: &'a Path,
     pub decode: DecodeOptions,
     /// What makes of a picture what each network wants to see.
-    pub prepare: &'a (dyn Fn(&vodka_images::Picture) -> Vec<RgbImage> + Sync),
+    pub prepare: &'a (dyn Fn(&Picture) -> Vec<RgbImage> + Sync),
     /// The hash that the picture at this place had when it was scored before, where its stamp has changed since.
     pub known: &'a (dyn Fn(usize) -> Option<ContentHash> + Sync),
 }
@@ -89,9 +101,8 @@ impl Reader<'_> {
             return Err(Seen::Same(stamp));
         }
         let work = || {
-            let Decoded { picture, width, height } = decode_bytes(&bytes, &self.decode)?;
-            let facts = Facts { stamp, sha256, width, height, measures: measure(&picture) };
-            Ok(((self.prepare)(&picture), facts))
+            let decoded = decode_bytes(&bytes, &self.decode)?;
+            Ok(((self.prepare)(&decoded.picture), Facts::new(stamp, sha256, &decoded)))
         };
         guarded(work).map_err(|fault| skip(fault.reason()))
     }

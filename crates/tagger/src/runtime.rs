@@ -32,6 +32,8 @@ impl Provider {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::OpenVino];
 
+    pub fn default_batch(self) -> usize { 1 }
+    pub fn is_concurrent(self) -> bool { true }
     /// What to register with a session. `None` where the default is what is wanted.
     pub(crate) fn dispatch(self) -> Option<ExecutionProviderDispatch> {
         let provider = match self {

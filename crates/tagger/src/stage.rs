@@ -12,7 +12,7 @@ use vodka_images::{DecodeOptions, EXTENSIONS, find};
 use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, record_path};
 
 use crate::{
-    Error, Labels, Provider, Result, TagPlan, Tagger,
+    Error, Provider, Result, TagPlan, Tagger,
     ensemble::Ensemble,
     pipeline::{Job, Load},
     read::Reader,
@@ -195,7 +195,7 @@ impl Run<'_> {
             decode: DecodeOptions {
                 orientation: !config.ignore_orientation,
                 max_pixels: config.max_pixels,
-                reduce_to: self.ensemble.reduce_to(),
+                reduce_to: None,
             },
             prepare: &|picture| self.ensemble.prepare(picture),
             known: &|index| known.get(&index).copied(),

@@ -3,7 +3,6 @@
 //! Rows go to disk as they come, in row groups, so that a table takes no more memory than one group.
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -260,17 +259,18 @@ impl LabelCells {
 
 /// A row of the table of pictures.
 pub(crate) fn picture_row(image: &str, facts: &Facts) -> [Cell; 9] {
-    let Facts { width, height, sha256, measures, .. } = facts;
+    let Facts { width, height, sha256, phash, sharpness, tile_sharpness, .. } = facts;
+    let [tile_min, tile_median, tile_max] = *tile_sharpness;
     [
         Cell::text(image),
         Cell::Int(width.cast_signed()),
         Cell::Int(height.cast_signed()),
         Cell::text(&sha256.to_string()),
-        Cell::text(&format!("{:016x}", measures.phash)),
-        Cell::Float(measures.sharpness),
-        Cell::Float(measures.tiles.min),
-        Cell::Float(measures.tiles.median),
-        Cell::Float(measures.tiles.max),
+        Cell::text(&format!("{:016x}", phash)),
+        Cell::Float(*sharpness),
+        Cell::Float(tile_min),
+        Cell::Float(tile_median),
+        Cell::Float(tile_max),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::json;
-use vodka_stage::{Interrupt, Journal, Outcome};
+use vodka_stage::{Interrupt, Outcome};
 use vodka_tagger::{Provider, TagConfig, TagEvent, TagReport, run};
 use vodka_testkit::{fixture, onnxruntime};
 
@@ -46,7 +46,7 @@ fn read(path: PathBuf) -> String {
 #[test]
 fn rows_are_ordered_and_the_floor_holds() {
     let dir = tempfile::tempdir().unwrap();
-    let report = tag(&config(&pictures(dir.path()), &dir.path().join("out/tags.parquet")));
+    let report = tag(&config(&pictures(dir.path()), &dir.path().join("out/tags.csv")));
     assert_eq!((report.outcome, report.found, report.tagged, report.skipped), (Outcome::Done, 8, 8, 0));
     let csv = read(dir.path().join("out/tags.csv"));
     let rows: Vec<(String, f32)> = csv
@@ -72,7 +72,7 @@ fn batch_and_threads_change_nothing() {
         .map(|(batch, threads)| {
             let output = dir.path().join(format!("{batch}-{threads}/tags.parquet"));
             tag(&TagConfig { batch, threads, ..config(&images, &output) });
-            (fs::read(&output).unwrap(), read(output.with_extension("csv")))
+            (fs::read(&output).unwrap(), fs::read(output.with_extension("pictures.parquet")).unwrap())
         })
         .collect();
     assert!(tables.iter().all(|table| *table == tables[0]));
@@ -87,54 +87,156 @@ fn an_interrupted_run_goes_on_and_writes_the_same_bytes() {
     tag(&config(&images, &whole));
 
     let output = dir.path().join("parts/tags.parquet");
-    let plan = config(&images, &output).plan().unwrap();
-    let (mut runs, mut resumed_at) = (0, Vec::new());
+    let plan = TagConfig { threads: 1, ..config(&images, &output) }.plan().unwrap();
+    let mut resumed_at = Vec::new();
     loop {
         let interrupt = Interrupt::new();
         let report = run(&plan, &interrupt, &mut |event| match event {
             TagEvent::Started { resumed, .. } => resumed_at.push(resumed),
             TagEvent::Progress { .. } => interrupt.raise(),
             TagEvent::Skipped { .. } => {}
-        });
-        runs += 1;
-        if report.unwrap().outcome != Outcome::Interrupted {
+        })
+        .unwrap();
+        if report.outcome != Outcome::Interrupted {
             break;
         }
         assert!(!output.exists());
+        assert!(report.to_string().contains("of 9 pictures done so far"), "{report}");
     }
-    assert_eq!((runs, resumed_at), (5, vec![0, 2, 4, 6, 8]));
-    for extension in ["parquet", "csv", "skipped.csv"] {
+    // Each run does the batch that it was stopped in, and the one that the network had begun by then.
+    assert!(resumed_at.len() > 2 && resumed_at.is_sorted_by(|a, b| a < b), "{resumed_at:?}");
+    for extension in ["parquet", "pictures.parquet", "skipped.csv"] {
         let bytes = |table: &Path| fs::read(table.with_extension(extension)).unwrap();
         assert_eq!(bytes(&output), bytes(&whole), "{extension}");
     }
-    let left: Vec<_> =
+    let mut left: Vec<_> =
         fs::read_dir(output.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 4, "the tables, the list and the record: {left:?}");
+    left.sort();
+    let expected =
+        [".tags.parquet.journal", "tags.parquet", "tags.parquet.run.json", "tags.pictures.parquet", "tags.skipped.csv"];
+    assert_eq!(left, expected);
+}
+
+/// How many pictures a run found done, and what it reports.
+fn resume(config: &TagConfig) -> (usize, TagReport) {
+    let mut found_done = 0;
+    let report = run(&config.plan().unwrap(), &Interrupt::new(), &mut |event| {
+        if let TagEvent::Started { resumed, .. } = event {
+            found_done = resumed;
+        }
+    });
+    (found_done, report.unwrap())
 }
 
 #[test]
-fn what_the_journal_has_is_not_done_again() {
+fn only_what_is_new_or_changed_is_tagged_again() {
     let dir = tempfile::tempdir().unwrap();
     let images = pictures(dir.path());
-    let output = dir.path().join("tags.csv");
-    let plan = config(&images, &output).plan().unwrap();
-    // As a killed run leaves it, but with a score that no model gives.
+    let config = config(&images, &dir.path().join("tags.csv"));
+    assert_eq!(resume(&config).0, 0);
+    fs::copy(images.join("odd.png"), images.join("new.png")).unwrap();
+    fs::copy(images.join("grey.png"), images.join("rgba.png")).unwrap();
+    fs::remove_file(images.join("row.png")).unwrap();
+    let (found_done, report) = resume(&config);
+    assert_eq!((found_done, report.tagged), (6, 8));
+    // The same as from nothing.
+    let afresh = TagConfig { output: dir.path().join("afresh/tags.csv"), ..config.clone() };
+    resume(&afresh);
+    for extension in ["csv", "pictures.csv", "skipped.csv"] {
+        let of = |config: &TagConfig| read(config.output.with_extension(extension));
+        assert_eq!(of(&config), of(&afresh), "{extension}");
+    }
+    // Touched, but with the content it had.
+    let touched = fs::File::options().write(true).open(images.join("odd.png")).unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(resume(&config).1.outcome, Outcome::Unchanged);
+    let other = TagConfig { min_score: 0.2, ..config };
+    assert_eq!(resume(&other).0, 0, "another run keeps nothing of this one");
+}
+
+#[test]
+fn a_journal_lost_costs_no_work_where_nothing_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&pictures(dir.path()), &dir.path().join("tags.csv"));
+    tag(&config);
+    fs::remove_file(dir.path().join(".tags.csv.journal")).unwrap();
+    assert_eq!(tag(&config).outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn the_journal_does_not_grow_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let config = config(&images, &dir.path().join("tags.csv"));
+    tag(&config);
     let journal = dir.path().join(".tags.csv.journal");
-    let (mut journal, _) = Journal::open::<serde_json::Value>(journal, plan.key().unwrap().hash()).unwrap();
-    let unlikely = 0.123_f32.to_bits();
-    journal.append(&json!([{"image": "odd.png", "finding": {"scores": [[5, unlikely]]}}])).unwrap();
-    journal.append(&json!([{"image": "grey.png", "finding": {"scores": [[99, unlikely]]}}])).unwrap();
-    drop(journal);
-    let report = run(&plan, &Interrupt::new(), &mut |event| {
-        if let TagEvent::Started { resumed, .. } = event {
-            assert_eq!(resumed, 1, "a tag that there is not makes an entry worthless");
+    let size = fs::metadata(&journal).unwrap().len();
+    for value in 0..12_u8 {
+        for name in ["odd.png", "grey.png", "row.png"] {
+            let image = vodka_images::RgbImage::from_pixel(9, 7, vodka_images::Rgb([value; 3]));
+            fs::write(images.join(name), png(&image)).unwrap();
         }
-    });
-    assert_eq!(report.unwrap().tagged, 8);
-    let table = read(output);
-    let of = |image: &str| table.lines().filter(|line| line.starts_with(image)).count();
-    assert!(table.contains("odd.png,1005,solo,general,0.123\n"), "{table}");
-    assert!(of("odd.png") == 1 && of("grey.png") > 1, "{table}");
+        tag(&config);
+    }
+    assert!(fs::metadata(&journal).unwrap().len() < 3 * size);
+}
+
+/// A picture as an uncompressed bitmap, which needs no encoder.
+fn png(image: &vodka_images::RgbImage) -> Vec<u8> {
+    let (width, height) = image.dimensions();
+    let row = (3 * width).next_multiple_of(4);
+    let mut bytes = b"BM".to_vec();
+    for value in [54 + row * height, 0, 54, 40, width, height, 1 | 24 << 16, 0, row * height, 2835, 2835, 0, 0] {
+        bytes.extend(value.to_le_bytes());
+    }
+    for y in (0..height).rev() {
+        let mut line: Vec<u8> = (0..width).flat_map(|x| image.get_pixel(x, y).0).collect();
+        line.resize(row as usize, 0);
+        bytes.extend(line);
+    }
+    bytes
+}
+
+#[test]
+fn one_run_at_a_time_writes_an_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = config(&pictures(dir.path()), &dir.path().join("tags.csv")).plan().unwrap();
+    let mut said = String::new();
+    run(&plan, &Interrupt::new(), &mut |event| {
+        if matches!(event, TagEvent::Started { .. }) {
+            said = run(&plan, &Interrupt::new(), &mut |_| {}).unwrap_err().to_string();
+        }
+    })
+    .unwrap();
+    assert!(said.contains(".tags.csv.journal` is held by another run"), "{said}");
+}
+
+#[test]
+fn the_same_stem_is_no_collision() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    fs::copy(images.join("clear.gif"), images.join("odd.gif")).unwrap();
+    tag(&config(&images, &dir.path().join("tags.csv")));
+    let table = read(dir.path().join("tags.pictures.csv"));
+    assert!(table.contains("\nodd.gif,") && table.contains("\nodd.png,"), "{table}");
+}
+
+#[test]
+fn pictures_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    tag(&config(&images, &dir.path().join("tags.csv")));
+    let table = read(dir.path().join("tags.pictures.csv"));
+    let header = "image,width,height,sha256,phash,sharpness,sharpness_tile_min,sharpness_tile_median,sharpness_tile_max";
+    assert_eq!(table.lines().next(), Some(header));
+    let odd: Vec<_> = table.lines().find(|line| line.starts_with("odd.png,")).unwrap().split(',').collect();
+    let picture = vodka_images::decode(&images.join("odd.png")).unwrap();
+    let measures = vodka_images::measure(&picture);
+    assert_eq!([odd[1], odd[2]], [picture.width().to_string(), picture.height().to_string()]);
+    assert_eq!(odd[3], vodka_stage::hash_file(images.join("odd.png")).unwrap().to_string());
+    assert_eq!(odd[4], format!("{:016x}", measures.phash));
+    assert_eq!(odd[5].parse(), Ok(measures.sharpness));
+    assert_eq!(odd[8].parse(), Ok(measures.tiles.max));
 }
 
 #[test]
@@ -144,7 +246,7 @@ fn nothing_changed_is_nothing_done_and_what_changed_is_done_again() {
     let first = config(&images, &dir.path().join("tags.parquet"));
     let done = tag(&first);
     let again = tag(&TagConfig { batch: 1, threads: 1, onnxruntime: "not/needed".into(), ..first.clone() });
-    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, ..done.clone() });
+    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, speed: None, ..done.clone() });
     assert!(tag(&TagConfig { min_score: 0.4, ..first.clone() }).rows < done.rows);
     fs::remove_file(images.join("odd.png")).unwrap();
     assert_eq!(tag(&first).tagged, 7);
@@ -188,7 +290,7 @@ fn an_unchanged_report_names_the_outputs_as_they_are_asked_for_now() {
     let again = tag(&config(&images, &elsewhere));
     assert_eq!(again.outcome, Outcome::Unchanged);
     assert_eq!(again.outputs[0], elsewhere);
-    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, outputs: again.outputs.clone(), ..done });
+    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, outputs: again.outputs.clone(), speed: None, ..done });
 }
 
 #[test]
@@ -197,13 +299,12 @@ fn the_case_of_the_extension_does_not_matter() {
     let images = pictures(dir.path());
     let at = |name: &str| dir.path().join(name);
     let report = tag(&config(&images, &at("tags.CSV")));
-    assert_eq!(report.outputs, [at("tags.CSV"), at("tags.skipped.csv")]);
+    assert_eq!(report.outputs, [at("tags.CSV"), at("tags.pictures.csv"), at("tags.skipped.csv")]);
     let table = read(at("tags.CSV"));
     assert!(table.starts_with("image,tag_id,tag,category,score\n"), "{table}");
     let report = tag(&config(&images, &at("more.Parquet")));
-    assert_eq!(report.outputs, [at("more.Parquet"), at("more.csv"), at("more.skipped.csv")]);
+    assert_eq!(report.outputs, [at("more.Parquet"), at("more.pictures.parquet"), at("more.skipped.csv")]);
     assert!(fs::read(at("more.Parquet")).unwrap().starts_with(b"PAR1"));
-    assert_eq!(read(at("more.csv")), table);
 }
 
 #[test]
@@ -264,7 +365,10 @@ fn wrong_settings_are_told() {
         message(TagConfig { min_score: f64::NAN, ..good.clone() }),
         "`min_score`: expected 0 to 1, found NaN"
     );
-    assert_eq!(message(TagConfig { batch: 0, ..good.clone() }), "`batch`: expected 1 to 4096, found 0");
+    let large = TagConfig { batch: 4097, ..good.clone() };
+    assert_eq!(message(large), "`batch`: expected 0 to 4096, found 4097");
+    let none = TagConfig { max_pixels: 0, ..good.clone() };
+    assert_eq!(message(none), "`max_pixels`: expected at least 1, found 0");
     let many = TagConfig { threads: 9_999_999, ..good.clone() };
     assert_eq!(message(many), "`threads`: expected 0 to 1024, found 9999999");
     let other = TagConfig { output: "tags.txt".into(), ..good.clone() };

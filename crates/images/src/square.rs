@@ -2,7 +2,12 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Filter, Picture, flatten_over, resize};
+use crate::{
+    Filter, Picture,
+    canvas::{Canvas, Ground},
+    resize::resize_canvas,
+    rows::Rows,
+};
 
 /// How a picture becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,39 +54,21 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of(&self, picture: &Picture) -> RgbImage {
-        let flat;
-        let image = match picture {
-            Picture::Rgb(image) => image,
-            Picture::Rgba(image) => {
-                flat = flatten_over(image, self.under);
-                &flat
+        let (mut rows, size, side) = (Rows::over(picture, self.under), picture.size(), self.side_px);
+        let canvas = match self.fit {
+            Fit::Pad => Canvas::square(size, Ground::Colour(self.pad)),
+            Fit::PadEdge => Canvas::square(size, Ground::Edge),
+            Fit::Squash => Canvas::tight(size),
+            Fit::ResizeThenPad => {
+                let (width, height) = fitted(size, side);
+                let resized = resize_canvas(&mut rows, &Canvas::tight(size), width, height, self.filter);
+                let mut square = RgbImage::from_pixel(side, side, self.pad);
+                let (left, top) = ((side - width) / 2, (side - height) / 2);
+                imageops::replace(&mut square, &resized, i64::from(left), i64::from(top));
+                return square;
             }
         };
-        let side = self.side_px;
-        match self.fit {
-            Fit::Squash => resize(image, side, side, self.filter),
-            Fit::Pad | Fit::PadEdge => {
-                let longer = image.width().max(image.height());
-                resize(&self.padded(image, longer), side, side, self.filter)
-            }
-            Fit::ResizeThenPad => {
-                let (width, height) = fitted(image.dimensions(), side);
-                self.padded(&resize(image, width, height, self.filter), side)
-            }
-        }
-    }
-
-    fn padded(&self, image: &RgbImage, side: u32) -> RgbImage {
-        let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
-        if self.fit == Fit::PadEdge {
-            let at = |x: u32, start, len| x.saturating_sub(start).min(len - 1);
-            return RgbImage::from_fn(side, side, |x, y| {
-                *image.get_pixel(at(x, left, image.width()), at(y, top, image.height()))
-            });
-        }
-        let mut square = RgbImage::from_pixel(side, side, self.pad);
-        imageops::replace(&mut square, image, i64::from(left), i64::from(top));
-        square
+        resize_canvas(&mut rows, &canvas, side, side, self.filter)
     }
 }
 

@@ -27,7 +27,9 @@
 
 mod engine;
 mod error;
+pub mod hub;
 mod labels;
+mod network;
 mod pipeline;
 mod runtime;
 mod stage;
@@ -37,6 +39,7 @@ pub use engine::{Tagger, TaggerConfig};
 pub use error::{Error, Result};
 pub use labels::{Label, Labels};
 pub use ndarray;
-pub use runtime::Provider;
+pub use network::{Network, NetworkConfig, Port};
+pub use runtime::{Provider, ProviderChoice};
 pub use stage::{TagConfig, TagEvent, TagPlan, TagReport, run};
 pub use vodka_images::Picture;

@@ -1,19 +1,12 @@
 //! A model, ready to score pictures.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-};
+use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, ArrayView2, Axis, concatenate};
-use ort::{
-    session::{Session, builder::SessionBuilder},
-    value::{Outlet, TensorElementType, TensorRef},
-};
+use ndarray::{Array2, ArrayView2, Axis, Ix2, concatenate, s};
 use rayon::prelude::*;
 use vodka_images::{Picture, Rgb, RgbImage, white_square};
 
-use crate::{Error, Labels, Provider, Result, runtime};
+use crate::{Error, Labels, Network, NetworkConfig, Port, Provider, Result};
 
 pub(crate) const MODEL: &str = "model.onnx";
 pub(crate) const LABELS: &str = "selected_tags.csv";
@@ -50,11 +43,17 @@ pub(crate) fn model_files(folder: &Path, _family: Option<&str>) -> Result<Vec<(&
     Ok(vec![("model", vec![model]), ("labels", vec![labels])])
 }
 
+impl TaggerConfig {
+    fn network(&self) -> NetworkConfig {
+        let Self { onnxruntime, provider, threads, .. } = self;
+        NetworkConfig { onnxruntime: onnxruntime.clone(), provider: *provider, lanes: 1, threads: *threads }
+    }
+}
+
 /// A WD14 tagger.
 #[derive(Debug)]
 pub struct Tagger {
-    path: PathBuf,
-    session: Mutex<Session>,
+    network: Network,
     labels: Labels,
     size: u32,
     fixed_batch: Option<usize>,
@@ -71,9 +70,9 @@ impl Tagger {
     pub fn open(config: &TaggerConfig) -> Result<Self> {
         let (path, labels) = check_folder(&config.model)?;
         let labels_read = Labels::read(&labels)?;
-        let session = open_session(&path, config)?;
-        let (size, fixed_batch) = input_of(&path, &session)?;
-        let tagger = Self { path, session: Mutex::new(session), labels: labels_read, size, fixed_batch };
+        let network = Network::open(&path, &config.network())?;
+        let (size, fixed_batch) = input_of(&network)?;
+        let tagger = Self { network, labels: labels_read, size, fixed_batch };
         tagger.try_out(&labels)?;
         Ok(tagger)
     }
@@ -81,6 +80,11 @@ impl Tagger {
     /// The tags, in the order of the scores.
     pub fn labels(&self) -> &Labels {
         &self.labels
+    }
+
+    /// Where the model runs.
+    pub fn provider(&self) -> Provider {
+        self.network.provider()
     }
 
     /// The side of the square that the model sees, in pixels: 448 for the WD series.
@@ -118,7 +122,7 @@ impl Tagger {
             if let Some((i, score)) = row.iter().enumerate().find(|(_, score)| !(0.0..=1.0).contains(*score))
             {
                 let tag = self.labels[i].name.clone();
-                return Err(Error::NotAProbability { model: self.path.clone(), tag, score: *score });
+                return Err(Error::NotAProbability { model: self.path(), tag, score: *score });
             }
         }
         Ok(scores)
@@ -142,21 +146,17 @@ impl Tagger {
         }
         let side = self.size as usize;
         let pixels = to_bgr(prepared, side, batch);
-        let input = TensorRef::from_array_view(([batch, side, side, 3], &*pixels)); // (N, H, W, 3) BGR 0..255
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs =
-            session.run(ort::inputs![input.map_err(|e| self.failed(e))?]).map_err(|e| self.failed(e))?;
-        let (shape, values) = outputs[0].try_extract_tensor::<f32>().map_err(|e| self.failed(e))?;
-        match shape[..] {
-            [n, width] if n == batch as i64 && width > 0 => {
-                let rows = values[..prepared.len() * width as usize].to_vec();
-                Ok(Array2::from_shape_vec((prepared.len(), width as usize), rows)
-                    .expect("the rows were counted"))
+        let outputs = self.network.run(&pixels, &[batch, side, side, 3], &[0])?;
+        let scores = outputs.into_iter().next().expect("one output was asked for");
+        let found = scores.shape().to_vec();
+        match scores.into_dimensionality::<Ix2>() {
+            Ok(scores) if scores.nrows() == batch && scores.ncols() > 0 => {
+                Ok(scores.slice_move(s![..prepared.len(), ..]))
             }
             _ => Err(Error::Graph {
-                model: self.path.clone(),
+                model: self.path(),
                 expected: "an output of the shape [batch, tags]",
-                found: format!("{shape:?} for a batch of {batch}"),
+                found: format!("{found:?} for a batch of {batch}"),
             }),
         }
     }
@@ -166,7 +166,7 @@ impl Tagger {
     /// Looks for the ways in which exported models are known to be wrong.
     fn try_out(&self, labels: &Path) -> Result<()> {
         let scores = self.infer(&self.test_pictures())?; // (2, outputs)
-        let model = || self.path.clone();
+        let model = || self.path();
         let (outputs, rows) = (scores.ncols(), self.labels.len());
         if outputs != rows {
             return Err(Error::LabelCount { model: model(), outputs, labels: labels.to_path_buf(), rows });
@@ -194,8 +194,8 @@ impl Tagger {
         [RgbImage::from_fn(self.size, self.size, stripes), RgbImage::from_fn(self.size, self.size, noise)]
     }
 
-    fn failed(&self, source: ort::Error) -> Error {
-        Error::Runtime { model: self.path.clone(), source }
+    fn path(&self) -> PathBuf {
+        self.network.path().to_path_buf()
     }
 }
 
@@ -221,46 +221,26 @@ pub(crate) fn is_external(folder: &Path, path: &Path) -> bool {
     path.parent() == Some(folder) && name.starts_with(MODEL) && name != MODEL
 }
 
-fn open_session(path: &Path, config: &TaggerConfig) -> Result<Session> {
-    let environment = runtime::environment(&config.onnxruntime)?;
-    let failed = |source| Error::Runtime { model: path.to_path_buf(), source };
-    // Threads of the runtime that wait by spinning would take the cores that decode the next pictures.
-    let builder = SessionBuilder::new(&environment).map_err(failed)?;
-    let mut builder = builder.with_intra_op_spinning(false).map_err(|e| failed(e.into()))?;
-    if config.threads > 0 {
-        builder = builder.with_intra_threads(config.threads).map_err(|e| failed(e.into()))?;
-    }
-    if let Some(provider) = config.provider.dispatch() {
-        let unavailable = |source| Error::Provider { provider: config.provider, source };
-        builder = builder.with_execution_providers([provider]).map_err(|e| unavailable(e.into()))?;
-    }
-    builder.commit_from_file(path).map_err(failed)
-}
-
 /// The side of the picture the graph wants, and its batch where that is fixed. The input is taken by its place, for
 /// its name differs from export to export.
-fn input_of(path: &Path, session: &Session) -> Result<(u32, Option<usize>)> {
-    let inputs = session.inputs();
+fn input_of(network: &Network) -> Result<(u32, Option<usize>)> {
+    let inputs = network.inputs();
     let dims = match inputs {
-        [input] if input.dtype().tensor_type() == Some(TensorElementType::Float32) => {
-            input.dtype().tensor_shape()
-        }
+        [input] => input.dims.as_deref(),
         _ => None,
     };
-    match dims.map(|shape| &shape[..]) {
-        Some(&[batch, height, width, 3]) if height == width && height > 0 => {
-            Ok((height as u32, usize::try_from(batch).ok().filter(|batch| *batch > 0)))
-        }
+    match dims {
+        Some(&[batch, Some(height), Some(width), Some(3)]) if height == width => Ok((height as u32, batch)),
         _ => Err(Error::Graph {
-            model: path.to_path_buf(),
+            model: network.path().to_path_buf(),
             expected: "one input, float32 [batch, side, side, 3]",
             found: describe(inputs),
         }),
     }
 }
 
-fn describe(inputs: &[Outlet]) -> String {
-    let each = |input: &Outlet| format!("`{}` {}", input.name(), input.dtype());
+fn describe(inputs: &[Port]) -> String {
+    let each = |input: &Port| format!("`{}` {}", input.name, input.kind);
     inputs.iter().map(each).collect::<Vec<_>>().join(", ")
 }
 

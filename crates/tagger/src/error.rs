@@ -102,12 +102,22 @@ pub enum Error {
         asked: PathBuf,
     },
     /// The execution provider that was asked for cannot be used here.
-    #[error("the execution provider `{provider}` is not available in this ONNX Runtime")]
+    #[error("the execution provider `{provider}` is not available in this ONNX Runtime: {remedy}")]
     Provider {
         /// The provider.
         provider: Provider,
+        /// What it takes.
+        remedy: &'static str,
         /// ONNX Runtime's reason.
         source: ort::Error,
+    },
+    /// The execution provider that was asked for cannot run anything of the model.
+    #[error("the execution provider `{provider}` can run no part of `{model}`")]
+    Unused {
+        /// The provider.
+        provider: Provider,
+        /// The model file.
+        model: PathBuf,
     },
     /// A name that is no execution provider.
     #[error("expected an execution provider ({known}), found `{found}`")]
@@ -168,6 +178,44 @@ pub enum Error {
         path: PathBuf,
         /// The writer's reason.
         source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The hub has no such model, refuses it without a token, or cannot be reached.
+    #[error("cannot get the model `{model}` from {endpoint}")]
+    Hub {
+        /// The model's name and revision.
+        model: String,
+        /// The hub.
+        endpoint: String,
+        /// The reason.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The hub's answer makes no sense, or the model is of another kind.
+    #[error("the hub says of the model `{model}`: expected {expected}, found {found}")]
+    HubAnswer {
+        /// The model's name and revision.
+        model: String,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A model that is to be used without a network is not on this machine.
+    #[error("offline, and the model `{model}` is not in the hub's cache: no `{missing}`")]
+    NotCached {
+        /// The model's name and revision.
+        model: String,
+        /// The first file that was looked for and not found.
+        missing: PathBuf,
+    },
+    /// A file is not what it should be.
+    #[error("`{path}` is not the file it should be: expected {expected}, found {found}")]
+    WrongContent {
+        /// The file.
+        path: PathBuf,
+        /// Its size or hash as it should be.
+        expected: String,
+        /// Its size or hash as it is.
+        found: String,
     },
     /// The pictures cannot be listed.
     #[error(transparent)]

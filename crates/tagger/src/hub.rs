@@ -1,0 +1,432 @@
+//! Models by their name on the Hugging Face hub: found in its cache on this machine, or downloaded into it.
+//!
+//! The cache is the one that all of the hub's tools share:
+//!
+//! ```text
+//! models--OWNER--NAME/refs/main               the commit that `main` was when it was asked for
+//! models--OWNER--NAME/snapshots/COMMIT/...    the files of that commit: links to blobs
+//! models--OWNER--NAME/blobs/ETAG              the contents; a large file's etag is its SHA-256
+//! models--OWNER--NAME/.vodka/                 ours: what a download has so far, and which snapshots are whole
+//! ```
+//!
+//! A model that is there whole is taken as it is and no network is touched, also where `main` has gone on since: the
+//! same name gives the same tags until somebody asks for another revision. What is downloaded gets into the cache only
+//! after its size and, for large files, its SHA-256 have been found right.
+
+use std::{
+    ffi::OsString,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::{
+        Progress,
+        sync::{Api, ApiBuilder, ApiError, ApiRepo},
+    },
+};
+use vodka_stage::{ContentHash, Error as StageError, create_dir, hash_file, write_atomic};
+
+use crate::{Error, Result, engine::MODEL};
+
+/// Where the hub is.
+pub const ENDPOINT: &str = "https://huggingface.co";
+
+/// A model: a folder, or a name on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelRef {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// A repository on the hub.
+    Hub {
+        /// `OWNER/NAME`.
+        name: String,
+        /// A branch, a tag or a commit.
+        revision: String,
+    },
+}
+
+impl ModelRef {
+    /// Reads a path, `OWNER/NAME` or `OWNER/NAME@REVISION`. A folder that is there wins; what can be no name on the hub
+    /// is taken for a folder too.
+    pub fn parse(text: impl AsRef<Path>) -> Self {
+        let path = text.as_ref();
+        let hub = path.to_str().filter(|_| !path.exists()).and_then(|text| {
+            let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+            let (owner, model) = name.split_once('/')?;
+            let is_name = [owner, model].into_iter().chain(revision.split('/')).all(is_part);
+            is_name.then(|| Self::Hub { name: name.to_owned(), revision: revision.to_owned() })
+        });
+        hub.unwrap_or_else(|| Self::Folder(path.to_path_buf()))
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => path.display().fmt(f),
+            Self::Hub { name, revision } => write!(f, "{name}@{revision}"),
+        }
+    }
+}
+
+/// Whether it can be one part of a name on the hub, and of a path: no separator, nothing that leads elsewhere.
+fn is_part(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !text.is_empty() && !text.starts_with('.') && text.bytes().all(allowed)
+}
+
+/// How to get at the hub.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HubConfig {
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// The hub: [`ENDPOINT`] or a mirror.
+    pub endpoint: String,
+    /// For models that are private or want their licence accepted.
+    pub token: Option<String>,
+    /// Uses no network.
+    pub offline: bool,
+    /// The SHA-256 that the network's file must have.
+    pub sha256: Option<ContentHash>,
+}
+
+impl HubConfig {
+    /// The settings that the hub's own tools would find: `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, the home folder;
+    /// `HF_ENDPOINT`; `HF_TOKEN` or the file that `hf auth login` writes; `HF_HUB_OFFLINE`.
+    ///
+    /// `var` looks up a variable of the environment.
+    pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Self {
+        let var = |name| var(name).filter(|value| !value.is_empty());
+        let text = |name| var(name).and_then(|value| value.into_string().ok());
+        let path = |name| var(name).map(PathBuf::from);
+        let user = path("HOME").or_else(|| path("USERPROFILE")).unwrap_or_default();
+        let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| user.join(".cache"));
+        let home = path("HF_HOME").unwrap_or_else(|| caches.join("huggingface"));
+        let stored = || fs::read_to_string(path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"))).ok();
+        let token = text("HF_TOKEN").or_else(stored).map(|token| token.trim().to_owned());
+        let is_set = |value: String| ["1", "ON", "YES", "TRUE"].contains(&&*value.to_ascii_uppercase());
+        Self {
+            cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
+            endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
+            token: token.filter(|token| !token.is_empty()),
+            offline: text("HF_HUB_OFFLINE").is_some_and(is_set),
+            sha256: None,
+        }
+    }
+}
+
+impl fmt::Debug for HubConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cache, endpoint, token, offline, sha256 } = self;
+        let token = token.as_ref().map(|_| "(secret)");
+        f.debug_struct("HubConfig")
+            .field("cache", cache)
+            .field("endpoint", endpoint)
+            .field("token", &token)
+            .field("offline", offline)
+            .field("sha256", sha256)
+            .finish()
+    }
+}
+
+/// How far the download of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Download<'a> {
+    /// The file's name.
+    pub file: &'a str,
+    /// The bytes that are here.
+    pub done: u64,
+    /// The bytes it has.
+    pub total: u64,
+}
+
+/// The folder of a model, downloaded where the cache has it not: the network, weights that lie outside it, and every
+/// file of text beside it that may hold labels or settings.
+///
+/// A download that was cut off goes on where it was.
+///
+/// # Errors
+/// When the hub has no such model or cannot be reached, when a file is not what the hub or `config.sha256` says it is,
+/// when the cache cannot be written, and offline when the cache has no such model.
+pub fn resolve(
+    model: &ModelRef,
+    config: &HubConfig,
+    on_progress: &mut dyn FnMut(Download<'_>),
+) -> Result<PathBuf> {
+    let folder = match model {
+        ModelRef::Folder(path) => path.clone(),
+        ModelRef::Hub { name, revision } => {
+            let folder = config.cache.join(format!("models--{}", name.replace('/', "--")));
+            match (whole_snapshot(&folder, revision, config.offline), config.offline) {
+                (Ok(snapshot), _) => snapshot,
+                (Err(missing), true) => return Err(Error::NotCached { model: model.to_string(), missing }),
+                (Err(_), false) => Fetch { model, name, revision, folder, config }.run(on_progress)?,
+            }
+        }
+    };
+    if let Some(expected) = config.sha256 {
+        let network = network_in(&folder).ok_or_else(|| Error::NoModelFile {
+            folder: folder.clone(),
+            name: MODEL,
+            what: "the network",
+        })?;
+        check_hash(&network, &network, expected)?;
+    }
+    Ok(folder)
+}
+
+/// The snapshot of a revision if it is whole, otherwise what is missing. Offline what looks like a model must do: other
+/// tools leave no list of what they downloaded.
+fn whole_snapshot(folder: &Path, revision: &str, offline: bool) -> Result<PathBuf, PathBuf> {
+    let reference = folder.join("refs").join(revision);
+    let commit = match fs::read_to_string(&reference) {
+        Ok(commit) => commit.trim().to_owned(),
+        Err(_) if is_commit(revision) => revision.to_owned(),
+        Err(_) => return Err(reference),
+    };
+    let snapshot = folder.join("snapshots").join(&commit);
+    match fs::read_to_string(list_of(folder, &commit)) {
+        Ok(list) => match list.lines().find(|name| !snapshot.join(name).is_file()) {
+            Some(missing) => Err(snapshot.join(missing)),
+            None => Ok(snapshot),
+        },
+        Err(_) if offline && network_in(&snapshot).is_some() => Ok(snapshot),
+        Err(_) => Err(snapshot.join(MODEL)),
+    }
+}
+
+/// The names of the files of a snapshot that is whole, one a line.
+fn list_of(folder: &Path, commit: &str) -> PathBuf {
+    folder.join(".vodka").join(format!("{commit}.files"))
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_hex(text)
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The network of a folder: `model.onnx`, or the only one there is.
+fn network_in(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names: Vec<String> = entries.collect();
+    network_of(&names.iter().map(String::as_str).collect::<Vec<_>>()).map(|name| folder.join(name))
+}
+
+fn network_of<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let networks: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".onnx")).collect();
+    match networks[..] {
+        [only] => Some(only),
+        _ => networks.into_iter().find(|name| *name == MODEL),
+    }
+}
+
+/// What of a repository's files a tagger needs.
+fn needed<'a>(names: &[&'a str]) -> Option<Vec<&'a str>> {
+    let at_root: Vec<&str> = names.iter().copied().filter(|name| is_part(name)).collect();
+    let network = network_of(&at_root)?;
+    let is_text = |name: &str| [".csv", ".json", ".toml", ".txt"].iter().any(|ending| name.ends_with(ending));
+    // Weights outside the network lie in `model.onnx.data` or `model.onnx_data`.
+    Some(at_root.into_iter().filter(|name| name.starts_with(network) || is_text(name)).collect())
+}
+
+/// The download of a model.
+struct Fetch<'a> {
+    model: &'a ModelRef,
+    name: &'a str,
+    revision: &'a str,
+    /// The model's folder in the cache.
+    folder: PathBuf,
+    config: &'a HubConfig,
+}
+
+impl Fetch<'_> {
+    fn run(&self, on_progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+        let api = self.api().map_err(|error| self.failed(error))?;
+        let at = |revision: &str| {
+            let (name, revision) = (self.name.to_owned(), revision.to_owned());
+            api.repo(Repo::with_revision(name, RepoType::Model, revision))
+        };
+        let info = at(self.revision).info().map_err(|error| self.failed(error))?;
+        if !is_commit(&info.sha) {
+            return Err(self.odd("a commit of 40 hexadecimal digits", info.sha));
+        }
+        let names: Vec<&str> = info.siblings.iter().map(|file| &*file.rfilename).collect();
+        let Some(files) = needed(&names) else {
+            return Err(self.odd("model.onnx, or one other network, in its topmost folder", names.join(", ")));
+        };
+        let (repo, snapshot) = (at(&info.sha), self.folder.join("snapshots").join(&info.sha));
+        for file in &files {
+            if !snapshot.join(file).is_file() {
+                self.file(&api, &repo, file, &snapshot, on_progress)?;
+            }
+        }
+        write_atomic(list_of(&self.folder, &info.sha), files.join("\n"))?;
+        if self.revision != info.sha {
+            write_atomic(self.folder.join("refs").join(self.revision), &info.sha)?;
+        }
+        Ok(snapshot)
+    }
+
+    /// The hub, with a cache of its own for what is not verified yet.
+    fn api(&self) -> Result<Api, ApiError> {
+        let HubConfig { endpoint, token, .. } = self.config;
+        ApiBuilder::from_cache(Cache::new(self.staging()))
+            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
+            .with_token(token.clone())
+            .with_user_agent("vodka", env!("CARGO_PKG_VERSION"))
+            .build()
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.folder.join(".vodka")
+    }
+
+    /// Brings one file into the cache.
+    fn file(
+        &self,
+        api: &Api,
+        repo: &ApiRepo,
+        file: &str,
+        snapshot: &Path,
+        on_progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        let about = api.metadata(&repo.url(file)).map_err(|error| self.failed(error))?;
+        let (etag, size) = (about.etag(), about.size() as u64);
+        if !(is_hex(etag) && matches!(etag.len(), 40 | 64)) {
+            return Err(self.odd("an etag of 40 or 64 hexadecimal digits", format!("{etag:?} for {file}")));
+        }
+        let blob = self.folder.join("blobs").join(etag);
+        if !blob.is_file() {
+            let staged = self.download(repo, file, etag, size, on_progress)?;
+            let checked = check_size(&staged, &blob, size).and_then(|()| match etag.parse() {
+                Ok(hash) => check_hash(&staged, &blob, hash),
+                Err(_) => Ok(()), // a small file: its etag is git's hash, which is no SHA-256
+            });
+            if checked.is_err() {
+                remove(&staged)?;
+            }
+            checked?;
+            create_dir(self.folder.join("blobs"))?;
+            rename(&staged, &blob)?;
+        }
+        create_dir(snapshot)?;
+        link(&blob, &snapshot.join(file))
+    }
+
+    /// Downloads what is not here yet, and goes on after an interruption as long as something more arrives.
+    fn download(
+        &self,
+        repo: &ApiRepo,
+        file: &str,
+        etag: &str,
+        size: u64,
+        on_progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<PathBuf> {
+        let staged = self.staging().join(self.folder.file_name().unwrap_or_default());
+        let part = staged.join("blobs").join(format!("{etag}.part"));
+        let here = || fs::metadata(&part).map_or(0, |part| part.len());
+        if here() >= size {
+            remove(&part)?; // nothing would be left to ask for
+        }
+        loop {
+            let before = here();
+            remove(&staged.join("snapshots"))?;
+            match repo.download_with_progress(file, Forward { file, done: 0, total: size, tell: on_progress })
+            {
+                Ok(path) => return path.canonicalize().map_err(cannot_read(&staged)),
+                Err(error) if here() <= before => return Err(self.failed(error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn failed(&self, source: ApiError) -> Error {
+        let (model, endpoint) = (self.model.to_string(), self.config.endpoint.clone());
+        Error::Hub { model, endpoint, source: Box::new(source) }
+    }
+
+    fn odd(&self, expected: &'static str, found: String) -> Error {
+        Error::HubAnswer { model: self.model.to_string(), expected, found }
+    }
+}
+
+/// Hands hf-hub's progress on.
+struct Forward<'a> {
+    file: &'a str,
+    done: u64,
+    total: u64,
+    tell: &'a mut dyn FnMut(Download<'_>),
+}
+
+impl Progress for Forward<'_> {
+    fn init(&mut self, size: usize, _: &str) {
+        (self.done, self.total) = (0, size as u64);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.done += size as u64;
+        (self.tell)(Download { file: self.file, done: self.done, total: self.total });
+    }
+
+    fn finish(&mut self) {}
+}
+
+/// `name` is what the file will be called.
+fn check_size(file: &Path, name: &Path, expected: u64) -> Result<()> {
+    let found = fs::metadata(file).map_err(cannot_read(file))?.len();
+    if found == expected {
+        return Ok(());
+    }
+    let (expected, found) = (format!("{expected} bytes"), format!("{found} bytes"));
+    Err(Error::WrongContent { path: name.to_path_buf(), expected, found })
+}
+
+fn check_hash(file: &Path, name: &Path, expected: ContentHash) -> Result<()> {
+    let found = hash_file(file)?;
+    if found == expected {
+        return Ok(());
+    }
+    let (expected, found) = (format!("SHA-256 {expected}"), format!("SHA-256 {found}"));
+    Err(Error::WrongContent { path: name.to_path_buf(), expected, found })
+}
+
+/// Removes a file or folder; none there is fine.
+fn remove(path: &Path) -> Result<()> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => Ok(()),
+    };
+    result.map_err(cannot_write(path))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(cannot_write(to))
+}
+
+/// Makes `snapshots/COMMIT/FILE` a link to a blob; a copy of it where links are not allowed.
+fn link(blob: &Path, at: &Path) -> Result<()> {
+    remove(at)?;
+    let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
+    #[cfg(unix)]
+    let linked: io::Result<()> = std::os::unix::fs::symlink(&target, at);
+    #[cfg(windows)]
+    let linked: io::Result<()> = std::os::windows::fs::symlink_file(&target, at);
+    #[cfg(not(any(unix, windows)))]
+    let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+    let result = linked.or_else(|_| fs::copy(blob, at).map(drop));
+    result.map_err(cannot_write(at))
+}
+
+fn cannot_read(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| StageError::Read { path: path.to_path_buf(), source }.into()
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| StageError::Write { path: path.to_path_buf(), source }.into()
+}

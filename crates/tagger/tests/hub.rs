@@ -1,0 +1,365 @@
+//! Models by name, from a server of ours that speaks the hub's URLs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    collections::BTreeMap,
+    error::Error as _,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use vodka_stage::hash_bytes;
+use vodka_tagger::{
+    Error,
+    hub::{Download, HubConfig, ModelRef, resolve},
+};
+
+const NAME: &str = "someone/a-tagger";
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// What git would call the small files; nobody checks it.
+const GIT_HASH: &str = "89abcdef0123456789abcdef0123456789abcdef";
+
+#[derive(Default)]
+struct Content {
+    files: BTreeMap<&'static str, Vec<u8>>,
+    /// Says that the network has this hash, whatever it has.
+    etag: Option<String>,
+    /// Sends only so many bytes of the network in one answer.
+    cut: Option<usize>,
+    requests: Vec<String>,
+}
+
+/// A hub with one model.
+struct Server {
+    content: Arc<Mutex<Content>>,
+    url: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mut content = Content::default();
+        content.files.insert("model.onnx", network());
+        content.files.insert("model.onnx.data", b"weights".to_vec());
+        content.files.insert("selected_tags.csv", b"tag_id,name,category,count\n".to_vec());
+        content.files.insert("model.safetensors", b"the same for other programs".to_vec());
+        content.files.insert("onnx/model.onnx", b"another".to_vec());
+        let content = Arc::new(Mutex::new(content));
+        let shared = Arc::clone(&content);
+        // Ends with the process: it waits for a client that does not come.
+        thread::spawn(move || listener.incoming().for_each(|stream| serve(stream.unwrap(), &shared)));
+        Self { content, url }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Content)) {
+        change(&mut self.content.lock().unwrap());
+    }
+
+    /// What was asked for since the last time.
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.content.lock().unwrap().requests)
+    }
+}
+
+/// So long that it comes in several pieces.
+fn network() -> Vec<u8> {
+    (0..300_000_u32).map(|i| (i * 7919 >> 8) as u8).collect()
+}
+
+/// Answers one request, and closes.
+fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+    let request = lines.next().unwrap_or_default();
+    let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let range = headers
+        .iter()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+    let mut content = content.lock().unwrap();
+    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    content.requests.push(format!("{path} {}", range.clone().unwrap_or_default()).trim_end().to_owned());
+    if headers.iter().any(|line| line.eq_ignore_ascii_case("authorization: Bearer secret")) {
+        content.requests.push("a token".to_owned());
+    }
+    let answer = answer(&content, &path, range.as_deref());
+    let _ = stream.write_all(&answer); // a client that has gone away is its own affair
+}
+
+fn answer(content: &Content, path: &str, range: Option<&str>) -> Vec<u8> {
+    let revisions = ["main", COMMIT];
+    if revisions.iter().any(|revision| path == format!("/api/models/{NAME}/revision/{revision}")) {
+        let files: Vec<_> =
+            content.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
+        return format!(
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into();
+    }
+    let name = path.strip_prefix(&format!("/{NAME}/resolve/{COMMIT}/")).unwrap_or_default();
+    let Some(file) = content.files.get(name) else {
+        return b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec();
+    };
+    let etag = match &content.etag {
+        Some(etag) if name == "model.onnx" => etag.clone(),
+        _ if name.starts_with("model.onnx") => hash_bytes(file).to_string(),
+        _ => GIT_HASH.to_owned(),
+    };
+    let (from, to) = range.and_then(|range| range.split_once('-')).unwrap();
+    let from: usize = from.parse().unwrap();
+    let part = &file[from..to.parse().map_or(file.len(), |to: usize| to + 1)];
+    let sent = content.cut.filter(|_| name == "model.onnx").map_or(part.len(), |cut| cut.min(part.len()));
+    let head = format!(
+        "HTTP/1.1 206 Partial Content\r\nConnection: close\r\nx-repo-commit: {COMMIT}\r\netag: \"{GIT_HASH}\"\r\n\
+         x-linked-etag: \"{etag}\"\r\nContent-Range: bytes {from}-{}/{}\r\nContent-Length: {}\r\n\r\n",
+        from + part.len() - 1,
+        file.len(),
+        part.len()
+    );
+    [head.as_bytes(), &part[..sent]].concat()
+}
+
+fn config(server: &Server, cache: &Path) -> HubConfig {
+    HubConfig {
+        cache: cache.to_path_buf(),
+        endpoint: server.url.clone(),
+        token: None,
+        offline: false,
+        sha256: None,
+    }
+}
+
+fn get(config: &HubConfig) -> Result<PathBuf, Error> {
+    resolve(&ModelRef::parse(NAME), config, &mut |_| {})
+}
+
+fn message(result: Result<PathBuf, Error>) -> String {
+    let error = result.unwrap_err();
+    let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+    format!("{error}{source}")
+}
+
+fn repository(cache: &Path) -> PathBuf {
+    cache.join("models--someone--a-tagger")
+}
+
+#[test]
+fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let mut progress = vec![];
+    let with_token = HubConfig { token: Some("secret".to_owned()), ..config(&server, dir.path()) };
+    let folder = resolve(&ModelRef::parse(NAME), &with_token, &mut |Download { file, done, total }| {
+        progress.push((file.to_owned(), done, total));
+    })
+    .unwrap();
+    let snapshot = repository(dir.path()).join("snapshots").join(COMMIT);
+    assert_eq!(folder, snapshot);
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(files, ["model.onnx", "model.onnx.data", "selected_tags.csv"], "and nothing else");
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+    let blob = repository(dir.path()).join("blobs").join(hash_bytes(network()).to_string());
+    assert_eq!(folder.join("model.onnx").canonicalize().unwrap(), blob.canonicalize().unwrap());
+    assert_eq!(fs::read_to_string(repository(dir.path()).join("refs/main")).unwrap(), COMMIT);
+    assert!(progress.contains(&("model.onnx".to_owned(), 300_000, 300_000)), "{progress:?}");
+    assert!(server.requests().contains(&"a token".to_owned()));
+
+    assert_eq!(get(&config(&server, dir.path())).unwrap(), snapshot);
+    assert_eq!(server.requests(), [""; 0], "the second time no network is needed");
+    let pinned = ModelRef::parse(format!("{NAME}@{COMMIT}"));
+    let nowhere = HubConfig { endpoint: "http://127.0.0.1:1".to_owned(), ..config(&server, dir.path()) };
+    assert_eq!(resolve(&pinned, &nowhere, &mut |_| {}).unwrap(), snapshot);
+    assert_eq!(get(&HubConfig { offline: true, ..nowhere }).unwrap(), snapshot);
+}
+
+#[test]
+fn a_file_that_was_lost_is_fetched_again() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let folder = get(&config(&server, dir.path())).unwrap();
+    fs::remove_file(folder.join("model.onnx")).unwrap();
+    server.requests();
+    assert_eq!(get(&config(&server, dir.path())).unwrap(), folder);
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+    let asked = server.requests();
+    assert!(
+        !asked.iter().any(|request| request.ends_with("model.onnx 0-")),
+        "its blob is still there: {asked:?}"
+    );
+}
+
+#[test]
+fn a_file_with_another_hash_is_refused() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let promised = hash_bytes("something else").to_string();
+    server.change(|content| content.etag = Some(promised.clone()));
+    let found = message(get(&config(&server, dir.path())));
+    let sent = hash_bytes(network());
+    assert!(
+        found.contains(&format!("expected SHA-256 {promised}, found SHA-256 {sent}"))
+            && found.contains("a-tagger"),
+        "{found}"
+    );
+    assert!(!repository(dir.path()).join("blobs").join(&promised).exists());
+    assert!(!repository(dir.path()).join("refs/main").exists());
+
+    server.change(|content| content.etag = None);
+    let folder = get(&config(&server, dir.path())).expect("nothing of the wrong file is left");
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+}
+
+#[test]
+fn the_hash_that_was_asked_for_is_checked_each_time() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let with = |hash| HubConfig { sha256: Some(hash), ..config(&server, dir.path()) };
+    get(&with(hash_bytes(network()))).unwrap();
+    let other = hash_bytes("another network");
+    let found = message(get(&with(other)));
+    let sent = hash_bytes(network());
+    assert!(found.contains(&format!("expected SHA-256 {other}, found SHA-256 {sent}")), "{found}");
+    assert!(found.contains("model.onnx` is not the file it should be"), "{found}");
+}
+
+#[test]
+fn a_download_that_was_cut_off_goes_on_where_it_was() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    server.change(|content| content.cut = Some(0));
+    let found = message(get(&config(&server, dir.path())));
+    assert!(found.contains("cannot get the model `someone/a-tagger@main` from http://127.0.0.1:"), "{found}");
+
+    server.change(|content| content.cut = Some(100_000));
+    server.requests();
+    let folder = get(&config(&server, dir.path())).unwrap();
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+    let asked = server.requests();
+    for from in [0, 100_000, 200_000] {
+        let part = format!("/{NAME}/resolve/{COMMIT}/model.onnx {from}-");
+        assert!(asked.contains(&part), "{part} is not in {asked:?}");
+    }
+}
+
+#[test]
+fn what_an_earlier_run_left_is_used() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let blobs = repository(dir.path()).join(".vodka/models--someone--a-tagger/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join(format!("{}.part", hash_bytes(network())));
+    fs::write(&part, &network()[..250_000]).unwrap();
+    let folder = get(&config(&server, dir.path())).unwrap();
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+    assert!(server.requests().iter().any(|request| request.ends_with("model.onnx 250000-")));
+    assert!(!part.exists());
+}
+
+#[test]
+fn a_model_that_is_not_there_is_named() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let other = ModelRef::parse("someone/else@v2");
+    let found = message(resolve(&other, &config(&server, dir.path()), &mut |_| {}));
+    assert!(found.contains("cannot get the model `someone/else@v2` from http://127.0.0.1:"), "{found}");
+    assert!(found.contains("404"), "{found}");
+
+    server.change(|content| {
+        content.files.remove("model.onnx");
+        content.files.remove("model.onnx.data");
+    });
+    let found = message(get(&config(&server, dir.path())));
+    assert!(
+        found.contains(
+            "expected model.onnx, or one other network, in its topmost folder, found model.safetensors, onnx/"
+        ),
+        "{found}"
+    );
+}
+
+#[test]
+fn offline_a_missing_model_is_named_and_nothing_is_asked() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let offline = HubConfig { offline: true, ..config(&server, dir.path()) };
+    let found = message(get(&offline));
+    assert!(
+        found.contains("offline, and the model `someone/a-tagger@main` is not in the hub's cache: no `")
+            && found.contains("models--someone--a-tagger/refs/main"),
+        "{found}"
+    );
+    let pinned = ModelRef::parse(format!("{NAME}@{COMMIT}"));
+    let found = message(resolve(&pinned, &offline, &mut |_| {}));
+    assert!(found.contains(&format!("snapshots/{COMMIT}/model.onnx")), "{found}");
+    assert_eq!(server.requests(), [""; 0]);
+}
+
+#[test]
+fn offline_what_other_tools_downloaded_will_do() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let snapshot = repository(dir.path()).join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repository(dir.path()).join("refs")).unwrap();
+    fs::write(repository(dir.path()).join("refs/main"), COMMIT).unwrap();
+    fs::write(snapshot.join("model.onnx"), network()).unwrap();
+    let offline = HubConfig { offline: true, ..config(&server, dir.path()) };
+    assert_eq!(get(&offline).unwrap(), snapshot);
+    assert_eq!(server.requests(), [""; 0]);
+    get(&config(&server, dir.path())).unwrap();
+    assert!(snapshot.join("selected_tags.csv").is_file(), "with a network what is missing is added");
+    assert!(!server.requests().iter().any(|request| request.contains("model.onnx ")), "the rest is not");
+}
+
+#[test]
+fn a_server_cannot_lead_outside_the_cache() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    server.change(|content| content.etag = Some("../../../elsewhere".to_owned()));
+    let found = message(get(&config(&server, dir.path())));
+    assert!(found.contains("expected an etag of 40 or 64 hexadecimal digits"), "{found}");
+}
+
+#[test]
+fn a_name_is_told_from_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub =
+        |name: &str, revision: &str| ModelRef::Hub { name: name.to_owned(), revision: revision.to_owned() };
+    assert_eq!(ModelRef::parse("a/b-c_d.e"), hub("a/b-c_d.e", "main"));
+    assert_eq!(ModelRef::parse("a/b@refs/pr/5"), hub("a/b", "refs/pr/5"));
+    for folder in
+        ["b", "a/b/c", "./b", "../b", "a/..", "/b", "a/", "a/b@", "a/b@../x", "a/b@/x", "a b/c", "ä/b"]
+    {
+        assert_eq!(ModelRef::parse(folder), ModelRef::Folder(folder.into()));
+    }
+    let there = dir.path().join("a");
+    fs::create_dir(&there).unwrap();
+    assert_eq!(ModelRef::parse(&there), ModelRef::Folder(there.clone()));
+    let unused = HubConfig::from_vars(|_| None);
+    assert_eq!(resolve(&ModelRef::Folder(there.clone()), &unused, &mut |_| {}).unwrap(), there);
+}
+
+#[test]
+fn the_environment_says_what_it_says_to_the_hubs_own_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = |vars: &[(&str, &str)]| {
+        let vars: BTreeMap<String, String> =
+            vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        HubConfig::from_vars(|name| vars.get(name).map(Into::into))
+    };
+    let plain = from(&[("HOME", "/home/me")]);
+    assert_eq!(plain.cache, Path::new("/home/me/.cache/huggingface/hub"));
+    assert_eq!((&*plain.endpoint, plain.token, plain.offline), ("https://huggingface.co", None, false));
+    assert_eq!(
+        from(&[("HOME", "/home/me"), ("XDG_CACHE_HOME", "/c")]).cache,
+        Path::new("/c/huggingface/hub")
+    );
+    assert_eq!(from(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/cache")]).cache, Path::new("/cache"));
+    fs::write(dir.path().join("token"), "stored\n").unwrap();
+    let home = dir.path().to_str().unwrap();
+    let set = from(&[("HF_HOME", home), ("HF_ENDPOINT", "http://mirror"), ("HF_HUB_OFFLINE", "1")]);
+    assert_eq!((&*set.endpoint, set.token.as_deref(), set.offline), ("http://mirror", Some("stored"), true));
+    let set = from(&[("HF_HOME", home), ("HF_TOKEN", "given"), ("HF_HUB_OFFLINE", "0")]);
+    assert_eq!((set.token.as_deref(), set.offline), (Some("given"), false));
+    assert!(!format!("{set:?}").contains("given"), "a token is not shown");
+}

@@ -6,9 +6,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use vodka_cli::{Common, Exit, Progress as Bar, Session, onnxruntime, runtime_dir};
+use vodka_cli::{Common, Exit, Progress as Bar, Session, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
-use vodka_workflow::{Error, Progress, Runtime, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
+use vodka_workflow::{Error, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
 
 /// Tags, captions, fine-tunes, mixes and compares, as one recipe says
 #[derive(Debug, Parser)]
@@ -68,7 +68,7 @@ fn init(session: &Session, recipe: &Path) -> ExitCode {
 }
 
 fn open(recipe: &Path) -> vodka_workflow::Result<Workflow> {
-    Workflow::open(recipe, Runtime { dir: runtime_dir(), onnxruntime: onnxruntime() })
+    Workflow::open(recipe, runtime_dir())
 }
 
 fn run(session: &Session, recipe: &Path) -> ExitCode {

@@ -46,7 +46,7 @@ pub(crate) fn model_files(folder: &Path, _family: Option<&str>) -> Result<Vec<(&
 impl TaggerConfig {
     fn network(&self) -> NetworkConfig {
         let Self { onnxruntime, provider, threads, .. } = self;
-        NetworkConfig { onnxruntime: onnxruntime.clone(), provider: *provider, lanes: 1, threads: *threads }
+        NetworkConfig { onnxruntime: onnxruntime.clone(), provider: *provider, lanes: self.lanes, threads: *threads }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, path::PathBuf};
 
-use crate::Provider;
+use crate::{Left, Provider};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -171,6 +171,54 @@ pub enum Error {
         /// The model file.
         model: PathBuf,
     },
+    /// A file is no ONNX model, or a damaged one.
+    #[error("`{model}` is no ONNX model or damaged: at byte {at} expected {expected}, found {found}")]
+    NotOnnx {
+        /// The model file.
+        model: PathBuf,
+        /// Where in it.
+        at: usize,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A model is larger than one ONNX file can be.
+    #[error("`{model}` has {bytes} bytes, expected at most 2 GiB, which is what one ONNX file can have")]
+    ModelTooLarge {
+        /// The model file.
+        model: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Weights that are to be quantised are not in the model file.
+    #[error(
+        "`{model}` keeps `{tensor}` in another file, `{location}`: expected all weights in the model itself"
+    )]
+    WeightsOutside {
+        /// The model file.
+        model: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+        /// The file it is in, relative to the model's folder.
+        location: String,
+    },
+    /// A model is too old for 8-bit products.
+    #[error("`{model}` is of opset {version}, expected 11 or later")]
+    Opset {
+        /// The model file.
+        model: PathBuf,
+        /// The version of ONNX's operators; 0 where it has none.
+        version: i64,
+    },
+    /// No matrix product of a model can be quantised.
+    #[error("nothing to quantise in `{model}`: {}", nothing(left))]
+    NothingToQuantize {
+        /// The model file.
+        model: PathBuf,
+        /// Its matrix products, and why each stays.
+        left: Vec<Left>,
+    },
     /// A table cannot be written.
     #[error("cannot write the table `{path}`")]
     Table {
@@ -223,4 +271,12 @@ pub enum Error {
     /// A file of the run cannot be read or written.
     #[error(transparent)]
     Stage(#[from] vodka_stage::Error),
+}
+
+fn nothing(left: &[Left]) -> String {
+    match left {
+        [] => "it has no matrix products".into(),
+        [only] => only.to_string(),
+        [first, rest @ ..] => format!("{first}, and {} more that stay", rest.len()),
+    }
 }

@@ -12,15 +12,6 @@ use vodka_trainer::TrainReport;
 
 use crate::{Error, Recipe, Result};
 
-/// Where the native libraries are; whoever runs a workflow knows.
-#[derive(Debug, Clone)]
-pub struct Runtime {
-    /// The folder that `cargo xtask setup` fills.
-    pub dir: PathBuf,
-    /// The ONNX Runtime library.
-    pub onnxruntime: PathBuf,
-}
-
 /// One run of one stage.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(into = "String")]
@@ -65,17 +56,17 @@ impl From<Job> for String {
 #[derive(Debug, Clone)]
 pub struct Workflow {
     pub(crate) recipe: Recipe,
-    pub(crate) runtime: Runtime,
+    pub(crate) runtime_dir: PathBuf,
     path: PathBuf,
     jobs: Vec<Job>,
 }
 
 impl Workflow {
     /// Reads a recipe and puts its jobs in order.
-    pub fn open(path: &Path, runtime: Runtime) -> Result<Self> {
+    pub fn open(path: &Path, runtime_dir: PathBuf) -> Result<Self> {
         let recipe = Recipe::read(path)?;
         let jobs = order(&recipe, path)?;
-        Ok(Self { recipe, runtime, path: path.to_path_buf(), jobs })
+        Ok(Self { recipe, runtime_dir, path: path.to_path_buf(), jobs })
     }
 
     /// The jobs, in the order in which they run: each after those whose files it reads, grids as early as they can.

@@ -11,7 +11,7 @@ mod stages;
 mod status;
 
 pub use error::{Error, Result};
-pub use jobs::{Job, Runtime, Workflow};
+pub use jobs::{Job, Workflow};
 pub use recipe::Recipe;
 pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
 pub use stages::{Plan, Progress};

@@ -10,7 +10,7 @@ use vodka_captions::{Position, caption::Missing};
 use vodka_merger::{Method, Precision, VaePolicy};
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{nearest, read_toml};
-use vodka_tagger::{Provider, TagConfig};
+use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
 use crate::{Error, Result};
@@ -61,16 +61,28 @@ pub struct Workflow {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tag {
-    /// Folder with `model.onnx` and `selected_tags.csv`.
+    /// Folder of the model.
     pub model: PathBuf,
+    /// Folders of further models, whose scores are put together with the first one's. Default: none.
+    #[serde(default)]
+    pub ensemble: Vec<PathBuf>,
+    /// How the scores of several models become one: `mean`, `max` or `vote`. Default: `mean`.
+    #[serde(default)]
+    pub combine: Combine,
+    /// The family of the models. Default: found out.
+    #[serde(default)]
+    pub family: Option<String>,
+    /// Whose arithmetic prepares the pictures: `reference`, `kohya` or `fast`. Default: `reference`.
+    #[serde(default)]
+    pub profile: Profile,
     /// Scores below are not stored. Default: 0.1.
     #[serde(default = "default_min_score")]
     pub min_score: f64,
     /// Pictures to a run of the network. Default: the tagger's.
     pub batch: Option<usize>,
-    /// Where the network runs. Default: `cpu`.
+    /// Where the network runs; `auto` takes the fastest there is. Default: `cpu`.
     #[serde(default)]
-    pub provider: Provider,
+    pub provider: ProviderChoice,
     /// Threads; 0 for one per core. Default: 0.
     #[serde(default)]
     pub threads: usize,
@@ -244,6 +256,7 @@ impl Recipe {
 
     fn resolve_paths(&mut self, folder: &Path) {
         let given = [&mut self.workflow.images, &mut self.workflow.output, &mut self.tag.model];
+        let given = given.into_iter().chain(&mut self.tag.ensemble);
         for path in given.into_iter().chain(self.models.values_mut()) {
             *path = tidy(&folder.join(&*path));
         }
@@ -377,13 +390,13 @@ fn tidy(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Runtime, TEMPLATE, Workflow};
+    use crate::{TEMPLATE, Workflow};
 
     fn open(text: &str) -> Result<Workflow> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recipe.toml");
         std::fs::write(&path, text).unwrap();
-        Workflow::open(&path, Runtime { dir: PathBuf::new(), onnxruntime: PathBuf::new() })
+        Workflow::open(&path, PathBuf::new())
     }
 
     fn said(text: &str) -> String {

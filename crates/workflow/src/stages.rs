@@ -81,12 +81,15 @@ impl Workflow {
         let recipe = &self.recipe.tag;
         let mut config =
             TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
+        config.ensemble.clone_from(&recipe.ensemble);
+        config.combine = recipe.combine;
+        config.family.clone_from(&recipe.family);
+        config.profile = recipe.profile;
         config.min_score = recipe.min_score;
-        config.provider = recipe.provider;
+        (config.provider, config.onnxruntime) = recipe.provider.resolve(&self.runtime_dir);
         config.batch = recipe.batch.unwrap_or(config.batch);
         config.threads = recipe.threads;
         config.ignore_orientation = recipe.ignore_orientation;
-        config.onnxruntime = self.runtime.onnxruntime.clone();
         config
     }
 
@@ -137,7 +140,7 @@ impl Workflow {
             project_name: Some(recipe.name.clone()),
             device: self.recipe.workflow.device.clone(),
             optimizer: Some(recipe.optimizer.clone()),
-            runtime_dir: self.runtime.dir.clone(),
+            runtime_dir: self.runtime_dir.clone(),
             ..recipe.config.clone()
         })
     }
@@ -171,7 +174,7 @@ impl Workflow {
             clip_skip: recipe.clip_skip,
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Grid(name.to_owned())),
-            runtime_dir: self.runtime.dir.clone(),
+            runtime_dir: self.runtime_dir.clone(),
         })
     }
 }
@@ -232,8 +235,8 @@ fn through<R: Report, E: Into<Cause>>(job: &Job, result: Result<R, E>) -> Result
 
 fn of_tag(event: TagEvent) -> Option<Progress> {
     Some(match event {
-        TagEvent::Started { total, resumed } => Progress::Units(resumed as u64, total as u64),
-        TagEvent::Progress { done } => Progress::Done(done as u64),
+        TagEvent::Started { total, resumed, .. } => Progress::Units(resumed as u64, total as u64),
+        TagEvent::Progress { done, .. } => Progress::Done(done as u64),
         TagEvent::Skipped { image, reason } => Progress::Note(format!("skipped {image}: {reason}")),
     })
 }

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     path::Path,
+    process::Stdio,
 };
 
 use assert_cmd::{Command, cargo::cargo_bin_cmd};
@@ -14,7 +15,6 @@ use parquet::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vodka_stage::{ContentHash, Journal};
 use vodka_testkit::{fixture, runtime_dir};
 
 fn vodka_tag(model: &Path, images: &Path, output: &Path) -> Command {
@@ -57,18 +57,22 @@ fn a_folder_becomes_a_table_once() {
     let pictures = pictures_in(&world());
     assert_eq!((&report["outcome"], report["tagged"].as_u64()), (&json!("done"), Some(pictures)));
 
-    let csv = fs::read_to_string(output.with_extension("csv")).unwrap();
-    assert_eq!(csv.lines().next(), Some("image,tag_id,tag,category,score"));
-    assert!(csv.contains("räume/") && csv.contains("garden party/"), "{csv}");
     let reader = SerializedFileReader::new(File::open(&output).unwrap()).unwrap();
     let rows: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();
-    assert_eq!((rows.len(), Some(rows.len() as u64)), (csv.lines().count() - 1, report["rows"].as_u64()));
+    assert_eq!(Some(rows.len() as u64), report["rows"].as_u64());
     assert!(rows.iter().all(|row| row.get_float(4).unwrap() >= 0.1));
+    for folder in ["räume/", "garden party/"] {
+        assert!(rows.iter().any(|row| row.get_string(0).unwrap().starts_with(folder)), "{folder}");
+    }
     let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
     let keys: Vec<_> = metadata.iter().map(|pair| pair.key.as_str()).collect();
-    for key in ["vodka.model_sha256", "vodka.labels_sha256", "vodka.preprocessing", "vodka.min_score"] {
+    for key in ["vodka.model_sha256", "vodka.images_sha256", "vodka.profile", "vodka.min_score"] {
         assert!(keys.contains(&key), "{keys:?}");
     }
+    let measured = SerializedFileReader::new(File::open(output.with_extension("pictures.parquet")).unwrap());
+    assert_eq!(measured.unwrap().metadata().file_metadata().num_rows(), pictures as i64);
+    assert!(report["speed"]["images_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(report["provider"], "cpu");
 
     let record = fs::read(output.with_file_name("tags.parquet.run.json")).unwrap();
     let again = said(vodka_tag(&tagger(), &world(), &output).env("VODKA_RUNTIME", "not/needed"), 0);
@@ -92,7 +96,7 @@ fn pictures_in(folder: &Path) -> u64 {
 #[test]
 fn bad_pictures_are_listed_and_the_others_tagged() {
     let dir = tempfile::tempdir().unwrap();
-    let output = dir.path().join("tags.parquet");
+    let output = dir.path().join("tags.csv");
     let text = said(&mut vodka_tag(&tagger(), &fixture("world/bad"), &output), 3);
     assert!(
         text.contains("skipped text.png: expected PNG, JPEG, WebP, GIF or BMP, found the text"),
@@ -113,49 +117,98 @@ fn with_nothing_but_bad_pictures_the_table_is_empty() {
     let images = dir.path().join("images");
     fs::create_dir(&images).unwrap();
     fs::write(images.join("a.png"), "").unwrap();
-    said(&mut vodka_tag(&tagger(), &images, &dir.path().join("tags.parquet")), 3);
+    said(&mut vodka_tag(&tagger(), &images, &dir.path().join("tags.csv")), 3);
     let csv = fs::read_to_string(dir.path().join("tags.csv")).unwrap();
     assert_eq!(csv, "image,tag_id,tag,category,score\n");
 }
 
-#[test]
-fn a_killed_run_goes_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let images = some_pictures(&dir, &["odd.png", "grey.png", "rgba.png", "la.png"]);
-    let output = dir.path().join("tags.csv");
-    let model = fixture("tagger-tiny/dynamic");
-    // The key that a run of these settings has, from the record of one.
-    said(&mut vodka_tag(&model, &images, &output), 0);
-    let whole = fs::read_to_string(&output).unwrap();
-    let record = vodka_stage::RunRecord::read(&dir.path().join("tags.csv.run.json")).unwrap();
-    let key = key_of(&record);
-    fs::remove_file(dir.path().join("tags.csv.run.json")).unwrap();
-
-    // What a run leaves that is killed after its first batch and while it writes its second, with a mark in it.
-    let path = dir.path().join(".tags.csv.journal");
-    let (mut journal, _) = Journal::open::<Value>(&path, key).unwrap();
-    let mark = 0.987_f32.to_bits();
-    journal.append(&json!([{"image": "grey.png", "finding": {"scores": [[5, mark]]}}])).unwrap();
-    drop(journal);
-    let torn = fs::read_to_string(&path).unwrap() + "[{\"image\": \"la.p";
-    fs::write(&path, torn).unwrap();
-
-    let text = said(&mut vodka_tag(&model, &images, &output), 0);
-    assert!(text.contains("going on after 1 of 4 pictures"), "{text}");
-    let resumed = fs::read_to_string(&output).unwrap();
-    let others = |table: &str| -> Vec<String> {
-        table.lines().filter(|line| !line.starts_with("grey")).map(str::to_owned).collect()
-    };
-    assert_eq!(others(&resumed), others(&whole));
-    assert!(resumed.contains("grey.png,1005,solo,general,0.987\n"), "{resumed}");
-    assert!(!path.exists(), "the journal goes when the run is done");
+/// Starts a command and kills it (SIGKILL) when the file at `path` has `bytes`.
+fn kill_at(command: &Command, path: &Path, bytes: u64) {
+    let mut process = std::process::Command::new(command.get_program());
+    process.args(command.get_args()).env("VODKA_RUNTIME", runtime_dir()).stderr(Stdio::null());
+    let mut process = process.spawn().unwrap();
+    while process.try_wait().unwrap().is_none() {
+        if fs::metadata(path).is_ok_and(|metadata| metadata.len() >= bytes) {
+            process.kill().unwrap();
+        }
+        std::thread::yield_now();
+    }
 }
 
-/// The hash of the key that made a record.
-fn key_of(record: &vodka_stage::RunRecord) -> ContentHash {
-    let mut key = vodka_stage::RunKey::new("tag", &record.settings, record.seed);
-    key.inputs.clone_from(&record.inputs);
-    key.hash()
+#[test]
+fn a_killed_run_goes_on_and_ends_as_if_nothing_had_been() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = some_pictures(&dir, &[]);
+    for i in 0..300 {
+        let name = ["odd.png", "grey.png", "rgba.png", "la.png", "clear.gif"][i % 5];
+        let extension = name.split_once('.').unwrap().1;
+        let copy = images.join(format!("{i:03}.{extension}"));
+        fs::copy(fixture("images/awkward").join(name), &copy).unwrap();
+        if i % 20 == 0 {
+            fs::write(copy, "broken").unwrap();
+        }
+    }
+    let run = |output: &Path| {
+        let mut command = vodka_tag(&fixture("tagger-tiny/dynamic"), &images, output);
+        command.args(["--batch", "2", "--threads", "2"]);
+        command
+    };
+    let whole = dir.path().join("whole/tags.parquet");
+    said(&mut run(&whole), 3);
+    let output = dir.path().join("parts/tags.parquet");
+    let journal = dir.path().join("parts/.tags.parquet.journal");
+    let journal_of_whole = fs::metadata(dir.path().join("whole/.tags.parquet.journal")).unwrap().len();
+    for part in [4, 2] {
+        kill_at(&run(&output), &journal, journal_of_whole / part);
+    }
+    let text = said(&mut run(&output), 3);
+    let after = text.split_once("going on after ").expect("it was killed on the way").1;
+    let done: u32 = after.split_once(" of 300 pictures").unwrap().0.parse().unwrap();
+    assert!(done > 100, "{done}");
+    for extension in ["parquet", "pictures.parquet", "skipped.csv"] {
+        let bytes = |table: &Path| fs::read(table.with_extension(extension)).unwrap();
+        assert_eq!(bytes(&output), bytes(&whole), "{extension}");
+    }
+}
+
+#[test]
+fn an_ensemble_has_the_scores_of_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = some_pictures(&dir, &["odd.png"]);
+    let tiny = fixture("tagger-tiny/dynamic");
+    let scores = |name: &str, arguments: &[&str]| {
+        let output = dir.path().join(name);
+        said(vodka_tag(&tiny, &images, &output).args(["--min-score", "0"]).args(arguments), 0);
+        fs::read_to_string(output).unwrap()
+    };
+    let fixed = fixture("tagger-tiny/fixed").display().to_string();
+    let world = tagger().display().to_string();
+    let alone = scores("alone.csv", &[]);
+    assert_eq!(scores("max.csv", &["--model", &fixed, "--combine", "max"]), alone, "the same network twice");
+    let both = scores("both.csv", &["--model", &world]);
+    assert!(both.lines().count() > alone.lines().count(), "the tags of both");
+    let votes = scores("votes.csv", &["--model", &world, "--combine", "vote"]);
+    assert!(votes.lines().skip(1).all(|line| ["0", "0.5", "1"].contains(&line.rsplit(',').next().unwrap())), "{votes}");
+    let text = said(vodka_tag(&tiny, &images, &dir.path().join("x.csv")).args(["--combine", "sum"]), 2);
+    assert!(text.contains("expected mean, max or vote, found sum"), "{text}");
+}
+
+#[test]
+fn a_quantised_model_tags_nearly_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("int8");
+    let mut quantize = cargo_bin_cmd!("vodka-tag");
+    quantize.arg("quantize").arg(tagger()).arg(&small).arg("--json");
+    let report = quantize.assert().code(0).get_output().clone();
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(report["quantized"].as_u64() > Some(0) && report["bytes_after"].as_u64() < report["bytes_before"].as_u64());
+    let images = some_pictures(&dir, &["odd.png", "grey.png"]);
+    let output = dir.path().join("tags.csv");
+    said(&mut vodka_tag(&small, &images, &output), 0);
+    assert!(fs::read_to_string(output).unwrap().contains("odd.png,"));
+    let mut again = cargo_bin_cmd!("vodka-tag");
+    let text = said(again.arg("quantize").arg(fixture("world/bad")).arg(dir.path().join("none")), 1);
+    assert!(text.contains("has no `model.onnx`"), "{text}");
 }
 
 #[test]
@@ -179,7 +232,7 @@ fn what_is_missing_or_wrong_is_told() {
     expect(
         vodka_tag(&tagger(), &images, &output).args(["--provider", "npu"]),
         2,
-        "(cpu, cuda, openvino), found `npu`",
+        "found `npu`",
     );
     expect(vodka_tag(&tagger(), &images, &output).args(["--provider", "cuda"]), 1, "`cuda` is not available");
     let no_runtime = |dir: &Path| {

@@ -25,6 +25,12 @@ impl Progress {
         self.bar.set_length(total);
     }
 
+    /// Sets how many were done before, which the rate does not count.
+    pub fn start_at(&self, done: u64) {
+        self.bar.set_position(done);
+        self.bar.reset_eta();
+    }
+
     /// Sets how many are done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);

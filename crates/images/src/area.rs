@@ -115,7 +115,7 @@ fn by_parts(rows: &mut Rows, canvas: &Canvas, width: usize, height: usize) -> Ve
     laid.push(0);
     let mut ground_row = vec![[0.0; LANES]; width];
     narrow(&laid, &across, &mut ground_row);
-    let touched = canvas.columns.touched(across.iter().map(|tap| tap.first..tap.first + tap.weights.len()));
+    let touched = canvas.touched(across.iter().map(|tap| tap.first..tap.first + tap.weights.len()));
     let mut row = ground_row.clone();
     let mut row_is_of = None;
     let mut sums = vec![[0.0; LANES]; width];

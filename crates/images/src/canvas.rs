@@ -31,27 +31,53 @@ pub(crate) struct Axis {
     pub start: usize,
     /// Picture pixels.
     pub inside: usize,
+    /// How long the canvas really is: of a reduced picture its true length is no whole number of pixels.
+    pub true_len: f64,
+    /// Where the true canvas starts, from where the pixels start: 0 but for reduced pictures.
+    pub offset: f64,
+    /// How much of the last picture pixel is picture: of a reduced picture the rest may be ground.
+    pub last_part: f64,
 }
 
 impl Axis {
     fn centred(inside: u32, len: u32) -> Self {
-        Self { len: len as usize, start: ((len - inside) / 2) as usize, inside: inside as usize }
+        let start = ((len - inside) / 2) as usize;
+        Self {
+            len: len as usize,
+            start,
+            inside: inside as usize,
+            true_len: f64::from(len),
+            offset: 0.0,
+            last_part: 1.0,
+        }
+    }
+
+    /// The same for a picture of which each pixel stands for `by` pixels of the original, rounded up.
+    fn reduced(self, by: u32) -> Self {
+        let by = by as usize;
+        let start = self.start.div_ceil(by);
+        let inside = self.inside.div_ceil(by);
+        Self {
+            start,
+            inside,
+            len: start + inside + (self.len - self.start - self.inside).div_ceil(by),
+            true_len: self.true_len / by as f64,
+            offset: start as f64 - self.start as f64 / by as f64,
+            last_part: 1.0 - (inside * by - self.inside) as f64 / by as f64,
+        }
     }
 
     pub fn contains(self, position: usize) -> bool {
         (self.start..self.start + self.inside).contains(&position)
     }
 
-    /// The outputs, of those that read these ranges of canvas pixels, from the first that reads the picture to the last.
-    pub fn touched(self, windows: impl Iterator<Item = Range<usize>>) -> Range<usize> {
-        let picture = self.start..self.start + self.inside;
-        let touching = windows
-            .enumerate()
-            .filter(|(_, window)| window.start < picture.end && picture.start < window.end)
-            .map(|(i, _)| i);
-        touching
-            .fold(None, |range: Option<Range<usize>>, i| Some(range.map_or(i, |range| range.start)..i + 1))
-            .unwrap_or(0..0)
+    /// How much of a canvas pixel is picture: 0 to 1.
+    pub fn part(self, position: usize) -> f64 {
+        match self.contains(position) {
+            false => 0.0,
+            true if position == self.start + self.inside - 1 => self.last_part,
+            true => 1.0,
+        }
     }
 
     /// The picture pixel that is nearest to a place on the canvas.
@@ -69,6 +95,18 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
+    /// Of outputs that read these ranges of columns, those that are not ground alone.
+    pub fn touched(&self, windows: impl ExactSizeIterator<Item = Range<usize>>) -> Range<usize> {
+        let Axis { start, inside, .. } = self.columns;
+        if self.ground == Ground::Edge {
+            return 0..windows.len();
+        }
+        let mut touching =
+            windows.enumerate().filter(|(_, window)| window.start < start + inside && start < window.end);
+        let first = touching.next().map_or(0, |(i, _)| i);
+        first..touching.last().map_or(first, |(i, _)| i) + 1
+    }
+
     /// The picture row that lies at a place; `None` for the ground.
     pub fn line(&self, position: usize) -> Option<usize> {
         let there = self.ground == Ground::Edge || self.rows.contains(position);
@@ -77,7 +115,7 @@ impl Canvas {
 
     /// Lays a picture row, with the ground at its sides, over `out`, which may be longer than the canvas.
     pub fn lay<T: Copy>(&self, row: &[T], ground: [T; 3], out: &mut [T]) {
-        let Axis { len, start, inside } = self.columns;
+        let Axis { len, start, inside, .. } = self.columns;
         let (before, rest) = out.split_at_mut(start * 3);
         let (picture, after) = rest.split_at_mut(inside * 3);
         picture.copy_from_slice(row);
@@ -104,5 +142,10 @@ impl Canvas {
     pub fn square((width, height): (u32, u32), ground: Ground) -> Self {
         let side = width.max(height);
         Self { columns: Axis::centred(width, side), rows: Axis::centred(height, side), ground }
+    }
+
+    /// The same for a picture that was decoded at a part of its size, 1/`by`.
+    pub fn reduced(self, by: u32) -> Self {
+        Self { columns: self.columns.reduced(by), rows: self.rows.reduced(by), ..self }
     }
 }

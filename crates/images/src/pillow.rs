@@ -99,7 +99,7 @@ impl Taps {
     fn new(axis: Axis, to: usize, ground: Ground, kernel: Kernel) -> Self {
         let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
         for i in 0..to {
-            let (window, weights) = kernel_at(axis.len, to, i, kernel);
+            let (window, weights) = kernel_at(axis, to, i, kernel);
             let begin = all.weights.len();
             // The picture pixels in the window; at the edge at least the nearest.
             let first = axis.nearest(window);
@@ -107,11 +107,12 @@ impl Taps {
             all.weights.resize(begin + last - first + 1, 0);
             let mut outside = 0;
             for (position, weight) in (window..).zip(weights) {
-                if ground == Ground::Edge || axis.contains(position) {
-                    all.weights[begin + axis.nearest(position) - first] += weight;
-                } else {
-                    outside += weight;
-                }
+                let of_picture = match ground {
+                    Ground::Edge => weight,
+                    Ground::Colour(_) => (f64::from(weight) * axis.part(position)).round() as i32,
+                };
+                all.weights[begin + axis.nearest(position) - first] += of_picture;
+                outside += weight - of_picture;
             }
             all.taps.push((first, begin..all.weights.len(), outside));
         }
@@ -132,18 +133,18 @@ impl Taps {
 }
 
 /// The first canvas pixel that output pixel `i` reads, and the weight of it and of those after it.
-fn kernel_at(from: usize, to: usize, i: usize, kernel: Kernel) -> (usize, Vec<i32>) {
-    if from == to {
+fn kernel_at(axis: Axis, to: usize, i: usize, kernel: Kernel) -> (usize, Vec<i32>) {
+    if axis.true_len == to as f64 && axis.offset == 0.0 {
         // Pillow leaves out a pass that changes nothing.
         return (i, vec![1 << WEIGHT_BITS]);
     }
-    let scale = from as f64 / to as f64;
+    let scale = axis.true_len / to as f64;
     let stretch = scale.max(1.0);
     let support = kernel.support * stretch;
-    let center = (i as f64 + 0.5) * scale;
+    let center = (i as f64 + 0.5) * scale + axis.offset;
     // Pillow truncates toward zero; both ends are clipped to the canvas.
     let first = (center - support + 0.5).max(0.0) as usize;
-    let end = ((center + support + 0.5) as usize).min(from);
+    let end = ((center + support + 0.5) as usize).min(axis.len);
     let inverse = 1.0 / stretch;
     let weights: Vec<f64> = (first..end).map(|x| (kernel.at)((x as f64 - center + 0.5) * inverse)).collect();
     let sum: f64 = weights.iter().sum();

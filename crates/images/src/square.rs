@@ -3,7 +3,7 @@
 use image::{Rgb, RgbImage, imageops};
 
 use crate::{
-    Filter, Picture,
+    Decoded, Filter, Picture,
     canvas::{Canvas, Ground},
     resize::resize_canvas,
     rows::Rows,
@@ -54,21 +54,41 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of(&self, picture: &Picture) -> RgbImage {
-        let (mut rows, size, side) = (Rows::over(picture, self.under), picture.size(), self.side_px);
-        let canvas = match self.fit {
-            Fit::Pad => Canvas::square(size, Ground::Colour(self.pad)),
-            Fit::PadEdge => Canvas::square(size, Ground::Edge),
-            Fit::Squash => Canvas::tight(size),
-            Fit::ResizeThenPad => {
-                let (width, height) = fitted(size, side);
-                let resized = resize_canvas(&mut rows, &Canvas::tight(size), width, height, self.filter);
-                let mut square = RgbImage::from_pixel(side, side, self.pad);
-                let (left, top) = ((side - width) / 2, (side - height) / 2);
-                imageops::replace(&mut square, &resized, i64::from(left), i64::from(top));
-                return square;
-            }
+        self.make(picture, picture.size(), 1)
+    }
+
+    /// The square of a picture that was perhaps decoded at a part of its size: what lies where is reckoned from the
+    /// original's size, to parts of a pixel. Only [`Filter::Area`] keeps to the pixels there are.
+    ///
+    /// # Panics
+    /// When the side is 0.
+    pub fn of_decoded(&self, decoded: &Decoded) -> RgbImage {
+        let by = if self.filter == Filter::Area { 1 } else { decoded.reduction };
+        let size = if by == 1 { decoded.picture.size() } else { (decoded.width, decoded.height) };
+        self.make(&decoded.picture, size, by)
+    }
+
+    /// For a picture of `size` of which `by` x `by` pixels are one.
+    fn make(&self, picture: &Picture, size: (u32, u32), by: u32) -> RgbImage {
+        let (mut rows, side) = (Rows::over(picture, self.under), self.side_px);
+        let (canvas, (width, height)) = match self.fit {
+            Fit::Pad => (Canvas::square(size, Ground::Colour(self.pad)), (side, side)),
+            Fit::PadEdge => (Canvas::square(size, Ground::Edge), (side, side)),
+            Fit::Squash => (Canvas::tight(size), (side, side)),
+            Fit::ResizeThenPad => (Canvas::tight(size), fitted(size, side)),
         };
-        resize_canvas(&mut rows, &canvas, side, side, self.filter)
+        let resized = resize_canvas(&mut rows, &canvas.reduced(by), width, height, self.filter);
+        if (width, height) == (side, side) {
+            return resized;
+        }
+        let mut square = RgbImage::from_pixel(side, side, self.pad);
+        imageops::replace(
+            &mut square,
+            &resized,
+            i64::from((side - width) / 2),
+            i64::from((side - height) / 2),
+        );
+        square
     }
 }
 

@@ -112,7 +112,7 @@ fn a_refused_model_leaves_nothing_behind() {
     let large = dir.path().join("large.onnx");
     File::create(&large).unwrap().set_len(1 << 31).unwrap(); // sparse
     let found = refusal(&large, &output);
-    assert!(found.contains("has 2147483648 bytes, expected at most 2 GiB"), "{found}");
+    assert!(found.contains("has 2147483648 bytes with its weights, expected at most 2 GiB"), "{found}");
     assert!(!output.exists());
 
     let found = refusal(&whole, &damaged.join("model.onnx"));

@@ -27,7 +27,7 @@
 
 mod engine;
 mod error;
-mod int8;
+pub mod int8;
 mod labels;
 mod pipeline;
 mod runtime;
@@ -36,7 +36,6 @@ mod table;
 
 pub use engine::{Tagger, TaggerConfig};
 pub use error::{Error, Result};
-pub use int8::{Left, LeftReason, QuantizeReport, quantize};
 pub use labels::{Label, Labels};
 pub use ndarray;
 pub use runtime::Provider;

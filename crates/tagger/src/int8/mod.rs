@@ -1,4 +1,11 @@
 //! Models with 8-bit weights: smaller, and faster where the processor multiplies bytes, at a small cost in scores.
+//!
+//! ConvNeXtV2-Base shrinks from 387 to 109 MB and takes 0.95 s of one core for a picture instead of 1.57 (Xeon with
+//! VNNI). Of 551 tags that `fixtures/tagger` gives a score of at least 0.3, one appeared or vanished (only its head is a
+//! matrix product); of 2240 that a small ConvNeXtV2 gives, trained for minutes on the same world, twelve.
+//!
+//! What weights are multiplied with is quantised over a whole batch: in batches of more than one, the scores of a picture
+//! depend a little on the other pictures. Where runs must agree to the last digit, tag one picture at a time.
 
 mod inline;
 mod onnx;

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, path::PathBuf};
 
-use crate::{Left, Provider};
+use crate::{Provider, int8::Left};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -184,24 +184,28 @@ pub enum Error {
         found: String,
     },
     /// A model is larger than one ONNX file can be.
-    #[error("`{model}` has {bytes} bytes, expected at most 2 GiB, which is what one ONNX file can have")]
+    #[error(
+        "`{model}` has {bytes} bytes with its weights, expected at most 2 GiB, which is what one ONNX file can have"
+    )]
     ModelTooLarge {
         /// The model file.
         model: PathBuf,
-        /// Its size.
+        /// Its size, or how much was read of it before it was too large.
         bytes: u64,
     },
-    /// Weights that are to be quantised are not in the model file.
-    #[error(
-        "`{model}` keeps `{tensor}` in another file, `{location}`: expected all weights in the model itself"
-    )]
+    /// A tensor in a file beside the model is not as it should be.
+    #[error("`{model}` keeps `{tensor}` in `{location}`: expected {expected}, found {found}")]
     WeightsOutside {
         /// The model file.
         model: PathBuf,
-        /// The first such tensor.
+        /// The tensor.
         tensor: String,
         /// The file it is in, relative to the model's folder.
         location: String,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
     },
     /// A model is too old for 8-bit products.
     #[error("`{model}` is of opset {version}, expected 11 or later")]

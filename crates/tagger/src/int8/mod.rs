@@ -1,5 +1,13 @@
 //! Models with 8-bit weights: smaller, and faster where the processor multiplies bytes, at a small cost in scores.
+//!
+//! ConvNeXtV2-Base shrinks from 387 to 109 MB and takes 0.95 s of one core for a picture instead of 1.57 (Xeon with
+//! VNNI). Of 551 tags that `fixtures/tagger` gives a score of at least 0.3, one appeared or vanished (only its head is a
+//! matrix product); of 2240 that a small ConvNeXtV2 gives, trained for minutes on the same world, twelve.
+//!
+//! What weights are multiplied with is quantised over a whole batch: in batches of more than one, the scores of a picture
+//! depend a little on the other pictures. Where runs must agree to the last digit, tag one picture at a time.
 
+mod inline;
 mod onnx;
 mod rewrite;
 mod weights;
@@ -31,7 +39,7 @@ pub struct QuantizeReport {
     pub quantized: usize,
     /// The matrix products that stay in float32.
     pub left: Vec<Left>,
-    /// The size of the model.
+    /// The size of the model, with its weights where those are in other files.
     pub bytes_before: u64,
     /// The size of the new one.
     pub bytes_after: u64,
@@ -113,19 +121,21 @@ impl fmt::Display for LeftReason {
 ///
 /// Weights are int8 with a scale for each column; what they are multiplied with is quantised to uint8 in each run
 /// (`DynamicQuantizeLinear`). The same arithmetic as `onnxruntime.quantization.quantize_dynamic` with `per_channel`.
-/// Everything else in the file stays byte for byte; the output depends on nothing but the input. On x86-64 processors
+/// Everything else in the file stays byte for byte; the output depends on nothing but the input. Weights in files beside
+/// the model (`model.onnx.data`) are taken into the new one. On x86-64 processors
 /// without VNNI, ONNX Runtime adds such products in 16 bits, which may overflow: there the cost in scores is higher.
 ///
 /// # Errors
-/// When the model cannot be read, is damaged, is larger than 2 GiB, keeps its weights in another file, is older than
-/// opset 11, or has nothing to quantise; when the output cannot be written.
+/// When the model or a file of its weights cannot be read or is damaged; when both together are larger than 2 GiB; when
+/// the model is older than opset 11, or has nothing to quantise; when the output cannot be written.
 pub fn quantize(model: &Path, output: &Path) -> Result<QuantizeReport> {
     let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
-    let bytes_before = fs::metadata(model).map_err(unreadable)?.len();
-    if bytes_before > BYTES_MAX {
-        return Err(Error::ModelTooLarge { model: model.to_path_buf(), bytes: bytes_before });
+    let size = fs::metadata(model).map_err(unreadable)?.len();
+    if size > BYTES_MAX {
+        return Err(Error::ModelTooLarge { model: model.to_path_buf(), bytes: size });
     }
-    let bytes = fs::read(model).map_err(unreadable)?;
+    let bytes = inline::inline(model, fs::read(model).map_err(unreadable)?)?;
+    let bytes_before = bytes.len() as u64;
     let rewritten = rewrite::rewrite(&bytes).map_err(|flaw| flaw.in_model(model))?;
     let rewrite::Rewritten { bytes, quantized, left } = rewritten;
     if quantized == 0 {
@@ -159,7 +169,11 @@ impl Flaw {
         let model = model.to_path_buf();
         match self {
             Self::Damaged { at, expected, found } => Error::NotOnnx { model, at, expected, found },
-            Self::Outside { tensor, location } => Error::WeightsOutside { model, tensor, location },
+            Self::Outside { tensor, location } => {
+                let (expected, found) =
+                    ("only initializers of the outer graph there", "another tensor".into());
+                Error::WeightsOutside { model, tensor, location, expected, found }
+            }
             Self::Opset { version } => Error::Opset { model, version },
         }
     }

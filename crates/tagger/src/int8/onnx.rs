@@ -139,7 +139,6 @@ pub struct Tensor<'a> {
 impl<'a> Tensor<'a> {
     pub fn read(message: Message<'a>) -> Result<Self, Flaw> {
         let mut tensor = Self { name: "", dims: Vec::new(), at: message.at, kind: 0, data: Vec::new() };
-        let (mut outside, mut location) = (false, "");
         for field in message.fields() {
             let field = field?;
             match field.number {
@@ -148,15 +147,15 @@ impl<'a> Tensor<'a> {
                 4 => tensor.data.push(field.floats()?),
                 8 => tensor.name = field.text()?,
                 9 => tensor.data.push(field.bytes()?),
-                13 => location = location_of(field.message()?)?.unwrap_or(location),
-                14 => outside = field.int()? == 1,
                 _ => {}
             }
         }
-        if outside {
-            return Err(Flaw::Outside { tensor: tensor.name.into(), location: location.into() });
+        match Outside::read(message)? {
+            Some(Outside { name, location, .. }) => {
+                Err(Flaw::Outside { tensor: name.into(), location: location.into() })
+            }
+            None => Ok(tensor),
         }
-        Ok(tensor)
     }
 
     pub fn is_float(&self) -> bool {
@@ -172,23 +171,81 @@ impl<'a> Tensor<'a> {
             let found = format!("{bytes} bytes for the shape {:?} of `{}`", self.dims, self.name);
             return Err(Flaw::damaged(self.at, "4 bytes for each element", found));
         }
-        let number = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
-        Ok(self.data.iter().flat_map(|part| part.as_chunks().0.iter().map(number)).collect())
+        let mut floats = Vec::with_capacity(bytes / 4);
+        for part in &self.data {
+            floats.extend(part.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        }
+        Ok(floats)
     }
 }
 
-/// The file that one entry of a tensor's `external_data` names.
-fn location_of(entry: Message<'_>) -> Result<Option<&str>, Flaw> {
-    let (mut key, mut value) = ("", "");
-    for field in entry.fields() {
-        let field = field?;
-        match field.number {
-            1 => key = field.text()?,
-            2 => value = field.text()?,
+/// A `TensorProto` whose elements lie in a file of their own.
+#[derive(Debug)]
+pub struct Outside<'a> {
+    pub name: &'a str,
+    /// The file, relative to the model's folder.
+    pub location: &'a str,
+    pub offset: u64,
+    /// To the end of the file where it is not said.
+    pub length: Option<u64>,
+    /// Its other fields, as they stand.
+    rest: Vec<u8>,
+}
+
+impl<'a> Outside<'a> {
+    /// `None` where the elements are inside, as they mostly are.
+    pub fn read(message: Message<'a>) -> Result<Option<Self>, Flaw> {
+        const EXTERNAL: i64 = 1;
+        let mut tensor = Self { name: "", location: "", offset: 0, length: None, rest: Vec::new() };
+        let mut is_outside = false;
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                8 => tensor.name = field.text()?,
+                13 => tensor.entry(field.message()?)?,
+                14 => is_outside = field.int()? == EXTERNAL,
+                _ => {}
+            }
+        }
+        if !is_outside {
+            return Ok(None);
+        }
+        for field in message.fields() {
+            let field = field?;
+            if !matches!(field.number, 13 | 14) {
+                tensor.rest.extend(field.raw);
+            }
+        }
+        Ok(Some(tensor))
+    }
+
+    /// Reads one entry of `external_data`.
+    fn entry(&mut self, message: Message<'a>) -> Result<(), Flaw> {
+        let (mut key, mut value) = ("", "");
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => key = field.text()?,
+                2 => value = field.text()?,
+                _ => {}
+            }
+        }
+        let number =
+            || value.parse().map_err(|_| Flaw::damaged(message.at, "a number", format!("{value:?}")));
+        match key {
+            "location" => self.location = value,
+            "offset" => self.offset = number()?,
+            "length" => self.length = Some(number()?),
             _ => {}
         }
+        Ok(())
     }
-    Ok((key == "location").then_some(value))
+
+    /// The `TensorProto` with its elements.
+    pub fn inside(mut self, data: &[u8]) -> Vec<u8> {
+        put_bytes(&mut self.rest, 9, data);
+        self.rest
+    }
 }
 
 /// The name of a `ValueInfoProto`.

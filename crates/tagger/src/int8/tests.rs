@@ -288,18 +288,68 @@ fn what_cannot_be_a_model_is_refused() {
     );
 }
 
-#[test]
-fn weights_in_another_file_are_refused() {
-    let mut entry = Vec::new();
-    put_bytes(&mut entry, 1, b"location");
-    put_bytes(&mut entry, 2, b"model.onnx.data");
+/// A tensor `w` of the shape 2x2 whose elements lie elsewhere, as an initializer.
+fn outside(entries: &[(&str, &str)]) -> Vec<u8> {
     let mut tensor = Vec::new();
+    put_bytes(&mut tensor, 1, &[2, 2]);
+    put_int(&mut tensor, 2, 1);
     put_bytes(&mut tensor, 8, b"w");
-    put_bytes(&mut tensor, 13, &entry);
+    for (key, value) in entries {
+        let mut entry = Vec::new();
+        put_bytes(&mut entry, 1, key.as_bytes());
+        put_bytes(&mut entry, 2, value.as_bytes());
+        put_bytes(&mut tensor, 13, &entry);
+    }
     put_int(&mut tensor, 14, 1);
-    let flaw = product(with(|graph| put_bytes(graph, onnx::graph::INITIALIZER, &tensor))).unwrap_err();
+    tensor
+}
+
+/// Writes `y = x @ w` with such a `w` and 20 bytes beside it, and quantises it.
+fn quantize_outside(folder: &Path, entries: &[(&str, &str)]) -> crate::Result<Vec<u8>> {
+    let mut graph = with(|graph| put_bytes(graph, onnx::graph::INITIALIZER, &outside(entries)));
+    put_node(&mut graph, "MatMul", &["x", "w"], &["y"], &[]);
+    std::fs::write(folder.join("model.onnx"), model_of(&graph)).unwrap();
+    let floats = [9.0_f32, 1.0, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat();
+    std::fs::write(folder.join("model.onnx.data"), floats).unwrap();
+    super::quantize(&folder.join("model.onnx"), &folder.join("int8.onnx"))?;
+    Ok(std::fs::read(folder.join("int8.onnx")).unwrap())
+}
+
+#[test]
+fn weights_beside_the_model_are_taken_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let inside = product(weights()).unwrap().bytes;
+    let file = ("location", "model.onnx.data");
+    for entries in
+        [&[file, ("offset", "4"), ("length", "16"), ("checksum", "?")][..], &[("offset", "4"), file]]
+    {
+        assert_eq!(quantize_outside(dir.path(), entries).unwrap(), inside);
+    }
+}
+
+#[test]
+fn weights_that_are_not_beside_the_model_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |entries: &[_]| {
+        let text = quantize_outside(dir.path(), entries).unwrap_err().to_string();
+        text.replace(dir.path().to_str().unwrap(), "m")
+    };
+    let file = ("location", "model.onnx.data");
     assert_eq!(
-        flaw.in_model(Path::new("m.onnx")).to_string(),
-        "`m.onnx` keeps `w` in another file, `model.onnx.data`: expected all weights in the model itself"
+        refused(&[file, ("offset", "8"), ("length", "16")]),
+        "`m/model.onnx` keeps `w` in `model.onnx.data`: expected a part of that file, found 16 bytes from byte 8 of 20"
+    );
+    assert!(refused(&[file, ("offset", "many")]).ends_with("expected a number, found \"many\""));
+    assert!(refused(&[file]).ends_with("found 20 bytes for the shape [2, 2] of `w`"));
+    assert_eq!(refused(&[("location", "gone.data")]), "cannot read `m/gone.data`");
+    for elsewhere in ["../model.onnx.data", "/etc/hostname"] {
+        let expected = format!("expected a file beside the model or below it, found {elsewhere}");
+        assert!(refused(&[("location", elsewhere)]).ends_with(&expected));
+    }
+    let constant = attribute("value", |attribute| put_bytes(attribute, 5, &outside(&[file])));
+    let constant = with(|graph| put_node(graph, "Constant", &[], &["w"], &constant));
+    assert_eq!(
+        product(constant).unwrap_err().in_model(Path::new("m.onnx")).to_string(),
+        "`m.onnx` keeps `w` in `model.onnx.data`: expected only initializers of the outer graph there, found another tensor"
     );
 }

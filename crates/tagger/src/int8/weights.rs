@@ -28,7 +28,10 @@ pub fn quantize_columns(matrix: &[f32], columns: usize) -> Option<Quantized> {
     let scales: Vec<f32> = largest.into_iter().map(scale).collect();
     let quantize =
         |(value, scale): (&f32, &f32)| (value / scale).round_ties_even().clamp(-128.0, 127.0) as i8;
-    let values = matrix.chunks_exact(columns).flat_map(|row| row.iter().zip(&scales).map(quantize)).collect();
+    let mut values = Vec::with_capacity(matrix.len());
+    for row in matrix.chunks_exact(columns) {
+        values.extend(row.iter().zip(&scales).map(quantize));
+    }
     Some(Quantized { values, scales })
 }
 

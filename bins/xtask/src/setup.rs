@@ -1,10 +1,12 @@
 //! Installs libtorch and ONNX Runtime from pinned PyPI wheels into `.runtime/`.
 //!
 //! ```text
-//! .runtime/site/          the wheels, as pip unpacked them
-//! .runtime/libtorch/      lib and include, as torch-sys wants them: what LIBTORCH in .cargo/config.toml names
-//! .runtime/onnxruntime/   libonnxruntime.so
-//! .runtime/manifest.json  what was installed, and the hashes of the libraries; written last
+//! .runtime/site/                  the wheels, as pip unpacked them
+//! .runtime/site-openvino/         one more, whose files have the names of another's
+//! .runtime/libtorch/              lib and include, as torch-sys wants them: what LIBTORCH in .cargo/config.toml names
+//! .runtime/onnxruntime/           libonnxruntime.so, and what it takes to use a GPU where one is set up
+//! .runtime/onnxruntime-openvino/  libonnxruntime.so with OpenVINO
+//! .runtime/manifest.json          what was installed, and the hashes of the libraries; written last
 //! ```
 
 use std::{
@@ -22,6 +24,17 @@ use crate::{Result, process::say, root};
 const TORCH_VERSION: &str = "2.11.0";
 const CPU: &str = include_str!("../runtime-cpu.txt");
 const GPU: &str = include_str!("../runtime-gpu.txt");
+const OPENVINO: &str = include_str!("../runtime-openvino.txt");
+/// What ONNX Runtime's kernels for CUDA need to load; the tagger opens them (crates/tagger/src/runtime.rs).
+const CUDA_LIBRARIES: [&str; 7] = [
+    "libcudart.so.13",
+    "libnvrtc.so.13",
+    "libcublasLt.so.13",
+    "libcublas.so.13",
+    "libcurand.so.10",
+    "libcufft.so.12",
+    "libcudnn.so.9",
+];
 /// What libtorch_cpu needs to load, by the folder of the wheels that holds it.
 const CPU_LIBRARIES: [(&str, &str); 5] = [
     ("torch/lib", "libtorch_cpu.so"),
@@ -33,7 +46,7 @@ const CPU_LIBRARIES: [(&str, &str); 5] = [
 
 #[derive(Debug, Default, clap::Args)]
 pub struct Options {
-    /// Install what a processor needs (1.3 GB); the default where there is no NVIDIA GPU
+    /// Install what a processor needs (1.6 GB); the default where there is no NVIDIA GPU
     #[arg(long, conflicts_with = "gpu")]
     cpu: bool,
     /// Install the CUDA libraries as well (5 GB); the default where there is an NVIDIA GPU
@@ -82,7 +95,11 @@ pub fn run(options: &Options) -> Result {
     if libtorch.is_none() {
         check_platform()?;
     }
-    install(&runtime, &wheels)?;
+    say(
+        "installing libtorch and ONNX Runtime with pip (a minute for a processor, some minutes for a GPU) ...",
+    );
+    install(&runtime, "site", &main_list(gpu, libtorch.is_some()))?;
+    install(&runtime, "site-openvino", OPENVINO)?;
     lay_out(&runtime, gpu, libtorch.as_deref())?;
     let manifest = Manifest { wheels: hash_bytes(&wheels), libtorch, libraries: hash_libraries(&runtime)? };
     write_atomic(runtime.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
@@ -93,8 +110,13 @@ pub fn run(options: &Options) -> Result {
     Ok(())
 }
 
-/// The list of wheels for pip; only ONNX Runtime where libtorch is there already.
+/// All wheels; of those for `site` only ONNX Runtime where libtorch is there already.
 fn wanted(gpu: bool, only_onnxruntime: bool) -> String {
+    main_list(gpu, only_onnxruntime) + OPENVINO
+}
+
+/// The wheels that go into `site`.
+fn main_list(gpu: bool, only_onnxruntime: bool) -> String {
     let all = if gpu { GPU } else { CPU };
     let keep = |line: &&str| !only_onnxruntime || line.starts_with("onnxruntime");
     all.lines().filter(keep).map(|line| line.to_owned() + "\n").collect()
@@ -145,15 +167,12 @@ fn check_libtorch(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Has pip unpack the wheels beside their place, and moves them there whole.
-fn install(runtime: &Path, wheels: &str) -> Result {
-    let partial = runtime.join("site.partial");
+fn install(runtime: &Path, name: &str, wheels: &str) -> Result {
+    let partial = runtime.join(format!("{name}.partial"));
     remove(&partial)?;
     fs::create_dir_all(runtime).map_err(|error| format!("cannot create {}: {error}", runtime.display()))?;
     let list = runtime.join("wheels.txt");
     write_atomic(&list, wheels)?;
-    say(
-        "installing libtorch and ONNX Runtime with pip (half a minute for a processor, some minutes for a GPU) ...",
-    );
     let mut pip = Command::new("python3");
     pip.args([
         "-m",
@@ -182,7 +201,7 @@ fn install(runtime: &Path, wheels: &str) -> Result {
     if !output.status.success() {
         return Err(why_pip_failed(&String::from_utf8_lossy(&output.stderr)).into());
     }
-    let site = runtime.join("site");
+    let site = runtime.join(name);
     remove(&site)?;
     fs::rename(&partial, &site).map_err(|error| format!("cannot move {}: {error}", partial.display()))?;
     fs::remove_file(&list).map_err(|error| format!("cannot remove {}: {error}", list.display()).into())
@@ -196,7 +215,7 @@ fn why_pip_failed(stderr: &str) -> String {
     let cause = if has(&["No module named pip"]) {
         "pip is not installed: install python3-pip"
     } else if has(&["No space left", "Disk quota exceeded"]) {
-        "the disk is full: libtorch needs 1.3 GB for a processor, 5 GB for a GPU, and pip as much again for a moment"
+        "the disk is full: libtorch needs 1.6 GB for a processor, 5 GB for a GPU, and pip as much again for a moment"
     } else if has(&["THESE PACKAGES DO NOT MATCH THE HASHES"]) {
         "a wheel is not the one that was pinned: a proxy or a mirror changed it"
     } else if has(&["Connection", "Temporary failure", "timed out", "Max retries", "ProxyError"]) {
@@ -209,7 +228,7 @@ fn why_pip_failed(stderr: &str) -> String {
     format!("{cause} ({last})")
 }
 
-/// Makes the two folders of links.
+/// Makes the folders of links.
 fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
     let site = runtime.join("site");
     let libtorch = runtime.join("libtorch");
@@ -220,8 +239,7 @@ fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
             fs::create_dir_all(libtorch.join("lib"))?;
             let libraries = if gpu { gpu_libraries(&site)? } else { cpu_libraries(&site) };
             for library in libraries {
-                let name = library.file_name().expect("a library has a name").to_owned();
-                link(&library, &libtorch.join("lib").join(name))?;
+                link(&library, &libtorch.join("lib").join(file_name(&library)))?;
             }
             if !gpu {
                 link(Path::new("libtorch_cpu.so"), &libtorch.join("lib/libtorch.so"))?;
@@ -229,13 +247,26 @@ fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
             link(&site.join("torch/include"), &libtorch.join("include"))?;
         }
     }
-    let onnxruntime = runtime.join("onnxruntime");
-    remove(&onnxruntime)?;
-    fs::create_dir_all(&onnxruntime)?;
+    let mut cuda = if gpu && own_libtorch.is_none() { gpu_libraries(&site)? } else { vec![] };
+    cuda.retain(|library| CUDA_LIBRARIES.contains(&&*file_name(library)));
+    lay_out_onnxruntime(runtime, "onnxruntime", &site, &cuda)?;
+    lay_out_onnxruntime(runtime, "onnxruntime-openvino", &runtime.join("site-openvino"), &[])
+}
+
+/// Links to the library itself, which finds its providers where it really lies, and to what these need.
+fn lay_out_onnxruntime(runtime: &Path, name: &str, site: &Path, needed: &[PathBuf]) -> Result {
+    let folder = runtime.join(name);
+    remove(&folder)?;
+    fs::create_dir_all(&folder)?;
     let found = shared_objects(&site.join("onnxruntime/capi"))?;
-    let library = found.iter().find(|path| path.to_string_lossy().contains("libonnxruntime.so"));
-    let library = library.ok_or("the wheel onnxruntime holds no libonnxruntime.so")?;
-    link(library, &onnxruntime.join("libonnxruntime.so"))
+    let library = found.iter().find(|path| file_name(path).starts_with("libonnxruntime.so"));
+    let library = library.ok_or_else(|| format!("the wheel of {name} holds no libonnxruntime.so"))?;
+    link(library, &folder.join("libonnxruntime.so"))?;
+    needed.iter().try_for_each(|library| link(library, &folder.join(file_name(library))))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().expect("a library has a name").to_string_lossy().into_owned()
 }
 
 fn cpu_libraries(site: &Path) -> Vec<PathBuf> {
@@ -263,10 +294,10 @@ fn shared_objects(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The hash of every library that the two folders link to.
+/// The hash of every library that the folders link to.
 fn hash_libraries(runtime: &Path) -> Result<BTreeMap<PathBuf, ContentHash>> {
     let mut hashes = BTreeMap::new();
-    for folder in ["libtorch/lib", "onnxruntime"] {
+    for folder in ["libtorch/lib", "onnxruntime", "onnxruntime-openvino"] {
         for path in shared_objects(&runtime.join(folder))? {
             let relative = path.strip_prefix(runtime).expect("it lies below").to_path_buf();
             hashes.insert(relative, hash_file(&path)?);
@@ -342,25 +373,29 @@ mod tests {
 
     #[test]
     fn every_wheel_is_pinned_by_version_and_hash() {
-        for line in CPU.lines().chain(GPU.lines()).filter(|line| !line.starts_with('#')) {
+        for line in
+            CPU.lines().chain(GPU.lines()).chain(OPENVINO.lines()).filter(|line| !line.starts_with('#'))
+        {
             assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
         }
         assert!(
             CPU.contains(&format!("torch=={TORCH_VERSION}"))
                 && GPU.contains(&format!("torch=={TORCH_VERSION}"))
         );
-        assert_eq!(wanted(false, true).lines().count(), 1);
+        assert_eq!(main_list(false, true).lines().count(), 1);
+        assert!(main_list(true, true).starts_with("onnxruntime-gpu=="));
     }
 
     #[test]
     fn a_changed_library_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for name in ["libtorch/lib/libc10.so", "onnxruntime/libonnxruntime.so"] {
+        let onnxruntime = ["onnxruntime/libonnxruntime.so", "onnxruntime-openvino/libonnxruntime.so"];
+        for name in onnxruntime.into_iter().chain(["libtorch/lib/libc10.so"]) {
             write_atomic(at(name), "code").unwrap();
         }
         let libraries = hash_libraries(dir.path()).unwrap();
-        assert_eq!(libraries.len(), 2);
+        assert_eq!(libraries.len(), 3);
         let manifest = Manifest { wheels: hash_bytes(CPU), libtorch: None, libraries };
         write_atomic(at("manifest.json"), serde_json::to_string(&manifest).unwrap()).unwrap();
         assert_eq!(installed(dir.path()), Some(manifest));

@@ -74,8 +74,8 @@ impl Provider {
 
     /// Whether one session may be run from several threads at a time.
     ///
-    /// ONNX Runtime promises it of all but DirectML, ort doubts it of all but the processor. So only those are on the
-    /// list that this crate's tests run so; and the others lose nothing, for one run fills a GPU.
+    /// ONNX Runtime promises it of all but DirectML; ort's author has seen it go wrong, with GPUs above all. So it is
+    /// done only with those that this crate's tests run so. The others lose little, for one batch fills a GPU.
     pub(crate) fn is_concurrent(self) -> bool {
         matches!(self, Self::Cpu | Self::OpenVino)
     }
@@ -274,11 +274,29 @@ pub(crate) fn environment(library: &Path) -> Result<Environment> {
         return Ok(environment.clone());
     }
     let failed = |source| Error::LoadRuntime { path: asked.clone(), source };
+    open_cuda(library.parent().unwrap_or(Path::new(""))).map_err(|error| failed(error.into()))?;
     let builder = ort::init_from(&asked).map_err(|error| failed(error.into()))?;
     let environment =
         builder.with_name("vodka").with_telemetry(false).build().map_err(|error| failed(Box::new(error)))?;
     *loaded = Some((asked, environment.clone()));
     Ok(environment)
+}
+
+/// Opens the CUDA libraries that set-up put beside the link to ONNX Runtime, in the order in which they need each other:
+/// the kernels for CUDA name them, and have no path to where the wheels hold them.
+fn open_cuda(folder: &Path) -> Result<(), libloading::Error> {
+    let names = [
+        "libcudart.so.13",
+        "libnvrtc.so.13",
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcurand.so.10",
+        "libcufft.so.12",
+        "libcudnn.so.9",
+    ];
+    // By their real paths, for they look beside themselves for more.
+    let found = names.into_iter().filter_map(|name| folder.join(name).canonicalize().ok());
+    found.into_iter().try_for_each(ort::util::preload_dylib)
 }
 
 #[cfg(test)]

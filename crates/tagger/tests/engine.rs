@@ -127,9 +127,17 @@ fn one_process_has_one_runtime() {
 
 #[test]
 fn a_provider_that_is_not_there_is_an_error() {
-    // The runtime that `cargo xtask setup` installs has none of these two.
-    for provider in [Provider::Cuda, Provider::OpenVino] {
+    // The runtime that `cargo xtask setup --cpu` installs has none of these.
+    for (provider, remedy) in [
+        (Provider::Cuda, "the GPU build that `cargo xtask setup --gpu` installs"),
+        (Provider::TensorRt, "TensorRT 10 on the loader's path"),
+        (Provider::OpenVino, "`cargo xtask setup` installs it"),
+        (Provider::DirectMl, "it is for Windows"),
+        (Provider::CoreMl, "it is for macOS"),
+    ] {
         let found = message(open_at(&fixture("tagger-tiny/dynamic"), provider));
-        assert!(found.contains(&format!("the execution provider `{provider}` is not available")), "{found}");
+        let expected = format!("the execution provider `{provider}` is not available in this ONNX Runtime: ");
+        assert!(found.contains(&expected) && found.contains(remedy), "{found}");
     }
+    assert_eq!(open("dynamic").unwrap().provider(), Provider::Cpu);
 }

@@ -23,11 +23,15 @@ pub struct DecodeOptions {
     pub orientation: bool,
     /// The most pixels a picture may have. By default 178,956,970, where Pillow suspects a decompression bomb too.
     pub max_pixels: u64,
+    /// Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size (rounded up), the smallest whose longer side still has at
+    /// least this many pixels. Which pixels come out then differs from decoding all and shrinking, by under a level on
+    /// average where twice the pixels wanted in the end are asked for. `None`, the default: full size.
+    pub reduce_to: Option<u32>,
 }
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { orientation: true, max_pixels: 178_956_970 }
+        Self { orientation: true, max_pixels: 178_956_970, reduce_to: None }
     }
 }
 
@@ -44,19 +48,30 @@ impl DecodeOptions {
     }
 }
 
+/// A picture with the size of its original.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// The pixels, fewer than the original's where [`DecodeOptions::reduce_to`] allowed that.
+    pub picture: Picture,
+    /// The original's width in pixels, turned as the picture is.
+    pub width: u32,
+    /// The original's height in pixels, turned as the picture is.
+    pub height: u32,
+}
+
 /// Reads a picture with the default [`DecodeOptions`].
 ///
 /// # Errors
 /// [`Error::Picture`], with the path and what is wrong.
 pub fn decode(path: &Path) -> Result<Picture> {
-    decode_with(path, &DecodeOptions::default())
+    Ok(decode_with(path, &DecodeOptions::default())?.picture)
 }
 
 /// Reads a picture.
 ///
 /// # Errors
 /// [`Error::Picture`], with the path and what is wrong.
-pub fn decode_with(path: &Path, options: &DecodeOptions) -> Result<Picture> {
+pub fn decode_with(path: &Path, options: &DecodeOptions) -> Result<Decoded> {
     let bytes = fs::read(path).map_err(|source| Fault::Read { source });
     bytes
         .and_then(|bytes| decode_bytes(&bytes, options))
@@ -70,18 +85,33 @@ pub fn decode_with(path: &Path, options: &DecodeOptions) -> Result<Picture> {
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn decode_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<Picture, Fault> {
+pub fn decode_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, Fault> {
     if bytes.is_empty() {
         return Err(Fault::Empty);
     }
     // The decoders are not ours and the bytes come from anywhere: one bad file must not end a run of a million.
-    let decoded = panic::catch_unwind(|| decode_stored(bytes, options));
-    let (picture, orientation) = decoded.unwrap_or_else(|_| Err(Fault::Panic))?;
-    Ok(if options.orientation { picture.oriented(orientation) } else { picture })
+    let stored = panic::catch_unwind(|| decode_stored(bytes, options));
+    let Stored { picture, full, orientation } = stored.unwrap_or_else(|_| Err(Fault::Panic))?;
+    let orientation = if options.orientation { orientation } else { Orientation::NoTransforms };
+    let (width, height) = if swaps_sides(orientation) { (full.1, full.0) } else { full };
+    Ok(Decoded { picture: picture.oriented(orientation), width, height })
 }
 
-/// The picture as it is stored, and how it is to be turned.
-fn decode_stored(bytes: &[u8], options: &DecodeOptions) -> Result<(Picture, Orientation), Fault> {
+/// A picture as it lies in the file.
+pub(crate) struct Stored {
+    pub picture: Picture,
+    /// Its width and height before any reduction.
+    pub full: (u32, u32),
+    /// How it is to be turned.
+    pub orientation: Orientation,
+}
+
+fn swaps_sides(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+}
+
+fn decode_stored(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fault> {
     let reader = Cursor::new(bytes);
     match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, options),
@@ -104,7 +134,7 @@ fn read<D: ImageDecoder>(
     format: &'static str,
     decoder: image::ImageResult<D>,
     options: &DecodeOptions,
-) -> Result<(Picture, Orientation), Fault> {
+) -> Result<Stored, Fault> {
     let broken = |source| broken(format, source);
     let mut decoder = decoder.map_err(broken)?;
     let (width, height) = decoder.dimensions();
@@ -117,7 +147,7 @@ fn read<D: ImageDecoder>(
     decoder.read_image(&mut bytes).map_err(broken)?;
     let picture = to_picture(width, height, color, bytes)
         .ok_or_else(|| Fault::Broken { format, source: format!("pixels of the kind {color:?}").into() })?;
-    Ok((picture, orientation))
+    Ok(Stored { picture, full: (width, height), orientation })
 }
 
 fn broken(format: &'static str, error: image::ImageError) -> Fault {

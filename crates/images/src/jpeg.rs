@@ -1,43 +1,71 @@
 //! JPEG, strictly: half a picture is an error.
 //!
-//! The `image` crate runs zune-jpeg in its lenient mode, which fills what is missing with grey and says nothing. So this
-//! talks to zune-jpeg itself: lenient about what stands between the headers, as every reader is, and strict about the
-//! pixels.
+//! The decoder is libjpeg-turbo in Rust, with its arithmetic and so with Pillow's pixels. It is strict about the coded
+//! data, and lenient, as every reader is, about what stands between the headers.
 
 use image::{RgbImage, metadata::Orientation};
-use zune_jpeg::{
-    JpegDecoder,
-    errors::DecodeErrors,
-    zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions},
-};
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat, ScalingFactor};
 
-use crate::{DecodeOptions, Fault, Picture, Result};
+use crate::{DecodeOptions, Fault, Picture, Result, decode::Stored};
 
 const FORMAT: &str = "JPEG";
 
+/// More scans than any encoder writes; each costs time for the whole picture.
+const SCANS_MAX: usize = 500;
+
 /// Decodes to RGB. Four channels are taken as inverted CMYK (or YCCK), as Adobe writes them and Pillow reads them.
-pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<(Picture, Orientation), Fault> {
+pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fault> {
     if !has_end(bytes) {
         return Err(Fault::Truncated { format: FORMAT });
     }
-    let lenient = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(usize::MAX)
-        .set_max_height(usize::MAX)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), lenient);
-    decoder.decode_headers().map_err(broken)?;
-    let info = decoder.info().ok_or_else(|| other("no frame header"))?;
-    let (width, height) = (u32::from(info.width), u32::from(info.height));
-    options.check(width, height)?;
-    if let Some(ColorSpace::MultiBand(channels)) = decoder.input_colorspace() {
-        return Err(other(format!("{channels} channels")));
+    let limits = DecodeLimits {
+        max_width: usize::from(u16::MAX),
+        max_height: usize::from(u16::MAX),
+        max_pixels: options.max_pixels,
+        max_scans: SCANS_MAX,
+        max_memory: None,
+    };
+    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(broken)?;
+    let frame = decoder.header();
+    let full = (u32::from(frame.width), u32::from(frame.height));
+    options.check(full.0, full.1)?;
+    if frame.precision != 8 {
+        return Err(other(format!("{} bits a channel", frame.precision)));
     }
-    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-    decoder.set_options(lenient.set_strict_mode(true));
-    let mut image = RgbImage::new(width, height);
-    decoder.decode_into(&mut image).map_err(broken)?;
-    Ok((Picture::Rgb(image), orientation.unwrap_or(Orientation::NoTransforms)))
+    let four = match frame.components.len() {
+        1 | 3 => false,
+        4 => true,
+        channels => return Err(other(format!("{channels} channels"))),
+    };
+    let scale = options.reduce_to.map_or(1, |wanted| reduction(full.0.max(full.1), wanted));
+    decoder.set_scale(ScalingFactor::try_new(1, scale).map_err(broken)?);
+    decoder.set_output_format(if four { PixelFormat::Cmyk } else { PixelFormat::Rgb });
+    // What C libjpeg does by default: it matters for progressive files that leave out the finest coefficients.
+    decoder.set_block_smoothing(true);
+    let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk);
+    let image = decoder.decode_image().map_err(broken)?;
+    let pixels = if four { cmyk_to_rgb(&image.data) } else { image.data };
+    let picture = RgbImage::from_raw(image.width as u32, image.height as u32, pixels);
+    let picture = Picture::Rgb(picture.ok_or_else(|| other("more or fewer pixels than it says"))?);
+    Ok(Stored { picture, full, orientation: orientation.unwrap_or(Orientation::NoTransforms) })
+}
+
+/// The largest of 1, 2, 4 and 8 by which `side` can be divided, rounding up, and still be at least `wanted`.
+fn reduction(side: u32, wanted: u32) -> u32 {
+    [8, 4, 2].into_iter().find(|by| side.div_ceil(*by) >= wanted).unwrap_or(1)
+}
+
+/// Inverted CMYK to RGB with Pillow's rounding: the product of ink and light, divided by 255 by shifts.
+fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(cmyk.len() / 4 * 3);
+    for pixel in cmyk.chunks_exact(4) {
+        let light = u32::from(pixel[3]);
+        rgb.extend([pixel[0], pixel[1], pixel[2]].map(|value| {
+            let product = u32::from(255 - value) * light + 128;
+            (light - (((product >> 8) + product) >> 8)) as u8
+        }));
+    }
+    rgb
 }
 
 /// Whether an end-of-image marker follows the start of the first scan. Within coded data no 0xff is followed by 0xd9;
@@ -60,9 +88,9 @@ fn has_end(bytes: &[u8]) -> bool {
     bytes.get(at..).is_some_and(|rest| rest.windows(2).any(|pair| pair == [0xff, 0xd9]))
 }
 
-fn broken(error: DecodeErrors) -> Fault {
+fn broken(error: JpegError) -> Fault {
     match error {
-        DecodeErrors::ExhaustedData => Fault::Truncated { format: FORMAT },
+        JpegError::UnexpectedEof => Fault::Truncated { format: FORMAT },
         error => Fault::Broken { format: FORMAT, source: Box::new(error) },
     }
 }

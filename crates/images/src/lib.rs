@@ -16,20 +16,25 @@
 //! # Ok::<(), vodka_images::Error>(())
 //! ```
 
+mod area;
 mod crop;
 mod decode;
 mod error;
 mod find;
 mod flatten;
 mod jpeg;
+mod measure;
 mod picture;
 mod resize;
+mod square;
 
 pub use crop::{Anchor, crop, fit_crop};
-pub use decode::{DecodeOptions, decode, decode_bytes, decode_with};
+pub use decode::{DecodeOptions, Decoded, decode, decode_bytes, decode_with};
 pub use error::{Error, Fault, Result};
 pub use find::{EXTENSIONS, find, is_image, relative_name};
-pub use flatten::{flatten, pad_square, white_square};
+pub use flatten::{flatten, flatten_over, white_square};
 pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
+pub use measure::{Measures, Tiles, measure};
 pub use picture::Picture;
-pub use resize::resize_bicubic;
+pub use resize::{Filter, resize, resize_bicubic};
+pub use square::{Fit, Square};

@@ -1,23 +1,67 @@
-//! Bicubic resizing with Pillow's arithmetic.
+//! Resizing with the arithmetic of the originals.
 //!
 //! Pillow (`ImagingResample`, src/libImaging/Resample.c) resizes in two passes, rows first, each with fixed-point
 //! weights of 22 bits and each rounded and clipped to 8 bits. The kernel is the cubic with a = -0.5 (Keys 1981), which
 //! is stretched by the scale when shrinking, and so averages all pixels that fall together.
 
+use std::f64::consts::PI;
+
 use image::RgbImage;
 
 const WEIGHT_BITS: u32 = 22;
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
-const SUPPORT: f64 = 2.0;
 const CHANNELS: usize = 3;
+
+/// Resamplers, each with the arithmetic of its original.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// Pillow's `BILINEAR`, to the bit.
+    Bilinear,
+    /// Pillow's `BICUBIC` (a = -0.5), to the bit.
+    Bicubic,
+    /// Pillow's `LANCZOS` (a = 3), to the bit.
+    Lanczos,
+    /// OpenCV's `INTER_AREA`; where a side would grow, Pillow's `LANCZOS`, as kohya's tagging script has it.
+    Area,
+}
+
+impl Filter {
+    /// How far the kernel reaches to each side.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos | Self::Area => 3.0,
+        }
+    }
+
+    fn kernel(self, x: f64) -> f64 {
+        match self {
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Bicubic => cubic(x),
+            Self::Lanczos | Self::Area => lanczos(x),
+        }
+    }
+}
+
+/// Resizes to `width` x `height`.
+///
+/// # Panics
+/// When `width` or `height` is 0.
+pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+    let (w, h) = image.dimensions();
+    if filter == Filter::Area && width <= w && height <= h {
+        return crate::area::shrink(image, width, height);
+    }
+    resize_on_canvas(image, Canvas { width: w, height: h, left: 0, top: 0 }, width, height, filter)
+}
 
 /// Resizes to `width` x `height`: the bytes of Pillow's `Image.resize((width, height), Image.BICUBIC)`.
 ///
 /// # Panics
 /// When `width` or `height` is 0.
 pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let (w, h) = image.dimensions();
-    resize_on_canvas(image, Canvas { width: w, height: h, left: 0, top: 0 }, width, height)
+    resize(image, width, height, Filter::Bicubic)
 }
 
 /// A white area with a picture somewhere on it.
@@ -31,20 +75,18 @@ pub(crate) struct Canvas {
     pub top: u32,
 }
 
-impl Canvas {
-    /// The square around a picture of this size.
-    pub fn square((width, height): (u32, u32)) -> Self {
-        let side = width.max(height);
-        Self { width: side, height: side, left: (side - width) / 2, top: (side - height) / 2 }
-    }
-}
-
 /// Resizes the whole canvas. What is white on it costs next to nothing.
-pub(crate) fn resize_on_canvas(image: &RgbImage, canvas: Canvas, width: u32, height: u32) -> RgbImage {
+pub(crate) fn resize_on_canvas(
+    image: &RgbImage,
+    canvas: Canvas,
+    width: u32,
+    height: u32,
+    filter: Filter,
+) -> RgbImage {
     assert!(width > 0 && height > 0, "cannot resize to {width} x {height}");
     let (w, h) = image.dimensions();
-    let columns = Weights::new(canvas.width, width, canvas.left, w);
-    let rows = Weights::new(canvas.height, height, canvas.top, h);
+    let columns = Weights::new(canvas.width, width, canvas.left, w, filter);
+    let rows = Weights::new(canvas.height, height, canvas.top, h, filter);
     let (narrow, white_row) = resize_rows(image, &columns);
     let pixels = resize_columns(&narrow, &white_row, &rows);
     RgbImage::from_raw(width, height, pixels).expect("one value for each pixel and channel")
@@ -70,11 +112,11 @@ struct Weights {
 
 impl Weights {
     /// From `from` canvas pixels, of which the picture covers `inside` from `start` on, to `to` pixels.
-    fn new(from: u32, to: u32, start: u32, inside: u32) -> Self {
+    fn new(from: u32, to: u32, start: u32, inside: u32, filter: Filter) -> Self {
         let (start, end) = (start as usize, (start + inside) as usize);
         let mut all = Self { taps: Vec::with_capacity(to as usize), weights: Vec::new() };
         for i in 0..to {
-            let (window, weights) = kernel_at(from, to, i);
+            let (window, weights) = kernel_at(from, to, i, filter);
             let begin = all.weights.len();
             let (mut white, mut first) = (0_i32, start);
             for (position, weight) in (window..).zip(weights) {
@@ -94,20 +136,20 @@ impl Weights {
 }
 
 /// The first canvas pixel that output pixel `i` reads, and the weight of it and of those after it.
-fn kernel_at(from: u32, to: u32, i: u32) -> (usize, Vec<i32>) {
+fn kernel_at(from: u32, to: u32, i: u32, filter: Filter) -> (usize, Vec<i32>) {
     if from == to {
         // Pillow leaves out a pass that changes nothing.
         return (i as usize, vec![1 << WEIGHT_BITS]);
     }
     let scale = f64::from(from) / f64::from(to);
     let stretch = scale.max(1.0);
-    let support = SUPPORT * stretch;
+    let support = filter.support() * stretch;
     let center = (f64::from(i) + 0.5) * scale;
     // Pillow truncates toward zero; both ends are clipped to the canvas.
     let first = (center - support + 0.5).max(0.0) as usize;
     let end = ((center + support + 0.5) as usize).min(from as usize);
     let inverse = 1.0 / stretch;
-    let kernel: Vec<f64> = (first..end).map(|x| cubic((x as f64 - center + 0.5) * inverse)).collect();
+    let kernel: Vec<f64> = (first..end).map(|x| filter.kernel((x as f64 - center + 0.5) * inverse)).collect();
     let sum: f64 = kernel.iter().sum();
     let fixed = |weight: f64| {
         let weight = if sum == 0.0 { weight } else { weight / sum } * f64::from(1 << WEIGHT_BITS);
@@ -127,6 +169,12 @@ fn cubic(x: f64) -> f64 {
     } else {
         0.0
     }
+}
+
+/// The sinc function cut to three lobes by a wider one.
+fn lanczos(x: f64) -> f64 {
+    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
 
 fn clip(sum: i32) -> u8 {

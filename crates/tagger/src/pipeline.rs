@@ -78,7 +78,7 @@ impl Job<'_> {
             return Err("the name is not UTF-8".to_owned());
         }
         guarded(|| match decode_with(&self.root.join(path), &self.decode) {
-            Ok(picture) => Ok(self.tagger.prepare(&picture)),
+            Ok(decoded) => Ok(self.tagger.prepare(&decoded.picture)),
             Err(ImageError::Picture { source, .. }) => Err(source.reason()),
             Err(error) => Err(error.to_string()),
         })

@@ -15,7 +15,7 @@ pub enum Fit {
     ResizeThenPad,
     /// Resized to a square, whatever its shape.
     Squash,
-    /// As [`Fit::Pad`], but the free space repeats the picture's edge: DeepDanbooru.
+    /// As [`Fit::ResizeThenPad`], but the free space repeats the picture's edge: DeepDanbooru.
     PadEdge,
 }
 
@@ -60,11 +60,11 @@ impl Square {
         let side = self.side_px;
         match self.fit {
             Fit::Squash => resize(image, side, side, self.filter),
-            Fit::Pad | Fit::PadEdge => {
+            Fit::Pad => {
                 let longer = image.width().max(image.height());
                 resize(&self.padded(image, longer), side, side, self.filter)
             }
-            Fit::ResizeThenPad => {
+            Fit::ResizeThenPad | Fit::PadEdge => {
                 let (width, height) = fitted(image.dimensions(), side);
                 self.padded(&resize(image, width, height, self.filter), side)
             }

@@ -468,7 +468,7 @@ mod tests {
             ("family = \"joytag\"\n[picture]\nsize = 0", "`picture.size`: expected 1 to 4096, found Some(0)"),
             ("family = \"joytag\"\n[thresholds]\ndefault = nan", "`thresholds`: expected numbers from 0 on"),
             ("[[labels]]\nfile = \"a\"\nkind = \"text\"\ncolumns = [\"b\"]", "columns of a csv only, found Text"),
-            ("a = 1 1", "line 1, column 7"),
+            ("a = 1 1", "`model.toml` line 1, column 5"),
         ];
         for (text, expected) in cases {
             let found = parse(text).unwrap_err().to_string();

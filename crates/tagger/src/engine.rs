@@ -7,22 +7,30 @@ use std::{
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 use ort::{
-    session::{Session, builder::SessionBuilder},
-    value::{Outlet, TensorElementType, TensorRef},
+    session::{Session, SessionOutputs, builder::SessionBuilder},
+    value::TensorRef,
 };
 use rayon::prelude::*;
-use vodka_images::{Picture, Rgb, RgbImage, white_square};
+use vodka_images::{Picture, Rgb, RgbImage};
 
-use crate::{Error, Labels, Provider, Result, runtime};
-
-pub(crate) const MODEL: &str = "model.onnx";
-pub(crate) const LABELS: &str = "selected_tags.csv";
+use crate::{
+    Activation, Description, Error, Labels, Layout, Profile, Provider, Result, Tags, Thresholds,
+    folder::{ModelFolder, Settled},
+    graph::{Graph, Input, Outputs},
+    profile::Preparation,
+    runtime,
+    tensor::to_tensor,
+};
 
 /// What [`Tagger::open`] needs to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaggerConfig {
-    /// The folder with `model.onnx` and `selected_tags.csv`.
+    /// The folder with the network and the names of the tags, as the model's authors publish them.
     pub model: PathBuf,
+    /// The model's family, where its files do not tell. See [`crate::families`].
+    pub family: Option<String>,
+    /// How exactly pictures are prepared.
+    pub profile: Profile,
     /// The ONNX Runtime library: `libonnxruntime.so`, `libonnxruntime.dylib` or `onnxruntime.dll`.
     pub onnxruntime: PathBuf,
     /// Where the model runs.
@@ -31,59 +39,122 @@ pub struct TaggerConfig {
     pub threads: usize,
 }
 
-/// A WD14 tagger.
+/// A tagger.
 #[derive(Debug)]
 pub struct Tagger {
     path: PathBuf,
     session: Mutex<Session>,
+    description: Description,
     labels: Labels,
-    size: u32,
-    fixed_batch: Option<usize>,
+    thresholds: Thresholds,
+    preparation: Preparation,
+    input: Input,
+    outputs: Outputs,
+}
+
+/// What a network says of pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// The probability of each tag, 0 to 1. // (pictures, labels)
+    pub scores: Array2<f32>,
+    /// What the network sees in each picture, for finding similar ones; of networks that give it away.
+    /// // (pictures, width)
+    pub embeddings: Option<Array2<f32>>,
 }
 
 impl Tagger {
     /// Loads a model and its labels, and tries the model on two made-up pictures.
     ///
+    /// How the model is used is said by the family that is named, else by the `model.toml` beside it, else by the one
+    /// family that its files and its graph fit.
+    ///
     /// ONNX Runtime is loaded at the first call in a process; later calls must name the same library.
     ///
     /// # Errors
-    /// When a file is missing or malformed, the provider is not available, labels and outputs do not match, or the
-    /// outputs are no probabilities.
+    /// When a file is missing or malformed, the provider is not available, no family or more than one fits, labels and
+    /// outputs do not match, or the outputs are no probabilities.
     pub fn open(config: &TaggerConfig) -> Result<Self> {
-        let (path, labels) = check_folder(&config.model)?;
-        let labels_read = Labels::read(&labels)?;
+        let folder = ModelFolder::open(&config.model, config.family.as_deref())?;
+        let path = folder.network.clone();
         let session = open_session(&path, config)?;
-        let (size, fixed_batch) = input_of(&path, &session)?;
-        let tagger = Self { path, session: Mutex::new(session), labels: labels_read, size, fixed_batch };
-        tagger.try_out(&labels)?;
+        let graph = Graph::of(&session);
+        let Settled { description, labels, labels_path } = folder.settle(&graph)?;
+        let input = graph.input(&path, &description)?;
+        let tagger = Self {
+            thresholds: Thresholds::of(&description, &config.model),
+            preparation: Preparation::new(&description, config.profile, input.side)?,
+            outputs: graph.outputs(&path, &description.output)?,
+            session: Mutex::new(session),
+            path,
+            description,
+            labels,
+            input,
+        };
+        tagger.try_out(&labels_path)?;
         Ok(tagger)
     }
 
-    /// The tags, in the order of the scores.
+    /// The same tagger with other thresholds for [`Tagger::tag`] and [`Tagger::tag_batch`].
+    #[must_use]
+    pub fn with_thresholds(self, thresholds: Thresholds) -> Self {
+        Self { thresholds, ..self }
+    }
+
+    /// The tags that the model knows, in the order of the scores.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
 
-    /// The side of the square that the model sees, in pixels: 448 for the WD series.
-    pub fn size_px(&self) -> u32 {
-        self.size
+    /// How the model is used.
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
-    /// The scores of pictures, 0 to 1. // (pictures, labels)
-    ///
-    /// All are prepared at once, on all cores, and scored as one batch; where the model's batch is fixed, in as many
-    /// batches as needed.
+    /// From which scores on tags count: what the model's authors say, unless [`Tagger::with_thresholds`] has other ones.
+    pub fn thresholds(&self) -> &Thresholds {
+        &self.thresholds
+    }
+
+    /// The side of the square that the model sees, in pixels: 448 for the WD series.
+    pub fn size_px(&self) -> u32 {
+        self.input.side
+    }
+
+    /// Down to which length of its longer side, in pixels, a picture may be decoded for this tagger; `None` where it must
+    /// be decoded whole. For [`vodka_images::DecodeOptions::reduce_to`].
+    pub fn reduce_to(&self) -> Option<u32> {
+        self.preparation.reduce_to()
+    }
+
+    /// The tags of a picture.
     ///
     /// # Errors
     /// When ONNX Runtime fails, or a score is no probability.
-    pub fn tag(&self, pictures: &[Picture]) -> Result<Array2<f32>> {
-        let prepared: Vec<_> = pictures.par_iter().map(|picture| self.prepare(picture)).collect();
-        self.score(&prepared)
+    pub fn tag(&self, picture: &Picture) -> Result<Tags> {
+        let scores = self.score(&[self.prepare(picture)])?;
+        Ok(self.choose(&scores).remove(0))
     }
 
-    /// A picture as the model wants to see it: over white, on a white square, scaled to [`Tagger::size_px`].
+    /// The tags of pictures.
+    ///
+    /// All are prepared at once, on all cores, and scored as one batch; where the model's batch is limited, in as many
+    /// batches as needed.
+    ///
+    /// # Errors
+    /// As [`Tagger::tag`].
+    pub fn tag_batch(&self, pictures: &[Picture]) -> Result<Vec<Tags>> {
+        let prepared: Vec<_> = pictures.par_iter().map(|picture| self.prepare(picture)).collect();
+        Ok(self.choose(&self.score(&prepared)?))
+    }
+
+    fn choose(&self, scores: &Array2<f32>) -> Vec<Tags> {
+        let tags = |row: Vec<f32>| self.thresholds.choose(&self.labels, &row);
+        scores.outer_iter().map(|row| tags(row.to_vec())).collect()
+    }
+
+    /// A picture as the model wants to see it: a square of [`Tagger::size_px`].
     pub fn prepare(&self, picture: &Picture) -> RgbImage {
-        white_square(picture, self.size)
+        self.preparation.square(picture)
     }
 
     /// The scores of prepared pictures, 0 to 1. // (pictures, labels)
@@ -94,49 +165,107 @@ impl Tagger {
     /// # Panics
     /// When a picture is not of the size that [`Tagger::prepare`] makes.
     pub fn score(&self, prepared: &[RgbImage]) -> Result<Array2<f32>> {
-        let scores = self.infer(prepared)?;
-        for row in scores.outer_iter() {
-            if let Some((i, score)) = row.iter().enumerate().find(|(_, score)| !(0.0..=1.0).contains(*score))
-            {
-                let tag = self.labels[i].name.clone();
-                return Err(Error::NotAProbability { model: self.path.clone(), tag, score: *score });
-            }
-        }
-        Ok(scores)
+        Ok(self.score_with_embeddings(prepared)?.scores)
     }
 
-    /// The model's output, whatever it is. // (pictures, outputs)
-    fn infer(&self, prepared: &[RgbImage]) -> Result<Array2<f32>> {
-        let Some(batch) = self.fixed_batch.filter(|_| !prepared.is_empty()) else {
-            return self.infer_batch(prepared, prepared.len());
+    /// The scores of prepared pictures, and their embeddings where the network has them, from one pass.
+    ///
+    /// # Errors
+    /// As [`Tagger::tag`].
+    ///
+    /// # Panics
+    /// As [`Tagger::score`].
+    pub fn score_with_embeddings(&self, prepared: &[RgbImage]) -> Result<Scores> {
+        if prepared.is_empty() {
+            return Ok(Scores { scores: Array2::zeros((0, self.labels.len())), embeddings: None });
+        }
+        let Scores { scores, embeddings } = self.infer(prepared)?;
+        let scores = self.probabilities(scores);
+        self.check(&scores)?;
+        Ok(Scores { scores, embeddings })
+    }
+
+    /// Makes probabilities of labels of an output's values.
+    fn probabilities(&self, values: Array2<f32>) -> Array2<f32> {
+        let values = match self.labels.outputs() {
+            None => values,
+            Some(outputs) => values.select(Axis(1), outputs),
+        };
+        match self.description.output.activation {
+            Activation::None => values,
+            Activation::Sigmoid => values.mapv_into(|logit| 1.0 / (1.0 + (-logit).exp())),
+        }
+    }
+
+    fn check(&self, scores: &Array2<f32>) -> Result<()> {
+        let is_wrong = |score: f32| !(0.0..=1.0).contains(&score);
+        let Some(((_, i), score)) = scores.indexed_iter().find(|(_, score)| is_wrong(**score)) else {
+            return Ok(());
+        };
+        let hint = if scores.iter().all(|score| score.is_finite()) {
+            "its outputs are logits; set activation = \"sigmoid\""
+        } else {
+            "its outputs are no numbers"
+        };
+        let tag = self.labels[i].name.clone();
+        Err(Error::NotAProbability { model: self.path.clone(), tag, score: *score, hint })
+    }
+
+    /// The outputs for one or more pictures, whatever they are. // (pictures, outputs), (pictures, width)
+    fn infer(&self, prepared: &[RgbImage]) -> Result<Scores> {
+        let batch = match (self.input.batch, self.description.max_batch) {
+            (Some(fixed), _) => fixed,
+            (None, most) => prepared.len().min(most.unwrap_or(usize::MAX)),
         };
         let parts: Vec<_> =
-            prepared.chunks(batch).map(|chunk| self.infer_batch(chunk, batch)).collect::<Result<_>>()?;
-        let views: Vec<ArrayView2<f32>> = parts.iter().map(|part| part.view()).collect();
-        Ok(concatenate(Axis(0), &views).expect("one model makes rows of one width"))
+            prepared.chunks(batch).map(|chunk| self.infer_batch(chunk)).collect::<Result<_>>()?;
+        let joined = |parts: &[ArrayView2<f32>]| {
+            concatenate(Axis(0), parts).expect("one model makes rows of one width")
+        };
+        let views = |of: fn(&Scores) -> Option<&Array2<f32>>| -> Vec<_> {
+            parts.iter().filter_map(of).map(|rows| rows.view()).collect()
+        };
+        let embeddings = views(|part| part.embeddings.as_ref());
+        Ok(Scores {
+            scores: joined(&views(|part| Some(&part.scores))),
+            embeddings: (!embeddings.is_empty()).then(|| joined(&embeddings)),
+        })
     }
 
-    /// One run of the model on `batch` pictures, of which those that are not there are black and left out again.
-    fn infer_batch(&self, prepared: &[RgbImage], batch: usize) -> Result<Array2<f32>> {
-        if batch == 0 {
-            return Ok(Array2::zeros((0, self.labels.len())));
+    /// One run of the network. Pictures that are missing to a fixed batch are zeros, and left out again.
+    fn infer_batch(&self, prepared: &[RgbImage]) -> Result<Scores> {
+        let (side, batch) = (self.input.side, self.input.batch.unwrap_or(prepared.len()));
+        for picture in prepared {
+            assert_eq!(picture.dimensions(), (side, side), "the picture is not prepared for this model");
         }
-        let side = self.size as usize;
-        let pixels = to_bgr(prepared, side, batch);
-        let input = TensorRef::from_array_view(([batch, side, side, 3], &*pixels)); // (N, H, W, 3) BGR 0..255
+        let side = side as usize;
+        let mut pixels = to_tensor(prepared, &self.description.tensor);
+        pixels.resize(batch * side * side * 3, 0.0);
+        let shape = match self.description.tensor.layout {
+            Layout::Nhwc => [batch, side, side, 3],
+            Layout::Nchw => [batch, 3, side, side],
+        };
+        let input = TensorRef::from_array_view((shape, &*pixels)).map_err(|e| self.failed(e))?;
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs =
-            session.run(ort::inputs![input.map_err(|e| self.failed(e))?]).map_err(|e| self.failed(e))?;
-        let (shape, values) = outputs[0].try_extract_tensor::<f32>().map_err(|e| self.failed(e))?;
+        let outputs = session.run(ort::inputs![input]).map_err(|e| self.failed(e))?;
+        let rows = |output| self.rows(&outputs, output, batch, prepared.len());
+        Ok(Scores {
+            scores: rows(self.outputs.scores)?,
+            embeddings: self.outputs.embedding.map(rows).transpose()?,
+        })
+    }
+
+    /// The first rows of an output. // (rows, width)
+    fn rows(&self, outputs: &SessionOutputs, place: usize, batch: usize, rows: usize) -> Result<Array2<f32>> {
+        let (shape, values) = outputs[place].try_extract_tensor::<f32>().map_err(|e| self.failed(e))?;
         match shape[..] {
             [n, width] if n == batch as i64 && width > 0 => {
-                let rows = values[..prepared.len() * width as usize].to_vec();
-                Ok(Array2::from_shape_vec((prepared.len(), width as usize), rows)
-                    .expect("the rows were counted"))
+                let values = values[..rows * width as usize].to_vec();
+                Ok(Array2::from_shape_vec((rows, width as usize), values).expect("the rows were counted"))
             }
             _ => Err(Error::Graph {
                 model: self.path.clone(),
-                expected: "an output of the shape [batch, tags]",
+                expected: format!("an output {place} of the shape [batch, width]"),
                 found: format!("{shape:?} for a batch of {batch}"),
             }),
         }
@@ -144,20 +273,23 @@ impl Tagger {
 
     /// Looks for the ways in which exported models are known to be wrong.
     fn try_out(&self, labels: &Path) -> Result<()> {
-        let scores = self.infer(&self.test_pictures())?; // (2, outputs)
+        let values = self.infer(&self.test_pictures())?.scores; // (2, outputs)
         let model = || self.path.clone();
-        let (outputs, rows) = (scores.ncols(), self.labels.len());
-        if outputs != rows {
-            return Err(Error::LabelCount { model: model(), outputs, labels: labels.to_path_buf(), rows });
+        let outputs = values.ncols();
+        if !self.labels.fit(outputs) {
+            let (labels, rows) = (labels.to_path_buf(), self.labels.len());
+            return Err(Error::LabelCount { model: model(), outputs, labels, rows });
         }
-        if let Some(((_, i), score)) = scores.indexed_iter().find(|(_, score)| !(0.0..=1.0).contains(*score))
-        {
-            let tag = self.labels[i].name.clone();
-            return Err(Error::NotAProbability { model: model(), tag, score: *score });
-        }
+        let is_probable = values.iter().all(|value| (0.0..=1.0).contains(value));
+        let scores = self.probabilities(values);
+        self.check(&scores)?;
         let lowest = scores.iter().copied().fold(f32::INFINITY, f32::min);
         if lowest >= 0.5 {
-            return Err(Error::AllHigh { model: model(), lowest });
+            let hint = match self.description.output.activation {
+                Activation::Sigmoid if is_probable => "its outputs are already probabilities; set activation = \"none\"",
+                _ => "its graph puts the logistic function twice",
+            };
+            return Err(Error::AllHigh { model: model(), lowest, hint });
         }
         if scores.row(0) == scores.row(1) {
             return Err(Error::Constant { model: model() });
@@ -168,36 +300,16 @@ impl Tagger {
     /// Two pictures that have little in common: coloured stripes that slowly change, and grey noise.
     fn test_pictures(&self) -> [RgbImage; 2] {
         let stripes = |x: u32, y: u32| Rgb([(x * 5) as u8, (y * 3) as u8, ((x + y) / 16 * 40) as u8]);
-        let noise =
-            |x: u32, y: u32| Rgb([((x * 7919 + y * 104_729).wrapping_mul(2_654_435_761) >> 24) as u8; 3]);
-        [RgbImage::from_fn(self.size, self.size, stripes), RgbImage::from_fn(self.size, self.size, noise)]
+        let noise = |x: u32, y: u32| {
+            Rgb([(x.wrapping_mul(7919).wrapping_add(y * 104_729).wrapping_mul(2_654_435_761) >> 24) as u8; 3])
+        };
+        let side = self.input.side;
+        [RgbImage::from_fn(side, side, stripes), RgbImage::from_fn(side, side, noise)]
     }
 
     fn failed(&self, source: ort::Error) -> Error {
         Error::Runtime { model: self.path.clone(), source }
     }
-}
-
-/// The paths of a model's two files.
-pub(crate) fn check_folder(folder: &Path) -> Result<(PathBuf, PathBuf)> {
-    if !folder.is_dir() {
-        return Err(Error::NoFolder { what: "the model", path: folder.to_path_buf() });
-    }
-    let file = |name, what| {
-        let path = folder.join(name);
-        if path.is_file() {
-            Ok(path)
-        } else {
-            Err(Error::NoModelFile { folder: folder.to_path_buf(), name, what })
-        }
-    };
-    Ok((file(MODEL, "the network")?, file(LABELS, "the names of the tags, one row for each output")?))
-}
-
-/// Whether a file beside the network is a part of it: weights lie outside it as `model.onnx.data` or `model.onnx_data`.
-pub(crate) fn is_external(folder: &Path, path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.parent() == Some(folder) && name.starts_with(MODEL) && name != MODEL
 }
 
 fn open_session(path: &Path, config: &TaggerConfig) -> Result<Session> {
@@ -214,47 +326,4 @@ fn open_session(path: &Path, config: &TaggerConfig) -> Result<Session> {
         builder = builder.with_execution_providers([provider]).map_err(|e| unavailable(e.into()))?;
     }
     builder.commit_from_file(path).map_err(failed)
-}
-
-/// The side of the picture the graph wants, and its batch where that is fixed. The input is taken by its place, for
-/// its name differs from export to export.
-fn input_of(path: &Path, session: &Session) -> Result<(u32, Option<usize>)> {
-    let inputs = session.inputs();
-    let dims = match inputs {
-        [input] if input.dtype().tensor_type() == Some(TensorElementType::Float32) => {
-            input.dtype().tensor_shape()
-        }
-        _ => None,
-    };
-    match dims.map(|shape| &shape[..]) {
-        Some(&[batch, height, width, 3]) if height == width && height > 0 => {
-            Ok((height as u32, usize::try_from(batch).ok().filter(|batch| *batch > 0)))
-        }
-        _ => Err(Error::Graph {
-            model: path.to_path_buf(),
-            expected: "one input, float32 [batch, side, side, 3]",
-            found: describe(inputs),
-        }),
-    }
-}
-
-fn describe(inputs: &[Outlet]) -> String {
-    let each = |input: &Outlet| format!("`{}` {}", input.name(), input.dtype());
-    inputs.iter().map(each).collect::<Vec<_>>().join(", ")
-}
-
-/// Pixels as the model wants them: BGR, 0..255, zeros for the pictures that are missing to `batch`. // (N, H, W, 3)
-fn to_bgr(prepared: &[RgbImage], side: usize, batch: usize) -> Vec<f32> {
-    let mut pixels = Vec::with_capacity(batch * side * side * 3);
-    for image in prepared {
-        assert_eq!(
-            image.dimensions(),
-            (side as u32, side as u32),
-            "the picture is not prepared for this model"
-        );
-        pixels
-            .extend(image.pixels().flat_map(|Rgb([r, g, b])| [f32::from(*b), f32::from(*g), f32::from(*r)]));
-    }
-    pixels.resize(batch * side * side * 3, 0.0);
-    pixels
 }

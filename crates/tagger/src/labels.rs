@@ -422,7 +422,7 @@ mod tests {
         let cases = [
             (LabelKind::Csv, "tag_id,name,category\nx,a,0\n", "line 2: expected a number as `tag_id`, found \"x\""),
             (LabelKind::Csv, "tag_id,name,category\n1,a,0\n2,,0\n", "line 3: expected a name"),
-            (LabelKind::Csv, "tag_id,name,category\n1,a,0\n\n2,a,0\n", "line 4: expected a name that is not there yet"),
+            (LabelKind::Csv, "tag_id,name,category\n1,a,0\n2,a,0\n", "line 3: expected a name that is not there yet"),
             (LabelKind::Csv, "tag_id,name,category\n1,a,b\n", "line 2: expected a number as `category`, found \"b\""),
             (LabelKind::Csv, "name,best_threshold\na,1.5\n", "line 2: expected 0 to 1 as `best_threshold`"),
             (LabelKind::Csv, "tag_id,name,category\n", "line 1: expected a tag at least"),

@@ -87,10 +87,14 @@ impl Preparation {
         }
     }
 
-    /// Down to which length of the shorter side a picture may be decoded. `None` for all of it.
+    /// Down to which length of the longer side a picture may be decoded. `None` for all of it: so are pictures that are
+    /// squashed, of which the shorter side may need every pixel there is.
     pub fn reduce_to(&self) -> Option<u32> {
+        if self.profile != Profile::Fast || self.first.is_none() && self.last.fit == SquareFit::Squash {
+            return None;
+        }
         let side = self.first.as_ref().map_or(0, |first| first.side_px).max(self.last.side_px);
-        (self.profile == Profile::Fast).then(|| (2 * side).max(768))
+        Some((2 * side).max(768))
     }
 }
 
@@ -131,6 +135,7 @@ mod tests {
         let kohya = of("wd-v3", Profile::Kohya).unwrap();
         assert_eq!((kohya.last.filter, kohya.reduce_to()), (Filter::Area, None));
         assert_eq!(of("wd-v3", Profile::Fast).unwrap().reduce_to(), Some(896));
+        assert_eq!(of("pixai-v0.9", Profile::Fast).unwrap().reduce_to(), None);
         assert_eq!(of("animetimm", Profile::Fast).unwrap().reduce_to(), Some(1024));
         let error = of("pixai-v0.9", Profile::Kohya).unwrap_err().to_string();
         assert!(error.contains("`kohya` is for families that pad") && error.contains("`pixai-v0.9`"), "{error}");

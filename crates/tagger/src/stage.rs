@@ -13,7 +13,7 @@ use vodka_stage::{Interrupt, Journal, Outcome, Report, RunKey, record_path};
 
 use crate::{
     Error, Labels, Provider, Result, Tagger, TaggerConfig,
-    engine::{check_folder, is_external},
+    folder::{ModelFolder, is_description, is_external},
     pipeline::{Job, Scored},
     table::{Tagged, write_csv, write_parquet, write_skipped},
 };
@@ -102,7 +102,7 @@ impl TagConfig {
                 return wrong("output", "a name ending in .parquet or .csv", found);
             }
         };
-        check_folder(&self.model)?;
+        ModelFolder::open(&self.model, None)?;
         if !self.images.is_dir() {
             return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
         }
@@ -145,14 +145,15 @@ impl TagPlan {
     /// # Errors
     /// When one of them cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        let (model, labels) = check_folder(&self.config.model)?;
+        let model = ModelFolder::open(&self.config.model, None)?;
         let TagConfig { min_score, provider, .. } = self.config;
         let settings = Settings { min_score, preprocessing: self.preprocessing(), provider };
         let folder = &self.config.model;
         Ok(RunKey::new("tag", &settings, None)
-            .input("model", &model, |_| true)?
-            .input("weights", folder, |path| is_external(folder, path))?
-            .input("labels", &labels, |_| true)?
+            .input("model", &model.network, |_| true)?
+            .input("weights", folder, |path| is_external(&model.network, path))?
+            .input("labels", model.labels(), |_| true)?
+            .input("description", folder, is_description)?
             .input("images", &self.config.images, is_image)?)
     }
 
@@ -191,6 +192,7 @@ impl TagPlan {
             onnxruntime: self.config.onnxruntime.clone(),
             provider: self.config.provider,
             threads: self.config.threads,
+            ..TaggerConfig::default()
         }
     }
 }

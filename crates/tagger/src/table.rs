@@ -109,7 +109,7 @@ pub(crate) fn write_csv(path: &Path, tagged: &[Tagged], labels: &Labels) -> Resu
         picture.scores.iter().map(|(label, score)| {
             let label = &labels[*label];
             let (id, score) = (label.tag_id.to_string(), score.to_string());
-            [picture.image.clone(), id, label.name.clone(), label.category.clone(), score]
+            [picture.image.clone(), id, label.name.clone(), label.category.to_string(), score]
         })
     });
     write_records(path, COLUMNS, rows)
@@ -154,13 +154,12 @@ mod tests {
     };
 
     use super::*;
+    use crate::{LabelFile, LabelKind};
 
     fn labels() -> Labels {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("selected_tags.csv");
-        fs::write(&path, "tag_id,name,category\n9,general,9\n7,\"don't_say_\"\"lazy\"\"\",4\n8,\\m/,0\n")
-            .unwrap();
-        Labels::read(&path).unwrap()
+        let text = "tag_id,name,category\n9,general,9\n7,\"don't_say_\"\"lazy\"\"\",4\n8,\\m/,0\n";
+        let file = LabelFile::new("selected_tags.csv", LabelKind::Csv);
+        Labels::parse(text.as_bytes(), &file, Path::new("selected_tags.csv")).unwrap()
     }
 
     fn tagged() -> Vec<Tagged> {

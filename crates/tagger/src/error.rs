@@ -157,9 +157,9 @@ pub enum Error {
         /// The parser's reason.
         source: csv::Error,
     },
-    /// A file of labels cannot be read as the JSON it should be.
-    #[error("cannot read the labels `{path}`")]
-    LabelsJson {
+    /// A file beside the network is not the JSON it should be.
+    #[error("`{path}` is not the JSON it should be")]
+    Json {
         /// The file.
         path: PathBuf,
         /// The parser's reason.

@@ -68,9 +68,17 @@ impl ModelFolder {
         Ok(Self { path: path.to_path_buf(), network, candidates })
     }
 
-    /// The file of labels. Where several descriptions are left that have each their own, the first one's.
+    /// The file of labels; the first where it is not clear yet which one counts.
     pub fn labels(&self) -> &Path {
         &self.candidates[0].labels
+    }
+
+    /// Whether a file says how the network is to be used, beside [`ModelFolder::labels`].
+    pub fn is_description(&self, path: &Path) -> bool {
+        let steps = |it: &Candidate| it.description.preprocess.as_ref().map(|steps| self.path.join(&steps.file));
+        path == self.path.join(MODEL_TOML)
+            || self.candidates.iter().any(|it| it.labels == path && it.labels != self.labels())
+            || self.candidates.iter().any(|it| steps(it).is_some_and(|steps| steps == path))
     }
 
     /// Decides on a description, now that the network is known.
@@ -137,12 +145,6 @@ fn network(folder: &Path, names: &[&String]) -> Option<PathBuf> {
 pub(crate) fn is_external(network: &Path, path: &Path) -> bool {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     path.parent() == network.parent() && path != network && name(path).starts_with(&name(network))
-}
-
-/// Whether a file says how the network is to be used.
-pub(crate) fn is_description(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    matches!(name, Some(MODEL_TOML | "preprocess.json"))
 }
 
 /// Each name once, in backticks.

@@ -278,7 +278,7 @@ impl Parser<'_> {
     }
 
     fn json<'de, T: Deserialize<'de>>(&self, text: &'de str) -> Result<T> {
-        let json = |source| Error::LabelsJson { path: self.path.to_path_buf(), source };
+        let json = |source| Error::Json { path: self.path.to_path_buf(), source };
         serde_json::from_str(text).map_err(json)
     }
 
@@ -431,7 +431,7 @@ mod tests {
             (LabelKind::Text, "a\n\nb\n", "line 2: expected a name"),
             (LabelKind::Text, "a\nb\na", "line 3: expected a name that is not there yet, found \"a\""),
             (LabelKind::Text, "\n", "line 1: expected a tag at least"),
-            (LabelKind::TagMapping, "{", "cannot read the labels `labels`: EOF while parsing"),
+            (LabelKind::TagMapping, "{", "`labels` is not the JSON it should be: EOF while parsing"),
             (LabelKind::TagMapping, r#"{"x": {"tag": "a", "category": "b"}}"#, "the number of an output as key, found \"x\""),
             (
                 LabelKind::IdxToTag,

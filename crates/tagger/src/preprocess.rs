@@ -19,7 +19,7 @@ pub(crate) fn follow(description: &mut Description, file: &PreprocessFile, text:
         found: found.to_string(),
     };
     let all: Value = serde_json::from_str(text)
-        .map_err(|source| Error::LabelsJson { path: path.to_path_buf(), source })?;
+        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     let list = all.get(&file.steps).and_then(Value::as_array);
     let list = list.ok_or_else(|| wrong(0, "a list of steps", &Value::Null))?;
     let mut steps = Steps::default();
@@ -174,6 +174,19 @@ mod tests {
     }
 
     #[test]
+    fn no_damage_is_a_panic() {
+        let whole = format!("{PAD}, {RESIZE}, {END}");
+        for at in 0..whole.len() {
+            for piece in ["\"", "}", "[", "-1", "1e999", "99999999999", ""] {
+                let damaged = format!("{}{piece}{}", &whole[..at], &whole[at + 1..]);
+                if let Ok(description) = steps(&damaged) {
+                    assert!(description.picture.size.is_some(), "{damaged}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_followed_is_refused_with_its_place() {
         let cases = [
             (format!("{RESIZE}, {END}"), "`test[0]`: expected two numbers as `size`, or `pad_to_size` before it"),
@@ -185,6 +198,7 @@ mod tests {
             (PAD.to_owned(), "`test[1]`: expected to_tensor, found null"),
             ("{\"type\": \"to_tensor\"}".to_owned(), "expected pad_to_size or resize"),
             ("7".to_owned(), "expected an object, found 7"),
+            ("{".to_owned(), "`preprocess.json` is not the JSON it should be"),
         ];
         for (text, expected) in cases {
             let found = steps(&text).unwrap_err().to_string();

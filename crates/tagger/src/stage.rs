@@ -13,7 +13,7 @@ use vodka_stage::{Interrupt, Journal, Outcome, Report, RunKey, record_path};
 
 use crate::{
     Error, Labels, Provider, Result, Tagger, TaggerConfig,
-    folder::{ModelFolder, is_description, is_external},
+    folder::{ModelFolder, is_external},
     pipeline::{Job, Scored},
     table::{Tagged, write_csv, write_parquet, write_skipped},
 };
@@ -153,7 +153,7 @@ impl TagPlan {
             .input("model", &model.network, |_| true)?
             .input("weights", folder, |path| is_external(&model.network, path))?
             .input("labels", model.labels(), |_| true)?
-            .input("description", folder, is_description)?
+            .input("description", folder, |path| model.is_description(path))?
             .input("images", &self.config.images, is_image)?)
     }
 

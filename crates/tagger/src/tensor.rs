@@ -13,15 +13,21 @@ pub fn to_tensor(pictures: &[RgbImage], rules: &TensorRules) -> Vec<f32> {
     let size = pictures.first().map_or((0, 0), RgbImage::dimensions);
     let area = size.0 as usize * size.1 as usize;
     let values = Values::new(rules);
-    let mut tensor = Vec::with_capacity(pictures.len() * area * 3);
-    for picture in pictures {
+    let mut tensor = vec![0.0; pictures.len() * area * 3];
+    for (picture, part) in pictures.iter().zip(tensor.chunks_exact_mut((area * 3).max(1))) {
         assert_eq!(picture.dimensions(), size, "the pictures of a batch are of one size");
-        let pixels = picture.as_raw().chunks_exact(3);
+        let pixels = || picture.as_raw().chunks_exact(3);
         match rules.layout {
-            Layout::Nhwc => tensor.extend(pixels.flat_map(|pixel| values.of(pixel))),
+            Layout::Nhwc => {
+                for (pixel, out) in pixels().zip(part.chunks_exact_mut(3)) {
+                    out.copy_from_slice(&[0, 1, 2].map(|channel| values.at(pixel, channel)));
+                }
+            }
             Layout::Nchw => {
-                for channel in 0..3 {
-                    tensor.extend(pixels.clone().map(|pixel| values.at(pixel, channel)));
+                for (channel, plane) in part.chunks_exact_mut(area).enumerate() {
+                    for (pixel, out) in pixels().zip(plane) {
+                        *out = values.at(pixel, channel);
+                    }
                 }
             }
         }
@@ -51,10 +57,6 @@ impl Values {
 
     fn at(&self, pixel: &[u8], channel: usize) -> f32 {
         self.table[channel][usize::from(pixel[self.sources[channel]])]
-    }
-
-    fn of(&self, pixel: &[u8]) -> [f32; 3] {
-        [self.at(pixel, 0), self.at(pixel, 1), self.at(pixel, 2)]
     }
 }
 

@@ -11,7 +11,8 @@ use std::{
 
 use vodka_images::decode;
 use vodka_tagger::{
-    Category, Description, Error, Picture, Profile, Tagger, TaggerConfig, Thresholds, families, mcut, to_tensor,
+    Category, Channels, Description, Error, Fit, Picture, Profile, Resampler, Tagger, TaggerConfig, Thresholds,
+    families, mcut, to_tensor,
 };
 use vodka_testkit::{Case, fixture, onnxruntime};
 
@@ -99,6 +100,55 @@ fn every_family_is_found_by_its_files_and_its_graph() {
         assert_eq!(by_name.description().family.as_deref(), Some(family));
         assert_eq!(tagger.description().output, by_name.description().output);
         assert_eq!(tagger.labels(), by_name.labels());
+    }
+}
+
+/// The largest difference to the golden scores when a family is changed by a few lines of a model.toml.
+fn difference(case: &Case, family: &str, change: &str) -> f32 {
+    let (_dir, folder) = with_file(family, "model.toml", &format!("family = \"{family}\"\n{change}\n"));
+    let tagger = Tagger::open(&config(&folder)).unwrap();
+    let of = |name: &String| {
+        let row = tagger.score(&[tagger.prepare(&picture(name))]).unwrap().row(0).to_vec();
+        largest_difference(case, &format!("{family}/{name}"), &row)
+    };
+    pictures(case, family).iter().map(of).fold(0.0, f32::max)
+}
+
+#[test]
+fn no_rule_of_a_family_could_be_another() {
+    let case = Case::open("tagger-families");
+    for family in families() {
+        let rules = Description::family(family).unwrap();
+        let steps = rules.preprocess.is_some();
+        let mut changes = vec![
+            match rules.tensor.channels {
+                Channels::Rgb => "[tensor]\nchannels = \"bgr\"",
+                Channels::Bgr => "[tensor]\nchannels = \"rgb\"",
+            },
+            "[picture]\nunder = [255, 0, 255]",
+        ];
+        // Steps beside the model go before what a model.toml says of the rest.
+        if !steps {
+            changes.push(match rules.picture.resampler {
+                Resampler::Bilinear => "[picture]\nresampler = \"lanczos\"",
+                _ => "[picture]\nresampler = \"bilinear\"",
+            });
+            changes.push(match rules.picture.fit {
+                Fit::Squash => "[picture]\nfit = \"pad\"",
+                _ => "[picture]\nfit = \"squash\"",
+            });
+            changes.push("[tensor]\nmean = [0.1, 0.2, 0.3]");
+            changes.push("[tensor]\nstd = [0.9, 1.1, 1.2]");
+            changes.push("[tensor]\nscale = 200.0");
+        }
+        if !steps && matches!(rules.picture.fit, Fit::Pad | Fit::ResizeThenPad) {
+            changes.push("[picture]\npad = [0, 255, 0]");
+        }
+        assert_eq!(difference(&case, family, "").max(1e-6), 1e-6, "{family} as it is");
+        for change in changes {
+            let found = difference(&case, family, change);
+            assert!(found > 1e-4, "{family}: {change}: {found}");
+        }
     }
 }
 

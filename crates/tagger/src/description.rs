@@ -166,13 +166,7 @@ pub struct TensorRules {
 
 impl Default for TensorRules {
     fn default() -> Self {
-        Self {
-            layout: Layout::Nchw,
-            channels: Channels::Rgb,
-            scale: 255.0,
-            mean: [0.0; 3],
-            std: [1.0; 3],
-        }
+        Self { layout: Layout::Nchw, channels: Channels::Rgb, scale: 255.0, mean: [0.0; 3], std: [1.0; 3] }
     }
 }
 
@@ -327,7 +321,8 @@ impl Description {
     /// # Errors
     /// [`Error::UnknownFamily`], with the families there are.
     pub fn family(name: &str) -> Result<Self> {
-        Self::parse(family_text(name)?, Path::new(name)).map(|known| Self { family: Some(name.into()), ..known })
+        Self::parse(family_text(name)?, Path::new(name))
+            .map(|known| Self { family: Some(name.into()), ..known })
     }
 
     /// Reads a `model.toml`.
@@ -366,7 +361,8 @@ impl Description {
 
     fn check(&self, path: &Path) -> Result<()> {
         let sure = |is_fine: bool, key, expected, found: &dyn std::fmt::Debug| {
-            let wrong = || Error::Description { path: path.into(), key, expected, found: format!("{found:?}") };
+            let wrong =
+                || Error::Description { path: path.into(), key, expected, found: format!("{found:?}") };
             if is_fine { Ok(()) } else { Err(wrong()) }
         };
         let Self { picture, tensor, thresholds, .. } = self;
@@ -452,22 +448,32 @@ mod tests {
     #[test]
     fn a_family_can_be_changed_in_part() {
         let joytag = Description::family("joytag").unwrap();
-        let mine = parse("family = \"joytag\"\n[tensor]\nchannels = \"bgr\"\n[thresholds]\ndefault = 0.2\n").unwrap();
-        assert_eq!(mine.tensor, TensorRules { channels: Channels::Bgr, ..joytag.tensor.clone() });
+        let mine = parse("family = \"joytag\"\n[tensor]\nchannels = \"bgr\"\n[thresholds]\ndefault = 0.2\n")
+            .unwrap();
+        assert_eq!(mine.tensor, TensorRules { channels: Channels::Bgr, ..joytag.tensor });
         assert_eq!((mine.thresholds.default, &mine.labels), (0.2, &joytag.labels));
     }
 
     #[test]
     fn what_is_wrong_has_its_line_or_its_key() {
         let cases = [
-            ("[tensor]\nlayuot = \"nhwc\"", "line 2, column 1: unknown field `layuot`, did you mean `layout`?"),
-            ("family = \"joytag\"\n[picture]\nfit = \"stretch\"", "line 3, column 7: unknown variant `stretch`"),
+            (
+                "[tensor]\nlayuot = \"nhwc\"",
+                "line 2, column 1: unknown field `layuot`, did you mean `layout`?",
+            ),
+            (
+                "family = \"joytag\"\n[picture]\nfit = \"stretch\"",
+                "line 3, column 7: unknown variant `stretch`",
+            ),
             ("family = \"joitag\"", "no family `joitag`: there are wd-v3, wd-v1.4, animetimm"),
             ("", "`model.toml`: `labels`: expected a [[labels]] at least, found []"),
             ("family = \"joytag\"\n[tensor]\nstd = [1, 0, 1]", "`tensor.std`: expected numbers above 0"),
             ("family = \"joytag\"\n[picture]\nsize = 0", "`picture.size`: expected 1 to 4096, found Some(0)"),
             ("family = \"joytag\"\n[thresholds]\ndefault = nan", "`thresholds`: expected numbers from 0 on"),
-            ("[[labels]]\nfile = \"a\"\nkind = \"text\"\ncolumns = [\"b\"]", "columns of a csv only, found Text"),
+            (
+                "[[labels]]\nfile = \"a\"\nkind = \"text\"\ncolumns = [\"b\"]",
+                "columns of a csv only, found Text",
+            ),
             ("a = 1 1", "`model.toml` line 1, column 5"),
         ];
         for (text, expected) in cases {

@@ -286,7 +286,9 @@ impl Tagger {
         let lowest = scores.iter().copied().fold(f32::INFINITY, f32::min);
         if lowest >= 0.5 {
             let hint = match self.description.output.activation {
-                Activation::Sigmoid if is_probable => "its outputs are already probabilities; set activation = \"none\"",
+                Activation::Sigmoid if is_probable => {
+                    "its outputs are already probabilities; set activation = \"none\""
+                }
                 _ => "its graph puts the logistic function twice",
             };
             return Err(Error::AllHigh { model: model(), lowest, hint });

@@ -74,7 +74,9 @@ pub enum Error {
         reasons: String,
     },
     /// The model could be of several families.
-    #[error("`{folder}` could be of the families {candidates}; name one, or write `family = ...` into a model.toml beside it")]
+    #[error(
+        "`{folder}` could be of the families {candidates}; name one, or write `family = ...` into a model.toml beside it"
+    )]
     Ambiguous {
         /// The model folder.
         folder: PathBuf,
@@ -96,7 +98,9 @@ pub enum Error {
         found: String,
     },
     /// A profile asks for what the family does not do.
-    #[error("the profile `{profile}` is for families that pad a picture and then resize it; `{family}` does not")]
+    #[error(
+        "the profile `{profile}` is for families that pad a picture and then resize it; `{family}` does not"
+    )]
     Profile {
         /// The profile.
         profile: Profile,
@@ -246,7 +250,9 @@ pub enum Error {
         hint: &'static str,
     },
     /// Scores that look like probabilities put through the logistic function once more.
-    #[error("`{model}` scores every tag with 0.5 or more (lowest {lowest}), expected most of them near 0: {hint}")]
+    #[error(
+        "`{model}` scores every tag with 0.5 or more (lowest {lowest}), expected most of them near 0: {hint}"
+    )]
     AllHigh {
         /// The model file.
         model: PathBuf,

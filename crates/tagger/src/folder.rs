@@ -75,7 +75,8 @@ impl ModelFolder {
 
     /// Whether a file says how the network is to be used, beside [`ModelFolder::labels`].
     pub fn is_description(&self, path: &Path) -> bool {
-        let steps = |it: &Candidate| it.description.preprocess.as_ref().map(|steps| self.path.join(&steps.file));
+        let steps =
+            |it: &Candidate| it.description.preprocess.as_ref().map(|steps| self.path.join(&steps.file));
         path == self.path.join(MODEL_TOML)
             || self.candidates.iter().any(|it| it.labels == path && it.labels != self.labels())
             || self.candidates.iter().any(|it| steps(it).is_some_and(|steps| steps == path))
@@ -120,7 +121,8 @@ impl Candidate {
         let mut description = self.description;
         if let Some(file) = description.preprocess.clone() {
             let path = folder.join(&file.file);
-            let text = fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            let text =
+                fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
             preprocess::follow(&mut description, &file, &text, &path)?;
         }
         graph.input(network, &description)?;
@@ -135,7 +137,8 @@ fn network(folder: &Path, names: &[&String]) -> Option<PathBuf> {
     let named = names.iter().find_map(|name| Some(folder.join(name)).filter(|path| path.is_file()));
     named.or_else(|| {
         let is_network = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "onnx");
-        let mut all = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_network);
+        let mut all =
+            fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_network);
         let only = all.next()?;
         all.next().is_none().then_some(only)
     })

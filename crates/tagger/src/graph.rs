@@ -55,8 +55,12 @@ impl Graph {
     pub fn input(&self, model: &Path, description: &Description) -> Result<Input> {
         let layout = description.tensor.layout;
         let (axes, shape) = match (layout, self.input.as_deref()) {
-            (Layout::Nhwc, Some(&[batch, height, width, channels])) => (Some((batch, height, width, channels)), "side, side, 3"),
-            (Layout::Nchw, Some(&[batch, channels, height, width])) => (Some((batch, height, width, channels)), "3, side, side"),
+            (Layout::Nhwc, Some(&[batch, height, width, channels])) => {
+                (Some((batch, height, width, channels)), "side, side, 3")
+            }
+            (Layout::Nchw, Some(&[batch, channels, height, width])) => {
+                (Some((batch, height, width, channels)), "3, side, side")
+            }
             (Layout::Nhwc, _) => (None, "side, side, 3"),
             (Layout::Nchw, _) => (None, "3, side, side"),
         };
@@ -68,16 +72,17 @@ impl Graph {
         let fits = |(_, height, width, channels): &(i64, i64, i64, i64)| {
             height == width && (*channels == 3 || *channels < 0) && *height != 0
         };
-        let (batch, side, ..) = axes
-            .filter(fits)
-            .ok_or_else(|| wrong(format!("one input, float32 [batch, {shape}]")))?;
+        let (batch, side, ..) =
+            axes.filter(fits).ok_or_else(|| wrong(format!("one input, float32 [batch, {shape}]")))?;
         let side = match (u32::try_from(side), description.picture.size) {
             (Ok(fixed), Some(said)) if description.preprocess.is_some() && fixed != said => {
                 return Err(wrong(format!("a side of {said}, as the steps beside it make it")));
             }
             (Ok(fixed), _) => fixed,
             (Err(_), Some(said)) => said,
-            (Err(_), None) => return Err(wrong("a fixed side, or `picture.size` in a model.toml".to_owned())),
+            (Err(_), None) => {
+                return Err(wrong("a fixed side, or `picture.size` in a model.toml".to_owned()));
+            }
         };
         Ok(Input { side, batch: usize::try_from(batch).ok().filter(|batch| *batch > 0) })
     }
@@ -100,7 +105,8 @@ impl Graph {
             let place = if place < 0 { place.saturating_add(outputs) } else { place };
             usize::try_from(place).ok().filter(|place| *place < self.outputs)
         };
-        let scores = place(rules.scores).ok_or_else(|| wrong(format!("scores as output {}", rules.scores)))?;
+        let scores =
+            place(rules.scores).ok_or_else(|| wrong(format!("scores as output {}", rules.scores)))?;
         Ok(Outputs { scores, embedding: rules.embedding.and_then(place).filter(|place| *place != scores) })
     }
 }

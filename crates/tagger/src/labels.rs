@@ -383,7 +383,10 @@ mod tests {
         let inside = format!("{{\"dataset_info\": {{\"x\": 1, \"tag_mapping\": {mapping}}}}}");
         assert_eq!(names(LabelKind::DatasetInfo, &inside), expected);
         let text = "rating:safe\n;)\ndon't_say_\"lazy\"\n\\m/\n";
-        assert_eq!(names(LabelKind::Text, text), ["rati rating:safe", "gene ;)", "gene don't_say_\"lazy\"", "gene \\m/"]);
+        assert_eq!(
+            names(LabelKind::Text, text),
+            ["rati rating:safe", "gene ;)", "gene don't_say_\"lazy\"", "gene \\m/"]
+        );
         let map = r#"{"tag_map": {"\\m/": 0, "hatsune_miku": 1}, "tag_split": {"gen_tag_count": 1, "character_tag_count": 1}}"#;
         assert_eq!(names(LabelKind::TagMap, map), ["gene \\m/", "char hatsune_miku"]);
     }
@@ -420,10 +423,22 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         let cases = [
-            (LabelKind::Csv, "tag_id,name,category\nx,a,0\n", "line 2: expected a number as `tag_id`, found \"x\""),
+            (
+                LabelKind::Csv,
+                "tag_id,name,category\nx,a,0\n",
+                "line 2: expected a number as `tag_id`, found \"x\"",
+            ),
             (LabelKind::Csv, "tag_id,name,category\n1,a,0\n2,,0\n", "line 3: expected a name"),
-            (LabelKind::Csv, "tag_id,name,category\n1,a,0\n2,a,0\n", "line 3: expected a name that is not there yet"),
-            (LabelKind::Csv, "tag_id,name,category\n1,a,b\n", "line 2: expected a number as `category`, found \"b\""),
+            (
+                LabelKind::Csv,
+                "tag_id,name,category\n1,a,0\n2,a,0\n",
+                "line 3: expected a name that is not there yet",
+            ),
+            (
+                LabelKind::Csv,
+                "tag_id,name,category\n1,a,b\n",
+                "line 2: expected a number as `category`, found \"b\"",
+            ),
             (LabelKind::Csv, "name,best_threshold\na,1.5\n", "line 2: expected 0 to 1 as `best_threshold`"),
             (LabelKind::Csv, "tag_id,name,category\n", "line 1: expected a tag at least"),
             (LabelKind::Csv, "tag_id,category\na,0\n", "has no column `name`"),
@@ -432,7 +447,11 @@ mod tests {
             (LabelKind::Text, "a\nb\na", "line 3: expected a name that is not there yet, found \"a\""),
             (LabelKind::Text, "\n", "line 1: expected a tag at least"),
             (LabelKind::TagMapping, "{", "`labels` is not the JSON it should be: EOF while parsing"),
-            (LabelKind::TagMapping, r#"{"x": {"tag": "a", "category": "b"}}"#, "the number of an output as key, found \"x\""),
+            (
+                LabelKind::TagMapping,
+                r#"{"x": {"tag": "a", "category": "b"}}"#,
+                "the number of an output as key, found \"x\"",
+            ),
             (
                 LabelKind::IdxToTag,
                 r#"{"idx_to_tag": {"0": "a", "0": "b"}, "tag_to_category": {}}"#,
@@ -453,9 +472,11 @@ mod tests {
             let found = message(kind, text);
             assert!(found.contains(expected), "{text:?}: {found}");
         }
-        let error = Labels::parse(b"a\n\xff\n", &LabelFile::new("l", LabelKind::Text), Path::new("l")).unwrap_err();
+        let error =
+            Labels::parse(b"a\n\xff\n", &LabelFile::new("l", LabelKind::Text), Path::new("l")).unwrap_err();
         assert_eq!(error.to_string(), "`l` line 2: expected UTF-8");
-        let error = Labels::parse(b"name\na\n", &LabelFile::new("l", LabelKind::Csv), Path::new("l")).unwrap_err();
+        let error =
+            Labels::parse(b"name\na\n", &LabelFile::new("l", LabelKind::Csv), Path::new("l")).unwrap_err();
         assert_eq!(error.to_string(), "`l` line 2: expected a category, found \"\"");
     }
 }

@@ -26,8 +26,8 @@ mod tensor;
 pub use category::Category;
 pub use choose::{Tag, Tags, Threshold, Thresholds, mcut};
 pub use description::{
-    Activation, Channels, Description, FirstSquare, Fit, LabelFile, LabelKind, Layout, OutputRules, PictureRules,
-    PreprocessFile, Resampler, TensorRules, ThresholdRules, families,
+    Activation, Channels, Description, FirstSquare, Fit, LabelFile, LabelKind, Layout, OutputRules,
+    PictureRules, PreprocessFile, Resampler, TensorRules, ThresholdRules, families,
 };
 pub use engine::{Scores, Tagger, TaggerConfig};
 pub use error::{Error, Result};

@@ -10,7 +10,12 @@ use crate::{
 };
 
 /// Lets `description` do what the steps in `text` say. The path is only for errors.
-pub(crate) fn follow(description: &mut Description, file: &PreprocessFile, text: &str, path: &Path) -> Result<()> {
+pub(crate) fn follow(
+    description: &mut Description,
+    file: &PreprocessFile,
+    text: &str,
+    path: &Path,
+) -> Result<()> {
     let wrong = |place, expected, found: &Value| Error::Preprocess {
         path: path.to_path_buf(),
         steps: file.steps.clone(),
@@ -18,8 +23,8 @@ pub(crate) fn follow(description: &mut Description, file: &PreprocessFile, text:
         expected,
         found: found.to_string(),
     };
-    let all: Value = serde_json::from_str(text)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    let all: Value =
+        serde_json::from_str(text).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     let list = all.get(&file.steps).and_then(Value::as_array);
     let list = list.ok_or_else(|| wrong(0, "a list of steps", &Value::Null))?;
     let mut steps = Steps::default();
@@ -46,7 +51,8 @@ impl Steps {
         match step.get("type").and_then(Value::as_str) {
             Some("pad_to_size") if self.padded.is_none() && self.resized.is_none() && !self.is_tensor => {
                 let size = square(step.get("size")).ok_or("a square as `size`")?;
-                let colour = colour(step.get("background_color")).ok_or("white, black or RGB as `background_color`")?;
+                let colour = colour(step.get("background_color"))
+                    .ok_or("white, black or RGB as `background_color`")?;
                 self.padded = Some((size, resampler(step)?, colour));
                 only(&["size", "background_color", "interpolation"]).then_some(()).ok_or("no other key")
             }
@@ -77,7 +83,9 @@ impl Steps {
                 let is_known = self.normalized.is_some() && only(&["mean", "std", "inplace"]);
                 is_known.then_some(()).ok_or("three numbers as `mean` and as `std`")
             }
-            _ => Err("pad_to_size, resize, center_crop, to_tensor, normalize in this order, each once at most"),
+            _ => {
+                Err("pad_to_size, resize, center_crop, to_tensor, normalize in this order, each once at most")
+            }
         }
     }
 
@@ -156,7 +164,8 @@ mod tests {
     }
 
     const PAD: &str = r#"{"type": "pad_to_size", "size": [512, 512], "background_color": "white", "interpolation": "bilinear"}"#;
-    const RESIZE: &str = r#"{"type": "resize", "size": 448, "interpolation": "bicubic", "max_size": null, "antialias": true}"#;
+    const RESIZE: &str =
+        r#"{"type": "resize", "size": 448, "interpolation": "bicubic", "max_size": null, "antialias": true}"#;
     const END: &str = r#"{"type": "center_crop", "size": [448, 448]}, {"type": "maybe_to_tensor"},
         {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}"#;
 
@@ -165,7 +174,10 @@ mod tests {
         let found = steps(&format!("{PAD}, {RESIZE}, {END}")).unwrap();
         let picture = &found.picture;
         assert_eq!(picture.first, Some(FirstSquare { size: 512, resampler: Resampler::Bilinear }));
-        assert_eq!((picture.size, picture.fit, picture.resampler), (Some(448), Fit::Squash, Resampler::Bicubic));
+        assert_eq!(
+            (picture.size, picture.fit, picture.resampler),
+            (Some(448), Fit::Squash, Resampler::Bicubic)
+        );
         assert_eq!((found.tensor.mean, found.tensor.std), ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]));
         let pad_only = PAD.replace("\"white\"", "[1, 2, 3]");
         let found = steps(&format!("{pad_only}, {{\"type\": \"to_tensor\"}}")).unwrap().picture;
@@ -189,9 +201,15 @@ mod tests {
     #[test]
     fn what_cannot_be_followed_is_refused_with_its_place() {
         let cases = [
-            (format!("{RESIZE}, {END}"), "`test[0]`: expected two numbers as `size`, or `pad_to_size` before it"),
+            (
+                format!("{RESIZE}, {END}"),
+                "`test[0]`: expected two numbers as `size`, or `pad_to_size` before it",
+            ),
             (format!("{PAD}, {{\"type\": \"rotate\"}}"), "`test[1]`: expected pad_to_size, resize"),
-            (format!("{PAD}, {RESIZE}, {{\"type\": \"center_crop\", \"size\": 400}}"), "a crop that leaves the whole"),
+            (
+                format!("{PAD}, {RESIZE}, {{\"type\": \"center_crop\", \"size\": 400}}"),
+                "a crop that leaves the whole",
+            ),
             (PAD.replace("512]", "400]"), "expected a square as `size`"),
             (PAD.replace("bilinear", "nearest"), "expected bilinear, bicubic or lanczos"),
             (format!("{PAD}, {}", RESIZE.replace("null", "600")), "no `max_size`"),

@@ -60,12 +60,15 @@ impl Preparation {
     /// For a network that sees squares of `side` pixels.
     pub fn new(description: &Description, profile: Profile, side: u32) -> Result<Self> {
         let rules = &description.picture;
-        let square = |side_px, fit, filter| {
-            Square { side_px, fit, filter, pad: Rgb(rules.pad), under: Rgb(rules.under) }
+        let square = |side_px, fit, filter| Square {
+            side_px,
+            fit,
+            filter,
+            pad: Rgb(rules.pad),
+            under: Rgb(rules.under),
         };
-        let first = rules.first.map(|first| {
-            square(first.size, SquareFit::ResizeThenPad, filter_of(first.resampler))
-        });
+        let first =
+            rules.first.map(|first| square(first.size, SquareFit::ResizeThenPad, filter_of(first.resampler)));
         let last = match profile {
             Profile::Reference | Profile::Fast => square(side, fit_of(rules.fit), filter_of(rules.resampler)),
             Profile::Kohya if rules.fit == Fit::Pad => {
@@ -138,6 +141,9 @@ mod tests {
         assert_eq!(of("pixai-v0.9", Profile::Fast).unwrap().reduce_to(), None);
         assert_eq!(of("animetimm", Profile::Fast).unwrap().reduce_to(), Some(1024));
         let error = of("pixai-v0.9", Profile::Kohya).unwrap_err().to_string();
-        assert!(error.contains("`kohya` is for families that pad") && error.contains("`pixai-v0.9`"), "{error}");
+        assert!(
+            error.contains("`kohya` is for families that pad") && error.contains("`pixai-v0.9`"),
+            "{error}"
+        );
     }
 }

@@ -11,8 +11,8 @@ use std::{
 
 use vodka_images::decode;
 use vodka_tagger::{
-    Category, Channels, Description, Error, Fit, Picture, Profile, Resampler, Tagger, TaggerConfig, Thresholds,
-    families, mcut, to_tensor,
+    Category, Channels, Description, Error, Fit, Picture, Profile, Resampler, Tagger, TaggerConfig,
+    Thresholds, families, mcut, to_tensor,
 };
 use vodka_testkit::{Case, fixture, onnxruntime};
 
@@ -92,7 +92,10 @@ fn every_family_scores_and_tags_as_its_authors_do() {
 fn every_family_is_found_by_its_files_and_its_graph() {
     for family in families() {
         let tagger = open(family);
-        let named = TaggerConfig { family: Some(family.into()), ..config(&fixture(&format!("tagger-families/{family}"))) };
+        let named = TaggerConfig {
+            family: Some(family.into()),
+            ..config(&fixture(&format!("tagger-families/{family}")))
+        };
         let by_name = Tagger::open(&named).unwrap();
         // WD v1.4 and v3 differ in nothing but the thresholds of models that go by their names.
         let expected = if family == "wd-v1.4" { "wd-v3" } else { family };
@@ -186,7 +189,8 @@ fn a_fixed_batch_and_a_largest_batch_change_nothing() {
     for tagger in [open("batch-of-four"), Tagger::open(&config(&limited)).unwrap()] {
         for count in [1, 3, 4, 6] {
             let scores = tagger.score(&prepared[..count]).unwrap();
-            let difference = (&scores - &expected.slice(vodka_tagger::ndarray::s![..count, ..])).mapv(f32::abs);
+            let difference =
+                (&scores - &expected.slice(vodka_tagger::ndarray::s![..count, ..])).mapv(f32::abs);
             assert!(difference.iter().all(|d| *d < 1e-6), "{count}: {difference}");
         }
         assert_eq!(tagger.tag_batch(&pictures).unwrap(), free.tag_batch(&pictures).unwrap());
@@ -210,10 +214,12 @@ fn the_name_of_a_model_sets_its_threshold() {
 
 #[test]
 fn a_description_beside_the_model_goes_before_what_the_files_say() {
-    let swapped = "family = \"wd-v3\"\n[tensor]\nchannels = \"rgb\"\n[thresholds]\ncategories = { general = 0.0 }\n";
+    let swapped =
+        "family = \"wd-v3\"\n[tensor]\nchannels = \"rgb\"\n[thresholds]\ncategories = { general = 0.0 }\n";
     let (_dir, folder) = with_file("wd-v3", "model.toml", swapped);
     let tagger = Tagger::open(&config(&folder)).unwrap();
-    let (mine, theirs) = (tagger.tag(&picture("rgba.png")).unwrap(), open("wd-v3").tag(&picture("rgba.png")).unwrap());
+    let (mine, theirs) =
+        (tagger.tag(&picture("rgba.png")).unwrap(), open("wd-v3").tag(&picture("rgba.png")).unwrap());
     assert_ne!(mine[0].score, theirs[0].score);
     assert_eq!(mine.of(Category::General).count(), 10);
     // A family that is named goes before it.
@@ -248,13 +254,25 @@ fn a_wrong_description_is_told() {
     let cases = [
         ("joytag", "[output]\nactivation = \"none\"", "its outputs are logits; set activation = \"sigmoid\""),
         ("wd-v3", "[output]\nactivation = \"sigmoid\"", "already probabilities; set activation = \"none\""),
-        ("joytag", "[tensor]\nlayout = \"nhwc\"", "expected one input, float32 [batch, side, side, 3], found `input`"),
+        (
+            "joytag",
+            "[tensor]\nlayout = \"nhwc\"",
+            "expected one input, float32 [batch, side, side, 3], found `input`",
+        ),
         ("joytag", "[output]\nscores = 1", "expected scores as output 1, found one output"),
         ("joytag", "[output]\ncount = 2", "expected 2 outputs, found one output"),
         ("camie-v1", "[output]\ncount = 1", "expected 1 outputs, found 2 outputs"),
-        ("joytag", "[[labels]]\nfile = \"none.txt\"\nkind = \"text\"", "has no `none.txt` (the names of the tags"),
+        (
+            "joytag",
+            "[[labels]]\nfile = \"none.txt\"\nkind = \"text\"",
+            "has no `none.txt` (the names of the tags",
+        ),
         ("joytag", "network = []", "`network`: expected a name at least"),
-        ("z3d-e621", "[[labels]]\nfile = \"tags-selected.csv\"\nkind = \"csv\"\ncolumns = [\"ips\"]", "has no column `ips`"),
+        (
+            "z3d-e621",
+            "[[labels]]\nfile = \"tags-selected.csv\"\nkind = \"csv\"\ncolumns = [\"ips\"]",
+            "has no column `ips`",
+        ),
         ("joytag", "[pictures]\nsize = 1", "unknown field `pictures`, did you mean `picture`?"),
         ("cl-tagger-v1", "[output]\nembedding = 7", ""),
     ];
@@ -293,7 +311,10 @@ fn steps_beside_the_model_are_followed_or_refused() {
     let steps = fs::read_to_string(fixture("tagger-families/animetimm/preprocess.json")).unwrap();
     let (_dir, folder) = with_file("animetimm", "preprocess.json", &steps.replace("resize", "rotate"));
     let found = message(&folder);
-    assert!(found.contains("`test[1]`: expected pad_to_size, resize") && found.contains("\"rotate\""), "{found}");
+    assert!(
+        found.contains("`test[1]`: expected pad_to_size, resize") && found.contains("\"rotate\""),
+        "{found}"
+    );
     let (_dir, folder) = with_file("animetimm", "preprocess.json", &steps.replace("48", "40"));
     assert!(message(&folder).contains("expected a side of 40, as the steps beside it make it"));
     let (_dir, folder) = with_file("animetimm", "preprocess.json", "{}");
@@ -306,12 +327,15 @@ fn profiles_differ_a_little() {
     let open = |profile| Tagger::open(&TaggerConfig { profile, ..config(&folder) }).unwrap();
     let of = |profile: Profile| open(profile).prepare(&picture("odd.png")).into_raw();
     let (reference, kohya) = (of(Profile::Reference), of(Profile::Kohya));
-    let mean = reference.iter().zip(&kohya).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / reference.len() as f64;
+    let mean = reference.iter().zip(&kohya).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+        / reference.len() as f64;
     assert!(mean > 0.0 && mean < 8.0, "{mean}");
     assert_eq!(reference, of(Profile::Fast));
     let camie = TaggerConfig { profile: Profile::Kohya, ..config(&fixture("tagger-families/camie-v2")) };
     let found = Tagger::open(&camie).unwrap_err().to_string();
-    assert!(found.contains("`kohya` is for families that pad a picture and then resize it; `camie-v2` does not"));
+    assert!(
+        found.contains("`kohya` is for families that pad a picture and then resize it; `camie-v2` does not")
+    );
 }
 
 #[test]
@@ -322,7 +346,10 @@ fn thresholds_can_be_one_s_own() {
     let tags = tagger.tag(&picture("odd.png")).unwrap();
     assert_eq!((tags.len(), tags.ratings().len()), (everything, 4));
     assert!(tags.is_sorted_by(|a, b| a.score >= b.score));
-    assert_eq!(tags.rating().map(|tag| tag.score), tags.ratings().iter().map(|tag| tag.score).max_by(f32::total_cmp));
+    assert_eq!(
+        tags.rating().map(|tag| tag.score),
+        tags.ratings().iter().map(|tag| tag.score).max_by(f32::total_cmp)
+    );
 }
 
 #[test]
@@ -333,4 +360,25 @@ fn a_family_s_file_is_a_model_toml() {
         let tagger = Tagger::open(&config(&folder)).unwrap();
         assert_eq!(tagger.tag(&picture("odd.png")).unwrap(), open(family).tag(&picture("odd.png")).unwrap());
     }
+}
+
+#[test]
+fn the_example_in_the_readme_says_everything() {
+    let readme = include_str!("../README.md");
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let described = Description::parse(example, Path::new("README.md")).unwrap();
+    let keys = |text: &str| {
+        let table: toml::Table = text.parse().unwrap();
+        let of = |(key, value): (&String, &toml::Value)| match value
+            .as_array()
+            .map_or(Some(value), |all| all.first())
+        {
+            Some(toml::Value::Table(inner)) => inner.keys().map(|inner| format!("{key}.{inner}")).collect(),
+            _ => vec![key.clone()],
+        };
+        let mut keys: Vec<String> = table.iter().flat_map(of).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys(example), keys(&toml::to_string(&described).unwrap()));
 }

@@ -21,8 +21,24 @@ impl Random {
 
 /// What breaks parsers: quotes, ends, signs, large numbers, text that is no UTF-8.
 const PIECES: [&[u8]; 18] = [
-    b"\"", b",", b"\n", b"\r", b"{", b"}", b"[", b"]", b":", b"\\", b"-1", b"18446744073709551616", b"1e999", b"nan", b"\0",
-    b"\xff", b"\xef\xbb\xbf", b"'''",
+    b"\"",
+    b",",
+    b"\n",
+    b"\r",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"\\",
+    b"-1",
+    b"18446744073709551616",
+    b"1e999",
+    b"nan",
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"'''",
 ];
 
 /// The same with a few pieces added, removed, doubled or replaced.

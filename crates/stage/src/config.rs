@@ -35,8 +35,12 @@ pub enum ConfigError {
 
 /// Reads a TOML file.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = read(path)?;
-    toml::from_str(&text).map_err(|error| {
+    parse_toml(&read(path)?, path)
+}
+
+/// Reads TOML that came from `path`.
+pub fn parse_toml<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let before = &text[..start.min(text.len())];
         let line = before.matches('\n').count() + 1;

@@ -11,7 +11,7 @@ use vodka_stage::RunKey;
 
 use crate::{
     Combine, Error, Profile, Provider, Result, TaggerConfig,
-    engine::model_files,
+    folder::{ModelFolder, is_external},
     results::{BATCH_MAX, ImagesHash},
 };
 
@@ -117,7 +117,7 @@ impl TagConfig {
         if !["parquet", "csv"].contains(&extension.as_str()) {
             return wrong("output", "a name ending in .parquet or .csv", self.output.display().to_string());
         }
-        self.models().try_for_each(|model| model_files(model, self.family.as_deref()).map(|_| ()))?;
+        self.models().try_for_each(|model| ModelFolder::open(model, self.family.as_deref()).map(|_| ()))?;
         if !self.images.is_dir() {
             return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
         }
@@ -188,9 +188,12 @@ impl TagPlan {
                 0 => what.to_owned(),
                 number => format!("{what}_{}", number + 1),
             };
-            for (what, files) in model_files(model, family.as_deref())? {
-                key = key.input(&name(what), model, |path| files.iter().any(|file| path == file))?;
-            }
+            let folder = ModelFolder::open(model, family.as_deref())?;
+            key = key
+                .input(&name("model"), &folder.network, |_| true)?
+                .input(&name("weights"), model, |path| is_external(&folder.network, path))?
+                .input(&name("labels"), folder.labels(), |_| true)?
+                .input(&name("description"), model, |path| folder.is_description(path))?;
         }
         Ok(key)
     }

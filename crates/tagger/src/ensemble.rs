@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, str::FromStr};
 
 use ndarray::{Array2, ArrayView1};
 use serde::{Deserialize, Serialize};
-use vodka_images::{Picture, RgbImage};
+use vodka_images::{Decoded, RgbImage};
 
 use crate::{Error, Labels, Result, Tagger, pipeline::Scorer};
 
@@ -74,7 +74,7 @@ impl Ensemble {
         for tagger in taggers {
             let mut places = Vec::new();
             for label in tagger.labels().iter() {
-                let place = *place_of.entry(label.name.clone()).or_insert_with(|| {
+                let place = *place_of.entry((label.name.clone(), label.category.clone())).or_insert_with(|| {
                     labels.push(label.clone());
                     knowing.push(0.0);
                     labels.len() - 1
@@ -95,19 +95,26 @@ impl Ensemble {
         self.members.iter().map(|member| &member.tagger)
     }
 
+    /// Down to which length of the longer side pictures may be decoded for all of them.
+    pub fn reduce_to(&self) -> Option<u32> {
+        let wanted: Option<Vec<u32>> = self.taggers().map(Tagger::reduce_to).collect();
+        wanted?.into_iter().max()
+    }
+
     /// The picture as each member wants to see it.
-    pub fn prepare(&self, picture: &Picture) -> Vec<RgbImage> {
-        self.taggers().map(|tagger| tagger.prepare(picture)).collect()
+    pub fn prepare(&self, decoded: &Decoded) -> Vec<RgbImage> {
+        self.taggers().map(|tagger| tagger.prepare_decoded(decoded)).collect()
     }
 
     /// Adds what one member says of a picture to what the others have said.
     fn add(&self, member: &Member, said: ArrayView1<f32>, mut sum: ndarray::ArrayViewMut1<f32>) {
-        for ((label, place), score) in member.places.iter().enumerate().zip(said) {
+        let labels = member.tagger.labels().iter();
+        for ((label, place), score) in labels.zip(&member.places).zip(said) {
             let sum = &mut sum[*place];
             match self.combine {
                 Combine::Mean => *sum += score / self.knowing[*place],
                 Combine::Max => *sum = sum.max(*score),
-                Combine::Vote if member.tagger.counts(label, *score) => *sum += 1.0 / self.knowing[*place],
+                Combine::Vote if member.tagger.thresholds().reached(label, *score) => *sum += 1.0 / self.knowing[*place],
                 Combine::Vote => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, path::PathBuf};
 
-use crate::{Provider, int8::Left};
+use crate::{Place, Profile, Provider, int8::Left};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,14 +20,100 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file of the model is not there.
-    #[error("the model folder `{folder}` has no `{name}` ({what})")]
+    #[error("the model folder `{folder}` has no {names} ({what})")]
     NoModelFile {
         /// The model folder.
         folder: PathBuf,
-        /// The missing file.
-        name: &'static str,
+        /// The names it could have, each in backticks.
+        names: String,
         /// What it holds.
         what: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file is no text.
+    #[error("`{path}` line {line}: expected UTF-8")]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line with the first byte that is none, counted from 1.
+        line: u64,
+    },
+    /// A description of a model that means nothing.
+    #[error("`{path}`: `{key}`: expected {expected}, found {found}")]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// The key, with the tables around it.
+        key: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A name that is no built-in family.
+    #[error("no family `{found}`: there are {known}")]
+    UnknownFamily {
+        /// The families there are.
+        known: String,
+        /// What was given.
+        found: String,
+    },
+    /// The model is of none of the families whose files it has.
+    #[error("`{folder}` is no tagger of a known family ({reasons}); describe it in a model.toml beside it")]
+    NoFamily {
+        /// The model folder.
+        folder: PathBuf,
+        /// Each family that could be meant, and why it is not.
+        reasons: String,
+    },
+    /// The model could be of several families.
+    #[error(
+        "`{folder}` could be of the families {candidates}; name one, or write `family = ...` into a model.toml beside it"
+    )]
+    Ambiguous {
+        /// The model folder.
+        folder: PathBuf,
+        /// The families.
+        candidates: String,
+    },
+    /// A file of processing steps has one that cannot be followed.
+    #[error("`{path}`: `{steps}[{place}]`: expected {expected}, found {found}")]
+    Preprocess {
+        /// The file.
+        path: PathBuf,
+        /// The list of steps.
+        steps: String,
+        /// The place of the step in it, counted from 0.
+        place: usize,
+        /// What can be followed there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A profile asks for what the family does not do.
+    #[error(
+        "the profile `{profile}` is for families that pad a picture and then resize it; `{family}` does not"
+    )]
+    Profile {
+        /// The profile.
+        profile: Profile,
+        /// The family.
+        family: String,
+    },
+    /// A name that is no profile.
+    #[error("expected a profile ({known}), found `{found}`")]
+    UnknownProfile {
+        /// The profiles there are.
+        known: String,
+        /// What was given.
+        found: String,
     },
     /// A setting is out of range.
     #[error("`{name}`: expected {expected}, found {found}")]
@@ -48,16 +134,24 @@ pub enum Error {
         extensions: String,
     },
     /// A file of labels is malformed.
-    #[error("`{path}` line {line}: expected {expected}, found {found:?}")]
+    #[error("`{path}` {place}: expected {expected}, found {found:?}")]
     Labels {
         /// The file.
         path: PathBuf,
-        /// Its line, counted from 1.
-        line: u64,
+        /// Where in the file.
+        place: Place,
         /// What should be there.
         expected: &'static str,
         /// What is there.
         found: String,
+    },
+    /// A column is missing in a file of labels.
+    #[error("`{path}` has no column `{column}`")]
+    NoColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
     },
     /// A file of labels cannot be read as CSV.
     #[error("cannot read the labels `{path}`")]
@@ -66,6 +160,14 @@ pub enum Error {
         path: PathBuf,
         /// The parser's reason.
         source: csv::Error,
+    },
+    /// A file beside the network is not the JSON it should be.
+    #[error("`{path}` is not the JSON it should be")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        source: serde_json::Error,
     },
     /// Model and labels do not belong together.
     #[error("`{model}` scores {outputs} tags, but `{labels}` has {rows}: they do not belong together")]
@@ -135,18 +237,18 @@ pub enum Error {
         /// ONNX Runtime's reason.
         source: ort::Error,
     },
-    /// The model is no WD14 tagger.
-    #[error("`{model}` is no WD14 tagger: expected {expected}, found {found}")]
+    /// The network is not what its description says.
+    #[error("`{model}` is no tagger of this kind: expected {expected}, found {found}")]
     Graph {
         /// The model file.
         model: PathBuf,
-        /// What a tagger has.
-        expected: &'static str,
+        /// What it should have.
+        expected: String,
         /// What this one has.
         found: String,
     },
     /// Scores that are no probabilities.
-    #[error("`{model}` scores `{tag}` with {score}, expected 0 to 1: its outputs are no probabilities")]
+    #[error("`{model}` scores `{tag}` with {score}, expected 0 to 1: {hint}")]
     NotAProbability {
         /// The model file.
         model: PathBuf,
@@ -154,16 +256,20 @@ pub enum Error {
         tag: String,
         /// The score.
         score: f32,
+        /// What that looks like, and what helps.
+        hint: &'static str,
     },
     /// Scores that look like probabilities put through the logistic function once more.
     #[error(
-        "`{model}` scores every tag with 0.5 or more (lowest {lowest}): expected probabilities, most of them near 0"
+        "`{model}` scores every tag with 0.5 or more (lowest {lowest}), expected most of them near 0: {hint}"
     )]
     AllHigh {
         /// The model file.
         model: PathBuf,
         /// The lowest score of any tag.
         lowest: f32,
+        /// What that looks like, and what helps.
+        hint: &'static str,
     },
     /// The scores do not depend on the picture.
     #[error("`{model}` gives the same scores for different pictures: it is damaged or was exported wrongly")]
@@ -269,6 +375,9 @@ pub enum Error {
         /// Its size or hash as it is.
         found: String,
     },
+    /// A description or a file beside it is malformed.
+    #[error(transparent)]
+    Config(#[from] vodka_stage::ConfigError),
     /// The pictures cannot be listed.
     #[error(transparent)]
     Images(#[from] vodka_images::Error),

@@ -28,7 +28,10 @@ use hf_hub::{
 };
 use vodka_stage::{ContentHash, Error as StageError, create_dir, hash_file, write_atomic};
 
-use crate::{Error, Result, engine::MODEL};
+use crate::{Error, Result};
+
+/// The usual name of a network.
+const MODEL: &str = "model.onnx";
 
 /// Where the hub is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -169,7 +172,7 @@ pub fn resolve(
     if let Some(expected) = config.sha256 {
         let network = network_in(&folder).ok_or_else(|| Error::NoModelFile {
             folder: folder.clone(),
-            name: MODEL,
+            names: format!("`{MODEL}`"),
             what: "the network",
         })?;
         check_hash(&network, &network, expected)?;

@@ -1,53 +1,52 @@
-//! WD14-family tagging: which tags a picture has, and how surely.
+//! Tagging: which tags a picture has, and how surely.
 //!
-//! A model is a folder with `model.onnx` (float32 NHWC pixels in, BGR, 0..255; probabilities out) and
-//! `selected_tags.csv` (`tag_id,name,category,count`, one row for each output), as SmilingWolf publishes them.
+//! A model is a folder as its authors publish it: the network as ONNX, and a file that names its tags. What else there is
+//! to know about it is in a [`Description`]: those of the known families are built in, see [`families`].
 //!
-//! As a stage, [`TagConfig::plan`] and [`run`] make the tag table of a folder of pictures. As an engine:
+//! As a stage, [`TagConfig::plan`] and [`run`] make the tag table of a folder of pictures. As an engine, [`Tagger`]:
 //!
-//! ```no_run
-//! use std::path::Path;
-//! use vodka_tagger::{Provider, Tagger, TaggerConfig};
-//!
-//! let tagger = Tagger::open(&TaggerConfig {
-//!     model: "models/wd-v1-4-convnextv2-tagger-v2".into(),
-//!     onnxruntime: ".runtime/onnxruntime/libonnxruntime.so".into(),
-//!     provider: Provider::Cpu,
-//!     threads: 4,
-//!     ..TaggerConfig::new("")
-//! })?;
-//! let picture = vodka_images::decode(Path::new("cat.png"))?;
-//! let scores = tagger.tag(&[picture])?; // (1, labels)
-//! for (label, score) in tagger.labels().iter().zip(scores.row(0)) {
-//!     if *score > 0.35 {
-//!         println!("{} {score:.3}", label.name);
-//!     }
-//! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+#![doc = include_str!("../README.md")]
 
+mod category;
+mod choose;
 mod config;
+mod description;
 mod engine;
 mod ensemble;
 mod error;
+mod folder;
+mod graph;
 pub mod hub;
 pub mod int8;
 mod labels;
 mod network;
 mod pipeline;
+mod preprocess;
+mod profile;
 mod read;
 mod results;
 mod runtime;
 mod stage;
+mod stream;
 mod table;
+mod tensor;
 
+pub use category::Category;
+pub use choose::{Tag, Tags, Threshold, Thresholds, mcut};
 pub use config::{TagConfig, TagPlan};
-pub use engine::{Profile, Tagger, TaggerConfig};
+pub use description::{
+    Activation, Channels, Description, FirstSquare, Fit, LabelFile, LabelKind, Layout, OutputRules,
+    PictureRules, PreprocessFile, Resampler, TensorRules, ThresholdRules, families,
+};
+pub use engine::{Scores, Tagger, TaggerConfig};
 pub use ensemble::Combine;
 pub use error::{Error, Result};
-pub use labels::{Label, Labels};
+pub use labels::{Label, Labels, Place};
 pub use ndarray;
 pub use network::{Network, NetworkConfig, Port};
+pub use profile::Profile;
 pub use runtime::{Provider, ProviderChoice};
 pub use stage::{Speed, TagEvent, TagReport, run};
+pub use stream::StreamOptions;
+pub use tensor::to_tensor;
 pub use vodka_images::Picture;

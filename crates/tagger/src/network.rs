@@ -94,7 +94,7 @@ impl Network {
         let Some(input_name) = inputs.first().map(c_name).filter(|_| !outputs.is_empty()) else {
             return Err(Error::Graph {
                 model: path.to_path_buf(),
-                expected: "an input and an output",
+                expected: "an input and an output".to_owned(),
                 found: format!("{} inputs and {} outputs", inputs.len(), outputs.len()),
             });
         };

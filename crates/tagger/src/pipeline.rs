@@ -326,7 +326,8 @@ mod tests {
         let reader = Reader {
             root,
             decode: DecodeOptions::default(),
-            prepare: &|picture| vec![picture.clone().into_rgb()],
+            prepare: &|decoded| vec![decoded.picture.clone().into_rgb()],
+            measure: false,
             known,
         };
         let todo: Vec<_> = (0..paths.len()).collect();

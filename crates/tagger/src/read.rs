@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_images::{DecodeOptions, Decoded, Fault, Measures, Picture, RgbImage, decode_bytes, measure};
+use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure};
 use vodka_stage::{ContentHash, hash_bytes};
 
 use crate::pipeline::Seen;
@@ -48,18 +48,22 @@ pub(crate) struct Facts {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// See [`Measures`].
+    /// What was measured on the pixels, where that was asked for.
+    pub looks: Option<Looks>,
+}
+
+/// [`Measures`], as a journal keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Looks {
     pub phash: u64,
     pub sharpness: f32,
     /// Of the tiles: the lowest, the median and the highest.
     pub tile_sharpness: [f32; 3],
 }
 
-impl Facts {
-    fn new(stamp: Stamp, sha256: ContentHash, decoded: &Decoded) -> Self {
-        let Measures { phash, sharpness, tiles } = measure(&decoded.picture);
-        let tile_sharpness = [tiles.min, tiles.median, tiles.max];
-        Self { stamp, sha256, width: decoded.width, height: decoded.height, phash, sharpness, tile_sharpness }
+impl From<Measures> for Looks {
+    fn from(Measures { phash, sharpness, tiles }: Measures) -> Self {
+        Self { phash, sharpness, tile_sharpness: [tiles.min, tiles.median, tiles.max] }
     }
 }
 
@@ -83,7 +87,9 @@ pub(crate) struct Reader<'a> {
     pub root: &'a Path,
     pub decode: DecodeOptions,
     /// What makes of a picture what each network wants to see.
-    pub prepare: &'a (dyn Fn(&Picture) -> Vec<RgbImage> + Sync),
+    pub prepare: &'a (dyn Fn(&Decoded) -> Vec<RgbImage> + Sync),
+    /// Whether pictures are measured.
+    pub measure: bool,
     /// The hash that the picture at this place had when it was scored before, where its stamp has changed since.
     pub known: &'a (dyn Fn(usize) -> Option<ContentHash> + Sync),
 }
@@ -102,7 +108,9 @@ impl Reader<'_> {
         }
         let work = || {
             let decoded = decode_bytes(&bytes, &self.decode)?;
-            Ok(((self.prepare)(&decoded.picture), Facts::new(stamp, sha256, &decoded)))
+            let looks = self.measure.then(|| measure(&decoded.picture).into());
+            let Decoded { width, height, .. } = decoded;
+            Ok(((self.prepare)(&decoded), Facts { stamp, sha256, width, height, looks }))
         };
         guarded(work).map_err(|fault| skip(fault.reason()))
     }

@@ -140,7 +140,9 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
     let ensemble = Ensemble::new(taggers, plan.config.combine);
     let labels = ensemble.labels().len();
     let fits = |entry: &Entry| match &entry.finding {
-        Finding::Tagged { scores, .. } => scores.iter().all(|(place, _)| (*place as usize) < labels),
+        Finding::Tagged { scores, facts } => {
+            facts.looks.is_some() && scores.iter().all(|(place, _)| (*place as usize) < labels)
+        }
         Finding::Skipped(_) => true,
     };
     let mut results = Results::open(plan.journal(), key.hash(), &plan.config.images, &images, fits)?;
@@ -195,9 +197,10 @@ impl Run<'_> {
             decode: DecodeOptions {
                 orientation: !config.ignore_orientation,
                 max_pixels: config.max_pixels,
-                reduce_to: None,
+                reduce_to: self.ensemble.reduce_to(),
             },
-            prepare: &|picture| self.ensemble.prepare(picture),
+            prepare: &|decoded| self.ensemble.prepare(decoded),
+            measure: true,
             known: &|index| known.get(&index).copied(),
         };
         let job = Job {
@@ -258,7 +261,8 @@ impl Run<'_> {
             match &entry.finding {
                 Finding::Tagged { scores, facts } => {
                     cells.rows(&entry.image, scores).try_for_each(|row| tags.push(row))?;
-                    pictures.push(picture_row(&entry.image, facts))?;
+                    let looks = facts.looks.expect("this stage measures");
+                    pictures.push(picture_row(&entry.image, facts, &looks))?;
                     tally.tagged += 1;
                 }
                 Finding::Skipped(trouble) => {

@@ -20,7 +20,7 @@ use parquet::{
 };
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Labels, Result, read::Facts};
+use crate::{Error, Labels, Result, read::{Facts, Looks}};
 
 /// So many rows are held in memory and can be read apart from the others.
 const ROWS_PER_GROUP: usize = 1 << 18;
@@ -258,9 +258,9 @@ impl LabelCells {
 }
 
 /// A row of the table of pictures.
-pub(crate) fn picture_row(image: &str, facts: &Facts) -> [Cell; 9] {
-    let Facts { width, height, sha256, phash, sharpness, tile_sharpness, .. } = facts;
-    let [tile_min, tile_median, tile_max] = *tile_sharpness;
+pub(crate) fn picture_row(image: &str, facts: &Facts, looks: &Looks) -> [Cell; 9] {
+    let Facts { width, height, sha256, .. } = facts;
+    let Looks { phash, sharpness, tile_sharpness: [tile_min, tile_median, tile_max] } = looks;
     [
         Cell::text(image),
         Cell::Int(width.cast_signed()),
@@ -268,9 +268,9 @@ pub(crate) fn picture_row(image: &str, facts: &Facts) -> [Cell; 9] {
         Cell::text(&sha256.to_string()),
         Cell::text(&format!("{:016x}", phash)),
         Cell::Float(*sharpness),
-        Cell::Float(tile_min),
-        Cell::Float(tile_median),
-        Cell::Float(tile_max),
+        Cell::Float(*tile_min),
+        Cell::Float(*tile_median),
+        Cell::Float(*tile_max),
     ]
 }
 

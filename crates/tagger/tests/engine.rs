@@ -5,11 +5,22 @@
 use std::{error::Error as _, fs, path::Path};
 
 use vodka_images::decode;
-use vodka_tagger::{Error, Picture, Provider, Tagger, TaggerConfig};
+use vodka_tagger::{Error, Picture, Provider, Tagger, TaggerConfig, ndarray::Array2};
 use vodka_testkit::{Case, fixture, onnxruntime};
 
 fn open_at(model: &Path, provider: Provider) -> Result<Tagger, Error> {
-    Tagger::open(&TaggerConfig { model: model.into(), onnxruntime: onnxruntime(), provider, threads: 1 })
+    Tagger::open(&TaggerConfig {
+        model: model.into(),
+        onnxruntime: onnxruntime(),
+        provider,
+        threads: 1,
+        ..TaggerConfig::default()
+    })
+}
+
+fn scores(tagger: &Tagger, pictures: &[Picture]) -> Array2<f32> {
+    let prepared: Vec<_> = pictures.iter().map(|picture| tagger.prepare(picture)).collect();
+    tagger.score(&prepared).unwrap()
 }
 
 fn open(model: &str) -> Result<Tagger, Error> {
@@ -43,7 +54,7 @@ fn scores_are_those_of_the_original() {
     for model in ["dynamic", "fixed"] {
         let tagger = open(model).unwrap();
         assert_eq!(tagger.size_px(), 64);
-        let scores = tagger.tag(&pictures).unwrap();
+        let scores = scores(&tagger, &pictures);
         assert_eq!(scores.dim(), (names.len(), tagger.labels().len()));
         for (name, row) in names.iter().zip(scores.outer_iter()) {
             case.check(&format!("scores/{name}"), row.as_slice().unwrap(), &[row.len()]);
@@ -58,7 +69,7 @@ fn the_trained_tagger_scores_the_world_as_the_original_does() {
     let names = case.names();
     let read =
         |name: &String| decode(&fixture("world/images").join(name.split_once('/').unwrap().1)).unwrap();
-    let scores = tagger.tag(&names.iter().map(read).collect::<Vec<_>>()).unwrap();
+    let scores = scores(&tagger, &names.iter().map(read).collect::<Vec<_>>());
     for (name, row) in names.iter().zip(scores.outer_iter()) {
         case.check(name, row.as_slice().unwrap(), &[row.len()]);
     }
@@ -67,7 +78,9 @@ fn the_trained_tagger_scores_the_world_as_the_original_does() {
 #[test]
 fn no_pictures_have_no_scores() {
     for model in ["dynamic", "fixed"] {
-        assert_eq!(open(model).unwrap().tag(&[]).unwrap().dim(), (0, 24));
+        let tagger = open(model).unwrap();
+        assert_eq!(tagger.score(&[]).unwrap().dim(), (0, 24));
+        assert!(tagger.tag_batch(&[]).unwrap().is_empty());
     }
 }
 
@@ -76,13 +89,16 @@ fn models_that_are_no_taggers_are_told_apart() {
     let cases = [
         ("mismatch", "scores 24 tags, but"),
         ("mismatch", "selected_tags.csv` has 23: they do not belong together"),
-        ("unlabelled", "has no `selected_tags.csv` (the names of the tags, one row for each output)"),
+        ("unlabelled", "has no `selected_tags.csv`, `tags_v0.9_13k.json`, `metadata.json`"),
         (
             "nchw",
-            "expected one input, float32 [batch, side, side, 3], found `input` Tensor<f32>(N, 3, 64, 64)",
+            "is no tagger of this kind: expected one input, float32 [batch, side, side, 3], found `input` Tensor<f32>(N, 3, 64, 64)",
         ),
-        ("logits", "expected 0 to 1: its outputs are no probabilities"),
+        ("nchw", "is no tagger of a known family (wd-v3: "),
+        ("nchw", "animetimm: "),
+        ("logits", "expected 0 to 1: its outputs are logits; set activation = \"sigmoid\""),
         ("twice", "scores every tag with 0.5 or more"),
+        ("twice", "its graph puts the logistic function twice"),
         ("constant", "gives the same scores for different pictures"),
     ];
     for (model, expected) in cases {
@@ -102,7 +118,7 @@ fn a_damaged_model_is_named() {
     assert!(found.contains("ONNX Runtime fails on") && found.contains("model.onnx"), "{found}");
     fs::remove_file(dir.path().join("model.onnx")).unwrap();
     let found = message(open_at(dir.path(), Provider::Cpu));
-    assert!(found.contains("has no `model.onnx` (the network)"), "{found}");
+    assert!(found.contains("has no `model.onnx`, ") && found.contains("(the network)"), "{found}");
     let found = message(open_at(&dir.path().join("nowhere"), Provider::Cpu));
     assert!(found.contains("no folder") && found.contains("nowhere"), "{found}");
 }
@@ -115,8 +131,8 @@ fn one_process_has_one_runtime() {
         message(Tagger::open(&TaggerConfig {
             model: fixture("tagger-tiny/dynamic"),
             onnxruntime: library.into(),
-            provider: Provider::Cpu,
             threads: 1,
+            ..TaggerConfig::default()
         }))
     };
     let found = with(&fixture("tagger-tiny/case.toml"));

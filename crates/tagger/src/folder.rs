@@ -1,0 +1,163 @@
+//! A model's folder: which of its files count, and which description is the model's.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Error, Labels, Result,
+    description::{Description, LabelFile, MODEL_TOML, families},
+    graph::Graph,
+    preprocess,
+};
+
+const NETWORK: &str = "the network";
+const LABELS: &str = "the names of the tags, one for each output";
+
+/// What a folder holds, as far as can be told without loading the network.
+#[derive(Debug)]
+pub(crate) struct ModelFolder {
+    path: PathBuf,
+    /// The network.
+    pub network: PathBuf,
+    candidates: Vec<Candidate>,
+}
+
+/// A description whose files are there.
+#[derive(Debug, Clone)]
+struct Candidate {
+    description: Description,
+    labels: PathBuf,
+    file: LabelFile,
+}
+
+/// A description that fits, with what it needed to know from the files.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub description: Description,
+    pub labels: Labels,
+    pub labels_path: PathBuf,
+}
+
+impl ModelFolder {
+    /// Looks into a folder. The family that is named counts; else the `model.toml` in the folder; else all families
+    /// whose files are there.
+    pub fn open(path: &Path, family: Option<&str>) -> Result<Self> {
+        if !path.is_dir() {
+            return Err(Error::NoFolder { what: "the model", path: path.to_path_buf() });
+        }
+        let model_toml = path.join(MODEL_TOML);
+        let descriptions = match family {
+            Some(family) => vec![Description::family(family)?],
+            None if model_toml.is_file() => vec![Description::read(&model_toml)?],
+            None => families().map(Description::family).collect::<Result<_>>()?,
+        };
+        let missing = |names: Vec<&String>, what| {
+            let names = listed(names.into_iter().map(String::as_str));
+            Error::NoModelFile { folder: path.to_path_buf(), names, what }
+        };
+        let networks: Vec<_> = descriptions.iter().flat_map(|description| &description.network).collect();
+        let network = network(path, &networks).ok_or_else(|| missing(networks, NETWORK))?;
+        let candidates: Vec<_> =
+            descriptions.iter().filter_map(|description| Candidate::new(path, description)).collect();
+        if candidates.is_empty() {
+            let files = descriptions.iter().flat_map(|description| &description.labels);
+            return Err(missing(files.map(|label| &label.file).collect(), LABELS));
+        }
+        Ok(Self { path: path.to_path_buf(), network, candidates })
+    }
+
+    /// The file of labels; the first where it is not clear yet which one counts.
+    pub fn labels(&self) -> &Path {
+        &self.candidates[0].labels
+    }
+
+    /// Whether a file says how the network is to be used, beside [`ModelFolder::labels`].
+    pub fn is_description(&self, path: &Path) -> bool {
+        let steps =
+            |it: &Candidate| it.description.preprocess.as_ref().map(|steps| self.path.join(&steps.file));
+        path == self.path.join(MODEL_TOML)
+            || self.candidates.iter().any(|it| it.labels == path && it.labels != self.labels())
+            || self.candidates.iter().any(|it| steps(it).is_some_and(|steps| steps == path))
+    }
+
+    /// Decides on a description, now that the network is known.
+    pub fn settle(self, graph: &Graph) -> Result<Settled> {
+        let is_sure = self.candidates.len() == 1;
+        let (mut fitting, mut reasons) = (Vec::<Settled>::new(), Vec::new());
+        for candidate in self.candidates {
+            let name = candidate.description.name().to_owned();
+            match candidate.settle(&self.path, &self.network, graph) {
+                Ok(settled) => fitting.push(settled),
+                Err(error) if is_sure => return Err(error),
+                Err(error) => reasons.push(format!("{name}: {error}")),
+            }
+        }
+        // Names of models tell versions of a family apart, and where they do not, it makes no difference to the scores.
+        let known = |it: &Settled| it.description.thresholds.of_model(&self.path).is_some();
+        let best = fitting.iter().position(known).unwrap_or(0);
+        let is_one = fitting.iter().all(|it| it.description.does_the_same_as(&fitting[best].description));
+        match fitting.len() {
+            0 => Err(Error::NoFamily { folder: self.path, reasons: reasons.join("; ") }),
+            _ if is_one => Ok(fitting.swap_remove(best)),
+            _ => Err(Error::Ambiguous {
+                folder: self.path,
+                candidates: listed(fitting.iter().map(|it| it.description.name())),
+            }),
+        }
+    }
+}
+
+impl Candidate {
+    fn new(folder: &Path, description: &Description) -> Option<Self> {
+        let there = |file: &&LabelFile| folder.join(&file.file).is_file();
+        let file = description.labels.iter().find(there)?.clone();
+        Some(Self { description: description.clone(), labels: folder.join(&file.file), file })
+    }
+
+    /// Whether the network and the files are as the description says; what only the whole model shows comes later.
+    fn settle(self, folder: &Path, network: &Path, graph: &Graph) -> Result<Settled> {
+        let mut description = self.description;
+        if let Some(file) = description.preprocess.clone() {
+            let path = folder.join(&file.file);
+            let text =
+                fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            preprocess::follow(&mut description, &file, &text, &path)?;
+        }
+        graph.input(network, &description)?;
+        graph.outputs(network, &description.output)?;
+        let labels = Labels::read(&self.labels, &self.file)?;
+        Ok(Settled { description, labels, labels_path: self.labels })
+    }
+}
+
+/// The first of the names that is there, or the only network there is.
+fn network(folder: &Path, names: &[&String]) -> Option<PathBuf> {
+    let named = names.iter().find_map(|name| Some(folder.join(name)).filter(|path| path.is_file()));
+    named.or_else(|| {
+        let is_network = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "onnx");
+        let mut all =
+            fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_network);
+        let only = all.next()?;
+        all.next().is_none().then_some(only)
+    })
+}
+
+/// Whether a file beside the network is a part of it: weights lie outside it as `model.onnx.data` or `model.onnx_data`.
+pub(crate) fn is_external(network: &Path, path: &Path) -> bool {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    path.parent() == network.parent() && path != network && name(path).starts_with(&name(network))
+}
+
+/// Each name once, in backticks.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut once: Vec<String> = Vec::new();
+    for name in names {
+        let name = format!("`{name}`");
+        if !once.contains(&name) {
+            once.push(name);
+        }
+    }
+    once.join(", ")
+}

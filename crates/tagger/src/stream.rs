@@ -1,0 +1,97 @@
+//! Many files through one tagger, with as much memory as a few of them take.
+
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use ndarray::Array2;
+use vodka_images::{DecodeOptions, RgbImage};
+
+use crate::{
+    Result, Tagger, Tags,
+    pipeline::{Job, Load, Scorer, Seen},
+    read::Reader,
+};
+
+/// How [`Tagger::tag_paths`] works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Whether pictures are turned as their EXIF orientation says. On by default.
+    pub orientation: bool,
+    /// The most pixels a picture may have. By default as [`DecodeOptions`].
+    pub max_pixels: u64,
+    /// How many pictures the model gets at once; 0, the default, for what suits the provider.
+    pub batch: usize,
+    /// How many threads decode; 0, the default, for one per core.
+    pub decoders: usize,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        let DecodeOptions { orientation, max_pixels, .. } = DecodeOptions::default();
+        Self { orientation, max_pixels, batch: 0, decoders: 0 }
+    }
+}
+
+impl Tagger {
+    /// Tags files, decoding ahead of the model, and hands over each in the order of the paths: its tags, or the reason why
+    /// it has none. It ends after the last, or when `on_picture` breaks.
+    ///
+    /// A tagger that was opened with several lanes scores so many batches at a time.
+    ///
+    /// # Errors
+    /// When the model fails. A file that cannot be read is no error.
+    pub fn tag_paths(
+        &self,
+        paths: &[PathBuf],
+        options: &StreamOptions,
+        on_picture: &mut dyn FnMut(&Path, Result<Tags, String>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let todo: Vec<usize> = (0..paths.len()).collect();
+        let decode = DecodeOptions {
+            orientation: options.orientation,
+            max_pixels: options.max_pixels,
+            reduce_to: self.reduce_to(),
+        };
+        let prepare = |decoded: &_| vec![self.prepare_decoded(decoded)];
+        let reader = Reader { root: Path::new(""), decode, prepare: &prepare, known: &|_| None, measure: false };
+        let job = Job {
+            scorer: self,
+            reader: &reader,
+            paths,
+            todo: &todo,
+            batch: if options.batch == 0 { self.provider().default_batch() } else { options.batch },
+            lanes: self.lanes(),
+            decoders: if options.decoders == 0 { cores() } else { options.decoders },
+        };
+        let (mut next, mut waiting, mut over) = (0, BTreeMap::new(), false);
+        job.run(&Load::default(), &mut |batch| {
+            waiting.extend(batch.places.zip(batch.seen));
+            // Batches that the model has begun still come after a break.
+            while let Some(seen) = waiting.remove(&next).filter(|_| !over) {
+                over = on_picture(&paths[next], self.tags_of(seen)).is_break();
+                next += 1;
+            }
+            Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
+    }
+
+    fn tags_of(&self, seen: Seen) -> Result<Tags, String> {
+        match seen {
+            Seen::Scored { scores, .. } => Ok(self.thresholds().choose(self.labels(), &scores)),
+            Seen::Skipped(trouble) => Err(trouble.reason),
+            Seen::Same(_) => unreachable!("nothing is known of any picture"),
+        }
+    }
+}
+
+impl Scorer for Tagger {
+    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>> {
+        let pictures: Vec<&RgbImage> = prepared.iter().map(|images| &images[0]).collect();
+        Self::score(self, &pictures)
+    }
+}

@@ -2,7 +2,12 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Filter, Picture, flatten_over, resize};
+use crate::{
+    Decoded, Filter, Picture,
+    canvas::{Canvas, Ground},
+    resize::resize_canvas,
+    rows::Rows,
+};
 
 /// How a picture becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,7 +20,7 @@ pub enum Fit {
     ResizeThenPad,
     /// Resized to a square, whatever its shape.
     Squash,
-    /// As [`Fit::ResizeThenPad`], but the free space repeats the picture's edge: DeepDanbooru.
+    /// As [`Fit::Pad`], but the free space repeats the picture's edge: DeepDanbooru.
     PadEdge,
 }
 
@@ -49,38 +54,40 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of(&self, picture: &Picture) -> RgbImage {
-        let flat;
-        let image = match picture {
-            Picture::Rgb(image) => image,
-            Picture::Rgba(image) => {
-                flat = flatten_over(image, self.under);
-                &flat
-            }
-        };
-        let side = self.side_px;
-        match self.fit {
-            Fit::Squash => resize(image, side, side, self.filter),
-            Fit::Pad => {
-                let longer = image.width().max(image.height());
-                resize(&self.padded(image, longer), side, side, self.filter)
-            }
-            Fit::ResizeThenPad | Fit::PadEdge => {
-                let (width, height) = fitted(image.dimensions(), side);
-                self.padded(&resize(image, width, height, self.filter), side)
-            }
-        }
+        self.make(picture, picture.size(), 1)
     }
 
-    fn padded(&self, image: &RgbImage, side: u32) -> RgbImage {
-        let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
-        if self.fit == Fit::PadEdge {
-            let at = |x: u32, start, len| x.saturating_sub(start).min(len - 1);
-            return RgbImage::from_fn(side, side, |x, y| {
-                *image.get_pixel(at(x, left, image.width()), at(y, top, image.height()))
-            });
+    /// The square of a picture that was perhaps decoded at a part of its size: what lies where is reckoned from the
+    /// original's size, to parts of a pixel. Only [`Filter::Area`] keeps to the pixels there are.
+    ///
+    /// # Panics
+    /// When the side is 0.
+    pub fn of_decoded(&self, decoded: &Decoded) -> RgbImage {
+        let by = if self.filter == Filter::Area { 1 } else { decoded.reduction };
+        let size = if by == 1 { decoded.picture.size() } else { (decoded.width, decoded.height) };
+        self.make(&decoded.picture, size, by)
+    }
+
+    /// For a picture of `size` of which `by` x `by` pixels are one.
+    fn make(&self, picture: &Picture, size: (u32, u32), by: u32) -> RgbImage {
+        let (mut rows, side) = (Rows::over(picture, self.under), self.side_px);
+        let (canvas, (width, height)) = match self.fit {
+            Fit::Pad => (Canvas::square(size, Ground::Colour(self.pad)), (side, side)),
+            Fit::PadEdge => (Canvas::square(size, Ground::Edge), (side, side)),
+            Fit::Squash => (Canvas::tight(size), (side, side)),
+            Fit::ResizeThenPad => (Canvas::tight(size), fitted(size, side)),
+        };
+        let resized = resize_canvas(&mut rows, &canvas.reduced(by), width, height, self.filter);
+        if (width, height) == (side, side) {
+            return resized;
         }
         let mut square = RgbImage::from_pixel(side, side, self.pad);
-        imageops::replace(&mut square, image, i64::from(left), i64::from(top));
+        imageops::replace(
+            &mut square,
+            &resized,
+            i64::from((side - width) / 2),
+            i64::from((side - height) / 2),
+        );
         square
     }
 }

@@ -1,63 +1,173 @@
 //! Shrinking by area with OpenCV's arithmetic (`cv::resize` with `INTER_AREA`, modules/imgproc/src/resize.cpp).
+//!
+//! Where both sides shrink by whole numbers, OpenCV adds integers and rounds once. Elsewhere it adds in f32, along the
+//! rows first, from left to right and from top to bottom; so does this, to the bit.
 
-use image::RgbImage;
+use crate::{canvas::Canvas, rows::Rows, simd::for_avx2};
 
 const CHANNELS: usize = 3;
 
-/// What one output pixel is made of, along one axis.
+/// Channels of a sum, so that a pixel is one load.
+const LANES: usize = 4;
+
+/// Shrinks the canvas to `width` x `height`, neither of which is more than it has.
+pub(crate) fn shrink(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32) -> Vec<u8> {
+    let (width, height) = (width as usize, height as usize);
+    let (columns, lines) = (canvas.columns.len, canvas.rows.len);
+    if columns.is_multiple_of(width) && lines.is_multiple_of(height) {
+        by_whole_numbers(rows, canvas, columns / width, lines / height)
+    } else {
+        by_parts(rows, canvas, width, height)
+    }
+}
+
+/// What one output pixel is made of, along one axis: the first canvas pixel, and its weight and those of the following.
 struct Tap {
     first: usize,
     weights: Vec<f32>,
 }
 
-/// From `from` pixels to `to`, which are not more: the part of each pixel that an output pixel covers, over the length
-/// covered. Rests below a thousandth are left out, as OpenCV leaves them out.
+/// The part of each canvas pixel that an output pixel covers, over the length it covers. Rests below a thousandth are
+/// left out, as OpenCV leaves them out.
 fn taps(from: usize, to: usize) -> Vec<Tap> {
     // OpenCV turns the ratio around twice.
     let scale = 1.0 / (to as f64 / from as f64);
     let tap = |i: usize| {
-        let (start, end) = (i as f64 * scale, i as f64 * scale + scale);
+        let start = i as f64 * scale;
+        let end = start + scale;
         let covered = scale.min(from as f64 - start);
         let last = (end.floor() as usize).min(from - 1);
-        let first = (start.ceil() as usize).min(last);
-        let mut weights = Vec::new();
-        let mut begin = first;
-        if first as f64 - start > 1e-3 {
-            begin -= 1;
-            weights.push(((first as f64 - start) / covered) as f32);
+        let whole = (start.ceil() as usize).min(last);
+        let (before, after) = (whole as f64 - start, end - last as f64);
+        let mut weights = Vec::with_capacity(last - whole + 2);
+        let starts_early = before > 1e-3;
+        if starts_early {
+            weights.push((before / covered) as f32);
         }
-        weights.extend((first..last).map(|_| (1.0 / covered) as f32));
-        if end - last as f64 > 1e-3 {
-            weights.push(((end - last as f64).min(1.0).min(covered) / covered) as f32);
+        weights.extend((whole..last).map(|_| (1.0 / covered) as f32));
+        if after > 1e-3 {
+            weights.push((after.min(1.0).min(covered) / covered) as f32);
         }
-        Tap { first: begin, weights }
+        Tap { first: whole - usize::from(starts_early), weights }
     };
     (0..to).map(tap).collect()
 }
 
-/// Shrinks to `width` x `height`, neither of which is more than the picture has.
-pub(crate) fn shrink(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let columns = taps(image.width() as usize, width as usize);
-    let rows = taps(image.height() as usize, height as usize);
-    let row_len = image.width() as usize * CHANNELS;
-    let mut out = Vec::new();
-    for tap in &rows {
-        let mut sums = vec![0_f32; width as usize * CHANNELS];
-        for (row, beta) in image.as_raw()[tap.first * row_len..].chunks_exact(row_len).zip(&tap.weights) {
-            for (sum, column) in sums.chunks_exact_mut(CHANNELS).zip(&columns) {
-                let mut cell = [0_f32; CHANNELS];
-                let pixels = row[column.first * CHANNELS..].chunks_exact(CHANNELS);
-                for (pixel, alpha) in pixels.zip(&column.weights) {
-                    for (cell, value) in cell.iter_mut().zip(pixel) {
-                        *cell += f32::from(*value) * alpha;
-                    }
-                }
-                for (sum, cell) in sum.iter_mut().zip(cell) {
-                    *sum += cell * beta;
-                }
+/// Whole pixels fall together: sums of integers, rounded once.
+fn by_whole_numbers(rows: &mut Rows, canvas: &Canvas, columns: usize, lines: usize) -> Vec<u8> {
+    let (width, height) = (canvas.columns.len / columns, canvas.rows.len / lines);
+    let levels = canvas.ground.levels().map(u32::from);
+    let mut sums = vec![0_u32; rows.row_len()];
+    let mut laid = vec![0_u32; canvas.columns.len * CHANNELS];
+    let mut out = vec![0; width * height * CHANNELS];
+    for (block, out) in out.chunks_exact_mut(width * CHANNELS).enumerate() {
+        let mut ground_lines = 0;
+        sums.fill(0);
+        for position in block * lines..(block + 1) * lines {
+            match canvas.line(position) {
+                Some(line) => add_line(rows.get(line, 1), &mut sums),
+                None => ground_lines += 1,
             }
         }
-        out.extend(sums.iter().map(|sum| sum.round_ties_even() as u8));
+        for sum in sums.chunks_exact_mut(CHANNELS) {
+            for (sum, level) in sum.iter_mut().zip(levels) {
+                *sum += level * ground_lines;
+            }
+        }
+        canvas.lay(&sums, levels.map(|level| level * lines as u32), &mut laid);
+        add_columns(&laid, columns, lines, out);
     }
-    RgbImage::from_raw(width, height, out).expect("one value for each pixel and channel")
+    out
+}
+
+for_avx2! {
+    fn add_line(line: &[u8], sums: &mut [u32]) {
+        for (sum, value) in sums.iter_mut().zip(line) {
+            *sum += u32::from(*value);
+        }
+    }
+}
+
+/// Sums of `lines` pixels to means of `columns` of them. For 2 x 2 OpenCV adds a half and shifts; else it goes through
+/// f32 and rounds halves to even.
+fn add_columns(sums: &[u32], columns: usize, lines: usize, out: &mut [u8]) {
+    let share = 1.0 / (columns * lines) as f32;
+    for (sums, out) in sums.chunks_exact(columns * CHANNELS).zip(out.chunks_exact_mut(CHANNELS)) {
+        let mut total = [0; CHANNELS];
+        for sum in sums.chunks_exact(CHANNELS) {
+            for (total, sum) in total.iter_mut().zip(sum) {
+                *total += sum;
+            }
+        }
+        out.copy_from_slice(&total.map(|total| match (columns, lines) {
+            (2, 2) => ((total + 2) >> 2) as u8,
+            _ => (total as f32 * share).round_ties_even() as u8,
+        }));
+    }
+}
+
+/// Parts of pixels fall together.
+fn by_parts(rows: &mut Rows, canvas: &Canvas, width: usize, height: usize) -> Vec<u8> {
+    let across = taps(canvas.columns.len, width);
+    let row_len = rows.row_len();
+    // One byte more, for pixels are loaded with four.
+    let mut laid = canvas.ground.levels().repeat(canvas.columns.len);
+    laid.push(0);
+    let mut ground_row = vec![[0.0; LANES]; width];
+    narrow(&laid, &across, &mut ground_row);
+    let touched = canvas.touched(across.iter().map(|tap| tap.first..tap.first + tap.weights.len()));
+    let mut row = ground_row.clone();
+    let mut row_is_of = None;
+    let mut sums = vec![[0.0; LANES]; width];
+    let mut out = vec![0; width * height * CHANNELS];
+    for (tap, out) in taps(canvas.rows.len, height).iter().zip(out.chunks_exact_mut(width * CHANNELS)) {
+        sums.fill([0.0; LANES]);
+        for (position, weight) in (tap.first..).zip(&tap.weights) {
+            let Some(line) = canvas.line(position) else {
+                add_weighted(&ground_row, *weight, &mut sums);
+                continue;
+            };
+            // Two output rows may share a line.
+            if row_is_of != Some(line) {
+                canvas.lay(&rows.get(line, 1)[..row_len], canvas.ground.levels(), &mut laid);
+                narrow(&laid, &across[touched.clone()], &mut row[touched.clone()]);
+                row_is_of = Some(line);
+            }
+            add_weighted(&row, *weight, &mut sums);
+        }
+        round(&sums, out);
+    }
+    out
+}
+
+for_avx2! {
+    /// A row to the new width. After its last pixel it has one byte more.
+    fn narrow(row: &[u8], taps: &[Tap], out: &mut [[f32; LANES]]) {
+        for (tap, out) in taps.iter().zip(out) {
+            let mut sums = [0.0; LANES];
+            let pixels = &row[tap.first * CHANNELS..(tap.first + tap.weights.len()) * CHANNELS + 1];
+            for (pixel, weight) in pixels.windows(LANES).step_by(CHANNELS).zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += f32::from(*value) * weight;
+                }
+            }
+            *out = sums;
+        }
+    }
+}
+
+for_avx2! {
+    fn add_weighted(row: &[[f32; LANES]], weight: f32, sums: &mut [[f32; LANES]]) {
+        for (sum, value) in sums.as_flattened_mut().iter_mut().zip(row.as_flattened()) {
+            *sum += value * weight;
+        }
+    }
+}
+
+for_avx2! {
+    fn round(sums: &[[f32; LANES]], out: &mut [u8]) {
+        for (out, sum) in out.chunks_exact_mut(CHANNELS).zip(sums) {
+            out.copy_from_slice(&[sum[0], sum[1], sum[2]].map(|level| level.round_ties_even() as u8));
+        }
+    }
 }

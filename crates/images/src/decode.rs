@@ -24,8 +24,8 @@ pub struct DecodeOptions {
     /// The most pixels a picture may have. By default 178,956,970, where Pillow suspects a decompression bomb too.
     pub max_pixels: u64,
     /// Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size (rounded up), the smallest whose longer side still has at
-    /// least this many pixels. Which pixels come out then differs from decoding all and shrinking, by under a level on
-    /// average where twice the pixels wanted in the end are asked for. `None`, the default: full size.
+    /// least this many pixels; one with chroma halved in one direction only (4:2:2) must have twice as many. Squares
+    /// of half this side then differ by less than a level on average. `None`, the default: full size.
     pub reduce_to: Option<u32>,
 }
 
@@ -57,6 +57,8 @@ pub struct Decoded {
     pub width: u32,
     /// The original's height in pixels, turned as the picture is.
     pub height: u32,
+    /// How many of the original's pixels, in each direction, became one: 1, 2, 4 or 8.
+    pub reduction: u32,
 }
 
 /// Reads a picture with the default [`DecodeOptions`].
@@ -91,10 +93,10 @@ pub fn decode_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, Fa
     }
     // The decoders are not ours and the bytes come from anywhere: one bad file must not end a run of a million.
     let stored = panic::catch_unwind(|| decode_stored(bytes, options));
-    let Stored { picture, full, orientation } = stored.unwrap_or_else(|_| Err(Fault::Panic))?;
+    let Stored { picture, full, reduction, orientation } = stored.unwrap_or_else(|_| Err(Fault::Panic))?;
     let orientation = if options.orientation { orientation } else { Orientation::NoTransforms };
     let (width, height) = if swaps_sides(orientation) { (full.1, full.0) } else { full };
-    Ok(Decoded { picture: picture.oriented(orientation), width, height })
+    Ok(Decoded { picture: picture.oriented(orientation), width, height, reduction })
 }
 
 /// A picture as it lies in the file.
@@ -102,6 +104,8 @@ pub(crate) struct Stored {
     pub picture: Picture,
     /// Its width and height before any reduction.
     pub full: (u32, u32),
+    /// By how much it was reduced.
+    pub reduction: u32,
     /// How it is to be turned.
     pub orientation: Orientation,
 }
@@ -147,7 +151,7 @@ fn read<D: ImageDecoder>(
     decoder.read_image(&mut bytes).map_err(broken)?;
     let picture = to_picture(width, height, color, bytes)
         .ok_or_else(|| Fault::Broken { format, source: format!("pixels of the kind {color:?}").into() })?;
-    Ok(Stored { picture, full: (width, height), orientation })
+    Ok(Stored { picture, full: (width, height), reduction: 1, orientation })
 }
 
 fn broken(format: &'static str, error: image::ImageError) -> Fault {

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, RgbaImage};
 
-use crate::{Filter, Fit, Picture, Square};
+use crate::{Filter, Fit, Picture, Square, simd::for_avx2};
 
 const WHITE: Rgb<u8> = Rgb([255; 3]);
 
@@ -15,15 +15,23 @@ pub fn flatten(image: &RgbaImage) -> RgbImage {
 pub fn flatten_over(image: &RgbaImage, under: Rgb<u8>) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut flat = RgbImage::new(width, height);
-    for (flat, pixel) in flat.pixels_mut().zip(image.pixels()) {
-        let [r, g, b, alpha] = pixel.0;
-        flat.0 = [over(r, under.0[0], alpha), over(g, under.0[1], alpha), over(b, under.0[2], alpha)];
-    }
+    flatten_row(image.as_raw(), under.0, &mut flat);
     flat
+}
+
+for_avx2! {
+    pub(crate) fn flatten_row(rgba: &[u8], under: [u8; 3], rgb: &mut [u8]) {
+        for (pixel, flat) in rgba.chunks_exact(4).zip(rgb.chunks_exact_mut(3)) {
+            for channel in 0..3 {
+                flat[channel] = over(pixel[channel], under[channel], pixel[3]);
+            }
+        }
+    }
 }
 
 /// One channel over another. Over an opaque ground Pillow's weights are `alpha` and `255 - alpha` with 7 more bits, and
 /// its division by 255 is this shift.
+#[inline(always)]
 fn over(value: u8, under: u8, alpha: u8) -> u8 {
     let [value, under, alpha] = [value, under, alpha].map(u32::from);
     let sum = ((value * alpha + under * (255 - alpha)) << 7) + (0x80 << 7);

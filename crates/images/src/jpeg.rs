@@ -4,7 +4,7 @@
 //! data, and lenient, as every reader is, about what stands between the headers.
 
 use image::{RgbImage, metadata::Orientation};
-use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat, ScalingFactor};
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat, ScalingFactor, Subsampling};
 
 use crate::{DecodeOptions, Fault, Picture, Result, decode::Stored};
 
@@ -37,8 +37,9 @@ pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fa
         4 => true,
         channels => return Err(other(format!("{channels} channels"))),
     };
-    let scale = options.reduce_to.map_or(1, |wanted| reduction(full.0.max(full.1), wanted));
-    decoder.set_scale(ScalingFactor::try_new(1, scale).map_err(broken)?);
+    let reduction =
+        options.reduce_to.map_or(1, |wanted| divisor(full.0.max(full.1), wanted, uneven(&decoder)));
+    decoder.set_scale(ScalingFactor::try_new(1, reduction).map_err(broken)?);
     decoder.set_output_format(if four { PixelFormat::Cmyk } else { PixelFormat::Rgb });
     // What C libjpeg does by default: it matters for progressive files that leave out the finest coefficients.
     decoder.set_block_smoothing(true);
@@ -47,12 +48,22 @@ pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fa
     let pixels = if four { cmyk_to_rgb(&image.data) } else { image.data };
     let picture = RgbImage::from_raw(image.width as u32, image.height as u32, pixels);
     let picture = Picture::Rgb(picture.ok_or_else(|| other("more or fewer pixels than it says"))?);
-    Ok(Stored { picture, full, orientation: orientation.unwrap_or(Orientation::NoTransforms) })
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    Ok(Stored { picture, full, reduction, orientation })
 }
 
-/// The largest of 1, 2, 4 and 8 by which `side` can be divided, rounding up, and still be at least `wanted`.
-fn reduction(side: u32, wanted: u32) -> u32 {
-    [8, 4, 2].into_iter().find(|by| side.div_ceil(*by) >= wanted).unwrap_or(1)
+/// The largest of 1, 2, 4 and 8 by which `side` can be divided, rounding up, and still be at least `wanted`; where the
+/// chroma is `uneven`, even after another halving.
+fn divisor(side: u32, wanted: u32, uneven: bool) -> u32 {
+    let factor = if uneven { 2 } else { 1 };
+    [8, 4, 2].into_iter().find(|by| side.div_ceil(by * factor) >= wanted).unwrap_or(1)
+}
+
+/// Whether the chroma has less resolution than the light in one direction only. Where it has less in both, the scaled
+/// transform makes up for it; here it halves what is halved already.
+fn uneven(decoder: &Decoder) -> bool {
+    let even = matches!(decoder.jpeg_subsampling(), Subsampling::S444 | Subsampling::S420);
+    decoder.header().components.len() > 1 && !even
 }
 
 /// Inverted CMYK to RGB with Pillow's rounding: the product of ink and light, divided by 255 by shifts.

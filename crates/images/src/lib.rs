@@ -17,6 +17,7 @@
 //! ```
 
 mod area;
+mod canvas;
 mod crop;
 mod decode;
 mod error;
@@ -25,7 +26,10 @@ mod flatten;
 mod jpeg;
 mod measure;
 mod picture;
+mod pillow;
 mod resize;
+mod rows;
+mod simd;
 mod square;
 
 pub use crop::{Anchor, crop, fit_crop};

@@ -2,12 +2,18 @@
 
 use std::f64::consts::PI;
 
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use image::RgbImage;
 
-use crate::{Filter, Picture, resize};
+use crate::{
+    Filter, Picture,
+    canvas::Canvas,
+    resize::{resize, resize_canvas},
+    rows::Rows,
+    simd::for_avx2,
+};
 
 /// The longer side that pictures are reduced to before they are measured.
-const SIDE_MAX: u32 = 768;
+const SIDE_MAX: u64 = 768;
 
 /// Measured on a picture, for finding blurred and duplicate ones.
 ///
@@ -40,86 +46,148 @@ pub struct Tiles {
 pub fn measure(picture: &Picture) -> Measures {
     let grey = reduced_grey(picture);
     let laplacian = laplacian(&grey);
-    let (width, height) = (grey.width() as usize, grey.height() as usize);
-    let mut tiles = Vec::new();
-    for y in 0..4 {
-        for x in 0..4 {
-            let columns = x * width / 4..(x + 1) * width / 4;
-            let rows = y * height / 4..(y + 1) * height / 4;
-            if !columns.is_empty() && !rows.is_empty() {
-                tiles.push(variance(rows.flat_map(|y| &laplacian[y * width..][columns.clone()])));
-            }
-        }
-    }
+    let (width, height) = grey.dimensions();
+    let part = |len: u32, i: u32| (i * len / 4) as usize..((i + 1) * len / 4) as usize;
+    let mut tiles: Vec<f32> = (0..16)
+        .map(|i| (part(width, i % 4), part(height, i / 4)))
+        .filter(|(columns, rows)| !columns.is_empty() && !rows.is_empty())
+        .map(|(columns, rows)| {
+            variance(
+                laplacian
+                    .chunks_exact(width as usize)
+                    .skip(rows.start)
+                    .take(rows.len())
+                    .map(|row| &row[columns.clone()]),
+            )
+        })
+        .collect();
     tiles.sort_by(f32::total_cmp);
-    let middle = tiles.len() / 2;
+    let last = tiles.len() - 1;
     let tiles = Tiles {
         min: tiles[0],
-        median: (tiles[(tiles.len() - 1) / 2] + tiles[middle]) / 2.0,
-        max: tiles[tiles.len() - 1],
+        median: f32::midpoint(tiles[last / 2], tiles[tiles.len() / 2]),
+        max: tiles[last],
     };
-    Measures { phash: phash(&grey), sharpness: variance(&laplacian), tiles }
+    Measures { phash: phash(&grey), sharpness: variance([&laplacian[..]]), tiles }
 }
 
-fn reduced_grey(picture: &Picture) -> GrayImage {
-    let flat = picture.clone().into_rgb();
-    let (width, height) = flat.dimensions();
-    let longer = width.max(height);
-    let grey = RgbImage::from_fn(width, height, |x, y| {
-        let [r, g, b] = flat.get_pixel(x, y).0.map(u32::from);
-        Rgb([((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8; 3])
-    });
-    let side = |len: u32| ((2 * len * SIDE_MAX + longer) / (2 * longer)).max(1);
-    let reduced =
-        if longer > SIDE_MAX { resize(&grey, side(width), side(height), Filter::Area) } else { grey };
-    GrayImage::from_fn(reduced.width(), reduced.height(), |x, y| Luma([reduced.get_pixel(x, y).0[0]]))
+/// The grey picture, its level in all three channels, at most [`SIDE_MAX`] pixels long.
+fn reduced_grey(picture: &Picture) -> RgbImage {
+    let (width, height) = picture.size();
+    let longer = u64::from(width.max(height));
+    let reduced = |side: u32| {
+        let side = u64::from(side);
+        // Rounded to the nearest.
+        if longer > SIDE_MAX {
+            ((2 * side * SIDE_MAX + longer) / (2 * longer)).max(1) as u32
+        } else {
+            side as u32
+        }
+    };
+    resize_canvas(
+        &mut Rows::grey(picture),
+        &Canvas::tight((width, height)),
+        reduced(width),
+        reduced(height),
+        Filter::Area,
+    )
 }
 
 /// Each pixel's four neighbours less four times itself; beyond the border lies the pixel before the last.
-fn laplacian(grey: &GrayImage) -> Vec<i32> {
-    let (width, height) = grey.dimensions();
-    let at = |x: u32, y: u32| i32::from(grey.get_pixel(x, y).0[0]);
-    let around = |i: u32, len: u32| {
-        let (before, after) =
-            (if i == 0 { 1 } else { i - 1 }, if i + 1 == len { len.max(2) - 2 } else { i + 1 });
-        (before.min(len - 1), after.min(len - 1))
-    };
-    let mut all = Vec::new();
-    for y in 0..height {
+fn laplacian(grey: &RgbImage) -> Vec<i16> {
+    let (width, height) = (grey.width() as usize, grey.height() as usize);
+    let levels: Vec<i16> = grey.as_raw().iter().step_by(3).map(|level| i16::from(*level)).collect();
+    let row = |y: usize| &levels[y * width..(y + 1) * width];
+    let mut all = vec![0; width * height];
+    for (y, out) in all.chunks_exact_mut(width).enumerate() {
         let (above, below) = around(y, height);
-        for x in 0..width {
-            let (left, right) = around(x, width);
-            all.push(at(x, above) + at(x, below) + at(left, y) + at(right, y) - 4 * at(x, y));
-        }
+        laplacian_of_row(row(above), row(y), row(below), out);
     }
     all
 }
 
-fn variance<'a>(values: impl IntoIterator<Item = &'a i32>) -> f32 {
-    let (mut count, mut sum, mut squares) = (0_i64, 0_i64, 0_i64);
-    for value in values {
-        let value = i64::from(*value);
-        count += 1;
-        sum += value;
-        squares += value * value;
+for_avx2! {
+    fn laplacian_of_row(above: &[i16], row: &[i16], below: &[i16], out: &mut [i16]) {
+        let ends = [0, row.len() - 1];
+        for x in ends {
+            let (left, right) = around(x, row.len());
+            out[x] = above[x] + below[x] + row[left] + row[right] - 4 * row[x];
+        }
+        let inner = row.windows(3).zip(above.iter().zip(below).skip(1)).zip(out.iter_mut().skip(1));
+        for ((row, (above, below)), out) in inner {
+            *out = above + below + row[0] + row[2] - 4 * row[1];
+        }
+    }
+}
+
+/// The neighbours of place `i` of `len`.
+#[inline(always)]
+fn around(i: usize, len: usize) -> (usize, usize) {
+    let last = len - 1;
+    let (before, after) =
+        (if i == 0 { 1 } else { i - 1 }, if i == last { last.saturating_sub(1) } else { i + 1 });
+    (before.min(last), after)
+}
+
+/// Of all values in these rows, exact up to the last division.
+fn variance<'a>(rows: impl IntoIterator<Item = &'a [i16]>) -> f32 {
+    let (mut count, mut sum, mut squares) = (0, 0, 0);
+    for row in rows {
+        count += row.len();
+        add_powers(row, &mut sum, &mut squares);
     }
     let mean = sum as f64 / count as f64;
     (squares as f64 / count as f64 - mean * mean) as f32
 }
 
-fn phash(grey: &GrayImage) -> u64 {
-    let rgb = RgbImage::from_fn(grey.width(), grey.height(), |x, y| Rgb([grey.get_pixel(x, y).0[0]; 3]));
-    let small = resize(&rgb, 32, 32, Filter::Lanczos);
-    let wave = |k: u32, i: u32| (PI * f64::from(k) * f64::from(2 * i + 1) / 64.0).cos();
-    let mut low = Vec::new();
-    for v in 0..8 {
-        for u in 0..8 {
-            let term = |(x, y, pixel): (u32, u32, &Rgb<u8>)| f64::from(pixel.0[0]) * wave(u, x) * wave(v, y);
-            low.push(4.0 * small.enumerate_pixels().map(term).sum::<f64>());
+for_avx2! {
+    fn add_powers(row: &[i16], sum: &mut i64, squares: &mut i64) {
+        for values in row.chunks(1024) {
+            // 1024 squares of at most 1020 fit.
+            *sum += i64::from(values.iter().map(|value| i32::from(*value)).sum::<i32>());
+            *squares += i64::from(values.iter().map(|value| i32::from(*value) * i32::from(*value)).sum::<i32>());
         }
     }
+}
+
+fn phash(grey: &RgbImage) -> u64 {
+    const SIDE: usize = 32;
+    const LOW: usize = 8;
+    let small = resize(grey, SIDE as u32, SIDE as u32, Filter::Lanczos);
+    let wave = |k: usize, i: usize| 2.0 * (PI * (k * (2 * i + 1)) as f64 / (2 * SIDE) as f64).cos();
+    let waves: Vec<[f64; SIDE]> = (0..LOW).map(|k| std::array::from_fn(|i| wave(k, i))).collect();
+    let dot = |wave: &[f64; SIDE], at: &dyn Fn(usize) -> f64| -> f64 {
+        wave.iter().enumerate().map(|(i, w)| w * at(i)).sum()
+    };
+    // Along the columns, then along the rows.
+    let down: Vec<[f64; SIDE]> = waves
+        .iter()
+        .map(|wave| {
+            std::array::from_fn(|x| dot(wave, &|y| f64::from(small.get_pixel(x as u32, y as u32).0[0])))
+        })
+        .collect();
+    // To a thousandth, so that rounding errors decide nothing, as they would for a flat picture.
+    let low: Vec<f64> = down
+        .iter()
+        .flat_map(|row| waves.iter().map(|wave| (dot(wave, &|x| row[x]) * 1024.0).round()))
+        .collect();
     let mut sorted = low.clone();
     sorted.sort_by(f64::total_cmp);
-    let median = f64::midpoint(sorted[31], sorted[32]);
+    let median = f64::midpoint(sorted[LOW * LOW / 2 - 1], sorted[LOW * LOW / 2]);
     low.iter().fold(0, |hash, value| hash << 1 | u64::from(*value > median))
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+
+    #[test]
+    fn a_flat_picture_is_blurred_and_has_one_bit() {
+        for (width, height) in [(1, 1), (1, 900), (7, 3), (1600, 800)] {
+            let measures = measure(&Picture::Rgb(RgbImage::from_pixel(width, height, Rgb([90, 100, 110]))));
+            assert_eq!((measures.sharpness, measures.tiles.max, measures.phash), (0.0, 0.0, 1 << 63));
+        }
+    }
 }

@@ -1,0 +1,220 @@
+//! Resizing with Pillow's arithmetic.
+//!
+//! Pillow (`ImagingResample`, src/libImaging/Resample.c) resizes in two passes, rows first, each with fixed-point
+//! weights of 22 bits and each rounded and clipped to 8 bits. A kernel is stretched by the scale when shrinking, and so
+//! averages all pixels that fall together.
+
+use std::{f64::consts::PI, ops::Range};
+
+use crate::{
+    canvas::{Axis, Canvas, Ground},
+    rows::Rows,
+    simd::{SplitTaps, for_avx2},
+};
+
+pub(crate) const WEIGHT_BITS: u32 = 22;
+pub(crate) const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+const CHANNELS: usize = 3;
+
+/// Rows that go through the first pass together.
+const BLOCK: usize = 16;
+
+/// A kernel, and how far it reaches to each side.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    support: f64,
+    at: fn(f64) -> f64,
+}
+
+/// The triangle.
+pub(crate) const BILINEAR: Kernel = Kernel { support: 1.0, at: |x| (1.0 - x.abs()).max(0.0) };
+
+/// The cubic convolution kernel with a = -0.5 (Keys 1981).
+pub(crate) const BICUBIC: Kernel = Kernel {
+    support: 2.0,
+    at: |x| {
+        const A: f64 = -0.5;
+        let x = x.abs();
+        if x < 1.0 {
+            ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+        } else if x < 2.0 {
+            (((x - 5.0) * x + 8.0) * x - 4.0) * A
+        } else {
+            0.0
+        }
+    },
+};
+
+/// The sinc function, cut to three lobes by a wider one.
+pub(crate) const LANCZOS: Kernel = Kernel {
+    support: 3.0,
+    at: |x| {
+        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+        if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+    },
+};
+
+/// Resizes the whole canvas. What lies around the picture costs next to nothing.
+pub(crate) fn resize(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32, kernel: Kernel) -> Vec<u8> {
+    let across = Taps::new(canvas.columns, width as usize, canvas.ground, kernel);
+    let down = Taps::new(canvas.rows, height as usize, canvas.ground, kernel);
+    let ground = canvas.ground.levels().map(i32::from);
+    let narrow = resize_rows(rows, &across, ground);
+    let ground_row: Vec<u8> = across.iter().flat_map(|tap| tap.of_ground(ground)).collect();
+    let mut out = vec![0; ground_row.len() * down.len()];
+    for (tap, out) in down.iter().zip(out.chunks_exact_mut(ground_row.len())) {
+        add_rows(&narrow[tap.first * ground_row.len()..], tap.weights, &ground_row, tap.outside, out);
+    }
+    out
+}
+
+/// What the output pixels along one axis are made of.
+#[derive(Debug)]
+pub(crate) struct Taps {
+    taps: Vec<(usize, Range<usize>, i32)>,
+    weights: Vec<i32>,
+}
+
+/// What one output pixel is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tap<'a> {
+    /// The first picture pixel it reads.
+    pub first: usize,
+    /// The weights of that and the following picture pixels, in units of 2^-22.
+    pub weights: &'a [i32],
+    /// The sum of the weights that fall on the ground.
+    pub outside: i32,
+}
+
+impl Tap<'_> {
+    /// The output pixel where all is ground.
+    fn of_ground(self, ground: [i32; 3]) -> [u8; 3] {
+        let weight = self.weights.iter().sum::<i32>() + self.outside;
+        ground.map(|level| clip(HALF + level * weight))
+    }
+}
+
+impl Taps {
+    /// From the canvas pixels of `axis` to `to` pixels.
+    fn new(axis: Axis, to: usize, ground: Ground, kernel: Kernel) -> Self {
+        let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
+        for i in 0..to {
+            let (window, weights) = kernel_at(axis, to, i, kernel);
+            let begin = all.weights.len();
+            // The picture pixels in the window; at the edge at least the nearest.
+            let first = axis.nearest(window);
+            let last = axis.nearest(window + weights.len() - 1);
+            all.weights.resize(begin + last - first + 1, 0);
+            let mut outside = 0;
+            for (position, weight) in (window..).zip(weights) {
+                let of_picture = match ground {
+                    Ground::Edge => weight,
+                    Ground::Colour(_) => (f64::from(weight) * axis.part(position)).round() as i32,
+                };
+                all.weights[begin + axis.nearest(position) - first] += of_picture;
+                outside += weight - of_picture;
+            }
+            all.taps.push((first, begin..all.weights.len(), outside));
+        }
+        all
+    }
+
+    pub fn len(&self) -> usize {
+        self.taps.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Tap<'_>> {
+        self.taps.iter().map(|(first, weights, outside)| Tap {
+            first: *first,
+            weights: &self.weights[weights.clone()],
+            outside: *outside,
+        })
+    }
+}
+
+/// The first canvas pixel that output pixel `i` reads, and the weight of it and of those after it.
+fn kernel_at(axis: Axis, to: usize, i: usize, kernel: Kernel) -> (usize, Vec<i32>) {
+    if axis.true_len == to as f64 && axis.offset == 0.0 {
+        // Pillow leaves out a pass that changes nothing.
+        return (i, vec![1 << WEIGHT_BITS]);
+    }
+    let scale = axis.true_len / to as f64;
+    let stretch = scale.max(1.0);
+    let support = kernel.support * stretch;
+    let center = (i as f64 + 0.5) * scale + axis.offset;
+    // Pillow truncates toward zero; both ends are clipped to the canvas.
+    let first = (center - support + 0.5).max(0.0) as usize;
+    let end = ((center + support + 0.5) as usize).min(axis.len);
+    let inverse = 1.0 / stretch;
+    let weights: Vec<f64> = (first..end).map(|x| (kernel.at)((x as f64 - center + 0.5) * inverse)).collect();
+    let sum: f64 = weights.iter().sum();
+    let fixed = |weight: f64| {
+        let weight = if sum == 0.0 { weight } else { weight / sum } * f64::from(1 << WEIGHT_BITS);
+        (weight + if weight < 0.0 { -0.5 } else { 0.5 }) as i32
+    };
+    (first, weights.into_iter().map(fixed).collect())
+}
+
+fn clip(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+/// The first pass: each row of the picture to the new width.
+fn resize_rows(rows: &mut Rows, taps: &Taps, ground: [i32; 3]) -> Vec<u8> {
+    let (row_len, height) = (rows.row_len(), rows.height());
+    let out_len = taps.len() * CHANNELS;
+    let split = SplitTaps::new(taps);
+    let mut narrow = vec![0; out_len * height];
+    for (block, out) in narrow.chunks_mut(BLOCK * out_len).enumerate() {
+        let source = rows.get(block * BLOCK, out.len() / out_len);
+        match &split {
+            Some(split) => split.resize_rows(source, row_len, ground, out),
+            None => resize_rows_plainly(source, row_len, taps, ground, out),
+        }
+    }
+    narrow
+}
+
+fn resize_rows_plainly(rows: &[u8], row_len: usize, taps: &Taps, ground: [i32; 3], out: &mut [u8]) {
+    for (row, out) in rows.chunks_exact(row_len).zip(out.chunks_exact_mut(taps.len() * CHANNELS)) {
+        for (tap, out) in taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
+            let mut sums = ground.map(|level| HALF + level * tap.outside);
+            for (pixel, weight) in row[tap.first * CHANNELS..].chunks_exact(CHANNELS).zip(tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += weight * i32::from(*value);
+                }
+            }
+            out.copy_from_slice(&sums.map(clip));
+        }
+    }
+}
+
+for_avx2! {
+    /// The second pass: one output row, of as many rows as there are weights and of the row that the ground became.
+    fn add_rows(rows: &[u8], weights: &[i32], ground: &[u8], outside: i32, out: &mut [u8]) {
+        const LANES: usize = 32;
+        let row_len = ground.len();
+        for start in (0..row_len).step_by(LANES) {
+            let lanes = LANES.min(row_len - start);
+            let mut sums = [HALF; LANES];
+            for (sum, level) in sums.iter_mut().zip(&ground[start..start + lanes]) {
+                *sum += outside * i32::from(*level);
+            }
+            for (row, weight) in rows.chunks_exact(row_len).zip(weights) {
+                let row = &row[start..start + lanes];
+                if let Ok(row) = <&[u8; LANES]>::try_from(row) {
+                    for (sum, value) in sums.iter_mut().zip(row) {
+                        *sum += weight * i32::from(*value);
+                    }
+                } else {
+                    for (sum, value) in sums.iter_mut().zip(row) {
+                        *sum += weight * i32::from(*value);
+                    }
+                }
+            }
+            for (out, sum) in out[start..start + lanes].iter_mut().zip(&sums) {
+                *out = clip(*sum);
+            }
+        }
+    }
+}

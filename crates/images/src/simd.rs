@@ -1,0 +1,190 @@
+//! Vector code: plain loops compiled a second time for AVX2, and the one loop that is written for it by hand.
+
+/// Compiles a function of plain loops twice, and calls the one for AVX2 where the processor has it. Both give the same:
+/// nothing is reordered and nothing fused.
+macro_rules! for_avx2 {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) {
+                    plain($($arg),*);
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            plain($($arg),*);
+        }
+    };
+}
+pub(crate) use for_avx2;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::SplitTaps;
+
+/// There is none here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) enum SplitTaps {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl SplitTaps {
+    pub fn new(_: &crate::pillow::Taps) -> Option<Self> {
+        None
+    }
+
+    pub fn resize_rows(&self, _: &[u8], _: usize, _: [i32; 3], _: &mut [u8]) {
+        match *self {}
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    use std::arch::x86_64::{
+        __m128i, __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_mullo_epi32,
+        _mm_packus_epi16, _mm_packus_epi32, _mm_set_epi32, _mm_set1_epi32, _mm_slli_epi32, _mm_srai_epi32,
+        _mm256_add_epi32, _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_castsi256_si128,
+        _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_permutevar8x32_epi32, _mm256_setr_epi8,
+        _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    };
+    use std::ops::Range;
+
+    use crate::pillow::{HALF, Taps, WEIGHT_BITS};
+
+    const CHANNELS: usize = 3;
+
+    /// Rows done at once, so that weights are unpacked once for all of them.
+    const ROWS: usize = 4;
+
+    /// Pixels done at once; a load of 16 bytes takes a little more.
+    const STEP: usize = 4;
+    const LOAD_EXCESS: usize = 16 - STEP * CHANNELS;
+
+    /// How many bits of a weight go into the lower of its two halves.
+    const LOW_BITS: u32 = 11;
+
+    /// The weights as the first pass wants them.
+    ///
+    /// The products need 8 + 23 bits, and the only quick multiplication that also adds takes 16-bit numbers. So a weight is
+    /// split into two: both sums are exact, and so is their sum.
+    pub(crate) struct SplitTaps {
+        /// For four pixels: the upper halves of their weights, and the lower ones.
+        weights: Vec<[i16; 2 * STEP]>,
+        taps: Vec<SplitTap>,
+        /// How many bytes of a row are loaded.
+        reach: usize,
+    }
+
+    struct SplitTap {
+        /// Where its pixels start in a row, in bytes.
+        first: usize,
+        weights: Range<usize>,
+        outside: i32,
+    }
+
+    impl SplitTaps {
+        /// `None` where this processor has no AVX2.
+        pub fn new(taps: &Taps) -> Option<Self> {
+            if !is_x86_feature_detected!("avx2") {
+                return None;
+            }
+            let mut split = Self { weights: Vec::new(), taps: Vec::with_capacity(taps.len()), reach: 0 };
+            for tap in taps.iter() {
+                let begin = split.weights.len();
+                split.weights.extend(tap.weights.chunks(STEP).map(halves));
+                let (first, weights) = (tap.first * CHANNELS, begin..split.weights.len());
+                split.reach = split.reach.max(first + weights.len() * STEP * CHANNELS + LOAD_EXCESS);
+                split.taps.push(SplitTap { first, weights, outside: tap.outside });
+            }
+            Some(split)
+        }
+
+        /// The first pass for rows of `row_len` bytes, as many as `out` has room for. After the last, `rows` has
+        /// [`crate::rows::SLACK`] more bytes, for the last load reaches beyond its pixels.
+        pub fn resize_rows(&self, rows: &[u8], row_len: usize, ground: [i32; 3], out: &mut [u8]) {
+            let out_len = self.taps.len() * CHANNELS;
+            let last = out.len() / out_len - 1;
+            assert!(
+                last * row_len + self.reach <= rows.len(),
+                "row {last} of {row_len} bytes is read for {} bytes, of {} in all",
+                self.reach,
+                rows.len()
+            );
+            for (block, out) in out.chunks_mut(ROWS * out_len).enumerate() {
+                // Where fewer rows are left, the last is done again.
+                let starts = std::array::from_fn(|row| (block * ROWS + row).min(last) * row_len);
+                // SAFETY: without AVX2 there is no `Self`, and the assertion above is about the last of the starts.
+                unsafe { self.resize_block(rows, starts, ground, out) };
+            }
+        }
+
+        /// Up to four rows, which start at `starts`.
+        ///
+        /// # Safety
+        /// From each start on, `rows` has at least `self.reach` bytes.
+        #[target_feature(enable = "avx2")]
+        unsafe fn resize_block(&self, rows: &[u8], starts: [usize; ROWS], ground: [i32; 3], out: &mut [u8]) {
+            let upper = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+            let lower = _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
+            // Each channel of two neighbouring pixels side by side, as 16-bit numbers: the first two pixels, the other two.
+            let spread = _mm256_setr_epi8(
+                0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, //
+                6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+            );
+            let ground = _mm_set_epi32(0, ground[2], ground[1], ground[0]);
+            for (i, tap) in self.taps.iter().enumerate() {
+                let mut high = [_mm256_setzero_si256(); ROWS];
+                let mut low = [_mm256_setzero_si256(); ROWS];
+                for (step, weights) in self.weights[tap.weights.clone()].iter().enumerate() {
+                    // SAFETY: an array of eight 16-bit numbers has 16 bytes.
+                    let weights = unsafe { _mm_loadu_si128(weights.as_ptr().cast()) };
+                    let weights = _mm256_castsi128_si256(weights);
+                    let weights_high = _mm256_permutevar8x32_epi32(weights, upper);
+                    let weights_low = _mm256_permutevar8x32_epi32(weights, lower);
+                    for row in 0..ROWS {
+                        let at = starts[row] + tap.first + step * STEP * CHANNELS;
+                        // SAFETY: `reach` counts these 16 bytes.
+                        let pixels = unsafe { _mm_loadu_si128(rows.as_ptr().add(at).cast()) };
+                        let pixels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(pixels), spread);
+                        high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(pixels, weights_high));
+                        low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(pixels, weights_low));
+                    }
+                }
+                let outside = _mm_mullo_epi32(ground, _mm_set1_epi32(tap.outside));
+                let start = _mm_add_epi32(outside, _mm_set1_epi32(HALF));
+                for (row, out) in out.chunks_exact_mut(self.taps.len() * CHANNELS).enumerate() {
+                    let high = _mm_slli_epi32::<{ LOW_BITS as i32 }>(both(high[row]));
+                    let sum = _mm_add_epi32(start, _mm_add_epi32(high, both(low[row])));
+                    let levels = _mm_srai_epi32::<{ WEIGHT_BITS as i32 }>(sum);
+                    let levels = _mm_packus_epi32(levels, levels);
+                    let pixel = _mm_cvtsi128_si32(_mm_packus_epi16(levels, levels)).to_le_bytes();
+                    out[i * CHANNELS..][..CHANNELS].copy_from_slice(&pixel[..CHANNELS]);
+                }
+            }
+        }
+    }
+
+    /// The upper halves of up to four weights, and the lower ones: `upper * 2^11 + lower` is the weight.
+    fn halves(weights: &[i32]) -> [i16; 2 * STEP] {
+        const HALF_LOW: i32 = 1 << (LOW_BITS - 1);
+        let mut halves = [0; 2 * STEP];
+        for (i, weight) in weights.iter().enumerate() {
+            let lower = ((weight + HALF_LOW) & ((1 << LOW_BITS) - 1)) - HALF_LOW;
+            halves[i] = ((weight - lower) >> LOW_BITS) as i16;
+            halves[STEP + i] = lower as i16;
+        }
+        halves
+    }
+
+    /// The sum of the two halves.
+    #[target_feature(enable = "avx2")]
+    fn both(sums: __m256i) -> __m128i {
+        _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+    }
+}

@@ -11,7 +11,7 @@ use ort::{
     value::TensorRef,
 };
 use rayon::prelude::*;
-use vodka_images::{Picture, Rgb, RgbImage};
+use vodka_images::{Decoded, Picture, Rgb, RgbImage};
 
 use crate::{
     Activation, Description, Error, Labels, Layout, Profile, Provider, Result, Tags, Thresholds,
@@ -155,6 +155,11 @@ impl Tagger {
     /// A picture as the model wants to see it: a square of [`Tagger::size_px`].
     pub fn prepare(&self, picture: &Picture) -> RgbImage {
         self.preparation.square(picture)
+    }
+
+    /// The same of a picture that was decoded down to [`Tagger::reduce_to`].
+    pub fn prepare_decoded(&self, decoded: &Decoded) -> RgbImage {
+        self.preparation.square_of_decoded(decoded)
     }
 
     /// The scores of prepared pictures, 0 to 1. // (pictures, labels)

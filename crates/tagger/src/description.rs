@@ -92,7 +92,8 @@ pub struct PictureRules {
     pub pad: [u8; 3],
     /// What is under a picture with transparency. RGB.
     pub under: [u8; 3],
-    /// A first square, made by resizing and then padding, which is then resized to the size of the network.
+    /// A first square, made by resizing (the shorter side rounded to the nearest) and then padding, which is then resized
+    /// to the size of the network.
     pub first: Option<FirstSquare>,
 }
 
@@ -125,11 +126,11 @@ pub struct FirstSquare {
 pub enum Fit {
     /// Padded to a square, and then resized.
     Pad,
-    /// Resized until the longer side fits, and then padded.
+    /// Resized until the longer side fits, the shorter one rounded down, and then padded.
     ResizeThenPad,
     /// Resized to the square, whatever its shape.
     Squash,
-    /// Resized until the longer side fits, and then continued with the pixels at its edges.
+    /// Resized until the longer side fits, the shorter one rounded down, and then continued with the pixels at its edges.
     PadEdge,
 }
 
@@ -371,6 +372,8 @@ impl Description {
         sure(!self.network.is_empty(), "network", "a name at least", &self.network)?;
         sure(self.max_batch != Some(0), "max_batch", "1 or more", &self.max_batch)?;
         sure(picture.size.is_none_or(side), "picture.size", "1 to 4096", &picture.size)?;
+        let is_square = picture.first.is_none() || picture.fit == Fit::Squash;
+        sure(is_square, "picture.fit", "\"squash\" beside `picture.first`", &picture.fit)?;
         let first = picture.first.map(|first| first.size);
         sure(first.is_none_or(side), "picture.first.size", "1 to 4096", &first)?;
         let divisor = |value: &f32| value.is_normal() && *value > 0.0;
@@ -469,6 +472,10 @@ mod tests {
             ("", "`model.toml`: `labels`: expected a [[labels]] at least, found []"),
             ("family = \"joytag\"\n[tensor]\nstd = [1, 0, 1]", "`tensor.std`: expected numbers above 0"),
             ("family = \"joytag\"\n[picture]\nsize = 0", "`picture.size`: expected 1 to 4096, found Some(0)"),
+            (
+                "family = \"animetimm\"\n[picture]\nfit = \"pad\"",
+                "`picture.fit`: expected \"squash\" beside `picture.first`",
+            ),
             ("family = \"joytag\"\n[thresholds]\ndefault = nan", "`thresholds`: expected numbers from 0 on"),
             (
                 "[[labels]]\nfile = \"a\"\nkind = \"text\"\ncolumns = [\"b\"]",

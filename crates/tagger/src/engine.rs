@@ -179,7 +179,7 @@ impl Tagger {
         self.preparation.square(picture)
     }
 
-    /// The same of a picture that was perhaps decoded at a part of its size, see [`Tagger::reduce_to`].
+    /// The same of a picture that was decoded down to [`Tagger::reduce_to`].
     pub fn prepare_decoded(&self, decoded: &Decoded) -> RgbImage {
         self.preparation.square_of_decoded(decoded)
     }

@@ -100,14 +100,13 @@ impl Steps {
         }
         let picture = &mut description.picture;
         picture.size = Some(self.size().ok_or("pad_to_size or resize")?);
-        picture.first = None;
-        if let Some((size, resampler, colour)) = self.padded {
+        picture.first = self.padded.map(|(size, resampler, _)| FirstSquare { size, resampler });
+        picture.fit = Fit::Squash;
+        if let Some((_, _, colour)) = self.padded {
             picture.pad = colour;
-            (picture.fit, picture.resampler) = (Fit::ResizeThenPad, resampler);
-            picture.first = self.resized.map(|_| FirstSquare { size, resampler });
         }
         if let Some((_, resampler)) = self.resized {
-            (picture.fit, picture.resampler) = (Fit::Squash, resampler);
+            picture.resampler = resampler;
         }
         description.tensor.scale = 255.0;
         (description.tensor.mean, description.tensor.std) = self.normalized.unwrap_or(([0.0; 3], [1.0; 3]));
@@ -181,8 +180,8 @@ mod tests {
         assert_eq!((found.tensor.mean, found.tensor.std), ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]));
         let pad_only = PAD.replace("\"white\"", "[1, 2, 3]");
         let found = steps(&format!("{pad_only}, {{\"type\": \"to_tensor\"}}")).unwrap().picture;
-        assert_eq!((found.fit, found.size, found.pad), (Fit::ResizeThenPad, Some(512), [1, 2, 3]));
-        assert_eq!(found.first, None);
+        assert_eq!((found.fit, found.size, found.pad), (Fit::Squash, Some(512), [1, 2, 3]));
+        assert_eq!(found.first.map(|first| first.size), Some(512));
     }
 
     #[test]

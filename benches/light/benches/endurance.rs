@@ -9,7 +9,11 @@
 //! into `docs/images/tagging-memory.svg`. `VODKA_BENCH_MODEL` names another model than the fixture's. Linux only: memory is
 //! read from `/proc`.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and ends where it cannot go on")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and ends where it cannot go on"
+)]
 
 use std::{
     env, fs,

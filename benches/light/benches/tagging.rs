@@ -15,7 +15,11 @@
 //! | `VODKA_BENCH_BATCH` | pictures in a batch; 0 for what suits the provider | 0 |
 //! | `VODKA_BENCH_PEER` | command that measures a peer on the same files: `python peer_tag.py` | none |
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and ends where it cannot go on")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and ends where it cannot go on"
+)]
 
 use std::{
     env, fs,
@@ -165,7 +169,9 @@ impl Bench {
         fs::create_dir(&images).unwrap();
         for i in 0..self.images {
             let name = format!("{i:05}.{}", file.extension().unwrap().display());
-            fs::hard_link(file, images.join(&name)).or_else(|_| fs::copy(file, images.join(name)).map(drop)).unwrap();
+            fs::hard_link(file, images.join(&name))
+                .or_else(|_| fs::copy(file, images.join(name)).map(drop))
+                .unwrap();
         }
         let config = self.config(&images, &folder.path().join("tags.parquet"));
         let report: TagReport =

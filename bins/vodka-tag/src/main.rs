@@ -125,10 +125,12 @@ fn main() -> ExitCode {
             Ok(report) => session.print(&report.to_string(), Exit::Done),
             Err(error) => session.fail(&error, Exit::Failed),
         },
-        (None, Some(tag)) => session.stage(tag.config(&session).and_then(|config| config.plan()), |plan, session| {
-            let mut bar = None;
-            run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
-        }),
+        (None, Some(tag)) => {
+            session.stage(tag.config(&session).and_then(|config| config.plan()), |plan, session| {
+                let mut bar = None;
+                run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
+            })
+        }
         (None, None) => session.fail(&Error::NoModel, Exit::Usage),
     }
 }

@@ -188,7 +188,10 @@ fn an_ensemble_has_the_scores_of_all() {
     let both = scores("both.csv", &["--model", &world]);
     assert!(both.lines().count() > alone.lines().count(), "the tags of both");
     let votes = scores("votes.csv", &["--model", &world, "--combine", "vote"]);
-    assert!(votes.lines().skip(1).all(|line| ["0", "0.5", "1"].contains(&line.rsplit(',').next().unwrap())), "{votes}");
+    assert!(
+        votes.lines().skip(1).all(|line| ["0", "0.5", "1"].contains(&line.rsplit(',').next().unwrap())),
+        "{votes}"
+    );
     let text = said(vodka_tag(&tiny, &images, &dir.path().join("x.csv")).args(["--combine", "sum"]), 2);
     assert!(text.contains("expected mean, max or vote, found sum"), "{text}");
 }
@@ -201,7 +204,10 @@ fn a_quantised_model_tags_nearly_the_same() {
     quantize.arg("quantize").arg(tagger()).arg(&small).arg("--json");
     let report = quantize.assert().code(0).get_output().clone();
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
-    assert!(report["quantized"].as_u64() > Some(0) && report["bytes_after"].as_u64() < report["bytes_before"].as_u64());
+    assert!(
+        report["quantized"].as_u64() > Some(0)
+            && report["bytes_after"].as_u64() < report["bytes_before"].as_u64()
+    );
     let images = some_pictures(&dir, &["odd.png", "grey.png"]);
     let output = dir.path().join("tags.csv");
     said(&mut vodka_tag(&small, &images, &output), 0);
@@ -229,11 +235,7 @@ fn what_is_missing_or_wrong_is_told() {
     expect(&mut vodka_tag(&tiny("mismatch"), &images, &output), 1, "scores 24 tags, but");
     expect(&mut vodka_tag(&tagger(), &dir.path().join("gone"), &output), 2, "no folder");
     expect(vodka_tag(&tagger(), &images, &output).args(["--min-score", "2"]), 2, "expected 0 to 1, found 2");
-    expect(
-        vodka_tag(&tagger(), &images, &output).args(["--provider", "npu"]),
-        2,
-        "found `npu`",
-    );
+    expect(vodka_tag(&tagger(), &images, &output).args(["--provider", "npu"]), 2, "found `npu`");
     expect(vodka_tag(&tagger(), &images, &output).args(["--provider", "cuda"]), 1, "`cuda` is not available");
     let no_runtime = |dir: &Path| {
         let mut command = vodka_tag(&tagger(), &images, &output);

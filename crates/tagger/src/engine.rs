@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use vodka_images::{Decoded, Picture, Rgb, RgbImage};
 
 use crate::{
-    Activation, Description, Error, Labels, Layout, Network, NetworkConfig, Profile, Provider, Result, Tags, Thresholds,
+    Activation, Description, Error, Labels, Layout, Network, NetworkConfig, Profile, Provider, Result, Tags,
+    Thresholds,
     folder::{ModelFolder, Settled},
     graph::{Graph, Input, Outputs},
     profile::Preparation,
@@ -263,7 +264,11 @@ impl Tagger {
     fn infer_batch(&self, prepared: &[impl Borrow<RgbImage>]) -> Result<Scores> {
         let (side, batch) = (self.input.side, self.input.batch.unwrap_or(prepared.len()));
         for picture in prepared {
-            assert_eq!(picture.borrow().dimensions(), (side, side), "the picture is not prepared for this model");
+            assert_eq!(
+                picture.borrow().dimensions(),
+                (side, side),
+                "the picture is not prepared for this model"
+            );
         }
         let side = side as usize;
         let mut pixels = to_tensor(prepared, &self.description.tensor);
@@ -274,7 +279,8 @@ impl Tagger {
         };
         let wanted: Vec<usize> = [self.outputs.scores].into_iter().chain(self.outputs.embedding).collect();
         let outputs = self.network.run(&pixels, &shape, &wanted)?;
-        let mut rows = wanted.iter().zip(outputs).map(|(place, it)| self.rows(*place, it, batch, prepared.len()));
+        let mut rows =
+            wanted.iter().zip(outputs).map(|(place, it)| self.rows(*place, it, batch, prepared.len()));
         let scores = rows.next().expect("the scores were asked for")?;
         Ok(Scores { scores, embeddings: rows.next().transpose()? })
     }
@@ -283,7 +289,9 @@ impl Tagger {
     fn rows(&self, place: usize, output: ArrayD<f32>, batch: usize, rows: usize) -> Result<Array2<f32>> {
         let found = output.shape().to_vec();
         match output.into_dimensionality::<Ix2>() {
-            Ok(values) if values.nrows() == batch && values.ncols() > 0 => Ok(values.slice_move(s![..rows, ..])),
+            Ok(values) if values.nrows() == batch && values.ncols() > 0 => {
+                Ok(values.slice_move(s![..rows, ..]))
+            }
             _ => Err(Error::Graph {
                 model: self.network.path().to_path_buf(),
                 expected: format!("an output {place} of the shape [batch, width]"),
@@ -329,5 +337,4 @@ impl Tagger {
         let side = self.input.side;
         [RgbImage::from_fn(side, side, stripes), RgbImage::from_fn(side, side, noise)]
     }
-
 }

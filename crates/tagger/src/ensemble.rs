@@ -74,11 +74,12 @@ impl Ensemble {
         for tagger in taggers {
             let mut places = Vec::new();
             for label in tagger.labels().iter() {
-                let place = *place_of.entry((label.name.clone(), label.category.clone())).or_insert_with(|| {
-                    labels.push(label.clone());
-                    knowing.push(0.0);
-                    labels.len() - 1
-                });
+                let place =
+                    *place_of.entry((label.name.clone(), label.category.clone())).or_insert_with(|| {
+                        labels.push(label.clone());
+                        knowing.push(0.0);
+                        labels.len() - 1
+                    });
                 knowing[place] += 1.0;
                 places.push(place);
             }
@@ -114,7 +115,9 @@ impl Ensemble {
             match self.combine {
                 Combine::Mean => *sum += score / self.knowing[*place],
                 Combine::Max => *sum = sum.max(*score),
-                Combine::Vote if member.tagger.thresholds().reached(label, *score) => *sum += 1.0 / self.knowing[*place],
+                Combine::Vote if member.tagger.thresholds().reached(label, *score) => {
+                    *sum += 1.0 / self.knowing[*place]
+                }
                 Combine::Vote => {}
             }
         }

@@ -19,7 +19,10 @@ use std::{
 use ndarray::Array2;
 use vodka_images::RgbImage;
 
-use crate::{Result, read::{Facts, Reader, Stamp, Trouble}};
+use crate::{
+    Result,
+    read::{Facts, Reader, Stamp, Trouble},
+};
 
 /// A network as the pipeline sees it.
 pub(crate) trait Scorer: Sync {
@@ -85,11 +88,7 @@ impl Job<'_> {
     /// enough; then the batches that the network has begun are still handed over.
     ///
     /// Which pictures share a batch depends on nothing but the list and the batch size.
-    pub fn run(
-        &self,
-        load: &Load,
-        on_batch: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
+    pub fn run(&self, load: &Load, on_batch: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>>) -> Result<()> {
         let gate = Gate::new((self.lanes + 1) * self.batch + self.decoders);
         let next = AtomicUsize::new(0);
         let (prepared, waiting) = channel();
@@ -155,7 +154,8 @@ impl Job<'_> {
         let pictures: Vec<&[RgbImage]> =
             prepared.iter().filter_map(|one| Some(one.as_ref().ok()?.0.as_slice())).collect();
         let start = Instant::now();
-        let scores = if pictures.is_empty() { Array2::zeros((0, 0)) } else { self.scorer.score(&pictures)? };
+        let scores =
+            if pictures.is_empty() { Array2::zeros((0, 0)) } else { self.scorer.score(&pictures)? };
         load.add(start.elapsed());
         let mut rows = scores.outer_iter();
         let mut row = || rows.next().expect("a row for each picture").to_vec();

@@ -103,14 +103,6 @@ impl Preparation {
         }
     }
 
-    /// The same of a picture that was perhaps decoded at a part of its size.
-    pub fn square_of_decoded(&self, decoded: &Decoded) -> RgbImage {
-        match &self.first {
-            None => self.last.of_decoded(decoded),
-            Some(first) => self.last.of(&Picture::Rgb(first.of_decoded(decoded))),
-        }
-    }
-
     /// Down to which length of the longer side a picture may be decoded. `None` for all of it: so are pictures that are
     /// squashed, of which the shorter side may need every pixel there is.
     pub fn reduce_to(&self) -> Option<u32> {

@@ -33,14 +33,19 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Finding {
     /// The scores from the floor on, with their places in the vocabulary: the highest first, ties in order of place.
-    Tagged { scores: Vec<(u32, f32)>, facts: Facts },
+    Tagged {
+        scores: Vec<(u32, f32)>,
+        facts: Facts,
+    },
     Skipped(Trouble),
 }
 
 impl Entry {
     pub fn new(image: String, seen: Seen, min_score: f32) -> Option<Self> {
         let finding = match seen {
-            Seen::Scored { scores, facts } => Finding::Tagged { scores: from_floor(&scores, min_score), facts },
+            Seen::Scored { scores, facts } => {
+                Finding::Tagged { scores: from_floor(&scores, min_score), facts }
+            }
             Seen::Skipped(trouble) => Finding::Skipped(trouble),
             Seen::Same(_) => return None,
         };

@@ -220,7 +220,10 @@ impl Run<'_> {
             let entries = results.add(indices.zip(batch.seen).collect(), config.min_score as f32)?;
             for entry in &entries {
                 if let Finding::Skipped(trouble) = &entry.finding {
-                    on_event(TagEvent::Skipped { image: entry.image.clone(), reason: trouble.reason.clone() });
+                    on_event(TagEvent::Skipped {
+                        image: entry.image.clone(),
+                        reason: trouble.reason.clone(),
+                    });
                 }
             }
             fresh += entries.len();

@@ -58,7 +58,8 @@ impl Tagger {
             reduce_to: self.reduce_to(),
         };
         let prepare = |decoded: &_| vec![self.prepare_decoded(decoded)];
-        let reader = Reader { root: Path::new(""), decode, prepare: &prepare, known: &|_| None, measure: false };
+        let reader =
+            Reader { root: Path::new(""), decode, prepare: &prepare, known: &|_| None, measure: false };
         let job = Job {
             scorer: self,
             reader: &reader,

@@ -20,7 +20,10 @@ use parquet::{
 };
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Labels, Result, read::{Facts, Looks}};
+use crate::{
+    Error, Labels, Result,
+    read::{Facts, Looks},
+};
 
 /// So many rows are held in memory and can be read apart from the others.
 const ROWS_PER_GROUP: usize = 1 << 18;
@@ -134,7 +137,9 @@ impl Table {
     /// Writes what is left, and `metadata` where the form has room for it; tells how many rows there are.
     pub fn finish(self, metadata: Vec<(String, String)>) -> Result<usize> {
         let file = match self.form {
-            Form::Csv(writer) => writer.into_inner().map_err(|error| table_error(&self.path)(error.into_error()))?,
+            Form::Csv(writer) => {
+                writer.into_inner().map_err(|error| table_error(&self.path)(error.into_error()))?
+            }
             Form::Parquet { writer, columns } => {
                 finish_parquet(writer, columns, metadata).map_err(table_error(&self.path))?
             }
@@ -294,13 +299,11 @@ mod tests {
     };
 
     use super::*;
+    use crate::{LabelFile, LabelKind};
 
     fn labels() -> Labels {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("selected_tags.csv");
-        fs::write(&path, "tag_id,name,category\n9,general,9\n7,\"don't_say_\"\"lazy\"\"\",4\n8,\\m/,0\n")
-            .unwrap();
-        Labels::read(&path).unwrap()
+        let text = "tag_id,name,category\n9,general,9\n7,\"don't_say_\"\"lazy\"\"\",4\n8,\\m/,0\n";
+        Labels::parse(text.as_bytes(), &LabelFile::new("l", LabelKind::Csv), Path::new("l")).unwrap()
     }
 
     fn write(path: &Path) -> usize {
@@ -366,7 +369,8 @@ mod tests {
         Table::create(&path, PICTURES).unwrap().finish(Vec::new()).unwrap();
         let reader = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
         let metadata = reader.metadata().file_metadata();
-        let names: Vec<_> = metadata.schema().get_fields().iter().map(|field| field.name().to_owned()).collect();
+        let names: Vec<_> =
+            metadata.schema().get_fields().iter().map(|field| field.name().to_owned()).collect();
         let expected: Vec<_> = PICTURES.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!((names, metadata.num_rows()), (expected, 0));
     }

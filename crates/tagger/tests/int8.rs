@@ -10,7 +10,7 @@ use std::{
 
 use vodka_images::{Rgb, RgbImage, decode};
 use vodka_tagger::{
-    Provider, Tagger, TaggerConfig,
+    Tagger, TaggerConfig,
     int8::quantize,
     ndarray::{Array2, Axis, concatenate},
 };
@@ -18,7 +18,7 @@ use vodka_testkit::{fixture, onnxruntime};
 
 fn open(model: &Path) -> Tagger {
     let model = model.to_path_buf();
-    let config = TaggerConfig { model, onnxruntime: onnxruntime(), provider: Provider::Cpu, threads: 1 };
+    let config = TaggerConfig { onnxruntime: onnxruntime(), threads: 1, ..TaggerConfig::new(model) };
     Tagger::open(&config).unwrap()
 }
 

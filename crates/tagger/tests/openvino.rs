@@ -12,14 +12,14 @@ use vodka_testkit::{Case, fixture, runtime_dir};
 fn openvino_scores_as_the_original_does_from_several_threads() {
     let (provider, onnxruntime) = ProviderChoice::Only(Provider::OpenVino).resolve(&runtime_dir());
     let model = fixture("tagger-tiny/dynamic");
-    let config = TaggerConfig { model, onnxruntime: onnxruntime.clone(), provider, threads: 2 };
+    let config = TaggerConfig { onnxruntime: onnxruntime.clone(), provider, threads: 2, ..TaggerConfig::new(model) };
     let tagger = Tagger::open(&config).unwrap();
     assert_eq!(tagger.provider(), Provider::OpenVino);
     let case = Case::open("tagger-tiny");
     for golden in case.names() {
         let name = golden.strip_prefix("scores/").unwrap();
         let picture = decode(&fixture(&format!("images/awkward/{name}"))).unwrap();
-        let scores = tagger.tag(&[picture]).unwrap();
+        let scores = tagger.score(&[tagger.prepare(&picture)]).unwrap();
         case.check(&golden, scores.as_slice().unwrap(), &[scores.ncols()]);
     }
 

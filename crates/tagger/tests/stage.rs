@@ -112,8 +112,13 @@ fn an_interrupted_run_goes_on_and_writes_the_same_bytes() {
     let mut left: Vec<_> =
         fs::read_dir(output.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
-    let expected =
-        [".tags.parquet.journal", "tags.parquet", "tags.parquet.run.json", "tags.pictures.parquet", "tags.skipped.csv"];
+    let expected = [
+        ".tags.parquet.journal",
+        "tags.parquet",
+        "tags.parquet.run.json",
+        "tags.pictures.parquet",
+        "tags.skipped.csv",
+    ];
     assert_eq!(left, expected);
 }
 
@@ -186,7 +191,9 @@ fn png(image: &vodka_images::RgbImage) -> Vec<u8> {
     let (width, height) = image.dimensions();
     let row = (3 * width).next_multiple_of(4);
     let mut bytes = b"BM".to_vec();
-    for value in [54 + row * height, 0, 54, 40, width, height, 1 | 24 << 16, 0, row * height, 2835, 2835, 0, 0] {
+    for value in
+        [54 + row * height, 0, 54, 40, width, height, 1 | 24 << 16, 0, row * height, 2835, 2835, 0, 0]
+    {
         bytes.extend(value.to_le_bytes());
     }
     for y in (0..height).rev() {
@@ -290,7 +297,10 @@ fn an_unchanged_report_names_the_outputs_as_they_are_asked_for_now() {
     let again = tag(&config(&images, &elsewhere));
     assert_eq!(again.outcome, Outcome::Unchanged);
     assert_eq!(again.outputs[0], elsewhere);
-    assert_eq!(again, TagReport { outcome: Outcome::Unchanged, outputs: again.outputs.clone(), speed: None, ..done });
+    assert_eq!(
+        again,
+        TagReport { outcome: Outcome::Unchanged, outputs: again.outputs.clone(), speed: None, ..done }
+    );
 }
 
 #[test]

@@ -6,9 +6,10 @@ use clap::{Args, Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress, Session, runtime_dir};
 use vodka_stage::ContentHash;
 use vodka_tagger::{
-    Combine, Error, Profile, ProviderChoice, Result, TagConfig, TagEvent,
+    Combine, Profile, ProviderChoice, Result, TagConfig, TagEvent,
     hub::{self, HubConfig, ModelRef},
-    quantize, run,
+    int8::quantize_folder,
+    run,
 };
 
 /// Score every picture of a folder with a tagger, and write the table of tags
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
     let Arguments { command, tag, common } = Arguments::parse();
     let session = Session::start(common);
     match (command, tag) {
-        (Some(Command::Quantize { model, output }), _) => match quantize::folder(&model, &output) {
+        (Some(Command::Quantize { model, output }), _) => match quantize_folder(&model, &output) {
             Ok(report) if common.json => session.print_json(&report, Exit::Done),
             Ok(report) => session.print(&report.to_string(), Exit::Done),
             Err(error) => session.fail(&error, Exit::Failed),
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
                 run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
             })
         }
-        (None, None) => session.fail(&Error::NoModel, Exit::Usage),
+        (None, None) => unreachable!("clap wants the one or the other"),
     }
 }
 

@@ -60,14 +60,16 @@ fn the_trained_tagger_finds_the_same_tags_in_int8() {
     let model = fixture("tagger");
     let world = fixture("world/images");
     let paths = vodka_images::find(&world).unwrap();
-    let pictures: Vec<_> = paths.iter().map(|path| decode(&world.join(path)).unwrap()).collect();
-    let float = open(&model).tag(&pictures).unwrap();
+    let tagger = open(&model);
+    let read = |path| tagger.prepare(&decode(&world.join(path)).unwrap());
+    let pictures: Vec<_> = paths.iter().map(read).collect();
+    let float = tagger.score(&pictures).unwrap();
     let tags = float.iter().filter(|score| **score >= 0.3).count();
     assert!(tags > 3 * pictures.len());
     let tagger = open_quantized(&model);
     // What is multiplied is quantised by batch, so batches differ a little.
     for batch in [1, 8] {
-        let scores: Vec<_> = pictures.chunks(batch).map(|chunk| tagger.tag(chunk).unwrap()).collect();
+        let scores: Vec<_> = pictures.chunks(batch).map(|chunk| tagger.score(chunk).unwrap()).collect();
         let views: Vec<_> = scores.iter().map(|scores| scores.view()).collect();
         let int8 = concatenate(Axis(0), &views).unwrap();
         let (largest, mean) = differences(&float, &int8);

@@ -25,7 +25,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, folder::ModelFolder};
 
 /// What the encoding allows: lengths are 32 bits with a sign.
 const BYTES_MAX: u64 = i32::MAX as u64;
@@ -147,6 +147,28 @@ pub fn quantize(model: &Path, output: &Path) -> Result<QuantizeReport> {
     file.commit()?;
     let bytes_after = bytes.len() as u64;
     Ok(QuantizeReport { output: output.to_path_buf(), quantized, left, bytes_before, bytes_after })
+}
+
+/// Makes of a model's folder one with the network in 8 bits ([`quantize`]) under its own name, and copies of the files of
+/// text beside it: labels, thresholds, descriptions.
+///
+/// # Errors
+/// As [`quantize`]; when the folder is no model, and when a file cannot be copied.
+pub fn quantize_folder(model: &Path, output: &Path) -> Result<QuantizeReport> {
+    let network = ModelFolder::open(model, None)?.network;
+    let name = network.file_name().expect("a network is a file");
+    let report = quantize(&network, &output.join(name))?;
+    let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
+    for entry in fs::read_dir(model).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let is_text = ["csv", "json", "txt", "toml"].iter().any(|kind| path.extension().is_some_and(|it| it == *kind));
+        if is_text && path.is_file() {
+            let read = |source| vodka_stage::Error::Read { path: path.clone(), source };
+            let bytes = fs::read(&path).map_err(read)?;
+            vodka_stage::write_atomic(output.join(path.file_name().expect("an entry has a name")), bytes)?;
+        }
+    }
+    Ok(report)
 }
 
 /// Why the bytes of a model cannot be rewritten.

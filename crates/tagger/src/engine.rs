@@ -192,7 +192,7 @@ impl Tagger {
     ///
     /// # Panics
     /// When a picture is not of the size that [`Tagger::prepare`] makes.
-    pub fn score(&self, prepared: &[impl Borrow<RgbImage>]) -> Result<Array2<f32>> {
+    pub fn score<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Array2<f32>> {
         Ok(self.score_with_embeddings(prepared)?.scores)
     }
 
@@ -203,7 +203,7 @@ impl Tagger {
     ///
     /// # Panics
     /// As [`Tagger::score`].
-    pub fn score_with_embeddings(&self, prepared: &[impl Borrow<RgbImage>]) -> Result<Scores> {
+    pub fn score_with_embeddings<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         if prepared.is_empty() {
             return Ok(Scores { scores: Array2::zeros((0, self.labels.len())), embeddings: None });
         }
@@ -240,7 +240,7 @@ impl Tagger {
     }
 
     /// The outputs for one or more pictures, whatever they are. // (pictures, outputs), (pictures, width)
-    fn infer(&self, prepared: &[impl Borrow<RgbImage>]) -> Result<Scores> {
+    fn infer<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         let batch = match (self.input.batch, self.description.max_batch) {
             (Some(fixed), _) => fixed,
             (None, most) => prepared.len().min(most.unwrap_or(usize::MAX)),
@@ -261,7 +261,7 @@ impl Tagger {
     }
 
     /// One run of the network. Pictures that are missing to a fixed batch are zeros, and left out again.
-    fn infer_batch(&self, prepared: &[impl Borrow<RgbImage>]) -> Result<Scores> {
+    fn infer_batch<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         let (side, batch) = (self.input.side, self.input.batch.unwrap_or(prepared.len()));
         for picture in prepared {
             assert_eq!(

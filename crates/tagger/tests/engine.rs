@@ -79,7 +79,7 @@ fn the_trained_tagger_scores_the_world_as_the_original_does() {
 fn no_pictures_have_no_scores() {
     for model in ["dynamic", "fixed"] {
         let tagger = open(model).unwrap();
-        assert_eq!(tagger.score(&[]).unwrap().dim(), (0, 24));
+        assert_eq!(tagger.score::<vodka_images::RgbImage>(&[]).unwrap().dim(), (0, 24));
         assert!(tagger.tag_batch(&[]).unwrap().is_empty());
     }
 }

@@ -12,7 +12,8 @@ use vodka_testkit::{Case, fixture, runtime_dir};
 fn openvino_scores_as_the_original_does_from_several_threads() {
     let (provider, onnxruntime) = ProviderChoice::Only(Provider::OpenVino).resolve(&runtime_dir());
     let model = fixture("tagger-tiny/dynamic");
-    let config = TaggerConfig { onnxruntime: onnxruntime.clone(), provider, threads: 2, ..TaggerConfig::new(model) };
+    let config =
+        TaggerConfig { onnxruntime: onnxruntime.clone(), provider, threads: 2, ..TaggerConfig::new(model) };
     let tagger = Tagger::open(&config).unwrap();
     assert_eq!(tagger.provider(), Provider::OpenVino);
     let case = Case::open("tagger-tiny");

@@ -161,7 +161,8 @@ pub fn quantize_folder(model: &Path, output: &Path) -> Result<QuantizeReport> {
     let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
     for entry in fs::read_dir(model).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let is_text = ["csv", "json", "txt", "toml"].iter().any(|kind| path.extension().is_some_and(|it| it == *kind));
+        let is_text =
+            ["csv", "json", "txt", "toml"].iter().any(|kind| path.extension().is_some_and(|it| it == *kind));
         if is_text && path.is_file() {
             let read = |source| vodka_stage::Error::Read { path: path.clone(), source };
             let bytes = fs::read(&path).map_err(read)?;

@@ -3,7 +3,13 @@
 //! Where both sides shrink by whole numbers, OpenCV adds integers and rounds once. Elsewhere it adds in f32, along the
 //! rows first, from left to right and from top to bottom; so does this, to the bit.
 
-use crate::{canvas::Canvas, rows::Rows, simd::for_avx2};
+use std::ops::Range;
+
+use crate::{
+    canvas::Canvas,
+    rows::Rows,
+    simd::{self, for_avx2},
+};
 
 const CHANNELS: usize = 3;
 
@@ -21,36 +27,59 @@ pub(crate) fn shrink(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32) 
     }
 }
 
-/// What one output pixel is made of, along one axis: the first canvas pixel, and its weight and those of the following.
-struct Tap {
-    first: usize,
+/// What the output pixels along one axis are made of.
+pub(crate) struct Taps {
+    taps: Vec<(usize, Range<usize>)>,
     weights: Vec<f32>,
 }
 
-/// The part of each canvas pixel that an output pixel covers, over the length it covers. Rests below a thousandth are
-/// left out, as OpenCV leaves them out.
-fn taps(from: usize, to: usize) -> Vec<Tap> {
-    // OpenCV turns the ratio around twice.
-    let scale = 1.0 / (to as f64 / from as f64);
-    let tap = |i: usize| {
-        let start = i as f64 * scale;
-        let end = start + scale;
-        let covered = scale.min(from as f64 - start);
-        let last = (end.floor() as usize).min(from - 1);
-        let whole = (start.ceil() as usize).min(last);
-        let (before, after) = (whole as f64 - start, end - last as f64);
-        let mut weights = Vec::with_capacity(last - whole + 2);
-        let starts_early = before > 1e-3;
-        if starts_early {
-            weights.push((before / covered) as f32);
+/// What one output pixel is made of.
+pub(crate) struct Tap<'a> {
+    /// The first canvas pixel it reads.
+    pub first: usize,
+    /// The weights of that and the following.
+    pub weights: &'a [f32],
+}
+
+impl Taps {
+    /// The part of each canvas pixel that an output pixel covers, over the length it covers. Rests below a thousandth
+    /// are left out, as OpenCV leaves them out.
+    fn new(from: usize, to: usize) -> Self {
+        // OpenCV turns the ratio around twice.
+        let scale = 1.0 / (to as f64 / from as f64);
+        let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
+        for i in 0..to {
+            let start = i as f64 * scale;
+            let end = start + scale;
+            let covered = scale.min(from as f64 - start);
+            let last = (end.floor() as usize).min(from - 1);
+            let whole = (start.ceil() as usize).min(last);
+            let (before, after) = (whole as f64 - start, end - last as f64);
+            let begin = all.weights.len();
+            let starts_early = before > 1e-3;
+            if starts_early {
+                all.weights.push((before / covered) as f32);
+            }
+            all.weights.extend((whole..last).map(|_| (1.0 / covered) as f32));
+            if after > 1e-3 {
+                all.weights.push((after.min(1.0).min(covered) / covered) as f32);
+            }
+            all.taps.push((whole - usize::from(starts_early), begin..all.weights.len()));
         }
-        weights.extend((whole..last).map(|_| (1.0 / covered) as f32));
-        if after > 1e-3 {
-            weights.push((after.min(1.0).min(covered) / covered) as f32);
-        }
-        Tap { first: whole - usize::from(starts_early), weights }
-    };
-    (0..to).map(tap).collect()
+        all
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Tap<'_>> {
+        self.taps
+            .iter()
+            .map(|(first, weights)| Tap { first: *first, weights: &self.weights[weights.clone()] })
+    }
+
+    /// Without the taps outside `range`.
+    fn cut(mut self, range: Range<usize>) -> Self {
+        self.taps = self.taps[range].to_vec();
+        self
+    }
 }
 
 /// Whole pixels fall together: sums of integers, rounded once.
@@ -108,21 +137,22 @@ fn add_columns(sums: &[u32], columns: usize, lines: usize, out: &mut [u8]) {
 
 /// Parts of pixels fall together.
 fn by_parts(rows: &mut Rows, canvas: &Canvas, width: usize, height: usize) -> Vec<u8> {
-    let across = taps(canvas.columns.len, width);
+    let across = Taps::new(canvas.columns.len, width);
     let row_len = rows.row_len();
     // One byte more, for pixels are loaded with four.
     let mut laid = canvas.ground.levels().repeat(canvas.columns.len);
     laid.push(0);
     let mut ground_row = vec![[0.0; LANES]; width];
     narrow(&laid, &across, &mut ground_row);
-    let touched = canvas.touched(across.iter().map(|tap| tap.first..tap.first + tap.weights.len()));
+    let touched = canvas.touched(across.taps.iter().map(|(first, weights)| *first..first + weights.len()));
+    let across = across.cut(touched.clone());
     let mut row = ground_row.clone();
     let mut row_is_of = None;
     let mut sums = vec![[0.0; LANES]; width];
     let mut out = vec![0; width * height * CHANNELS];
-    for (tap, out) in taps(canvas.rows.len, height).iter().zip(out.chunks_exact_mut(width * CHANNELS)) {
+    for (tap, out) in Taps::new(canvas.rows.len, height).iter().zip(out.chunks_exact_mut(width * CHANNELS)) {
         sums.fill([0.0; LANES]);
-        for (position, weight) in (tap.first..).zip(&tap.weights) {
+        for (position, weight) in (tap.first..).zip(tap.weights) {
             let Some(line) = canvas.line(position) else {
                 add_weighted(&ground_row, *weight, &mut sums);
                 continue;
@@ -130,7 +160,7 @@ fn by_parts(rows: &mut Rows, canvas: &Canvas, width: usize, height: usize) -> Ve
             // Two output rows may share a line.
             if row_is_of != Some(line) {
                 canvas.lay(&rows.get(line, 1)[..row_len], canvas.ground.levels(), &mut laid);
-                narrow(&laid, &across[touched.clone()], &mut row[touched.clone()]);
+                narrow(&laid, &across, &mut row[touched.clone()]);
                 row_is_of = Some(line);
             }
             add_weighted(&row, *weight, &mut sums);
@@ -140,18 +170,21 @@ fn by_parts(rows: &mut Rows, canvas: &Canvas, width: usize, height: usize) -> Ve
     out
 }
 
-for_avx2! {
-    /// A row to the new width. After its last pixel it has one byte more.
-    fn narrow(row: &[u8], taps: &[Tap], out: &mut [[f32; LANES]]) {
-        for (tap, out) in taps.iter().zip(out) {
-            let mut sums = [0.0; LANES];
-            let pixels = &row[tap.first * CHANNELS..(tap.first + tap.weights.len()) * CHANNELS + 1];
-            for (pixel, weight) in pixels.windows(LANES).step_by(CHANNELS).zip(&tap.weights) {
-                for (sum, value) in sums.iter_mut().zip(pixel) {
-                    *sum += f32::from(*value) * weight;
-                }
+/// A row to the new width. After its last pixel it has one byte more.
+fn narrow(row: &[u8], taps: &Taps, out: &mut [[f32; LANES]]) {
+    if !simd::narrow(row, taps, out) {
+        narrow_plainly(row, taps, out);
+    }
+}
+
+fn narrow_plainly(row: &[u8], taps: &Taps, out: &mut [[f32; LANES]]) {
+    for (tap, out) in taps.iter().zip(out) {
+        *out = [0.0; LANES];
+        let pixels = &row[tap.first * CHANNELS..][..tap.weights.len() * CHANNELS + 1];
+        for (pixel, weight) in pixels.windows(LANES).step_by(CHANNELS).zip(tap.weights) {
+            for (sum, value) in out.iter_mut().zip(pixel) {
+                *sum += f32::from(*value) * weight;
             }
-            *out = sums;
         }
     }
 }
@@ -168,6 +201,24 @@ for_avx2! {
     fn round(sums: &[[f32; LANES]], out: &mut [u8]) {
         for (out, sum) in out.chunks_exact_mut(CHANNELS).zip(sums) {
             out.copy_from_slice(&[sum[0], sum[1], sum[2]].map(|level| level.round_ties_even() as u8));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where there is AVX2, both ways; elsewhere the plain way is the only one.
+    #[test]
+    fn vectors_change_nothing() {
+        for (from, to) in [(1, 1), (2, 1), (7, 3), (449, 448), (1000, 448), (5000, 13)] {
+            let row: Vec<u8> = (0..from * CHANNELS + 1).map(|i| (i * i * 7 + i * 31) as u8).collect();
+            let taps = Taps::new(from, to);
+            let (mut either, mut plain) = (vec![[0.0; LANES]; to], vec![[0.0; LANES]; to]);
+            narrow(&row, &taps, &mut either);
+            narrow_plainly(&row, &taps, &mut plain);
+            assert!(either == plain, "{from} to {to}");
         }
     }
 }

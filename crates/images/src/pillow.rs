@@ -218,3 +218,43 @@ for_avx2! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    fn noise(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let mix = (x * 7919 + y * 104_729 + 31).wrapping_mul(2_654_435_761);
+            // Black and white where a kernel overshoots most.
+            Rgb([mix >> 24, mix >> 16, if mix & 1 == 0 { 0 } else { 255 }].map(|value| value as u8))
+        })
+    }
+
+    /// Where there is AVX2, both ways; elsewhere the plain way is the only one.
+    #[test]
+    fn vectors_change_nothing() {
+        for (width, height) in
+            [(1, 1), (1, 30), (2, 3), (3, 5), (5, 2), (64, 17), (131, 4), (700, 33), (2500, 1)]
+        {
+            let image = noise(width, height);
+            let mut rows = Rows::of(&image);
+            for ground in [Ground::Edge, Ground::Colour(Rgb([124, 0, 255]))] {
+                let canvas = Canvas::square((width, height), ground);
+                for kernel in [BILINEAR, BICUBIC, LANCZOS] {
+                    for to in [1, 2, 7, 64, 131, 448] {
+                        let taps = Taps::new(canvas.columns, to, ground, kernel);
+                        let levels = ground.levels().map(i32::from);
+                        let either = resize_rows(&mut rows, &taps, levels);
+                        let mut plain = vec![0; either.len()];
+                        let source = rows.get(0, height as usize);
+                        resize_rows_plainly(source, width as usize * CHANNELS, &taps, levels, &mut plain);
+                        assert!(either == plain, "{width} x {height} to {to}, {ground:?}");
+                    }
+                }
+            }
+        }
+    }
+}

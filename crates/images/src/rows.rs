@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 
-use crate::{Picture, flatten::flatten_row, simd::for_avx2};
+use crate::{Picture, flatten::flatten_row, simd::grey_pixels};
 
 /// Bytes that can be read after the last row asked for; what they hold is nobody's business.
 pub(crate) const SLACK: usize = 16;
@@ -87,12 +87,31 @@ impl<'a> Rows<'a> {
     }
 }
 
-for_avx2! {
-    /// Pillow's `convert("L")`, in all three channels.
-    fn grey_row(rgb: &[u8], out: &mut [u8]) {
-        for (pixel, out) in rgb.chunks_exact(3).zip(out.chunks_exact_mut(3)) {
-            let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
-            out.fill(((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8);
+/// Pillow's `convert("L")`, in all three channels.
+fn grey_row(rgb: &[u8], out: &mut [u8]) {
+    let done = grey_pixels(rgb, out);
+    for (pixel, out) in rgb[done..].chunks_exact(3).zip(out[done..].chunks_exact_mut(3)) {
+        let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
+        out.fill(((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_light_of_every_colour() {
+        // Each level of each channel with others, in rows of every length modulo eight.
+        for width in 1..600 {
+            let rgb: Vec<u8> = (0..width * 3).map(|i| (i * 37 + i / 3 * 11 + width) as u8).collect();
+            let mut grey = vec![0; rgb.len()];
+            grey_row(&rgb, &mut grey);
+            for (pixel, grey) in rgb.chunks_exact(3).zip(grey.chunks_exact(3)) {
+                let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(f64::from);
+                let exact = (19_595.0 * r + 38_470.0 * g + 7_471.0 * b) / 65_536.0;
+                assert_eq!(grey, [(exact + 0.5).floor() as u8; 3]);
+            }
         }
     }
 }

@@ -4,7 +4,10 @@
 
 use std::fs;
 
-use vodka_images::{DecodeOptions, Error, Fault, decode, decode_bytes, decode_with};
+use vodka_images::{
+    DecodeOptions, Decoded, Error, Fault, Filter, Fit, Rgb, Square, decode, decode_bytes, decode_with,
+    measure,
+};
 use vodka_testkit::fixture;
 
 /// The files of every format.
@@ -16,6 +19,9 @@ fn files() -> Vec<(String, Vec<u8>)> {
         "baseline.jpg",
         "progressive.jpg",
         "cmyk.jpg",
+        "restart.jpg",
+        "tall_chroma.jpg",
+        "ycck.jpg",
         "grey.jpg",
         "lossless.webp",
         "lossy.webp",
@@ -23,6 +29,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
         "animated.gif",
         "clear.gif",
         "still.bmp",
+        "palette.bmp",
     ];
     names.map(|name| (name.to_owned(), fs::read(fixture("images/awkward").join(name)).unwrap())).to_vec()
 }
@@ -43,24 +50,41 @@ fn half_a_picture_is_an_error() {
     }
 }
 
+/// What `fuzz/fuzz_targets/picture.rs` does for hours.
 #[test]
 fn damaged_bytes_never_end_the_process() {
-    let options = DecodeOptions { max_pixels: 1 << 20, ..DecodeOptions::default() };
     let mut state = 1_u64;
     let mut random = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
+    let mut decoded = 0;
     for (_, bytes) in files() {
-        for _ in 0..60 {
+        for round in 0..60 {
             let mut damaged = bytes.clone();
             for _ in 0..4 {
                 let at = random(damaged.len());
                 damaged[at] = random(256) as u8;
             }
-            let _ = decode_bytes(&damaged, &options);
+            let reduce_to = [None, Some(5), Some(20)][round % 3];
+            let options = DecodeOptions { max_pixels: 1 << 18, reduce_to, ..DecodeOptions::default() };
+            let Ok(picture) = decode_bytes(&damaged, &options) else { continue };
+            decoded += 1;
+            squares_and_measures(&picture, 1 + random(30) as u32);
         }
     }
+    assert!(decoded > 100, "only {decoded} damaged files could be decoded");
+}
+
+fn squares_and_measures(decoded: &Decoded, side_px: u32) {
+    for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos, Filter::Area] {
+        for fit in [Fit::Pad, Fit::ResizeThenPad, Fit::Squash, Fit::PadEdge] {
+            let square = Square { side_px, fit, filter, pad: Rgb([255, 0, 9]), under: Rgb([1, 2, 250]) };
+            assert_eq!(square.of_decoded(decoded).dimensions(), (side_px, side_px));
+        }
+    }
+    let tiles = measure(&decoded.picture).tiles;
+    assert!(tiles.min <= tiles.median && tiles.median <= tiles.max, "{tiles:?}");
 }
 
 #[test]

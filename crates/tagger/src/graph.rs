@@ -1,7 +1,7 @@
 //! What a network says about itself: the shape of its input, and its outputs. Names are not looked at: they differ from
 //! export to export.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use ort::{
     session::Session,
@@ -121,6 +121,12 @@ impl Graph {
             scores.ok_or_else(|| wrong(format!("float32 [batch, tags] as output {}", rules.scores)))?;
         let embedding = rules.embedding.and_then(place).filter(|place| *place != scores && is_flat(place));
         Ok(Outputs { scores, embedding })
+    }
+}
+
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the inputs {} and the outputs {}", list(&self.inputs), list(&self.outputs))
     }
 }
 

@@ -331,6 +331,9 @@ fn steps_beside_the_model_are_followed_or_refused() {
     assert!(message(&folder).contains("expected a side of 40, as the steps beside it make it"));
     let (_dir, folder) = with_file("animetimm", "preprocess.json", "{}");
     assert!(message(&folder).contains("expected a list of steps"));
+    let named = TaggerConfig { family: Some("animetimm".into()), ..config(&fixture("tagger-tiny/nchw")) };
+    let found = Tagger::open(&named).unwrap_err().to_string();
+    assert!(found.contains("has no `preprocess.json` (how pictures are prepared)"), "{found}");
 }
 
 #[test]

@@ -404,7 +404,8 @@ impl Description {
     }
 }
 
-const SIDE_MAX: u32 = 4096;
+/// The longest side of a picture that a network may want.
+pub(crate) const SIDE_MAX: u32 = 4096;
 
 fn family_text(name: &str) -> Result<&'static str> {
     let known = || families().collect::<Vec<_>>().join(", ");

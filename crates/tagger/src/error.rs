@@ -66,11 +66,15 @@ pub enum Error {
         found: String,
     },
     /// The model is of none of the families whose files it has.
-    #[error("`{folder}` is no tagger of a known family ({reasons}); describe it in a model.toml beside it")]
+    #[error(
+        "`{folder}` is of no known family: it has {found}; {reasons}; describe it in a model.toml beside it"
+    )]
     NoFamily {
         /// The model folder.
         folder: PathBuf,
-        /// Each family that could be meant, and why it is not.
+        /// The inputs and outputs of its network.
+        found: String,
+        /// What each family that could be meant has instead.
         reasons: String,
     },
     /// The model could be of several families.

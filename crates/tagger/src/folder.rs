@@ -14,6 +14,7 @@ use crate::{
 
 const NETWORK: &str = "the network";
 const LABELS: &str = "the names of the tags, one for each output";
+const STEPS: &str = "how pictures are prepared";
 
 /// What a folder holds, as far as can be told without loading the network.
 #[derive(Debug)]
@@ -85,13 +86,13 @@ impl ModelFolder {
     /// Decides on a description, now that the network is known.
     pub fn settle(self, graph: &Graph) -> Result<Settled> {
         let is_sure = self.candidates.len() == 1;
-        let (mut fitting, mut reasons) = (Vec::<Settled>::new(), Vec::new());
+        let (mut fitting, mut reasons) = (Vec::<Settled>::new(), Reasons::default());
         for candidate in self.candidates {
             let name = candidate.description.name().to_owned();
             match candidate.settle(&self.path, &self.network, graph) {
                 Ok(settled) => fitting.push(settled),
                 Err(error) if is_sure => return Err(error),
-                Err(error) => reasons.push(format!("{name}: {error}")),
+                Err(error) => reasons.add(name, &error),
             }
         }
         // Names of models tell versions of a family apart, and where they do not, it makes no difference to the scores.
@@ -99,7 +100,9 @@ impl ModelFolder {
         let best = fitting.iter().position(known).unwrap_or(0);
         let is_one = fitting.iter().all(|it| it.description.does_the_same_as(&fitting[best].description));
         match fitting.len() {
-            0 => Err(Error::NoFamily { folder: self.path, reasons: reasons.join("; ") }),
+            0 => {
+                Err(Error::NoFamily { folder: self.path, found: graph.to_string(), reasons: reasons.text() })
+            }
             _ if is_one => Ok(fitting.swap_remove(best)),
             _ => Err(Error::Ambiguous {
                 folder: self.path,
@@ -121,6 +124,10 @@ impl Candidate {
         let mut description = self.description;
         if let Some(file) = description.preprocess.clone() {
             let path = folder.join(&file.file);
+            if !path.is_file() {
+                let names = format!("`{}`", file.file);
+                return Err(Error::NoModelFile { folder: folder.to_path_buf(), names, what: STEPS });
+            }
             let text =
                 fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
             preprocess::follow(&mut description, &file, &text, &path)?;
@@ -129,6 +136,30 @@ impl Candidate {
         graph.outputs(network, &description.output)?;
         let labels = Labels::read(&self.labels, &self.file)?;
         Ok(Settled { description, labels, labels_path: self.labels })
+    }
+}
+
+/// Why families do not fit, each reason once.
+#[derive(Default)]
+struct Reasons(Vec<(Vec<String>, String)>);
+
+impl Reasons {
+    fn add(&mut self, family: String, error: &Error) {
+        let reason = match error {
+            Error::Graph { expected, .. } => format!("expected {expected}"),
+            Error::NoModelFile { names, .. } => format!("expected {names}"),
+            Error::NoColumn { column, .. } => format!("expected a column `{column}` in the labels"),
+            other => other.to_string(),
+        };
+        match self.0.iter_mut().find(|(_, known)| *known == reason) {
+            Some((families, _)) => families.push(family),
+            None => self.0.push((vec![family], reason)),
+        }
+    }
+
+    fn text(&self) -> String {
+        let each = |(families, reason): &(Vec<String>, String)| format!("{}: {reason}", families.join(", "));
+        self.0.iter().map(each).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -1,21 +1,21 @@
 //! What a network says about itself: the shape of its input, and its outputs. Names are not looked at: they differ from
 //! export to export.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use crate::{
     Error, Network, Port, Result,
-    description::{Description, Layout, OutputRules},
+    description::{Description, Layout, OutputRules, SIDE_MAX},
 };
 
-/// The input and the outputs of a network.
+/// More than anybody fixes in a graph; a damaged one must not ask for all memory.
+const BATCH_MAX: usize = 4096;
+
+/// The inputs and the outputs of a network.
 #[derive(Debug, Clone)]
 pub(crate) struct Graph {
-    /// The extent of each axis of the only input, if it is one of float32; -1 where it is free.
-    input: Option<Vec<i64>>,
-    /// The inputs, for people.
-    inputs: String,
-    outputs: usize,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
 }
 
 /// What the network wants to see.
@@ -36,75 +36,129 @@ pub(crate) struct Outputs {
 
 impl Graph {
     pub fn of(network: &Network) -> Self {
-        let extent = |dim: &Option<usize>| dim.map_or(-1, |dim| dim as i64);
-        let input = match network.inputs() {
-            [input] => input.dims.as_ref().map(|dims| dims.iter().map(extent).collect()),
-            _ => None,
-        };
-        Self { input, inputs: list(network.inputs()), outputs: network.outputs().len() }
+        Self { inputs: network.inputs().to_vec(), outputs: network.outputs().to_vec() }
     }
 
     /// Compares the input with a description: its layout, and its size where both name one.
     pub fn input(&self, model: &Path, description: &Description) -> Result<Input> {
-        let layout = description.tensor.layout;
-        let (axes, shape) = match (layout, self.input.as_deref()) {
-            (Layout::Nhwc, Some(&[batch, height, width, channels])) => {
-                (Some((batch, height, width, channels)), "side, side, 3")
-            }
-            (Layout::Nchw, Some(&[batch, channels, height, width])) => {
-                (Some((batch, height, width, channels)), "3, side, side")
-            }
-            (Layout::Nhwc, _) => (None, "side, side, 3"),
-            (Layout::Nchw, _) => (None, "3, side, side"),
-        };
         let wrong = |expected: String| Error::Graph {
             model: model.to_path_buf(),
             expected,
-            found: self.inputs.clone(),
+            found: list(&self.inputs),
         };
-        let fits = |(_, height, width, channels): &(i64, i64, i64, i64)| {
-            height == width && (*channels == 3 || *channels < 0) && *height != 0
+        let (axes, shape) = match description.tensor.layout {
+            Layout::Nhwc => ([1, 2, 3], "side, side, 3"),
+            Layout::Nchw => ([2, 3, 1], "3, side, side"),
         };
-        let (batch, side, ..) =
-            axes.filter(fits).ok_or_else(|| wrong(format!("one input, float32 [batch, {shape}]")))?;
-        let side = match (u32::try_from(side), description.picture.size) {
-            (Ok(fixed), Some(said)) if description.preprocess.is_some() && fixed != said => {
-                return Err(wrong(format!("a side of {said}, as the steps beside it make it")));
+        let dims = match &self.inputs[..] {
+            [Port { dims: Some(dims), .. }] if dims.len() == 4 => {
+                Some((dims[0], axes.map(|axis| dims[axis])))
             }
-            (Ok(fixed), _) => fixed,
-            (Err(_), Some(said)) => said,
-            (Err(_), None) => {
-                return Err(wrong("a fixed side, or `picture.size` in a model.toml".to_owned()));
-            }
+            _ => None,
         };
-        Ok(Input { side, batch: usize::try_from(batch).ok().filter(|batch| *batch > 0) })
+        let is_picture = |(_, [height, width, channels]): &(_, [Option<usize>; 3])| {
+            height == width && channels.is_none_or(|channels| channels == 3)
+        };
+        let (batch, [side, ..]) =
+            dims.filter(is_picture).ok_or_else(|| wrong(format!("one input, float32 [batch, {shape}]")))?;
+        if batch > Some(BATCH_MAX) || side > Some(SIDE_MAX as usize) {
+            return Err(wrong(format!("a batch of at most {BATCH_MAX} and a side of at most {SIDE_MAX}")));
+        }
+        let said = description.picture.size;
+        match (side.map(|side| side as u32), said) {
+            (Some(fixed), Some(said)) if description.preprocess.is_some() && fixed != said => {
+                Err(wrong(format!("a side of {said}, as the steps beside it make it")))
+            }
+            (Some(side), _) | (None, Some(side)) => Ok(Input { side, batch }),
+            (None, None) => Err(wrong("a fixed side, or `picture.size` in a model.toml".to_owned())),
+        }
     }
 
-    /// Compares the outputs with a description.
+    /// Compares the outputs with a description. What is no `[batch, width]` is no embedding.
     pub fn outputs(&self, model: &Path, rules: &OutputRules) -> Result<Outputs> {
         let wrong = |expected: String| Error::Graph {
             model: model.to_path_buf(),
             expected,
-            found: match self.outputs {
-                1 => "one output".to_owned(),
-                outputs => format!("{outputs} outputs"),
-            },
+            found: format!("the outputs {}", list(&self.outputs)),
         };
-        if let Some(count) = rules.count.filter(|count| *count != self.outputs) {
+        if let Some(count) = rules.count.filter(|count| *count != self.outputs.len()) {
             return Err(wrong(format!("{count} outputs")));
         }
         let place = |place: i64| {
-            let outputs = self.outputs as i64;
+            let outputs = self.outputs.len() as i64;
             let place = if place < 0 { place.saturating_add(outputs) } else { place };
-            usize::try_from(place).ok().filter(|place| *place < self.outputs)
+            usize::try_from(place).ok().filter(|place| *place < self.outputs.len())
         };
+        let is_flat = |place: &usize| self.outputs[*place].dims.as_ref().is_some_and(|dims| dims.len() == 2);
+        let scores = place(rules.scores).filter(is_flat);
         let scores =
-            place(rules.scores).ok_or_else(|| wrong(format!("scores as output {}", rules.scores)))?;
-        Ok(Outputs { scores, embedding: rules.embedding.and_then(place).filter(|place| *place != scores) })
+            scores.ok_or_else(|| wrong(format!("float32 [batch, tags] as output {}", rules.scores)))?;
+        let embedding = rules.embedding.and_then(place).filter(|place| *place != scores && is_flat(place));
+        Ok(Outputs { scores, embedding })
     }
 }
 
-fn list(inputs: &[Port]) -> String {
-    let each = |input: &Port| format!("`{}` {}", input.name, input.kind);
-    inputs.iter().map(each).collect::<Vec<_>>().join(", ")
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the inputs {} and the outputs {}", list(&self.inputs), list(&self.outputs))
+    }
+}
+
+fn list(ports: &[Port]) -> String {
+    let each = |port: &Port| format!("`{}` {}", port.name, port.kind);
+    ports.iter().map(each).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(dims: &[usize]) -> Port {
+        let dims = dims.iter().map(|dim| Some(*dim).filter(|dim| *dim > 0)).collect();
+        Port { name: "x".into(), kind: "Tensor<f32>".into(), dims: Some(dims) }
+    }
+
+    fn graph(input: &[usize], outputs: &[&[usize]]) -> Graph {
+        Graph { inputs: vec![port(input)], outputs: outputs.iter().map(|dims| port(dims)).collect() }
+    }
+
+    #[test]
+    fn size_and_batch_come_from_the_graph() {
+        let family = |name| Description::family(name).unwrap();
+        let input = |dims: &[usize], name| {
+            graph(dims, &[]).input(Path::new("m"), &family(name)).map_err(|error| error.to_string())
+        };
+        assert_eq!(input(&[0, 448, 448, 3], "wd-v3"), Ok(Input { side: 448, batch: None }));
+        assert_eq!(input(&[1, 320, 320, 3], "wd-v3"), Ok(Input { side: 320, batch: Some(1) }));
+        assert_eq!(input(&[0, 3, 384, 384], "joytag"), Ok(Input { side: 384, batch: None }));
+        assert_eq!(input(&[0, 0, 0, 0], "ml-danbooru"), Ok(Input { side: 448, batch: None }));
+        for (dims, name, expected) in [
+            (&[0, 448, 448, 3][..], "joytag", "expected one input, float32 [batch, 3, side, side]"),
+            (&[0, 448, 320, 3], "wd-v3", "expected one input, float32 [batch, side, side, 3]"),
+            (&[0, 448, 448], "wd-v3", "expected one input"),
+            (&[0, 0, 0, 3], "wd-v3", "expected a fixed side, or `picture.size` in a model.toml"),
+            (&[0, 99_999, 99_999, 3], "wd-v3", "a batch of at most 4096 and a side of at most 4096"),
+            (&[9_999, 448, 448, 3], "wd-v3", "a batch of at most 4096"),
+        ] {
+            let found = input(dims, name).unwrap_err();
+            assert!(found.contains(expected), "{dims:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_counted_from_either_end() {
+        let graph = graph(&[], &[&[0, 8], &[0, 9], &[0, 7, 7, 8]]);
+        let outputs = |scores, embedding| {
+            let rules = OutputRules { scores, embedding, ..OutputRules::default() };
+            graph.outputs(Path::new("m"), &rules).map(|found| (found.scores, found.embedding)).ok()
+        };
+        assert_eq!(outputs(0, Some(1)), Some((0, Some(1))));
+        assert_eq!(outputs(-2, Some(-3)), Some((1, Some(0))));
+        // What the graph has not, or not in that form, is no embedding, and no scores at all.
+        assert_eq!(
+            [Some(2), Some(5), Some(0), Some(-9)].map(|place| outputs(0, place)),
+            [Some((0, None)); 4]
+        );
+        assert_eq!([2, 3, -1, -4, i64::MIN].map(|place| outputs(place, None)), [None; 5]);
+    }
 }

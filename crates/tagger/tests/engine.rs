@@ -92,10 +92,10 @@ fn models_that_are_no_taggers_are_told_apart() {
         ("unlabelled", "has no `selected_tags.csv`, `tags_v0.9_13k.json`, `metadata.json`"),
         (
             "nchw",
-            "is no tagger of this kind: expected one input, float32 [batch, side, side, 3], found `input` Tensor<f32>(N, 3, 64, 64)",
+            "nchw` is of no known family: it has the inputs `input` Tensor<f32>(N, 3, 64, 64) and the outputs `output` \
+             Tensor<f32>(N, 24); wd-v3, wd-v1.4: expected one input, float32 [batch, side, side, 3]; animetimm: expected \
+             `preprocess.json`; pixai-v0.9: expected 3 outputs; describe it in a model.toml beside it",
         ),
-        ("nchw", "is no tagger of a known family (wd-v3: "),
-        ("nchw", "animetimm: "),
         ("logits", "expected 0 to 1: its outputs are logits; set activation = \"sigmoid\""),
         ("twice", "scores every tag with 0.5 or more"),
         ("twice", "its graph puts the logistic function twice"),

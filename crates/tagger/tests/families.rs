@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vodka_images::decode;
+use vodka_images::{RgbImage, decode};
 use vodka_tagger::{
     Category, Channels, Description, Error, Fit, Picture, Profile, Resampler, Tagger, TaggerConfig,
     Thresholds, families, mcut, to_tensor,
@@ -195,6 +195,14 @@ fn a_fixed_batch_and_a_largest_batch_change_nothing() {
         }
         assert_eq!(tagger.tag_batch(&pictures).unwrap(), free.tag_batch(&pictures).unwrap());
     }
+    let of = |prepared: &[RgbImage]| {
+        open("batch-of-four").score_with_embeddings(prepared).unwrap().embeddings.unwrap()
+    };
+    let (all, last) = (of(&prepared), of(&prepared[5..]));
+    assert_eq!((all.dim(), last.dim()), ((6, 8), (1, 8)));
+    assert!(
+        all.row(5).iter().zip(last.row(0)).all(|(a, b)| (a - b).abs() < 1e-5) && all.row(0) != all.row(5)
+    );
 }
 
 #[test]
@@ -259,9 +267,13 @@ fn a_wrong_description_is_told() {
             "[tensor]\nlayout = \"nhwc\"",
             "expected one input, float32 [batch, side, side, 3], found `input`",
         ),
-        ("joytag", "[output]\nscores = 1", "expected scores as output 1, found one output"),
-        ("joytag", "[output]\ncount = 2", "expected 2 outputs, found one output"),
-        ("camie-v1", "[output]\ncount = 1", "expected 1 outputs, found 2 outputs"),
+        (
+            "joytag",
+            "[output]\nscores = 1",
+            "expected float32 [batch, tags] as output 1, found the outputs `tags` Tensor<f32>",
+        ),
+        ("joytag", "[output]\ncount = 2", "expected 2 outputs, found the outputs `tags`"),
+        ("camie-v1", "[output]\ncount = 1", "expected 1 outputs, found the outputs `initial_logits`"),
         (
             "joytag",
             "[[labels]]\nfile = \"none.txt\"\nkind = \"text\"",
@@ -319,6 +331,9 @@ fn steps_beside_the_model_are_followed_or_refused() {
     assert!(message(&folder).contains("expected a side of 40, as the steps beside it make it"));
     let (_dir, folder) = with_file("animetimm", "preprocess.json", "{}");
     assert!(message(&folder).contains("expected a list of steps"));
+    let named = TaggerConfig { family: Some("animetimm".into()), ..config(&fixture("tagger-tiny/nchw")) };
+    let found = Tagger::open(&named).unwrap_err().to_string();
+    assert!(found.contains("has no `preprocess.json` (how pictures are prepared)"), "{found}");
 }
 
 #[test]

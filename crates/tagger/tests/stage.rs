@@ -363,6 +363,22 @@ fn orientation_can_be_left_alone() {
 }
 
 #[test]
+fn another_family_makes_the_same_kind_of_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("tagger-families/cl-tagger-v1");
+    let output = dir.path().join("tags.csv");
+    tag(&TagConfig { model, min_score: 0.0, ..config(&pictures(dir.path()), &output) });
+    let table = read(output);
+    // Outputs 3 and 7 have no label, and no row.
+    let tagged = |tag: &str| table.lines().filter(|line| line.contains(&format!(",{tag},"))).count();
+    assert_eq!(
+        (tagged("9,;),general"), tagged("21,highres,meta"), tagged("22,best_quality,quality")),
+        (8, 8, 8)
+    );
+    assert_eq!(table.lines().count(), 1 + 8 * 21);
+}
+
+#[test]
 fn wrong_settings_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let good = config(&pictures(dir.path()), &dir.path().join("tags.parquet"));

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use vodka_cli::{Common, Progress, Session, onnxruntime};
-use vodka_tagger::{Provider, TagConfig, TagEvent, run};
+use vodka_cli::{Common, Progress, Session, runtime_dir};
+use vodka_tagger::{ProviderChoice, TagConfig, TagEvent, run};
 
 /// Score every picture of a folder with a WD14 tagger, and write the table of tags
 ///
@@ -31,9 +31,10 @@ struct Args {
     /// Threads that decode, and threads that one inference uses; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Where the model runs: cpu, cuda or openvino; an error where it is not available
-    #[arg(long, value_name = "NAME", default_value_t = Provider::Cpu)]
-    provider: Provider,
+    /// Where the model runs: cpu, cuda, tensorrt, openvino, directml or coreml, an error where it is not available; or auto,
+    /// the fastest that is installed
+    #[arg(long, value_name = "NAME", default_value_t)]
+    provider: ProviderChoice,
     /// Leave pictures as they are stored, whatever their EXIF orientation says
     #[arg(long)]
     ignore_orientation: bool,
@@ -43,6 +44,7 @@ struct Args {
 
 impl Args {
     fn config(&self) -> TagConfig {
+        let (provider, onnxruntime) = self.provider.resolve(&runtime_dir());
         TagConfig {
             model: self.model.clone(),
             images: self.images.clone(),
@@ -50,9 +52,9 @@ impl Args {
             min_score: self.min_score,
             batch: self.batch,
             threads: self.threads,
-            provider: self.provider,
+            provider,
             ignore_orientation: self.ignore_orientation,
-            onnxruntime: onnxruntime(),
+            onnxruntime,
         }
     }
 }

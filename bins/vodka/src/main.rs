@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use vodka_cli::{Common, Exit, Progress as Bar, Session, onnxruntime, runtime_dir};
+use vodka_cli::{Common, Exit, Progress as Bar, Session, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{Error, Progress, Runtime, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
 
@@ -68,7 +68,7 @@ fn init(session: &Session, recipe: &Path) -> ExitCode {
 }
 
 fn open(recipe: &Path) -> vodka_workflow::Result<Workflow> {
-    Workflow::open(recipe, Runtime { dir: runtime_dir(), onnxruntime: onnxruntime() })
+    Workflow::open(recipe, Runtime { dir: runtime_dir() })
 }
 
 fn run(session: &Session, recipe: &Path) -> ExitCode {

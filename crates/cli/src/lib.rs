@@ -26,5 +26,5 @@ mod session;
 
 pub use exit::{Exit, explain};
 pub use progress::Progress;
-pub use runtime::{onnxruntime, runtime_dir};
+pub use runtime::runtime_dir;
 pub use session::{Common, Session};

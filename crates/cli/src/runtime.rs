@@ -14,12 +14,3 @@ pub fn runtime_dir() -> PathBuf {
     let beside = executable.ancestors().map(|folder| folder.join(".runtime")).find(|dir| dir.is_dir());
     beside.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.runtime"))
 }
-
-/// The ONNX Runtime library below [`runtime_dir`].
-pub fn onnxruntime() -> PathBuf {
-    runtime_dir().join("onnxruntime").join(format!(
-        "{}onnxruntime{}",
-        env::consts::DLL_PREFIX,
-        env::consts::DLL_SUFFIX
-    ))
-}

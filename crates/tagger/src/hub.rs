@@ -181,13 +181,13 @@ pub fn resolve(
 /// tools leave no list of what they downloaded.
 fn whole_snapshot(folder: &Path, revision: &str, offline: bool) -> Result<PathBuf, PathBuf> {
     let reference = folder.join("refs").join(revision);
-    let commit = match fs::read_to_string(&reference) {
-        Ok(commit) => commit.trim().to_owned(),
-        Err(_) if is_commit(revision) => revision.to_owned(),
-        Err(_) => return Err(reference),
-    };
-    let snapshot = folder.join("snapshots").join(&commit);
-    match fs::read_to_string(list_of(folder, &commit)) {
+    let stored = fs::read_to_string(&reference).unwrap_or_else(|_| revision.to_owned());
+    let commit = stored.trim();
+    if !is_commit(commit) {
+        return Err(reference);
+    }
+    let snapshot = folder.join("snapshots").join(commit);
+    match fs::read_to_string(list_of(folder, commit)) {
         Ok(list) => match list.lines().find(|name| !snapshot.join(name).is_file()) {
             Some(missing) => Err(snapshot.join(missing)),
             None => Ok(snapshot),

@@ -69,7 +69,7 @@ impl Server {
 
 /// So long that it comes in several pieces.
 fn network() -> Vec<u8> {
-    (0..300_000_u32).map(|i| (i * 7919 >> 8) as u8).collect()
+    (0..300_000_u32).map(|i| ((i * 7919) >> 8) as u8).collect()
 }
 
 /// Answers one request, and closes.

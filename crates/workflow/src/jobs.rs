@@ -17,8 +17,6 @@ use crate::{Error, Recipe, Result};
 pub struct Runtime {
     /// The folder that `cargo xtask setup` fills.
     pub dir: PathBuf,
-    /// The ONNX Runtime library.
-    pub onnxruntime: PathBuf,
 }
 
 /// One run of one stage.

@@ -10,7 +10,7 @@ use vodka_captions::{Position, caption::Missing};
 use vodka_merger::{Method, Precision, VaePolicy};
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{nearest, read_toml};
-use vodka_tagger::{Provider, TagConfig};
+use vodka_tagger::{ProviderChoice, TagConfig};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
 use crate::{Error, Result};
@@ -68,9 +68,9 @@ pub struct Tag {
     pub min_score: f64,
     /// Pictures to a run of the network. Default: the tagger's.
     pub batch: Option<usize>,
-    /// Where the network runs. Default: `cpu`.
+    /// Where the network runs: a provider by name, or `auto` for the fastest that is installed. Default: `cpu`.
     #[serde(default)]
-    pub provider: Provider,
+    pub provider: ProviderChoice,
     /// Threads; 0 for one per core. Default: 0.
     #[serde(default)]
     pub threads: usize,
@@ -383,7 +383,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recipe.toml");
         std::fs::write(&path, text).unwrap();
-        Workflow::open(&path, Runtime { dir: PathBuf::new(), onnxruntime: PathBuf::new() })
+        Workflow::open(&path, Runtime { dir: PathBuf::new() })
     }
 
     fn said(text: &str) -> String {

@@ -82,11 +82,10 @@ impl Workflow {
         let mut config =
             TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
         config.min_score = recipe.min_score;
-        config.provider = recipe.provider;
+        (config.provider, config.onnxruntime) = recipe.provider.resolve(&self.runtime.dir);
         config.batch = recipe.batch.unwrap_or(config.batch);
         config.threads = recipe.threads;
         config.ignore_orientation = recipe.ignore_orientation;
-        config.onnxruntime = self.runtime.onnxruntime.clone();
         config
     }
 

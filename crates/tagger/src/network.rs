@@ -69,7 +69,7 @@ pub struct Network {
     nodes: BTreeMap<String, usize>,
 }
 
-/// A run that unwinds leaves nothing half done: no Rust code runs below ONNX Runtime, and a [`Lane`] is given back.
+/// A run that unwinds leaves nothing half done: no Rust code runs below ONNX Runtime, and a lane is given back.
 impl UnwindSafe for Network {}
 impl RefUnwindSafe for Network {}
 

@@ -49,7 +49,7 @@ pub struct Options {
     /// Install what a processor needs (1.6 GB); the default where there is no NVIDIA GPU
     #[arg(long, conflicts_with = "gpu")]
     cpu: bool,
-    /// Install the CUDA libraries as well (5 GB); the default where there is an NVIDIA GPU
+    /// Install the CUDA libraries as well (6 GB); the default where there is an NVIDIA GPU
     #[arg(long)]
     gpu: bool,
     /// Use the libtorch 2.11.0 in this folder (with lib/ and include/) instead of installing one
@@ -215,7 +215,7 @@ fn why_pip_failed(stderr: &str) -> String {
     let cause = if has(&["No module named pip"]) {
         "pip is not installed: install python3-pip"
     } else if has(&["No space left", "Disk quota exceeded"]) {
-        "the disk is full: libtorch needs 1.6 GB for a processor, 5 GB for a GPU, and pip as much again for a moment"
+        "the disk is full: libtorch needs 1.6 GB for a processor, 6 GB for a GPU, and pip as much again for a moment"
     } else if has(&["THESE PACKAGES DO NOT MATCH THE HASHES"]) {
         "a wheel is not the one that was pinned: a proxy or a mirror changed it"
     } else if has(&["Connection", "Temporary failure", "timed out", "Max retries", "ProxyError"]) {

@@ -14,18 +14,20 @@
 //! after its size and, for large files, its SHA-256 have been found right.
 
 use std::{
+    error::Error as StdError,
     ffi::OsString,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use hf_hub::{
     Cache, Repo, RepoType,
-    api::{
-        Progress,
-        sync::{Api, ApiBuilder, ApiError, ApiRepo},
-    },
+    api::sync::{Api, ApiBuilder, ApiError},
 };
+use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
 use vodka_stage::{ContentHash, Error as StageError, create_dir, hash_file, write_atomic};
 
 use crate::{Error, Result};
@@ -184,13 +186,13 @@ pub fn resolve(
 /// tools leave no list of what they downloaded.
 fn whole_snapshot(folder: &Path, revision: &str, offline: bool) -> Result<PathBuf, PathBuf> {
     let reference = folder.join("refs").join(revision);
-    let commit = match fs::read_to_string(&reference) {
-        Ok(commit) => commit.trim().to_owned(),
-        Err(_) if is_commit(revision) => revision.to_owned(),
-        Err(_) => return Err(reference),
-    };
-    let snapshot = folder.join("snapshots").join(&commit);
-    match fs::read_to_string(list_of(folder, &commit)) {
+    let stored = fs::read_to_string(&reference).unwrap_or_else(|_| revision.to_owned());
+    let commit = stored.trim();
+    if !is_commit(commit) {
+        return Err(reference);
+    }
+    let snapshot = folder.join("snapshots").join(commit);
+    match fs::read_to_string(list_of(folder, commit)) {
         Ok(list) => match list.lines().find(|name| !snapshot.join(name).is_file()) {
             Some(missing) => Err(snapshot.join(missing)),
             None => Ok(snapshot),
@@ -247,8 +249,18 @@ struct Fetch<'a> {
     config: &'a HubConfig,
 }
 
+/// What the hub says of a file.
+struct About {
+    etag: String,
+    size: u64,
+}
+
 impl Fetch<'_> {
     fn run(&self, on_progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+        let _alone = self.lock()?;
+        if let Ok(snapshot) = whole_snapshot(&self.folder, self.revision, false) {
+            return Ok(snapshot); // another process was faster
+        }
         let api = self.api().map_err(|error| self.failed(error))?;
         let at = |revision: &str| {
             let (name, revision) = (self.name.to_owned(), revision.to_owned());
@@ -265,7 +277,7 @@ impl Fetch<'_> {
         let (repo, snapshot) = (at(&info.sha), self.folder.join("snapshots").join(&info.sha));
         for file in &files {
             if !snapshot.join(file).is_file() {
-                self.file(&api, &repo, file, &snapshot, on_progress)?;
+                self.file(file, &repo.url(file), &snapshot, on_progress)?;
             }
         }
         write_atomic(list_of(&self.folder, &info.sha), files.join("\n"))?;
@@ -275,80 +287,125 @@ impl Fetch<'_> {
         Ok(snapshot)
     }
 
-    /// The hub, with a cache of its own for what is not verified yet.
+    /// Waits until no other process downloads this model.
+    fn lock(&self) -> Result<File> {
+        let path = self.folder.join(".vodka/lock");
+        create_dir(self.folder.join(".vodka"))?;
+        let file = File::create(&path).map_err(cannot_write(&path))?;
+        file.lock().map_err(cannot_write(&path))?;
+        Ok(file)
+    }
+
+    /// hf-hub for the listing and the addresses. Its downloads hand the token on to wherever the hub sends them, and show
+    /// files in the cache before anything is verified.
     fn api(&self) -> Result<Api, ApiError> {
-        let HubConfig { endpoint, token, .. } = self.config;
-        ApiBuilder::from_cache(Cache::new(self.staging()))
-            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
-            .with_token(token.clone())
-            .with_user_agent("vodka", env!("CARGO_PKG_VERSION"))
+        ApiBuilder::from_cache(Cache::new(self.config.cache.clone()))
+            .with_endpoint(self.endpoint().to_owned())
+            .with_token(self.config.token.clone())
             .build()
     }
 
-    fn staging(&self) -> PathBuf {
-        self.folder.join(".vodka")
+    fn endpoint(&self) -> &str {
+        self.config.endpoint.trim_end_matches('/')
     }
 
     /// Brings one file into the cache.
     fn file(
         &self,
-        api: &Api,
-        repo: &ApiRepo,
         file: &str,
+        url: &str,
         snapshot: &Path,
         on_progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<()> {
-        let about = api.metadata(&repo.url(file)).map_err(|error| self.failed(error))?;
-        let (etag, size) = (about.etag(), about.size() as u64);
-        if !(is_hex(etag) && matches!(etag.len(), 40 | 64)) {
-            return Err(self.odd("an etag of 40 or 64 hexadecimal digits", format!("{etag:?} for {file}")));
-        }
-        let blob = self.folder.join("blobs").join(etag);
+        let About { etag, size } = self.about(file, url)?;
+        let blob = self.folder.join("blobs").join(&etag);
         if !blob.is_file() {
-            let staged = self.download(repo, file, etag, size, on_progress)?;
-            let checked = check_size(&staged, &blob, size).and_then(|()| match etag.parse() {
-                Ok(hash) => check_hash(&staged, &blob, hash),
+            let part = self.folder.join(".vodka").join(format!("{etag}.part"));
+            self.download(&part, url, size, &mut |done| on_progress(Download { file, done, total: size }))?;
+            let checked = check_size(&part, &blob, size).and_then(|()| match etag.parse() {
+                Ok(hash) => check_hash(&part, &blob, hash),
                 Err(_) => Ok(()), // a small file: its etag is git's hash, which is no SHA-256
             });
             if checked.is_err() {
-                remove(&staged)?;
+                remove(&part)?;
             }
             checked?;
             create_dir(self.folder.join("blobs"))?;
-            rename(&staged, &blob)?;
+            rename(&part, &blob)?;
         }
         create_dir(snapshot)?;
         link(&blob, &snapshot.join(file))
     }
 
-    /// Downloads what is not here yet, and goes on after an interruption as long as something more arrives.
-    fn download(
-        &self,
-        repo: &ApiRepo,
-        file: &str,
-        etag: &str,
-        size: u64,
-        on_progress: &mut dyn FnMut(Download<'_>),
-    ) -> Result<PathBuf> {
-        let staged = self.staging().join(self.folder.file_name().unwrap_or_default());
-        let part = staged.join("blobs").join(format!("{etag}.part"));
-        let here = || fs::metadata(&part).map_or(0, |part| part.len());
-        if here() >= size {
-            remove(&part)?; // nothing would be left to ask for
+    /// Asks for one byte, and no further than the hub itself: of a large file that lies elsewhere it knows the hash.
+    fn about(&self, file: &str, url: &str) -> Result<About> {
+        let mut answer = self.get(&agent(0), url, "bytes=0-0")?;
+        for _ in 0..REDIRECTS_MAX {
+            let Some(place) = header(&answer, "location").filter(|place| place.starts_with('/')) else {
+                break;
+            };
+            answer = self.get(&agent(0), &format!("{}{place}", self.endpoint()), "bytes=0-0")?;
         }
-        loop {
-            let before = here();
-            remove(&staged.join("snapshots"))?;
-            match repo.download_with_progress(file, Forward { file, done: 0, total: size, tell: on_progress })
-            {
-                Ok(path) => return path.canonicalize().map_err(cannot_read(&staged)),
-                Err(error) if here() <= before => return Err(self.failed(error)),
-                Err(_) => {}
-            }
+        let etag = header(&answer, "x-linked-etag").or_else(|| header(&answer, "etag")).unwrap_or_default();
+        let etag = etag.trim_matches('"').to_owned();
+        if !(is_hex(&etag) && matches!(etag.len(), 40 | 64)) {
+            return Err(self.odd("an etag of 40 or 64 hexadecimal digits", format!("{etag:?} for {file}")));
+        }
+        let size = match header(&answer, "x-linked-size") {
+            Some(size) => Some(size),
+            None => total(&self.get(&agent(REDIRECTS_MAX), url, "bytes=0-0")?),
+        };
+        match size.as_deref().unwrap_or_default().parse() {
+            Ok(size) => Ok(About { etag, size }),
+            Err(_) => Err(self.odd("a size in bytes", format!("{size:?} for {file}"))),
         }
     }
 
-    fn failed(&self, source: ApiError) -> Error {
+    /// Downloads what is not here yet, and goes on after an interruption as long as something more arrives.
+    fn download(&self, part: &Path, url: &str, size: u64, tell: &mut dyn FnMut(u64)) -> Result<()> {
+        let here = || fs::metadata(part).map_or(0, |part| part.len());
+        while here() < size {
+            let before = here();
+            match self.transfer(part, url, tell) {
+                Err(error) if here() <= before => return Err(error),
+                Ok(()) if here() <= before => break,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to a file what follows on what it has.
+    fn transfer(&self, part: &Path, url: &str, tell: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).open(part).map_err(cannot_write(part))?;
+        let mut done = file.metadata().map_err(cannot_read(part))?.len();
+        let answer = self.get(&agent(REDIRECTS_MAX), url, &format!("bytes={done}-"))?;
+        if answer.status() != 206 {
+            file.set_len(0).map_err(cannot_write(part))?; // all of it comes
+            done = 0;
+        }
+        let mut body = answer.into_body().into_reader();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let n = body.read(&mut buffer).map_err(|error| self.failed(error))?;
+            if n == 0 {
+                return Ok(());
+            }
+            file.write_all(&buffer[..n]).map_err(cannot_write(part))?;
+            done += n as u64;
+            tell(done);
+        }
+    }
+
+    fn get(&self, agent: &Agent, url: &str, range: &str) -> Result<Response<Body>> {
+        let mut request = agent.get(url).header("Range", range).header("Accept-Encoding", "identity");
+        if let Some(token) = &self.config.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        request.call().map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, source: impl StdError + Send + Sync + 'static) -> Error {
         let (model, endpoint) = (self.model.to_string(), self.config.endpoint.clone());
         Error::Hub { model, endpoint, source: Box::new(source) }
     }
@@ -358,25 +415,29 @@ impl Fetch<'_> {
     }
 }
 
-/// Hands hf-hub's progress on.
-struct Forward<'a> {
-    file: &'a str,
-    done: u64,
-    total: u64,
-    tell: &'a mut dyn FnMut(Download<'_>),
+const REDIRECTS_MAX: u32 = 10;
+
+/// A client that keeps the token to the host it is for, and does not wait for ever for one that is silent.
+fn agent(redirects: u32) -> Agent {
+    Agent::config_builder()
+        .max_redirects(redirects)
+        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+        .timeout_connect(Some(Duration::from_secs(30)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_secs(60)))
+        .user_agent(concat!("vodka/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
 }
 
-impl Progress for Forward<'_> {
-    fn init(&mut self, size: usize, _: &str) {
-        (self.done, self.total) = (0, size as u64);
-    }
+/// The size of the file that an answer holds a part of.
+fn total(answer: &Response<Body>) -> Option<String> {
+    let range = header(answer, "content-range").and_then(|range| range.rsplit('/').next().map(str::to_owned));
+    range.or_else(|| header(answer, "content-length"))
+}
 
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        (self.tell)(Download { file: self.file, done: self.done, total: self.total });
-    }
-
-    fn finish(&mut self) {}
+fn header(answer: &Response<Body>, name: &str) -> Option<String> {
+    answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 /// `name` is what the file will be called.

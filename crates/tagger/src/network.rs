@@ -69,7 +69,7 @@ pub struct Network {
     nodes: BTreeMap<String, usize>,
 }
 
-/// A run that unwinds leaves nothing half done: no Rust code runs below ONNX Runtime, and a [`Lane`] is given back.
+/// A run that unwinds leaves nothing half done: no Rust code runs below ONNX Runtime, and a lane is given back.
 impl UnwindSafe for Network {}
 impl RefUnwindSafe for Network {}
 
@@ -195,14 +195,13 @@ fn open_session(path: &Path, config: &NetworkConfig, lanes: usize, threads: usiz
     let provider = config.provider;
     let unavailable = |source| Error::Provider { provider, remedy: provider.remedy(), source };
     let builder = SessionBuilder::new(&environment).map_err(failed)?;
-    let mut builder = builder
-        .with_intra_threads((threads / lanes).max(1))
-        // Threads of the runtime that wait by spinning would take the cores that decode the next pictures.
-        .and_then(|builder| builder.with_intra_op_spinning(false))
-        .and_then(|builder| builder.with_config_entry("session.record_ep_graph_assignment_info", "1"))
-        .map_err(|error| failed(error.into()))?
-        .with_execution_providers(provider.dispatch(lanes, threads))
-        .map_err(|error| unavailable(error.into()))?;
+    let builder = builder.with_intra_threads((threads / lanes).max(1)).map_err(|e| failed(e.into()))?;
+    // Threads of the runtime that wait by spinning would take the cores that decode the next pictures.
+    let builder = builder.with_intra_op_spinning(false).map_err(|e| failed(e.into()))?;
+    let key = "session.record_ep_graph_assignment_info";
+    let builder = builder.with_config_entry(key, "1").map_err(|e| failed(e.into()))?;
+    let providers = provider.dispatch(lanes, threads);
+    let mut builder = builder.with_execution_providers(providers).map_err(|e| unavailable(e.into()))?;
     builder.commit_from_file(path).map_err(failed)
 }
 

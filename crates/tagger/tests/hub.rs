@@ -69,7 +69,7 @@ impl Server {
 
 /// So long that it comes in several pieces.
 fn network() -> Vec<u8> {
-    (0..300_000_u32).map(|i| (i * 7919 >> 8) as u8).collect()
+    (0..300_000_u32).map(|i| ((i * 7919) >> 8) as u8).collect()
 }
 
 /// Answers one request, and closes.
@@ -77,52 +77,72 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let request = lines.next().unwrap_or_default();
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    let range = headers
-        .iter()
-        .find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
-    let mut content = content.lock().unwrap();
+    let header = |name: &str| {
+        let (_, value) = headers
+            .iter()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))?;
+        Some(value.to_owned())
+    };
+    let range = header("range").map(|range| range.strip_prefix("bytes=").unwrap().to_owned());
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut content = content.lock().unwrap();
     content.requests.push(format!("{path} {}", range.clone().unwrap_or_default()).trim_end().to_owned());
-    if headers.iter().any(|line| line.eq_ignore_ascii_case("authorization: Bearer secret")) {
-        content.requests.push("a token".to_owned());
+    if let Some(token) = header("authorization") {
+        let place = if path.starts_with("/storage/") { "storage" } else { "hub" };
+        content.requests.push(format!("{token} to the {place}"));
     }
-    let answer = answer(&content, &path, range.as_deref());
+    let port = stream.local_addr().unwrap().port();
+    let answer = answer(&content, port, &path, range.as_deref());
     let _ = stream.write_all(&answer); // a client that has gone away is its own affair
 }
 
-fn answer(content: &Content, path: &str, range: Option<&str>) -> Vec<u8> {
-    let revisions = ["main", COMMIT];
-    if revisions.iter().any(|revision| path == format!("/api/models/{NAME}/revision/{revision}")) {
+fn answer(content: &Content, port: u16, path: &str, range: Option<&str>) -> Vec<u8> {
+    let reply = |status: &str, headers: &str, length: usize, body: &[u8]| {
+        let head =
+            format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    };
+    if ["main", COMMIT].iter().any(|revision| path == format!("/api/models/{NAME}/revision/{revision}")) {
         let files: Vec<_> =
             content.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
-        return format!(
-            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .into();
+        return reply("200 OK", "", body.len(), body.as_bytes());
     }
-    let name = path.strip_prefix(&format!("/{NAME}/resolve/{COMMIT}/")).unwrap_or_default();
+    let on_hub = path.strip_prefix(&format!("/{NAME}/resolve/{COMMIT}/"));
+    let name = on_hub
+        .or_else(|| path.strip_prefix("/storage/"))
+        .or_else(|| path.strip_prefix("/cached/"))
+        .unwrap_or_default();
     let Some(file) = content.files.get(name) else {
-        return b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec();
+        return reply("404 Not Found", "", 0, b"");
     };
-    let etag = match &content.etag {
-        Some(etag) if name == "model.onnx" => etag.clone(),
-        _ if name.starts_with("model.onnx") => hash_bytes(file).to_string(),
-        _ => GIT_HASH.to_owned(),
-    };
+    // Large files lie elsewhere; the hub knows their hash, and the storage calls them by another name.
+    if on_hub.is_some() && name.starts_with("model.onnx") {
+        let hash = hash_bytes(file).to_string();
+        let etag = content.etag.as_ref().filter(|_| name == "model.onnx").unwrap_or(&hash);
+        let headers = format!(
+            "x-repo-commit: {COMMIT}\r\nx-linked-etag: \"{etag}\"\r\nLocation: http://localhost:{port}/storage/{name}\r\n"
+        );
+        // Not every mirror says how large it is.
+        let size =
+            if name == "model.onnx" { format!("x-linked-size: {}\r\n", file.len()) } else { String::new() };
+        return reply("302 Found", &(headers + &size), 0, b"");
+    }
+    // Small files the hub serves from another of its own addresses.
+    if on_hub.is_some() {
+        return reply("307 Temporary Redirect", &format!("Location: /cached/{name}\r\n"), 0, b"");
+    }
     let (from, to) = range.and_then(|range| range.split_once('-')).unwrap();
     let from: usize = from.parse().unwrap();
     let part = &file[from..to.parse().map_or(file.len(), |to: usize| to + 1)];
     let sent = content.cut.filter(|_| name == "model.onnx").map_or(part.len(), |cut| cut.min(part.len()));
-    let head = format!(
-        "HTTP/1.1 206 Partial Content\r\nConnection: close\r\nx-repo-commit: {COMMIT}\r\netag: \"{GIT_HASH}\"\r\n\
-         x-linked-etag: \"{etag}\"\r\nContent-Range: bytes {from}-{}/{}\r\nContent-Length: {}\r\n\r\n",
+    let headers = format!(
+        "x-repo-commit: {COMMIT}\r\netag: \"{GIT_HASH}\"\r\nContent-Range: bytes {from}-{}/{}\r\n",
         from + part.len() - 1,
-        file.len(),
-        part.len()
+        file.len()
     );
-    [head.as_bytes(), &part[..sent]].concat()
+    reply("206 Partial Content", &headers, part.len(), &part[..sent])
 }
 
 fn config(server: &Server, cache: &Path) -> HubConfig {
@@ -171,7 +191,9 @@ fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
     assert_eq!(folder.join("model.onnx").canonicalize().unwrap(), blob.canonicalize().unwrap());
     assert_eq!(fs::read_to_string(repository(dir.path()).join("refs/main")).unwrap(), COMMIT);
     assert!(progress.contains(&("model.onnx".to_owned(), 300_000, 300_000)), "{progress:?}");
-    assert!(server.requests().contains(&"a token".to_owned()));
+    let asked = server.requests();
+    assert!(asked.contains(&"Bearer secret to the hub".to_owned()), "{asked:?}");
+    assert!(!asked.contains(&"Bearer secret to the storage".to_owned()), "{asked:?}");
 
     assert_eq!(get(&config(&server, dir.path())).unwrap(), snapshot);
     assert_eq!(server.requests(), [""; 0], "the second time no network is needed");
@@ -241,7 +263,7 @@ fn a_download_that_was_cut_off_goes_on_where_it_was() {
     assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
     let asked = server.requests();
     for from in [0, 100_000, 200_000] {
-        let part = format!("/{NAME}/resolve/{COMMIT}/model.onnx {from}-");
+        let part = format!("/storage/model.onnx {from}-");
         assert!(asked.contains(&part), "{part} is not in {asked:?}");
     }
 }
@@ -249,9 +271,9 @@ fn a_download_that_was_cut_off_goes_on_where_it_was() {
 #[test]
 fn what_an_earlier_run_left_is_used() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
-    let blobs = repository(dir.path()).join(".vodka/models--someone--a-tagger/blobs");
-    fs::create_dir_all(&blobs).unwrap();
-    let part = blobs.join(format!("{}.part", hash_bytes(network())));
+    let ours = repository(dir.path()).join(".vodka");
+    fs::create_dir_all(&ours).unwrap();
+    let part = ours.join(format!("{}.part", hash_bytes(network())));
     fs::write(&part, &network()[..250_000]).unwrap();
     let folder = get(&config(&server, dir.path())).unwrap();
     assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());

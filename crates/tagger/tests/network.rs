@@ -10,8 +10,12 @@ use vodka_testkit::{fixture, onnxruntime};
 const SHAPE: [usize; 4] = [1, 64, 64, 3];
 
 fn open(lanes: usize, threads: usize) -> Network {
+    open_model("dynamic", lanes, threads)
+}
+
+fn open_model(name: &str, lanes: usize, threads: usize) -> Network {
     let config = NetworkConfig { onnxruntime: onnxruntime(), provider: Provider::Cpu, lanes, threads };
-    Network::open(&fixture("tagger-tiny/dynamic/model.onnx"), &config).unwrap()
+    Network::open(&fixture(&format!("tagger-tiny/{name}/model.onnx")), &config).unwrap()
 }
 
 /// Pixels that differ from seed to seed.
@@ -67,4 +71,17 @@ fn a_run_that_fails_leaves_the_network_usable() {
     let error = network.run(&[0.0; 12], &[1, 2, 2, 3], &[0]).unwrap_err();
     assert!(error.to_string().contains("ONNX Runtime fails on"), "{error}");
     assert_eq!(run(&network, 3), before);
+}
+
+#[test]
+fn outputs_are_taken_by_their_index() {
+    let network = open_model("foreign", 1, 1);
+    assert_eq!(network.outputs().len(), 2);
+    let twice: Vec<f32> = (0..16).map(|i| if i % 5 == 0 { 2.0 } else { 0.0 }).collect();
+    let diagonals = |outputs: &[usize]| -> Vec<f32> {
+        network.run(&twice, &[1, 4, 4], outputs).unwrap().iter().map(|output| output[[0, 3, 3]]).collect()
+    };
+    assert_eq!(diagonals(&[0, 1]), [0.5, 2.0]);
+    assert_eq!(diagonals(&[1, 0]), [2.0, 0.5]);
+    assert_eq!(diagonals(&[1]), [2.0]);
 }

@@ -5,7 +5,7 @@
 use std::thread;
 
 use vodka_images::decode;
-use vodka_tagger::{Network, NetworkConfig, Provider, ProviderChoice, Tagger, TaggerConfig};
+use vodka_tagger::{Error, Network, NetworkConfig, Provider, ProviderChoice, Tagger, TaggerConfig};
 use vodka_testkit::{Case, fixture, runtime_dir};
 
 #[test]
@@ -25,7 +25,7 @@ fn openvino_scores_as_the_original_does_from_several_threads() {
     }
 
     let config = NetworkConfig { onnxruntime, provider, lanes: 2, threads: 2 };
-    let network = Network::open(&config_path(), &config).unwrap();
+    let network = Network::open(&fixture("tagger-tiny/dynamic/model.onnx"), &config).unwrap();
     assert_eq!(network.lanes(), 2);
     assert!(network.nodes()["OpenVINOExecutionProvider"] > 0, "{:?}", network.nodes());
     let input =
@@ -36,12 +36,20 @@ fn openvino_scores_as_the_original_does_from_several_threads() {
         for first in 0..4 {
             let (run, expected) = (&run, &expected);
             scope.spawn(move || {
-                (0..40).for_each(|i| assert_eq!(run((first + i) % 8), expected[(first + i) % 8]))
+                for i in 0..40 {
+                    assert_eq!(run((first + i) % 8), expected[(first + i) % 8]);
+                }
             });
         }
     });
 }
 
-fn config_path() -> std::path::PathBuf {
-    fixture("tagger-tiny/dynamic/model.onnx")
+#[test]
+fn a_network_that_openvino_cannot_run_is_an_error() {
+    let (provider, onnxruntime) = ProviderChoice::Only(Provider::OpenVino).resolve(&runtime_dir());
+    let config = NetworkConfig { onnxruntime, provider, lanes: 1, threads: 1 };
+    let error = Network::open(&fixture("tagger-tiny/foreign/model.onnx"), &config).unwrap_err();
+    assert!(matches!(error, Error::Unused { .. }), "{error}");
+    let expected = "the execution provider `openvino` can run no part of `";
+    assert!(error.to_string().starts_with(expected), "{error}");
 }

@@ -122,10 +122,10 @@ for_avx2! {
 fn add_columns(sums: &[u32], columns: usize, lines: usize, out: &mut [u8]) {
     let share = 1.0 / (columns * lines) as f32;
     for (sums, out) in sums.chunks_exact(columns * CHANNELS).zip(out.chunks_exact_mut(CHANNELS)) {
-        let mut total = [0; CHANNELS];
+        let mut total = [0_u64; CHANNELS];
         for sum in sums.chunks_exact(CHANNELS) {
             for (total, sum) in total.iter_mut().zip(sum) {
-                *total += sum;
+                *total += u64::from(*sum);
             }
         }
         out.copy_from_slice(&total.map(|total| match (columns, lines) {

@@ -35,8 +35,8 @@ pub(crate) struct Axis {
     pub true_len: f64,
     /// Where the true canvas starts, from where the pixels start: 0 but for reduced pictures.
     pub offset: f64,
-    /// How much of the last picture pixel is picture: of a reduced picture the rest may be ground.
-    pub last_part: f64,
+    /// How much of the first and of the last picture pixel is picture: of a reduced picture the rest may be ground.
+    pub end_parts: (f64, f64),
 }
 
 impl Axis {
@@ -48,23 +48,22 @@ impl Axis {
             inside: inside as usize,
             true_len: f64::from(len),
             offset: 0.0,
-            last_part: 1.0,
+            end_parts: (1.0, 1.0),
         }
     }
 
-    /// The same for a picture of which each pixel stands for `by` pixels of the original, rounded up.
-    fn reduced(self, by: u32) -> Self {
-        let by = by as usize;
-        let start = self.start.div_ceil(by);
-        let inside = self.inside.div_ceil(by);
-        Self {
-            start,
-            inside,
-            len: start + inside + (self.len - self.start - self.inside).div_ceil(by),
-            true_len: self.true_len / by as f64,
-            offset: start as f64 - self.start as f64 / by as f64,
-            last_part: 1.0 - (inside * by - self.inside) as f64 / by as f64,
-        }
+    /// The same for a picture of which each pixel stands for `by` pixels of the original. One end of it may stand for
+    /// fewer: the last or, where the picture was turned, the first.
+    fn reduced(self, by: u32, first_is_part: bool) -> Self {
+        let by_usize = by as usize;
+        let [start, inside] = [self.start, self.inside].map(|len| len.div_ceil(by_usize));
+        let after = (self.len - self.start - self.inside).div_ceil(by_usize);
+        let by = f64::from(by);
+        let missing = inside as f64 - self.inside as f64 / by;
+        let (before, end_parts) =
+            if first_is_part { (missing, (1.0 - missing, 1.0)) } else { (0.0, (1.0, 1.0 - missing)) };
+        let offset = start as f64 + before - self.start as f64 / by;
+        Self { len: start + inside + after, start, inside, true_len: self.true_len / by, offset, end_parts }
     }
 
     pub fn contains(self, position: usize) -> bool {
@@ -73,11 +72,12 @@ impl Axis {
 
     /// How much of a canvas pixel is picture: 0 to 1.
     pub fn part(self, position: usize) -> f64 {
-        match self.contains(position) {
-            false => 0.0,
-            true if position == self.start + self.inside - 1 => self.last_part,
-            true => 1.0,
+        if !self.contains(position) {
+            return 0.0;
         }
+        let first = if position == self.start { self.end_parts.0 } else { 1.0 };
+        let last = if position == self.start + self.inside - 1 { self.end_parts.1 } else { 1.0 };
+        first * last
     }
 
     /// The picture pixel that is nearest to a place on the canvas.
@@ -145,7 +145,9 @@ impl Canvas {
     }
 
     /// The same for a picture that was decoded at a part of its size, 1/`by`.
-    pub fn reduced(self, by: u32) -> Self {
-        Self { columns: self.columns.reduced(by), rows: self.rows.reduced(by), ..self }
+    /// Of each axis it may be the first pixel that stands for less than `by` pixels.
+    pub fn reduced(self, by: u32, first_is_part: (bool, bool)) -> Self {
+        let columns = self.columns.reduced(by, first_is_part.0);
+        Self { columns, rows: self.rows.reduced(by, first_is_part.1), ..self }
     }
 }

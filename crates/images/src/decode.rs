@@ -59,6 +59,9 @@ pub struct Decoded {
     pub height: u32,
     /// How many of the original's pixels, in each direction, became one: 1, 2, 4 or 8.
     pub reduction: u32,
+    /// Where the original's width, or height, is no multiple of that: whether the first column, or row, stands for the
+    /// rest, and not the last.
+    pub(crate) first_is_part: (bool, bool),
 }
 
 /// Reads a picture with the default [`DecodeOptions`].
@@ -96,7 +99,8 @@ pub fn decode_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, Fa
     let Stored { picture, full, reduction, orientation } = stored.unwrap_or_else(|_| Err(Fault::Panic))?;
     let orientation = if options.orientation { orientation } else { Orientation::NoTransforms };
     let (width, height) = if swaps_sides(orientation) { (full.1, full.0) } else { full };
-    Ok(Decoded { picture: picture.oriented(orientation), width, height, reduction })
+    let first_is_part = turns_ends(orientation);
+    Ok(Decoded { picture: picture.oriented(orientation), width, height, reduction, first_is_part })
 }
 
 /// A picture as it lies in the file.
@@ -108,6 +112,16 @@ pub(crate) struct Stored {
     pub reduction: u32,
     /// How it is to be turned.
     pub orientation: Orientation,
+}
+
+/// Whether the end of a stored row, or column, becomes the start of what it is then.
+fn turns_ends(orientation: Orientation) -> (bool, bool) {
+    match orientation {
+        Orientation::NoTransforms | Orientation::Rotate90FlipH => (false, false),
+        Orientation::FlipHorizontal | Orientation::Rotate90 => (true, false),
+        Orientation::FlipVertical | Orientation::Rotate270 => (false, true),
+        Orientation::Rotate180 | Orientation::Rotate270FlipH => (true, true),
+    }
 }
 
 fn swaps_sides(orientation: Orientation) -> bool {

@@ -3,15 +3,22 @@
 //! Everything that reads pictures goes through here, so that the tagger, the caption tools and the trainer see the same
 //! pixels: EXIF orientation applied, 16-bit scaled to 8, CMYK turned into RGB, the first frame of an animation.
 //!
-//! The arithmetic is Pillow's where Pillow is what the field uses: [`flatten`] gives the bytes of `alpha_composite` over
-//! white, [`resize_bicubic`] those of `Image.resize(size, Image.BICUBIC)`.
+//! The arithmetic is that of the field's tools, to the bit: JPEG as libjpeg-turbo decodes it, [`flatten`] as Pillow's
+//! `alpha_composite` over white, [`resize`] as Pillow and OpenCV do it, and so a [`Square`] as the taggers' own code makes it.
+//! `fixtures/images` holds what they make of awkward pictures.
 //!
 //! ```no_run
 //! use std::path::Path;
+//! use vodka_images::{DecodeOptions, Filter, Fit, Rgb, Square, decode_with, find, measure};
+//! let white = Rgb([255; 3]);
+//! let square = Square { side_px: 448, fit: Fit::Pad, filter: Filter::Bicubic, pad: white, under: white };
+//! // Twice the side is enough: a large JPEG costs half as much, and comes out less than a level away on average.
+//! let options = DecodeOptions { reduce_to: Some(896), ..DecodeOptions::default() };
 //! let root = Path::new("pictures");
-//! for relative in vodka_images::find(root)? {
-//!     let picture = vodka_images::decode(&root.join(&relative))?;
-//!     let tagger_input = vodka_images::white_square(&picture, 448); // (448, 448), RGB
+//! for relative in find(root)? {
+//!     let decoded = decode_with(&root.join(&relative), &options)?;
+//!     let tagger_input = square.of_decoded(&decoded); // (448, 448), RGB
+//!     let blurred = measure(&decoded.picture).sharpness < 20.0;
 //! }
 //! # Ok::<(), vodka_images::Error>(())
 //! ```

@@ -43,6 +43,9 @@ pub struct Tiles {
 }
 
 /// Measures a picture.
+///
+/// One that was decoded at a part of its size ([`crate::DecodeOptions::reduce_to`]) has lost its finest grain: the hash stays, but
+/// sharpness is lower (37 for 65 where all is grain). Compare sharpness among pictures decoded in one way.
 pub fn measure(picture: &Picture) -> Measures {
     let grey = reduced_grey(picture);
     let laplacian = laplacian(&grey);

@@ -23,12 +23,8 @@ enum Pixels<'a> {
 
 impl<'a> Rows<'a> {
     pub fn of(image: &'a RgbImage) -> Self {
-        Self {
-            pixels: Pixels::Opaque(image.as_raw()),
-            size: image.dimensions(),
-            grey: false,
-            scratch: Vec::new(),
-        }
+        let pixels = Pixels::Opaque(image.as_raw());
+        Self { pixels, size: image.dimensions(), grey: false, scratch: Vec::new() }
     }
 
     /// The picture over `under`.

@@ -54,7 +54,7 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of(&self, picture: &Picture) -> RgbImage {
-        self.make(picture, picture.size(), 1)
+        self.make(picture, picture.size(), |canvas| canvas)
     }
 
     /// The square of a picture that was perhaps decoded at a part of its size: what lies where is reckoned from the
@@ -63,13 +63,16 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of_decoded(&self, decoded: &Decoded) -> RgbImage {
-        let by = if self.filter == Filter::Area { 1 } else { decoded.reduction };
-        let size = if by == 1 { decoded.picture.size() } else { (decoded.width, decoded.height) };
-        self.make(&decoded.picture, size, by)
+        let picture = &decoded.picture;
+        if decoded.reduction == 1 || self.filter == Filter::Area {
+            return self.of(picture);
+        }
+        let reduced = |canvas: Canvas| canvas.reduced(decoded.reduction, decoded.first_is_part);
+        self.make(picture, (decoded.width, decoded.height), reduced)
     }
 
-    /// For a picture of `size` of which `by` x `by` pixels are one.
-    fn make(&self, picture: &Picture, size: (u32, u32), by: u32) -> RgbImage {
+    /// For a picture of `size`, on the canvas that is made of that for this size.
+    fn make(&self, picture: &Picture, size: (u32, u32), canvas_of: impl Fn(Canvas) -> Canvas) -> RgbImage {
         let (mut rows, side) = (Rows::over(picture, self.under), self.side_px);
         let (canvas, (width, height)) = match self.fit {
             Fit::Pad => (Canvas::square(size, Ground::Colour(self.pad)), (side, side)),
@@ -77,7 +80,7 @@ impl Square {
             Fit::Squash => (Canvas::tight(size), (side, side)),
             Fit::ResizeThenPad => (Canvas::tight(size), fitted(size, side)),
         };
-        let resized = resize_canvas(&mut rows, &canvas.reduced(by), width, height, self.filter);
+        let resized = resize_canvas(&mut rows, &canvas_of(canvas), width, height, self.filter);
         if (width, height) == (side, side) {
             return resized;
         }

@@ -87,6 +87,20 @@ fn squares_and_measures(decoded: &Decoded, side_px: u32) {
     assert!(tiles.min <= tiles.median && tiles.median <= tiles.max, "{tiles:?}");
 }
 
+/// What every reader forgives: fill bytes and stray ones between the headers, and anything after the end.
+#[test]
+fn a_jpeg_may_be_untidy() {
+    let options = DecodeOptions::default();
+    let tidy = fs::read(fixture("images/awkward/baseline.jpg")).unwrap();
+    let whole = decode_bytes(&tidy, &options).unwrap();
+    // After the first segment, which follows the two bytes of the start.
+    let at = 4 + usize::from(u16::from_be_bytes([tidy[4], tidy[5]]));
+    for stray in [&[0xff, 0xff][..], &[0, 0, 0]] {
+        let untidy = [&tidy[..at], stray, &tidy[at..], b"and more"].concat();
+        assert!(decode_bytes(&untidy, &options).unwrap() == whole, "{stray:?}");
+    }
+}
+
 #[test]
 fn too_many_pixels_are_refused_before_they_are_decoded() {
     let options = DecodeOptions { max_pixels: 97 * 61 - 1, ..DecodeOptions::default() };

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use vodka_images::{
-    Anchor, DecodeOptions, Filter, Fit, Picture, Rgb, RgbImage, Square, decode, decode_with, fit_crop,
-    flatten, measure, resize_bicubic,
+    Anchor, DecodeOptions, Filter, Fit, Picture, Rgb, RgbImage, Square, decode, decode_bytes, decode_with,
+    fit_crop, flatten, measure, resize_bicubic,
 };
 use vodka_testkit::Case;
 
@@ -143,6 +143,27 @@ fn measures_are_those_of_opencv_and_imagehash() {
         }
         let bits: Vec<f32> = (0..64).rev().map(|bit| (measures.phash >> bit & 1) as f32).collect();
         case.check(&format!("phash/{name}"), &bits, &[64]);
+    }
+}
+
+/// A part of a pixel at an end of a reduced picture counts as a part, at whichever end it lies.
+#[test]
+fn reduced_jpegs_may_be_turned() {
+    let jpeg = std::fs::read(file(&case(), "photo.jpg")).unwrap();
+    for orientation in 1..=8 {
+        let entry = [0x12, 1, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0];
+        let exif = [&[0xff, 0xe1, 0, 34][..], b"Exif\0\0II*\0\x08\0\0\0\x01\0", &entry, &[0; 4]].concat();
+        let turned = [&jpeg[..2], &exif, &jpeg[2..]].concat();
+        let square = |reduce_to| {
+            let options = DecodeOptions { reduce_to, ..DecodeOptions::default() };
+            let decoded = decode_bytes(&turned, &options).unwrap();
+            let size = if orientation < 5 { (300, 225) } else { (225, 300) };
+            assert_eq!((decoded.width, decoded.height), size);
+            white_square(48, Filter::Bicubic).of_decoded(&decoded)
+        };
+        let golden: Vec<f32> = square(None).as_raw().iter().map(|value| f32::from(*value)).collect();
+        let (_, mean) = difference(&square(Some(96)), &golden);
+        assert!(mean < 0.8, "orientation {orientation}: {mean}");
     }
 }
 

@@ -257,3 +257,17 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     assert_eq!(plan["config"]["min_score"], json!(0.1));
     assert!(!dir.path().join("out").exists());
 }
+
+#[test]
+fn the_record_of_an_automatic_choice_names_what_ran() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = some_pictures(&dir, &["rgba.png", "grey.png"]);
+    let output = dir.path().join("tags.csv");
+    vodka_tag(&tagger(), &images, &output).args(["--provider", "auto"]).assert().code(0);
+    let record = vodka_stage::RunRecord::read(&output.with_file_name("tags.csv.run.json")).unwrap();
+    let ran = record.settings["provider"].as_str().unwrap().to_owned();
+    assert!(["cpu", "cuda", "openvino"].contains(&&*ran), "{ran}");
+    // The same provider by name is the same run.
+    let again = said(vodka_tag(&tagger(), &images, &output).args(["--provider", &ran]), 0);
+    assert!(again.contains("unchanged: nothing to do"), "{again}");
+}

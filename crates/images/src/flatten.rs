@@ -2,9 +2,9 @@
 
 use image::{Rgb, RgbImage, RgbaImage};
 
-use crate::{Filter, Fit, Picture, Square, simd::for_avx2};
+use crate::simd::for_avx2;
 
-const WHITE: Rgb<u8> = Rgb([255; 3]);
+pub(crate) const WHITE: Rgb<u8> = Rgb([255; 3]);
 
 /// Lays a picture over opaque white, with the rounding of Pillow's `Image.alpha_composite`.
 pub fn flatten(image: &RgbaImage) -> RgbImage {
@@ -36,15 +36,6 @@ fn over(value: u8, under: u8, alpha: u8) -> u8 {
     let [value, under, alpha] = [value, under, alpha].map(u32::from);
     let sum = ((value * alpha + under * (255 - alpha)) << 7) + (0x80 << 7);
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
-}
-
-/// What the WD taggers' own demo makes of a picture: over white, on a white square, bicubic to `size` x `size`.
-///
-/// # Panics
-/// When `size` is 0.
-pub fn white_square(picture: &Picture, size: u32) -> RgbImage {
-    let square = Square { side_px: size, fit: Fit::Pad, filter: Filter::Bicubic, pad: WHITE, under: WHITE };
-    square.of(picture)
 }
 
 #[cfg(test)]

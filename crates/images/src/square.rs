@@ -5,6 +5,7 @@ use image::{Rgb, RgbImage, imageops};
 use crate::{
     Decoded, Filter, Picture,
     canvas::{Canvas, Ground},
+    flatten::WHITE,
     resize::resize_canvas,
     rows::Rows,
 };
@@ -95,6 +96,15 @@ impl Square {
     }
 }
 
+/// What the WD taggers' own demo makes of a picture: over white, on a white square, bicubic to `size` x `size`.
+///
+/// # Panics
+/// When `size` is 0.
+pub fn white_square(picture: &Picture, size: u32) -> RgbImage {
+    let square = Square { side_px: size, fit: Fit::Pad, filter: Filter::Bicubic, pad: WHITE, under: WHITE };
+    square.of(picture)
+}
+
 /// The size with the shape of `from` whose longer side is `side`, in the floating-point steps of Camie's code.
 fn fitted((width, height): (u32, u32), side: u32) -> (u32, u32) {
     let ratio = f64::from(width) / f64::from(height);
@@ -103,5 +113,25 @@ fn fitted((width, height): (u32, u32), side: u32) -> (u32, u32) {
         (side, ((side_px / ratio) as u32).max(1))
     } else {
         (((side_px * ratio) as u32).max(1), side)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_camie_s() {
+        assert_eq!(fitted((640, 480), 512), (512, 384));
+        assert_eq!(fitted((480, 641), 512), (383, 512));
+        assert_eq!(fitted((7, 7), 512), (512, 512));
+        assert_eq!(fitted((3000, 1), 512), (512, 1));
+    }
+
+    #[test]
+    fn the_odd_column_goes_to_the_right() {
+        let picture = Picture::Rgb(RgbImage::new(1, 4));
+        let row: Vec<_> = (0..4).map(|x| white_square(&picture, 4).get_pixel(x, 2).0[0]).collect();
+        assert_eq!(row, [255, 0, 255, 255]);
     }
 }

@@ -58,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vodka-grid", &["vodka-stage", "vodka-cli", "vodka-sampler"]),
     ("vodka", &["vodka-stage", "vodka-cli", "vodka-workflow"]),
     ("xtask", &["vodka-stage", "vodka-testkit"]),
+    ("vodka-bench-light", &[]),
 ];
 
 /// The features of shared dependencies, which every package takes.

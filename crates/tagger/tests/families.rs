@@ -296,7 +296,7 @@ fn a_wrong_description_is_told() {
             Ok(tagger) => {
                 assert_eq!(expected, "", "{family}: {changes}");
                 assert_eq!(
-                    tagger.score_with_embeddings::<vodka_images::RgbImage>(&[]).unwrap().embeddings,
+                    tagger.score_with_embeddings::<RgbImage>(&[]).unwrap().embeddings,
                     None
                 );
             }

@@ -1,7 +1,7 @@
 //! A night's run in small: thousands of files, some of them broken, and kills; and the memory that it takes.
 //!
 //! ```sh
-//! cargo bench -p vodka-bench-light --bench endurance
+//! cargo bench -p vodka-bench-light --bench tagging_endurance
 //! ```
 //!
 //! Tags 2,000 generated files of which 5 % are broken, once undisturbed and once killed twice (`kill -9`), and compares

@@ -30,7 +30,7 @@ use std::{
 };
 
 use vodka_bench_light::{Format, photograph, save};
-use vodka_images::{DecodeOptions, RgbImage, decode_with};
+use vodka_images::{DecodeOptions, RgbImage, decode_with, measure};
 use vodka_stage::Interrupt;
 use vodka_tagger::{Profile, ProviderChoice, TagConfig, TagReport, Tagger, TaggerConfig};
 use vodka_testkit::{fixture, runtime_dir};
@@ -151,14 +151,19 @@ impl Bench {
             let options = DecodeOptions { reduce_to: tagger.reduce_to(), ..DecodeOptions::default() };
             let decode = rate(|| drop(decode_with(file, &options).unwrap()));
             let picture = decode_with(file, &options).unwrap();
-            let resize = rate(|| drop(tagger.prepare(&picture)));
-            let both = rate(|| drop(tagger.prepare(&decode_with(file, &options).unwrap())));
+            let resize = rate(|| drop(tagger.prepare_decoded(&picture)));
+            let both = rate(|| drop(tagger.prepare_decoded(&decode_with(file, &options).unwrap())));
             println!(
                 "  {:<44} {both:9.2}   decode {decode:9.2}  resize {resize:9.2}",
                 format!("{kind}, one core, {profile}")
             );
             rates.push(both);
         }
+        let picture = decode_with(file, &DecodeOptions::default()).unwrap().picture;
+        let measured = rate(|| {
+            std::hint::black_box(measure(&picture));
+        });
+        println!("  {:<44} {measured:9.2}", format!("{kind}, one core, measures"));
         rates[0]
     }
 

@@ -1,11 +1,11 @@
 //! What a long stage has done so far, so that a killed run goes on where it was.
 //!
 //! An append-only file: the hash of the run's key, then entries, each with its length and its CRC-32. A journal of another
-//! run is thrown away, not continued. The first entry that is cut off or damaged ends the journal: it and what
+//! run is set aside, not continued. The first entry that is cut off or damaged ends the journal: it and what
 //! follows it is dropped and done again.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -38,6 +38,8 @@ pub struct Journal {
 impl Journal {
     /// Opens the journal at `path` and hands over the entries of an earlier run with the same `key`, in order.
     ///
+    /// A journal of another run is set aside as `NAME.old`, and taken back when its run comes again.
+    ///
     /// # Errors
     /// [`Error::Busy`] where another process has it open; else when it cannot be read or written.
     pub fn open<T: DeserializeOwned>(
@@ -49,12 +51,11 @@ impl Journal {
         if let Some(folder) = path.parent() {
             create_dir(folder)?;
         }
-        let options = || OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
-        let mut file = options().map_err(Error::write(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path }),
-            Err(TryLockError::Error(error)) => return Err(Error::write(&path)(error)),
+        let mut file = lock(&path)?;
+        if is_of_another_run(&file, key).map_err(Error::read(&path))? {
+            // The lock goes with the file that is set aside; another is taken on the one that comes in its place.
+            set_aside(&path, key).map_err(Error::write(&path))?;
+            file = lock(&path)?;
         }
         let length = scan(&file, key, on_entry).map_err(Error::read(&path))?;
         let start = |file: &mut File| match length {
@@ -87,7 +88,7 @@ impl Journal {
     /// # Errors
     /// When the disk is full, say. What was written of the entry is taken back.
     pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<Place> {
-        let bytes = framed(entry);
+        let bytes = framed(entry).map_err(Error::write(&self.path))?;
         let place = self.length;
         self.file.write_all(&bytes).map_err(|error| {
             // If this fails too, the entry is a torn one, which the next run drops.
@@ -109,9 +110,9 @@ impl Journal {
     pub fn read<T: DeserializeOwned>(&mut self, place: Place) -> Result<T> {
         let mut read = || {
             self.file.seek(SeekFrom::Start(place))?;
-            let entry = read_entry(&mut self.file, &mut Vec::new())?;
-            self.file.seek(SeekFrom::End(0))?;
-            Ok(entry)
+            let entry = read_entry(&mut self.file, &mut Vec::new());
+            self.file.seek(SeekFrom::Start(self.length))?;
+            entry
         };
         let entry: Option<(T, u64)> = read().map_err(Error::read(&self.path))?;
         entry.map(|(entry, _)| entry).ok_or_else(|| Error::Journal { path: self.path.clone(), place })
@@ -130,7 +131,8 @@ impl Journal {
         let failed = Error::write(self.path.clone());
         file.write_all(&header(key)).map_err(&failed)?;
         for place in places {
-            file.write_all(&framed(&self.read::<T>(*place)?)).map_err(&failed)?;
+            let entry = framed(&self.read::<T>(*place)?).map_err(&failed)?;
+            file.write_all(&entry).map_err(&failed)?;
         }
         file.commit()
     }
@@ -149,12 +151,74 @@ fn restart(file: &mut File, key: ContentHash) -> io::Result<u64> {
 }
 
 /// An entry as it lies in the file: length, CRC-32, content.
-fn framed<T: Serialize>(entry: &T) -> Vec<u8> {
+fn framed<T: Serialize>(entry: &T) -> io::Result<Vec<u8>> {
     let content = postcard::to_stdvec(entry).expect("journal entries are plain data");
-    let length = u32::try_from(content.len()).ok().filter(|length| *length <= ENTRY_MAX);
-    let length = length.expect("an entry is no larger than a batch");
+    let length =
+        u32::try_from(content.len()).ok().filter(|length| *length <= ENTRY_MAX).ok_or_else(|| {
+            let found = content.len();
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("an entry of {found} bytes, at most {ENTRY_MAX}"),
+            )
+        })?;
     let check = crc32fast::hash(&content);
-    [&length.to_le_bytes(), &check.to_le_bytes(), content.as_slice()].concat()
+    Ok([&length.to_le_bytes(), &check.to_le_bytes(), content.as_slice()].concat())
+}
+
+/// Opens the file that is at `path` and makes it ours.
+fn lock(path: &Path) -> Result<File> {
+    loop {
+        let options = || OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path);
+        let file = options().map_err(Error::write(path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
+            Err(TryLockError::Error(error)) => return Err(Error::write(path)(error)),
+        }
+        // Whoever had it may have put another file in its place meanwhile.
+        if is_at(&file, path).map_err(Error::read(path))? {
+            return Ok(file);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+
+    let here = file.metadata()?;
+    Ok(fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())))
+}
+
+/// Elsewhere a file that is open cannot be replaced.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+fn is_of_another_run(file: &File, key: ContentHash) -> io::Result<bool> {
+    let mut found = [0; HEADER_LEN as usize];
+    let mut reader = file;
+    reader.rewind()?;
+    let is_whole = fill(&mut reader, &mut found)? && found.starts_with(MAGIC);
+    reader.rewind()?;
+    Ok(is_whole && found.as_slice() != header(key))
+}
+
+/// Puts the journal at `path` aside, and in its place the one that was set aside before if that is of this key.
+fn set_aside(path: &Path, key: ContentHash) -> io::Result<()> {
+    let beside = |ending: &str| {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(ending);
+        path.with_file_name(name)
+    };
+    let (old, older) = (beside(".old"), beside(".older"));
+    let comes_back = File::open(&old).is_ok_and(|file| matches!(is_of_another_run(&file, key), Ok(false)));
+    if comes_back {
+        fs::rename(&old, &older)?;
+    }
+    fs::rename(path, &old)?;
+    if comes_back { fs::rename(&older, path) } else { Ok(()) }
 }
 
 /// Hands over all whole entries and tells where they end; 0 for a journal that is not of this key.
@@ -208,8 +272,6 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::hash_bytes;
 
@@ -237,7 +299,11 @@ mod tests {
         drop(journal);
         assert_eq!(open(&path, "a").1.len(), 5);
         assert!(open(&path, "b").1.is_empty());
-        assert!(open(&path, "a").1.is_empty(), "the other run has started it anew");
+        assert!(open(&path, "c").1.is_empty());
+        assert!(open(&path, "b").1.is_empty());
+        open(&path, "b").0.append(&"other").unwrap();
+        drop(open(&path, "c"));
+        assert_eq!(open(&path, "b").1, ["other"], "set aside and taken back");
 
         // Cut anywhere, it has the entries before the cut.
         for length in 0..whole.len() {

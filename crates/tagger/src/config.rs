@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, find};
-use vodka_stage::RunKey;
+use vodka_stage::{Interrupt, RunKey};
 
 use crate::{
     Combine, Error, Profile, Provider, Result, TaggerConfig,
@@ -16,6 +16,8 @@ use crate::{
 };
 
 const THREADS_MAX: usize = 1024;
+/// Raised when the same picture and model would give other rows than before: other pixels, another built-in description.
+const ARITHMETIC: u32 = 1;
 /// More networks at the same time take memory, and the caches from each other.
 const LANES_MAX: usize = 4;
 
@@ -159,6 +161,11 @@ struct Settings<'a> {
     ignore_orientation: bool,
     max_pixels: u64,
     combine: Combine,
+    /// A vote counts thresholds, which the names of the models' folders may choose.
+    voters: Vec<String>,
+    /// Models with 8-bit products scale by batch.
+    batch: usize,
+    arithmetic: u32,
     /// Providers differ in the last digits: what one has begun another must not finish.
     provider: Provider,
 }
@@ -169,19 +176,42 @@ impl TagPlan {
     /// # Errors
     /// When one of them cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        let key = self.key_without_images()?;
-        let images = find(&self.config.images)?;
-        let hash = ImagesHash::of(&self.journal(), key.hash(), &self.config.images, &images)?;
-        Ok(key.input_hashed("images", &self.config.images, hash))
+        let (key, images) = (self.key_without_images()?, find(&self.config.images)?);
+        let key = self.key_with_images(&key, &images, &Interrupt::new())?;
+        Ok(key.expect("nobody has interrupted it"))
+    }
+
+    /// The whole key; none if interrupted.
+    pub(crate) fn key_with_images(
+        &self,
+        key: &RunKey,
+        images: &[PathBuf],
+        interrupt: &Interrupt,
+    ) -> Result<Option<RunKey>> {
+        let folder = &self.config.images;
+        let hash = ImagesHash::of(&self.journal(), key.hash(), folder, images, interrupt)?;
+        Ok(hash.map(|hash| key.clone().input_hashed("images", folder, hash)))
     }
 
     /// What each row depends on beside its picture.
     pub(crate) fn key_without_images(&self) -> Result<RunKey> {
-        let TagConfig { min_score, profile, ignore_orientation, max_pixels, combine, provider, .. } =
-            self.config;
+        let TagConfig {
+            min_score, profile, ignore_orientation, max_pixels, combine, batch, provider, ..
+        } = self.config;
         let family = &self.config.family;
-        let settings =
-            Settings { min_score, family, profile, ignore_orientation, max_pixels, combine, provider };
+        let name = |model: &Path| model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let settings = Settings {
+            min_score,
+            family,
+            profile,
+            ignore_orientation,
+            max_pixels,
+            combine,
+            voters: self.config.models().filter(|_| combine == Combine::Vote).map(name).collect(),
+            batch,
+            arithmetic: ARITHMETIC,
+            provider,
+        };
         let mut key = RunKey::new("tag", &settings, None);
         for (number, model) in self.config.models().enumerate() {
             let name = |what: &str| match number {

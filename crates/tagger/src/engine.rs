@@ -128,6 +128,11 @@ impl Tagger {
         &self.thresholds
     }
 
+    /// How many pictures the network takes at once, where it takes no other number.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        self.input.batch
+    }
+
     /// How many batches may be scored at a time.
     pub fn lanes(&self) -> usize {
         self.network.lanes()

@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView1};
 use serde::{Deserialize, Serialize};
 use vodka_images::{Decoded, RgbImage};
 
-use crate::{Error, Labels, Result, Tagger, pipeline::Scorer};
+use crate::{Error, Labels, Result, Tagger, pipeline::Scorer, results::BATCH_MAX};
 
 /// How the scores of several taggers become one. A tagger has a say on the tags that it knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +94,16 @@ impl Ensemble {
 
     pub fn taggers(&self) -> impl Iterator<Item = &Tagger> {
         self.members.iter().map(|member| &member.tagger)
+    }
+
+    /// How many pictures to score together where so many are asked for: a network that takes a fixed number gets
+    /// whole batches of it.
+    pub fn batch(&self, asked: usize) -> usize {
+        let whole = |batch: usize, fixed: usize| match batch.next_multiple_of(fixed) {
+            many if many <= BATCH_MAX => many,
+            _ => fixed,
+        };
+        self.taggers().filter_map(Tagger::fixed_batch).fold(asked, whole)
     }
 
     /// Down to which length of the longer side pictures may be decoded for all of them.

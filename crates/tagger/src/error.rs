@@ -333,6 +333,16 @@ pub enum Error {
         /// Its matrix products, and why each stays.
         left: Vec<Left>,
     },
+    /// A batch cannot be scored.
+    #[error("cannot score `{first}`{}", and_more(*.more))]
+    Scoring {
+        /// The first picture of the batch.
+        first: String,
+        /// How many more there are in it.
+        more: usize,
+        /// What went wrong.
+        source: Box<Error>,
+    },
     /// A table cannot be written.
     #[error("cannot write the table `{path}`")]
     Table {
@@ -395,5 +405,12 @@ fn nothing(left: &[Left]) -> String {
         [] => "it has no matrix products".into(),
         [only] => only.to_string(),
         [first, rest @ ..] => format!("{first}, and {} more that stay", rest.len()),
+    }
+}
+
+fn and_more(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
     }
 }

@@ -46,7 +46,7 @@ pub use ndarray;
 pub use network::{Network, NetworkConfig, Port};
 pub use profile::Profile;
 pub use runtime::{Provider, ProviderChoice};
-pub use stage::{Speed, TagEvent, TagReport, run};
+pub use stage::{SkippedPicture, Speed, TagEvent, TagReport, run};
 pub use stream::StreamOptions;
 pub use tensor::to_tensor;
 pub use vodka_images::Picture;

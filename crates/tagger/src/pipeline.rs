@@ -1,7 +1,8 @@
 //! Decoding ahead of the network: threads prepare pictures while the network scores those before them.
 //!
 //! Decoders take the next picture from one counter, lanes take the next whole batch, and the caller gets the scored
-//! batches as they end. The gate lets no decoder further ahead than a window, which is what bounds the memory.
+//! batches as they end. The gate lets no decoder further ahead of the oldest unfinished batch than a window, which is
+//! what bounds the memory.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +18,15 @@ use std::{
 };
 
 use ndarray::Array2;
-use vodka_images::RgbImage;
+use vodka_images::{RgbImage, relative_name};
 
 use crate::{
-    Result,
+    Error, Result,
     read::{Facts, Reader, Stamp, Trouble},
 };
+
+/// How often all that is at work at a time may wait as well: enough for a slow picture not to stop the others.
+const WINDOW: usize = 4;
 
 /// A network as the pipeline sees it.
 pub(crate) trait Scorer: Sync {
@@ -89,7 +93,7 @@ impl Job<'_> {
     ///
     /// Which pictures share a batch depends on nothing but the list and the batch size.
     pub fn run(&self, load: &Load, on_batch: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>>) -> Result<()> {
-        let gate = Gate::new((self.lanes + 1) * self.batch + self.decoders);
+        let gate = Gate::new(WINDOW * (self.lanes * self.batch + self.decoders));
         let next = AtomicUsize::new(0);
         let (prepared, waiting) = channel();
         let (scored, batches) = sync_channel(self.lanes);
@@ -107,13 +111,17 @@ impl Job<'_> {
             drop(scored);
             // However this ends, nobody is left waiting at the gate.
             let _closed = CloseAtEnd(&gate);
+            let (mut oldest, mut ahead) = (0, BTreeMap::new());
             for batch in batches {
                 let batch = batch?;
-                let count = batch.seen.len();
+                ahead.insert(batch.places.start, batch.places.end);
                 if on_batch(batch)?.is_break() {
                     gate.close();
                 }
-                gate.leave(count);
+                while let Some(end) = ahead.remove(&oldest) {
+                    oldest = end;
+                }
+                gate.open_to(oldest);
             }
             Ok(())
         })
@@ -154,8 +162,11 @@ impl Job<'_> {
         let pictures: Vec<&[RgbImage]> =
             prepared.iter().filter_map(|one| Some(one.as_ref().ok()?.0.as_slice())).collect();
         let start = Instant::now();
-        let scores =
-            if pictures.is_empty() { Array2::zeros((0, 0)) } else { self.scorer.score(&pictures)? };
+        let scores = if pictures.is_empty() {
+            Array2::zeros((0, 0))
+        } else {
+            self.scorer.score(&pictures).map_err(|source| self.failed(&places, source))?
+        };
         load.add(start.elapsed());
         let mut rows = scores.outer_iter();
         let mut row = || rows.next().expect("a row for each picture").to_vec();
@@ -167,6 +178,13 @@ impl Job<'_> {
             })
             .collect();
         Ok(Batch { places, seen })
+    }
+
+    /// A failure with the pictures that it happened to.
+    fn failed(&self, places: &Range<usize>, source: Error) -> Error {
+        let name = |place: usize| relative_name(&self.paths[self.todo[place]]);
+        let (first, more) = (name(places.start), places.len() - 1);
+        Error::Scoring { first, more, source: Box::new(source) }
     }
 }
 
@@ -206,8 +224,8 @@ struct Gate {
 
 #[derive(Default)]
 struct GateState {
-    /// How many pictures are through.
-    through: usize,
+    /// Up to where all pictures are through.
+    oldest: usize,
     closed: bool,
 }
 
@@ -219,13 +237,13 @@ impl Gate {
     /// Waits until this place is within the window; false where the gate is closed.
     fn enter(&self, place: usize) -> bool {
         let state = lock(&self.state);
-        let must_wait = |state: &mut GateState| !state.closed && place >= state.through + self.window;
+        let must_wait = |state: &mut GateState| !state.closed && place >= state.oldest + self.window;
         let state = self.moved.wait_while(state, must_wait).unwrap_or_else(PoisonError::into_inner);
         !state.closed
     }
 
-    fn leave(&self, count: usize) {
-        lock(&self.state).through += count;
+    fn open_to(&self, oldest: usize) {
+        lock(&self.state).oldest = oldest;
         self.moved.notify_all();
     }
 
@@ -271,7 +289,6 @@ mod tests {
     use vodka_testkit::fixture;
 
     use super::*;
-    use crate::Error;
 
     /// Scores a picture by its first value, and counts.
     #[derive(Default)]
@@ -363,9 +380,34 @@ mod tests {
     #[test]
     fn what_was_begun_is_handed_over_and_no_more() {
         let (dir, paths) = folder(200);
-        let seen = run_with(dir.path(), &paths, &Fake::default(), [2, 2, 3], &|_| None, 2).unwrap();
+        let fake = Fake::default();
+        let seen = run_with(dir.path(), &paths, &fake, [2, 2, 3], &|_| None, 2).unwrap();
+        let scored = seen.iter().filter(|(_, score)| score.is_some()).count();
+        assert_eq!(scored, fake.scored.into_inner(), "all that the network has begun");
         assert!(seen.len() < 20, "{}", seen.len());
         assert!(run_with(dir.path(), &[], &Fake::default(), [2, 2, 3], &|_| None, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn nobody_runs_further_ahead_than_the_window() {
+        let (dir, paths) = folder(100);
+        let (batch, lanes, decoders) = (1, 1, 2);
+        let window = WINDOW * (batch * lanes + decoders);
+        // The first picture is ready when all that may be at work beside it have been looked at.
+        let (looked_at, moved) = (Mutex::new(0), Condvar::new());
+        let known = |index: usize| {
+            let mut count = lock(&looked_at);
+            *count = (*count).max(index + 1);
+            moved.notify_all();
+            if index == 0 {
+                let count = moved.wait_while(count, |count| *count < window).unwrap();
+                assert_eq!(*count, window, "the window is open to here");
+            }
+            None
+        };
+        let seen =
+            run_with(dir.path(), &paths, &Fake::default(), [batch, lanes, decoders], &known, usize::MAX);
+        assert_eq!(seen.unwrap().len(), 100);
     }
 
     #[test]
@@ -382,7 +424,8 @@ mod tests {
     fn a_failure_ends_the_run_and_a_panic_is_passed_on() {
         let (dir, paths) = folder(50);
         let fails = Fake { fails: true, ..Fake::default() };
-        assert!(run_with(dir.path(), &paths, &fails, [2, 2, 2], &|_| None, usize::MAX).is_err());
+        let error = run_with(dir.path(), &paths, &fails, [2, 1, 2], &|_| None, usize::MAX).unwrap_err();
+        assert_eq!(error.to_string(), "cannot score `0000.png` and 1 more");
         let panics = Fake { panics: true, ..Fake::default() };
         let run = || run_with(dir.path(), &paths, &panics, [2, 2, 2], &|_| None, usize::MAX);
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());

@@ -116,6 +116,12 @@ impl Reader<'_> {
     }
 }
 
+/// Whether a file can be taken for a picture before it is looked into. What cannot is the same as what cannot be read.
+pub(crate) fn is_readable(path: &Path) -> bool {
+    let is_small = |file: File| file.metadata().is_ok_and(|metadata| metadata.len() <= FILE_MAX);
+    path.to_str().is_some() && File::open(path).is_ok_and(is_small)
+}
+
 /// The content of a file that nobody changed meanwhile.
 fn read(path: &Path) -> Result<(Vec<u8>, Stamp), Trouble> {
     let unreadable = |source: io::Error| Trouble::unreadable(Fault::Read { source }.reason());

@@ -5,18 +5,18 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::File,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use vodka_images::relative_name;
-use vodka_stage::{ContentHash, Hasher, Journal, Place, hash_file};
+use vodka_stage::{ContentHash, Hasher, Interrupt, Journal, Place, hash_file};
 
 use crate::{
     Result,
     pipeline::Seen,
-    read::{Facts, Stamp, Trouble},
+    read::{Facts, Stamp, Trouble, is_readable},
 };
 
 /// A journal entry is a batch, so that what was scored together is kept or lost together.
@@ -73,7 +73,7 @@ impl Entry {
     fn is_current(&self, path: &Path) -> bool {
         match self.content() {
             Some((stamp, _)) => Stamp::of(path) == Some(stamp),
-            None => path.to_str().is_none() || File::open(path).is_err(),
+            None => !is_readable(path),
         }
     }
 }
@@ -141,13 +141,14 @@ impl<'a> Results<'a> {
         let journal = Journal::open(path, key, |place, batch: Batch| {
             batches += 1;
             for (number, entry) in batch.iter().enumerate() {
-                let Some(index) = index_of(images, &entry.image).filter(|_| fits(entry)) else { continue };
                 let slot = Slot::new(place, number);
-                if entry.is_current(&root.join(&images[index])) {
-                    slots[index] = slot;
-                    stale.remove(&index);
-                } else if let Some((_, hash)) = entry.content() {
-                    stale.insert(index, (hash, slot));
+                for index in places_of(images, &entry.image).filter(|_| fits(entry)) {
+                    if entry.is_current(&root.join(&images[index])) {
+                        slots[index] = slot;
+                        stale.remove(&index);
+                    } else if let Some((_, hash)) = entry.content() {
+                        stale.insert(index, (hash, slot));
+                    }
                 }
             }
         })?;
@@ -220,9 +221,11 @@ impl<'a> Results<'a> {
     }
 }
 
-/// The place of a name in the list, which is in order of names.
-fn index_of(images: &[PathBuf], name: &str) -> Option<usize> {
-    images.binary_search_by(|path| relative_name(path).as_str().cmp(name)).ok()
+/// The places of a name in the list, which is in order of names. Names that are not UTF-8 may look the same.
+fn places_of(images: &[PathBuf], name: &str) -> Range<usize> {
+    let start = images.partition_point(|path| relative_name(path).as_str() < name);
+    let same = images[start..].iter().take_while(|path| relative_name(path) == name).count();
+    start..start + same
 }
 
 /// The hash of all pictures: of their names and contents, in order.
@@ -243,12 +246,19 @@ impl ImagesHash {
         self.0.finish()
     }
 
-    /// The hash of `images` below `root`. Only those are read of which the journal at `path` knows nothing.
-    pub fn of(path: &Path, key: ContentHash, root: &Path, images: &[PathBuf]) -> Result<ContentHash> {
+    /// The hash of `images` below `root`; none if interrupted. Only those are read of which the journal at `path` knows
+    /// nothing.
+    pub fn of(
+        path: &Path,
+        key: ContentHash,
+        root: &Path,
+        images: &[PathBuf],
+        interrupt: &Interrupt,
+    ) -> Result<Option<ContentHash>> {
         let mut known: Vec<Option<Option<ContentHash>>> = vec![None; images.len()];
         Journal::look(path, key, |_, batch: Batch| {
             for entry in batch {
-                if let Some(index) = index_of(images, &entry.image) {
+                for index in places_of(images, &entry.image) {
                     let current = entry.is_current(&root.join(&images[index]));
                     known[index] = current.then(|| entry.content().map(|(_, hash)| hash));
                 }
@@ -256,8 +266,13 @@ impl ImagesHash {
         })?;
         let mut hash = Self::default();
         for (path, known) in images.iter().zip(known) {
-            hash.add(&relative_name(path), known.unwrap_or_else(|| hash_file(root.join(path)).ok()));
+            if interrupt.is_raised() {
+                return Ok(None);
+            }
+            let full = root.join(path);
+            let content = || hash_file(&full).ok().filter(|_| is_readable(&full));
+            hash.add(&relative_name(path), known.unwrap_or_else(content));
         }
-        Ok(hash.finish())
+        Ok(Some(hash.finish()))
     }
 }

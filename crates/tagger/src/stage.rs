@@ -73,18 +73,33 @@ pub struct TagReport {
     pub provider: Provider,
     /// How many pictures were found.
     pub found: usize,
-    /// How many were tagged.
+    /// How many were tagged; of an interrupted run, how many are done, the skipped ones among them.
     pub tagged: usize,
     /// How many were skipped.
     pub skipped: usize,
     /// How many rows the table of tags has.
     pub rows: usize,
+    /// The first of the skipped pictures, with the reasons; all of them are in the list.
+    #[serde(default)]
+    pub first_skipped: Vec<SkippedPicture>,
     /// What was written: the table of tags, the table of pictures, and the list of skipped pictures.
     pub outputs: Vec<PathBuf>,
     /// How fast it went; not for runs that had nothing to do, nor in run records, which hold no clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<Speed>,
 }
+
+/// A picture that could not be tagged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedPicture {
+    /// The picture, relative to the image folder.
+    pub image: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// So many skipped pictures are named in a report.
+const NAMED_MAX: usize = 10;
 
 impl Report for TagReport {
     fn outcome(&self) -> Outcome {
@@ -110,9 +125,14 @@ impl fmt::Display for TagReport {
         if let Some(speed) = self.speed {
             write!(f, " ({provider}: {speed})")?;
         }
-        match skipped {
+        if *skipped > 0 {
+            write!(f, "; {skipped} skipped, listed in {list}")?;
+        }
+        let named = &self.first_skipped;
+        named.iter().try_for_each(|SkippedPicture { image, reason }| write!(f, "\n  {image}: {reason}"))?;
+        match skipped - named.len() {
             0 => Ok(()),
-            _ => write!(f, "; {skipped} skipped, listed in {list}"),
+            more => write!(f, "\n  and {more} more"),
         }
     }
 }
@@ -132,10 +152,10 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
         let path = plan.config.images.clone();
         return Err(Error::NoImages { path, extensions: EXTENSIONS.join(", ") });
     }
-    if let Some(report) = unchanged(plan)? {
+    let key = plan.key_without_images()?;
+    if let Some(report) = unchanged(plan, &key, &images, interrupt)? {
         return Ok(report);
     }
-    let key = plan.key_without_images()?;
     let taggers: Vec<_> = plan.taggers().map(|config| Tagger::open(&config)).collect::<Result<_>>()?;
     let ensemble = Ensemble::new(taggers, plan.config.combine);
     let labels = ensemble.labels().len();
@@ -160,12 +180,18 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
 }
 
 /// The report of an earlier run, where its outputs are what this one would make.
-fn unchanged(plan: &TagPlan) -> Result<Option<TagReport>> {
+fn unchanged(
+    plan: &TagPlan,
+    key: &RunKey,
+    images: &[PathBuf],
+    interrupt: &Interrupt,
+) -> Result<Option<TagReport>> {
     let record = record_path(&plan.config.output);
     if !record.exists() {
         return Ok(None);
     }
-    let made = plan.key()?.made::<TagReport>(&record)?;
+    let Some(key) = plan.key_with_images(key, images, interrupt)? else { return Ok(None) };
+    let made = key.made::<TagReport>(&record)?;
     let outputs = plan.outputs().map(Into::into).to_vec();
     Ok(made.map(|report| TagReport { outcome: Outcome::Unchanged, outputs, ..report }))
 }
@@ -208,7 +234,7 @@ impl Run<'_> {
             reader: &reader,
             paths: self.images,
             todo: self.todo,
-            batch: config.batch,
+            batch: self.ensemble.batch(config.batch),
             lanes: self.plan.lanes,
             decoders: config.threads,
         };
@@ -270,7 +296,7 @@ impl Run<'_> {
                 }
                 Finding::Skipped(trouble) => {
                     skipped.push(skipped_row(&entry.image, &trouble.reason))?;
-                    tally.skipped += 1;
+                    tally.skip(&entry.image, &trouble.reason);
                 }
             }
         }
@@ -288,18 +314,26 @@ impl Run<'_> {
 struct Tally {
     tagged: usize,
     skipped: usize,
+    first_skipped: Vec<SkippedPicture>,
     rows: usize,
     speed: Option<Speed>,
 }
 
 impl Tally {
+    fn skip(&mut self, image: &str, reason: &str) {
+        self.skipped += 1;
+        if self.skipped <= NAMED_MAX {
+            self.first_skipped.push(SkippedPicture { image: image.to_owned(), reason: reason.to_owned() });
+        }
+    }
+
     fn report(self, plan: &TagPlan, outcome: Outcome, images: &[PathBuf], missing: usize) -> TagReport {
-        let Self { tagged, skipped, rows, speed } = self;
+        let Self { tagged, skipped, first_skipped, rows, speed } = self;
         // Of an interrupted run nothing was counted yet.
         let tagged = if outcome == Outcome::Interrupted { images.len() - missing } else { tagged };
         let outputs = plan.outputs().map(Into::into).to_vec();
         let (provider, found) = (plan.config.provider, images.len());
-        TagReport { outcome, provider, found, tagged, skipped, rows, outputs, speed }
+        TagReport { outcome, provider, found, tagged, skipped, rows, first_skipped, outputs, speed }
     }
 }
 

@@ -51,6 +51,7 @@ impl Tagger {
         on_picture: &mut dyn FnMut(&Path, Result<Tags, String>) -> ControlFlow<()>,
     ) -> Result<()> {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let batch = if options.batch == 0 { self.provider().default_batch() } else { options.batch };
         let todo: Vec<usize> = (0..paths.len()).collect();
         let decode = DecodeOptions {
             orientation: options.orientation,
@@ -65,7 +66,7 @@ impl Tagger {
             reader: &reader,
             paths,
             todo: &todo,
-            batch: if options.batch == 0 { self.provider().default_batch() } else { options.batch },
+            batch: batch.next_multiple_of(self.fixed_batch().unwrap_or(1)),
             lanes: self.lanes(),
             decoders: if options.decoders == 0 { cores() } else { options.decoders },
         };

@@ -3,6 +3,7 @@
 //! Rows go to disk as they come, in row groups, so that a table takes no more memory than one group.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -49,12 +50,12 @@ impl Cell {
         Self::Text(ByteArray::from(text))
     }
 
-    fn to_csv(&self) -> String {
+    fn to_csv(&self) -> Cow<'_, [u8]> {
         match self {
-            Self::Text(text) => String::from_utf8_lossy(text.data()).into_owned(),
-            Self::Int(number) => number.to_string(),
-            Self::Long(number) => number.to_string(),
-            Self::Float(number) => number.to_string(),
+            Self::Text(text) => text.data().into(),
+            Self::Int(number) => number.to_string().into_bytes().into(),
+            Self::Long(number) => number.to_string().into_bytes().into(),
+            Self::Float(number) => number.to_string().into_bytes().into(),
         }
     }
 }
@@ -121,7 +122,7 @@ impl Table {
         let is_full = self.rows.is_multiple_of(ROWS_PER_GROUP);
         match &mut self.form {
             Form::Csv(writer) => {
-                writer.write_record(row.iter().map(Cell::to_csv)).map_err(table_error(&self.path))
+                writer.write_record(row.iter().map(|cell| cell.to_csv())).map_err(table_error(&self.path))
             }
             Form::Parquet { writer, columns } => {
                 assert_eq!(columns.len(), N, "a cell for each column");

@@ -179,15 +179,42 @@ fn the_journal_does_not_grow_for_ever() {
     for value in 0..12_u8 {
         for name in ["odd.png", "grey.png", "row.png"] {
             let image = vodka_images::RgbImage::from_pixel(9, 7, vodka_images::Rgb([value; 3]));
-            fs::write(images.join(name), png(&image)).unwrap();
+            fs::write(images.join(name), bitmap(&image)).unwrap();
         }
         tag(&config);
     }
     assert!(fs::metadata(&journal).unwrap().len() < 3 * size);
 }
 
+#[test]
+fn settings_tried_in_between_cost_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&pictures(dir.path()), &dir.path().join("tags.csv"));
+    tag(&config);
+    tag(&TagConfig { min_score: 0.9, ..config.clone() });
+    assert_eq!(resume(&config).0, 8, "the first journal was set aside, not thrown away");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_can_never_be_read_is_no_news() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    for name in [b"a\xff.png", b"a\xfe.png"] {
+        fs::copy(images.join("odd.png"), images.join(OsStr::from_bytes(name))).unwrap();
+    }
+    fs::File::create(images.join("large.png")).unwrap().set_len((1 << 30) + 1).unwrap();
+    let config = config(&images, &dir.path().join("tags.csv"));
+    let report = tag(&config);
+    assert_eq!((report.outcome, report.skipped), (Outcome::Skipped, 3));
+    assert!(report.to_string().contains("large.png: expected at most 1073741824 bytes"), "{report}");
+    assert_eq!(tag(&config).outcome, Outcome::Unchanged);
+}
+
 /// A picture as an uncompressed bitmap, which needs no encoder.
-fn png(image: &vodka_images::RgbImage) -> Vec<u8> {
+fn bitmap(image: &vodka_images::RgbImage) -> Vec<u8> {
     let (width, height) = image.dimensions();
     let row = (3 * width).next_multiple_of(4);
     let mut bytes = b"BM".to_vec();
@@ -252,7 +279,7 @@ fn nothing_changed_is_nothing_done_and_what_changed_is_done_again() {
     let images = pictures(dir.path());
     let first = config(&images, &dir.path().join("tags.parquet"));
     let done = tag(&first);
-    let again = tag(&TagConfig { batch: 1, threads: 1, onnxruntime: "not/needed".into(), ..first.clone() });
+    let again = tag(&TagConfig { threads: 1, onnxruntime: "not/needed".into(), ..first.clone() });
     assert_eq!(again, TagReport { outcome: Outcome::Unchanged, speed: None, ..done.clone() });
     assert!(tag(&TagConfig { min_score: 0.4, ..first.clone() }).rows < done.rows);
     fs::remove_file(images.join("odd.png")).unwrap();

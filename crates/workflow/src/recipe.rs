@@ -80,6 +80,8 @@ pub struct Tag {
     pub min_score: f64,
     /// Pictures to a run of the network. Default: the tagger's.
     pub batch: Option<usize>,
+    /// The most pixels a picture may have. Default: the tagger's.
+    pub max_pixels: Option<u64>,
     /// Where the network runs; `auto` takes the fastest there is. Default: `cpu`.
     #[serde(default)]
     pub provider: ProviderChoice,

@@ -90,6 +90,7 @@ impl Workflow {
         config.batch = recipe.batch.unwrap_or(config.batch);
         config.threads = recipe.threads;
         config.ignore_orientation = recipe.ignore_orientation;
+        config.max_pixels = recipe.max_pixels.unwrap_or(config.max_pixels);
         config
     }
 

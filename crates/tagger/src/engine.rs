@@ -2,7 +2,9 @@
 
 use std::{
     borrow::Borrow,
+    panic,
     path::{Path, PathBuf},
+    thread,
 };
 
 use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, concatenate, s};
@@ -307,7 +309,7 @@ impl Tagger {
 
     /// Looks for the ways in which exported models are known to be wrong.
     fn try_out(&self, labels: &Path) -> Result<()> {
-        let values = self.infer(&self.test_pictures())?.scores; // (2, outputs)
+        let values = self.scores_of_two(self.test_pictures())?; // (2, outputs)
         let model = || self.network.path().to_path_buf();
         let outputs = values.ncols();
         if !self.labels.fit(outputs) {
@@ -331,6 +333,22 @@ impl Tagger {
             return Err(Error::Constant { model: model() });
         }
         Ok(())
+    }
+
+    /// The scores of two pictures, at the same time where there are lanes for it: a large network takes its time.
+    fn scores_of_two(&self, pictures: [RgbImage; 2]) -> Result<Array2<f32>> {
+        if self.lanes() == 1 || self.input.batch.is_some_and(|batch| batch > 1) {
+            return Ok(self.infer(&pictures)?.scores);
+        }
+        let [first, second] = pictures;
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(move || self.infer(&[first]));
+            let second = self.infer(&[second]);
+            (first.join(), second)
+        });
+        let first = first.unwrap_or_else(|panic| panic::resume_unwind(panic))?.scores;
+        let joined = concatenate(Axis(0), &[first.view(), second?.scores.view()]);
+        Ok(joined.expect("one model makes rows of one width"))
     }
 
     /// Two pictures that have little in common: coloured stripes that slowly change, and grey noise.

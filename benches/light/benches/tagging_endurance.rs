@@ -40,13 +40,13 @@ fn main() {
     println!("two kills in a run on 2,000 files, 5 % of them broken");
     let images = generate(folder.path(), 2000);
     let whole = folder.path().join("whole/tags.parquet");
-    let undisturbed = Run::start(&images, &whole).to_end();
+    let undisturbed = Run::start(&images, &whole).finish();
     let parts = folder.path().join("parts/tags.parquet");
     for part in [0.3, 0.7] {
         let killed = Run::start(&images, &parts).until(part);
         println!("  killed after {} of 2000 files, {} of them from before", killed.done, killed.resumed);
     }
-    let last = Run::start(&images, &parts).to_end();
+    let last = Run::start(&images, &parts).finish();
     println!("  went on after {} files", last.resumed);
     for extension in ["parquet", "pictures.parquet", "skipped.csv"] {
         let bytes = |table: &Path| fs::read(table.with_extension(extension)).unwrap();
@@ -60,7 +60,7 @@ fn main() {
     for count in [500, 8000] {
         let images = generate(&folder.path().join(count.to_string()), count);
         let output = folder.path().join(format!("{count}.parquet"));
-        runs.push((count, Run::start(&images, &output).to_end()));
+        runs.push((count, Run::start(&images, &output).finish()));
     }
     runs.sort_by_key(|(count, _)| *count);
     println!("memory (resident set), MB");
@@ -123,7 +123,7 @@ impl Run {
         Self { child: command.spawn().unwrap(), total: 0, resumed: 0, done: 0, memory: Vec::new() }
     }
 
-    fn to_end(self) -> Self {
+    fn finish(self) -> Self {
         let mut run = self.until(2.0);
         assert!(run.child.wait().unwrap().success());
         run

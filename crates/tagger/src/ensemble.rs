@@ -126,7 +126,7 @@ impl Ensemble {
                 Combine::Mean => *sum += score / self.knowing[*place],
                 Combine::Max => *sum = sum.max(*score),
                 Combine::Vote if member.tagger.thresholds().reached(label, *score) => {
-                    *sum += 1.0 / self.knowing[*place]
+                    *sum += 1.0 / self.knowing[*place];
                 }
                 Combine::Vote => {}
             }

@@ -47,6 +47,6 @@ pub use network::{Network, NetworkConfig, Port};
 pub use profile::Profile;
 pub use runtime::{Provider, ProviderChoice};
 pub use stage::{SkippedPicture, Speed, TagEvent, TagReport, run};
-pub use stream::StreamOptions;
+pub use stream::{StreamOptions, TaggedPath};
 pub use tensor::to_tensor;
 pub use vodka_images::Picture;

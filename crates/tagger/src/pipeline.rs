@@ -84,8 +84,13 @@ impl Load {
     }
 }
 
-/// A picture ready for the network, or what became of it instead.
-type Prepared = Result<(Vec<RgbImage>, Facts), Seen>;
+/// What a decoder makes of a path.
+pub(crate) enum Prepared {
+    /// A picture as each network wants to see it.
+    Picture(Vec<RgbImage>, Facts),
+    /// What became of it instead.
+    Done(Seen),
+}
 
 impl Job<'_> {
     /// Scores the pictures and hands over each batch when it is done, in no order, until `on_batch` says that it is
@@ -159,8 +164,7 @@ impl Job<'_> {
     }
 
     fn score(&self, places: Range<usize>, prepared: Vec<Prepared>, load: &Load) -> Result<Batch> {
-        let pictures: Vec<&[RgbImage]> =
-            prepared.iter().filter_map(|one| Some(one.as_ref().ok()?.0.as_slice())).collect();
+        let pictures: Vec<&[RgbImage]> = prepared.iter().filter_map(Prepared::images).collect();
         let start = Instant::now();
         let scores = if pictures.is_empty() {
             Array2::zeros((0, 0))
@@ -173,8 +177,8 @@ impl Job<'_> {
         let seen = prepared
             .into_iter()
             .map(|one| match one {
-                Ok((_, facts)) => Seen::Scored { scores: row(), facts },
-                Err(seen) => seen,
+                Prepared::Picture(_, facts) => Seen::Scored { scores: row(), facts },
+                Prepared::Done(seen) => seen,
             })
             .collect();
         Ok(Batch { places, seen })
@@ -185,6 +189,15 @@ impl Job<'_> {
         let name = |place: usize| relative_name(&self.paths[self.todo[place]]);
         let (first, more) = (name(places.start), places.len() - 1);
         Error::Scoring { first, more, source: Box::new(source) }
+    }
+}
+
+impl Prepared {
+    fn images(&self) -> Option<&[RgbImage]> {
+        match self {
+            Self::Picture(images, _) => Some(images),
+            Self::Done(_) => None,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure};
 use vodka_stage::{ContentHash, hash_bytes};
 
-use crate::pipeline::Seen;
+use crate::pipeline::{Prepared, Seen};
 
 /// No picture is larger; a file that is would fill the memory before it could be looked at.
 const FILE_MAX: u64 = 1 << 30;
@@ -96,24 +96,32 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// The picture at `index` of the list, or what became of it instead.
-    pub fn prepare(&self, index: usize, path: &Path) -> Result<(Vec<RgbImage>, Facts), Seen> {
+    pub fn prepare(&self, index: usize, path: &Path) -> Prepared {
         if path.to_str().is_none() {
-            return Err(Seen::Skipped(Trouble::unreadable("the name is not UTF-8")));
+            return skipped(Trouble::unreadable("the name is not UTF-8"));
         }
-        let (bytes, stamp) = read(&self.root.join(path)).map_err(Seen::Skipped)?;
+        let (bytes, stamp) = match read(&self.root.join(path)) {
+            Ok(found) => found,
+            Err(trouble) => return skipped(trouble),
+        };
         let sha256 = hash_bytes(&bytes);
-        let skip = |reason| Seen::Skipped(Trouble { reason, content: Some((stamp, sha256)) });
         if (self.known)(index) == Some(sha256) {
-            return Err(Seen::Same(stamp));
+            return Prepared::Done(Seen::Same(stamp));
         }
         let work = || {
             let decoded = decode_bytes(&bytes, &self.decode)?;
             let looks = self.measure.then(|| measure(&decoded.picture).into());
             let Decoded { width, height, .. } = decoded;
-            Ok(((self.prepare)(&decoded), Facts { stamp, sha256, width, height, looks }))
+            let facts = Facts { stamp, sha256, width, height, looks };
+            Ok(Prepared::Picture((self.prepare)(&decoded), facts))
         };
-        guarded(work).map_err(|fault| skip(fault.reason()))
+        let trouble = |fault: Fault| Trouble { reason: fault.reason(), content: Some((stamp, sha256)) };
+        guarded(work).unwrap_or_else(|fault| skipped(trouble(fault)))
     }
+}
+
+fn skipped(trouble: Trouble) -> Prepared {
+    Prepared::Done(Seen::Skipped(trouble))
 }
 
 /// Whether a file can be taken for a picture before it is looked into. What cannot is the same as what cannot be read.

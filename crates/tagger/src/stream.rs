@@ -36,9 +36,18 @@ impl Default for StreamOptions {
     }
 }
 
+/// A file that [`Tagger::tag_paths`] has been at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaggedPath<'a> {
+    /// The path as given.
+    pub path: &'a Path,
+    /// Its tags, or why it has none.
+    pub tags: Result<Tags, String>,
+}
+
 impl Tagger {
-    /// Tags files, decoding ahead of the model, and hands over each in the order of the paths: its tags, or the reason why
-    /// it has none. It ends after the last, or when `on_picture` breaks.
+    /// Tags files, decoding ahead of the model, and hands over each in the order of the paths. It ends after the last, or
+    /// when `on_picture` breaks.
     ///
     /// A tagger that was opened with several lanes scores so many batches at a time.
     ///
@@ -48,7 +57,7 @@ impl Tagger {
         &self,
         paths: &[PathBuf],
         options: &StreamOptions,
-        on_picture: &mut dyn FnMut(&Path, Result<Tags, String>) -> ControlFlow<()>,
+        on_picture: &mut dyn FnMut(TaggedPath<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
         let batch = if options.batch == 0 { self.provider().default_batch() } else { options.batch };
@@ -75,7 +84,7 @@ impl Tagger {
             waiting.extend(batch.places.zip(batch.seen));
             // Batches that the model has begun still come after a break.
             while let Some(seen) = waiting.remove(&next).filter(|_| !over) {
-                over = on_picture(&paths[next], self.tags_of(seen)).is_break();
+                over = on_picture(TaggedPath { path: &paths[next], tags: self.tags_of(seen) }).is_break();
                 next += 1;
             }
             Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

@@ -272,7 +272,7 @@ pub(crate) fn picture_row(image: &str, facts: &Facts, looks: &Looks) -> [Cell; 9
         Cell::Int(width.cast_signed()),
         Cell::Int(height.cast_signed()),
         Cell::text(&sha256.to_string()),
-        Cell::text(&format!("{:016x}", phash)),
+        Cell::text(&format!("{phash:016x}")),
         Cell::Float(*sharpness),
         Cell::Float(*tile_min),
         Cell::Float(*tile_median),

@@ -5,7 +5,7 @@
 use std::{fs, ops::ControlFlow, path::PathBuf};
 
 use vodka_images::decode;
-use vodka_tagger::{StreamOptions, Tagger, TaggerConfig, Tags};
+use vodka_tagger::{StreamOptions, TaggedPath, Tagger, TaggerConfig, Tags};
 use vodka_testkit::{fixture, onnxruntime};
 
 fn open(lanes: usize) -> Tagger {
@@ -27,7 +27,7 @@ fn stream(
 ) -> Vec<Result<Tags, String>> {
     let mut said = Vec::new();
     tagger
-        .tag_paths(paths, &options, &mut |path, tags| {
+        .tag_paths(paths, &options, &mut |TaggedPath { path, tags }| {
             assert_eq!(path, paths[said.len()], "in the order of the paths");
             said.push(tags);
             if said.len() == enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -90,6 +90,8 @@ pub(crate) enum Prepared {
     Picture(Vec<RgbImage>, Facts),
     /// What became of it instead.
     Done(Seen),
+    /// The folder of all pictures is there no more: a disk was unplugged, say.
+    Gone(PathBuf),
 }
 
 impl Job<'_> {
@@ -164,6 +166,9 @@ impl Job<'_> {
     }
 
     fn score(&self, places: Range<usize>, prepared: Vec<Prepared>, load: &Load) -> Result<Batch> {
+        if let Some(Prepared::Gone(path)) = prepared.iter().find(|one| matches!(one, Prepared::Gone(_))) {
+            return Err(Error::NoFolder { what: "the pictures", path: path.clone() });
+        }
         let pictures: Vec<&[RgbImage]> = prepared.iter().filter_map(Prepared::images).collect();
         let start = Instant::now();
         let scores = if pictures.is_empty() {
@@ -179,6 +184,7 @@ impl Job<'_> {
             .map(|one| match one {
                 Prepared::Picture(_, facts) => Seen::Scored { scores: row(), facts },
                 Prepared::Done(seen) => seen,
+                Prepared::Gone(_) => unreachable!("a batch with such a one is an error"),
             })
             .collect();
         Ok(Batch { places, seen })
@@ -196,7 +202,7 @@ impl Prepared {
     fn images(&self) -> Option<&[RgbImage]> {
         match self {
             Self::Picture(images, _) => Some(images),
-            Self::Done(_) => None,
+            Self::Done(_) | Self::Gone(_) => None,
         }
     }
 }

@@ -102,6 +102,7 @@ impl Reader<'_> {
         }
         let (bytes, stamp) = match read(&self.root.join(path)) {
             Ok(found) => found,
+            Err(_) if self.is_gone() => return Prepared::Gone(self.root.to_path_buf()),
             Err(trouble) => return skipped(trouble),
         };
         let sha256 = hash_bytes(&bytes);
@@ -117,6 +118,10 @@ impl Reader<'_> {
         };
         let trouble = |fault: Fault| Trouble { reason: fault.reason(), content: Some((stamp, sha256)) };
         guarded(work).unwrap_or_else(|fault| skipped(trouble(fault)))
+    }
+
+    fn is_gone(&self) -> bool {
+        !self.root.as_os_str().is_empty() && !self.root.is_dir()
     }
 }
 

@@ -187,6 +187,23 @@ fn the_journal_does_not_grow_for_ever() {
 }
 
 #[test]
+fn a_folder_that_vanishes_ends_the_run_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let config = TagConfig { batch: 1, threads: 1, ..config(&images, &dir.path().join("tags.csv")) };
+    let away = dir.path().join("away");
+    let error = run(&config.plan().unwrap(), &Interrupt::new(), &mut |event| {
+        if matches!(event, TagEvent::Started { .. }) {
+            fs::rename(&images, &away).unwrap();
+        }
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("no folder `") && error.contains("images` (the pictures)"), "{error}");
+    fs::rename(&away, &images).unwrap();
+    assert_eq!(tag(&config).tagged, 8);
+}
+
+#[test]
 fn settings_tried_in_between_cost_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&pictures(dir.path()), &dir.path().join("tags.csv"));

@@ -4,24 +4,6 @@ use std::ops::Range;
 
 use image::Rgb;
 
-/// What lies around a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ground {
-    Colour(Rgb<u8>),
-    /// The picture's edge, repeated.
-    Edge,
-}
-
-impl Ground {
-    /// Its colour; black for the edge, which asks for none.
-    pub fn levels(self) -> [u8; 3] {
-        match self {
-            Self::Colour(colour) => colour.0,
-            Self::Edge => [0; 3],
-        }
-    }
-}
-
 /// One axis of a canvas.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Axis {
@@ -40,6 +22,11 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
+    /// The picture alone.
+    pub fn tight(len: u32) -> Self {
+        Self::centred(len, len)
+    }
+
     fn centred(inside: u32, len: u32) -> Self {
         let start = ((len - inside) / 2) as usize;
         Self {
@@ -60,19 +47,27 @@ impl Axis {
         let after = (self.len - self.start - self.inside).div_ceil(by_usize);
         let by = f64::from(by);
         let missing = inside as f64 - self.inside as f64 / by;
-        let (before, end_parts) =
-            if first_is_part { (missing, (1.0 - missing, 1.0)) } else { (0.0, (1.0, 1.0 - missing)) };
+        let before = if first_is_part { missing } else { 0.0 };
+        let end_parts = match first_is_part {
+            // There is no ground that could be the rest.
+            _ if self.inside == self.len => (1.0, 1.0),
+            true => (1.0 - missing, 1.0),
+            false => (1.0, 1.0 - missing),
+        };
         let offset = start as f64 + before - self.start as f64 / by;
         Self { len: start + inside + after, start, inside, true_len: self.true_len / by, offset, end_parts }
     }
 
-    pub fn contains(self, position: usize) -> bool {
-        (self.start..self.start + self.inside).contains(&position)
+    /// The picture pixels among some canvas pixels.
+    pub fn inside_of(self, positions: Range<usize>) -> Range<usize> {
+        let [start, end] =
+            [positions.start, positions.end].map(|at| at.saturating_sub(self.start).min(self.inside));
+        start..end
     }
 
     /// How much of a canvas pixel is picture: 0 to 1.
     pub fn part(self, position: usize) -> f64 {
-        if !self.contains(position) {
+        if self.inside_of(position..position + 1).is_empty() {
             return 0.0;
         }
         let first = if position == self.start { self.end_parts.0 } else { 1.0 };
@@ -86,62 +81,24 @@ impl Axis {
     }
 }
 
-/// An area with a picture somewhere on it.
+/// An area with a picture somewhere on it, and one colour around that.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Canvas {
     pub columns: Axis,
     pub rows: Axis,
-    pub ground: Ground,
+    pub ground: [u8; 3],
 }
 
 impl Canvas {
-    /// Of outputs that read these ranges of columns, those that are not ground alone.
-    pub fn touched(&self, windows: impl ExactSizeIterator<Item = Range<usize>>) -> Range<usize> {
-        let Axis { start, inside, .. } = self.columns;
-        if self.ground == Ground::Edge {
-            return 0..windows.len();
-        }
-        let mut touching =
-            windows.enumerate().filter(|(_, window)| window.start < start + inside && start < window.end);
-        let first = touching.next().map_or(0, |(i, _)| i);
-        first..touching.last().map_or(first, |(i, _)| i) + 1
-    }
-
-    /// The picture row that lies at a place; `None` for the ground.
-    pub fn line(&self, position: usize) -> Option<usize> {
-        let there = self.ground == Ground::Edge || self.rows.contains(position);
-        there.then(|| self.rows.nearest(position))
-    }
-
-    /// Lays a picture row, with the ground at its sides, over `out`, which may be longer than the canvas.
-    pub fn lay<T: Copy>(&self, row: &[T], ground: [T; 3], out: &mut [T]) {
-        let Axis { len, start, inside, .. } = self.columns;
-        let (before, rest) = out.split_at_mut(start * 3);
-        let (picture, after) = rest.split_at_mut(inside * 3);
-        picture.copy_from_slice(row);
-        let edge = |at: usize| {
-            if self.ground == Ground::Edge { [row[at], row[at + 1], row[at + 2]] } else { ground }
-        };
-        for (free, colour) in
-            [(before, edge(0)), (&mut after[..(len - start - inside) * 3], edge(row.len() - 3))]
-        {
-            free.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&colour));
-        }
-    }
-
     /// The picture alone.
     pub fn tight((width, height): (u32, u32)) -> Self {
-        Self {
-            columns: Axis::centred(width, width),
-            rows: Axis::centred(height, height),
-            ground: Ground::Edge,
-        }
+        Self { columns: Axis::tight(width), rows: Axis::tight(height), ground: [0; 3] }
     }
 
     /// The square around a picture. Of an odd number of free columns the right side gets one more.
-    pub fn square((width, height): (u32, u32), ground: Ground) -> Self {
+    pub fn square((width, height): (u32, u32), ground: Rgb<u8>) -> Self {
         let side = width.max(height);
-        Self { columns: Axis::centred(width, side), rows: Axis::centred(height, side), ground }
+        Self { columns: Axis::centred(width, side), rows: Axis::centred(height, side), ground: ground.0 }
     }
 
     /// The same for a picture that was decoded at a part of its size, 1/`by`.

@@ -16,12 +16,16 @@ use image::{
 
 use crate::{Error, Fault, Picture, Result, jpeg};
 
+/// The longest side a picture may have, in pixels: JPEG and GIF cannot say more. It bounds what a strip of few pixels can
+/// make of a square.
+pub const MAX_SIDE_PX: u32 = 65_535;
+
 /// How pictures are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeOptions {
     /// Whether pictures are turned as their EXIF orientation says; most tools of the field do not. On by default.
     pub orientation: bool,
-    /// The most pixels a picture may have. By default 178,956,970, where Pillow suspects a decompression bomb too.
+    /// The most pixels a picture may have; no side may have more than [`MAX_SIDE_PX`]. By default 178,956,970, where Pillow suspects a decompression bomb too.
     pub max_pixels: u64,
     /// Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size (rounded up), the smallest whose longer side still has at
     /// least this many pixels; one with chroma halved in one direction only (4:2:2) must have twice as many. Squares
@@ -43,6 +47,9 @@ impl DecodeOptions {
         let max_pixels = self.max_pixels;
         if u64::from(width) * u64::from(height) > max_pixels {
             return Err(Fault::TooLarge { width, height, max_pixels });
+        }
+        if width.max(height) > MAX_SIDE_PX {
+            return Err(Fault::TooLong { width, height, max_side_px: MAX_SIDE_PX });
         }
         Ok(())
     }

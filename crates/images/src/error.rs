@@ -64,6 +64,16 @@ pub enum Fault {
         /// The limit, [`crate::DecodeOptions::max_pixels`].
         max_pixels: u64,
     },
+    /// A side beyond the limit, which no camera and no scanner makes.
+    #[error("expected at most {max_side_px} pixels a side, found {width} x {height}")]
+    TooLong {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit, [`crate::MAX_SIDE_PX`].
+        max_side_px: u32,
+    },
     /// The file ends before the picture does.
     #[error("the {format} file is truncated")]
     Truncated {

@@ -40,7 +40,7 @@ mod simd;
 mod square;
 
 pub use crop::{Anchor, crop, fit_crop};
-pub use decode::{DecodeOptions, Decoded, decode, decode_bytes, decode_with};
+pub use decode::{DecodeOptions, Decoded, MAX_SIDE_PX, decode, decode_bytes, decode_with};
 pub use error::{Error, Fault, Result};
 pub use find::{EXTENSIONS, find, is_image, relative_name};
 pub use flatten::{flatten, flatten_over};

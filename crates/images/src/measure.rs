@@ -2,12 +2,9 @@
 
 use std::f64::consts::PI;
 
-use image::RgbImage;
-
 use crate::{
-    Filter, Picture,
-    canvas::Canvas,
-    resize::{resize, resize_canvas},
+    Picture, area,
+    pillow::{self, LANCZOS},
     rows::Rows,
     simd::for_avx2,
 };
@@ -49,15 +46,14 @@ pub struct Tiles {
 pub fn measure(picture: &Picture) -> Measures {
     let grey = reduced_grey(picture);
     let laplacian = laplacian(&grey);
-    let (width, height) = grey.dimensions();
-    let part = |len: u32, i: u32| (i * len / 4) as usize..((i + 1) * len / 4) as usize;
+    let part = |len: usize, i: usize| i * len / 4..(i + 1) * len / 4;
     let mut tiles: Vec<f32> = (0..16)
-        .map(|i| (part(width, i % 4), part(height, i / 4)))
+        .map(|i| (part(grey.width, i % 4), part(grey.height, i / 4)))
         .filter(|(columns, rows)| !columns.is_empty() && !rows.is_empty())
         .map(|(columns, rows)| {
             variance(
                 laplacian
-                    .chunks_exact(width as usize)
+                    .chunks_exact(grey.width)
                     .skip(rows.start)
                     .take(rows.len())
                     .map(|row| &row[columns.clone()]),
@@ -74,8 +70,15 @@ pub fn measure(picture: &Picture) -> Measures {
     Measures { phash: phash(&grey), sharpness: variance([&laplacian[..]]), tiles }
 }
 
-/// The grey picture, its level in all three channels, at most [`SIDE_MAX`] pixels long.
-fn reduced_grey(picture: &Picture) -> RgbImage {
+/// A picture of one channel.
+struct Grey {
+    width: usize,
+    height: usize,
+    levels: Vec<u8>,
+}
+
+/// The grey picture, at most [`SIDE_MAX`] pixels long.
+fn reduced_grey(picture: &Picture) -> Grey {
     let (width, height) = picture.size();
     let longer = u64::from(width.max(height));
     let reduced = |side: u32| {
@@ -87,23 +90,18 @@ fn reduced_grey(picture: &Picture) -> RgbImage {
             side as u32
         }
     };
-    resize_canvas(
-        &mut Rows::grey(picture),
-        &Canvas::tight((width, height)),
-        reduced(width),
-        reduced(height),
-        Filter::Area,
-    )
+    let (width, height) = (reduced(width), reduced(height));
+    let levels = area::shrink_grey(&mut Rows::grey(picture), width, height);
+    Grey { width: width as usize, height: height as usize, levels }
 }
 
 /// Each pixel's four neighbours less four times itself; beyond the border lies the pixel before the last.
-fn laplacian(grey: &RgbImage) -> Vec<i16> {
-    let (width, height) = (grey.width() as usize, grey.height() as usize);
-    let levels: Vec<i16> = grey.as_raw().iter().step_by(3).map(|level| i16::from(*level)).collect();
+fn laplacian(Grey { width, height, levels }: &Grey) -> Vec<i16> {
+    let levels: Vec<i16> = levels.iter().map(|level| i16::from(*level)).collect();
     let row = |y: usize| &levels[y * width..(y + 1) * width];
     let mut all = vec![0; width * height];
-    for (y, out) in all.chunks_exact_mut(width).enumerate() {
-        let (above, below) = around(y, height);
+    for (y, out) in all.chunks_exact_mut(*width).enumerate() {
+        let (above, below) = around(y, *height);
         laplacian_of_row(row(above), row(y), row(below), out);
     }
     all
@@ -153,10 +151,10 @@ for_avx2! {
     }
 }
 
-fn phash(grey: &RgbImage) -> u64 {
+fn phash(grey: &Grey) -> u64 {
     const SIDE: usize = 32;
     const LOW: usize = 8;
-    let small = resize(grey, SIDE as u32, SIDE as u32, Filter::Lanczos);
+    let small = pillow::resize_grey(&grey.levels, (grey.width, grey.height), SIDE, LANCZOS);
     let wave = |k: usize, i: usize| 2.0 * (PI * (k * (2 * i + 1)) as f64 / (2 * SIDE) as f64).cos();
     let waves: Vec<[f64; SIDE]> = (0..LOW).map(|k| std::array::from_fn(|i| wave(k, i))).collect();
     let dot = |wave: &[f64; SIDE], at: &dyn Fn(usize) -> f64| -> f64 {
@@ -165,9 +163,7 @@ fn phash(grey: &RgbImage) -> u64 {
     // Along the columns, then along the rows.
     let down: Vec<[f64; SIDE]> = waves
         .iter()
-        .map(|wave| {
-            std::array::from_fn(|x| dot(wave, &|y| f64::from(small.get_pixel(x as u32, y as u32).0[0])))
-        })
+        .map(|wave| std::array::from_fn(|x| dot(wave, &|y| f64::from(small[y * SIDE + x]))))
         .collect();
     // To a thousandth, so that rounding errors decide nothing, as they would for a flat picture.
     let low: Vec<f64> = down
@@ -182,7 +178,7 @@ fn phash(grey: &RgbImage) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use image::Rgb;
+    use image::{Rgb, RgbImage};
 
     use super::*;
 

@@ -7,7 +7,7 @@
 use std::{f64::consts::PI, ops::Range};
 
 use crate::{
-    canvas::{Axis, Canvas, Ground},
+    canvas::{Axis, Canvas},
     rows::Rows,
     simd::{SplitTaps, for_avx2},
 };
@@ -56,16 +56,55 @@ pub(crate) const LANCZOS: Kernel = Kernel {
 
 /// Resizes the whole canvas. What lies around the picture costs next to nothing.
 pub(crate) fn resize(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32, kernel: Kernel) -> Vec<u8> {
-    let across = Taps::new(canvas.columns, width as usize, canvas.ground, kernel);
-    let down = Taps::new(canvas.rows, height as usize, canvas.ground, kernel);
-    let ground = canvas.ground.levels().map(i32::from);
-    let narrow = resize_rows(rows, &across, ground);
+    let across = Taps::new(canvas.columns, width as usize, kernel);
+    let down = Taps::new(canvas.rows, height as usize, kernel);
+    let ground = canvas.ground.map(i32::from);
     let ground_row: Vec<u8> = across.iter().flat_map(|tap| tap.of_ground(ground)).collect();
+    let touched = across.touched.start * CHANNELS..across.touched.end * CHANNELS;
+    let mut narrow = FirstPass::new(across.of_picture(), ground);
     let mut out = vec![0; ground_row.len() * down.len()];
     for (tap, out) in down.iter().zip(out.chunks_exact_mut(ground_row.len())) {
-        add_rows(&narrow[tap.first * ground_row.len()..], tap.weights, &ground_row, tap.outside, out);
+        let rows = narrow.rows(rows, tap.first..tap.first + tap.weights.len());
+        add_rows(rows, tap.weights, &ground_row[touched.clone()], tap.outside, &mut out[touched.clone()]);
+        let weight = tap.weights.iter().sum::<i32>() + tap.outside;
+        for beside in [0..touched.start, touched.end..ground_row.len()] {
+            for (out, level) in out[beside.clone()].iter_mut().zip(&ground_row[beside]) {
+                *out = clip(HALF + i32::from(*level) * weight);
+            }
+        }
     }
     out
+}
+
+/// Resizes a picture of one channel to a square.
+pub(crate) fn resize_grey(
+    levels: &[u8],
+    (width, height): (usize, usize),
+    side: usize,
+    kernel: Kernel,
+) -> Vec<u8> {
+    let across = Taps::new(Axis::tight(width as u32), side, kernel);
+    let down = Taps::new(Axis::tight(height as u32), side, kernel);
+    let mut narrow = Vec::with_capacity(side * height);
+    for row in levels.chunks_exact(width) {
+        narrow.extend(across.iter().map(|tap| {
+            let mut sum = HALF;
+            add_products(&row[tap.first..], tap.weights, &mut sum);
+            clip(sum)
+        }));
+    }
+    let no_ground = vec![0; side];
+    let mut out = vec![0; side * side];
+    for (tap, out) in down.iter().zip(out.chunks_exact_mut(side)) {
+        add_rows(&narrow[tap.first * side..], tap.weights, &no_ground, 0, out);
+    }
+    out
+}
+
+for_avx2! {
+    fn add_products(levels: &[u8], weights: &[i32], sum: &mut i32) {
+        *sum += levels.iter().zip(weights).map(|(level, weight)| i32::from(*level) * weight).sum::<i32>();
+    }
 }
 
 /// What the output pixels along one axis are made of.
@@ -73,6 +112,8 @@ pub(crate) fn resize(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32, 
 pub(crate) struct Taps {
     taps: Vec<(usize, Range<usize>, i32)>,
     weights: Vec<i32>,
+    /// The output pixels that are not ground alone.
+    touched: Range<usize>,
 }
 
 /// What one output pixel is made of.
@@ -96,27 +137,34 @@ impl Tap<'_> {
 
 impl Taps {
     /// From the canvas pixels of `axis` to `to` pixels.
-    fn new(axis: Axis, to: usize, ground: Ground, kernel: Kernel) -> Self {
-        let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
+    fn new(axis: Axis, to: usize, kernel: Kernel) -> Self {
+        let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new(), touched: to..0 };
         for i in 0..to {
             let (window, weights) = kernel_at(axis, to, i, kernel);
             let begin = all.weights.len();
+            let end = window + weights.len();
             // The picture pixels in the window; at the edge at least the nearest.
-            let first = axis.nearest(window);
-            let last = axis.nearest(window + weights.len() - 1);
+            let (first, last) = (axis.nearest(window), axis.nearest(end - 1));
             all.weights.resize(begin + last - first + 1, 0);
             let mut outside = 0;
             for (position, weight) in (window..).zip(weights) {
-                let of_picture = match ground {
-                    Ground::Edge => weight,
-                    Ground::Colour(_) => (f64::from(weight) * axis.part(position)).round() as i32,
-                };
+                let of_picture = (f64::from(weight) * axis.part(position)).round() as i32;
                 all.weights[begin + axis.nearest(position) - first] += of_picture;
                 outside += weight - of_picture;
             }
             all.taps.push((first, begin..all.weights.len(), outside));
+            if !axis.inside_of(window..end).is_empty() {
+                all.touched = all.touched.start.min(i)..i + 1;
+            }
         }
         all
+    }
+
+    /// Without the output pixels that are ground alone.
+    fn of_picture(mut self) -> Self {
+        self.taps = self.taps[self.touched.clone()].to_vec();
+        self.touched = 0..self.taps.len();
+        self
     }
 
     pub fn len(&self) -> usize {
@@ -159,20 +207,52 @@ fn clip(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
-/// The first pass: each row of the picture to the new width.
-fn resize_rows(rows: &mut Rows, taps: &Taps, ground: [i32; 3]) -> Vec<u8> {
-    let (row_len, height) = (rows.row_len(), rows.height());
-    let out_len = taps.len() * CHANNELS;
-    let split = SplitTaps::new(taps);
-    let mut narrow = vec![0; out_len * height];
-    for (block, out) in narrow.chunks_mut(BLOCK * out_len).enumerate() {
-        let source = rows.get(block * BLOCK, out.len() / out_len);
-        match &split {
-            Some(split) => split.resize_rows(source, row_len, ground, out),
-            None => resize_rows_plainly(source, row_len, taps, ground, out),
+/// The first pass: rows of the picture, one after the other, to the new width.
+struct FirstPass {
+    taps: Taps,
+    split: Option<SplitTaps>,
+    ground: [i32; 3],
+    /// The rows that may still be asked for, and the number of those before them.
+    kept: Vec<u8>,
+    gone: usize,
+}
+
+impl FirstPass {
+    fn new(taps: Taps, ground: [i32; 3]) -> Self {
+        let split = SplitTaps::new(&taps);
+        Self { taps, split, ground, kept: Vec::new(), gone: 0 }
+    }
+
+    /// The rows `wanted`, and perhaps some after them. No row before them will be asked for again.
+    fn rows(&mut self, rows: &mut Rows, wanted: Range<usize>) -> &[u8] {
+        let len = self.taps.len() * CHANNELS;
+        let unwanted = wanted.start - self.gone;
+        // Not each time, for what is kept is moved.
+        if unwanted > wanted.len() {
+            self.kept.drain(..(unwanted * len).min(self.kept.len()));
+            self.gone += unwanted;
+        }
+        loop {
+            let done = self.gone + self.kept.len() / len;
+            if done >= wanted.end {
+                return &self.kept[(wanted.start - self.gone) * len..];
+            }
+            let count = BLOCK.min(rows.height() - done);
+            let row_len = rows.row_len();
+            let start = self.kept.len();
+            self.kept.resize(start + count * len, 0);
+            self.resize(rows.get(done, count), row_len, start);
         }
     }
-    narrow
+
+    /// Fills what is kept from `start` on.
+    fn resize(&mut self, source: &[u8], row_len: usize, start: usize) {
+        let out = &mut self.kept[start..];
+        match &self.split {
+            Some(split) => split.resize_rows(source, row_len, self.ground, out),
+            None => resize_rows_plainly(source, row_len, &self.taps, self.ground, out),
+        }
+    }
 }
 
 fn resize_rows_plainly(rows: &[u8], row_len: usize, taps: &Taps, ground: [i32; 3], out: &mut [u8]) {
@@ -241,17 +321,18 @@ mod tests {
         {
             let image = noise(width, height);
             let mut rows = Rows::of(&image);
-            for ground in [Ground::Edge, Ground::Colour(Rgb([124, 0, 255]))] {
-                let canvas = Canvas::square((width, height), ground);
+            let size = (width, height);
+            for canvas in [Canvas::tight(size), Canvas::square(size, Rgb([124, 0, 255]))] {
                 for kernel in [BILINEAR, BICUBIC, LANCZOS] {
                     for to in [1, 2, 7, 64, 131, 448] {
-                        let taps = Taps::new(canvas.columns, to, ground, kernel);
-                        let levels = ground.levels().map(i32::from);
-                        let either = resize_rows(&mut rows, &taps, levels);
+                        let ground = canvas.ground.map(i32::from);
+                        let mut pass = FirstPass::new(Taps::new(canvas.columns, to, kernel), ground);
+                        let either = pass.rows(&mut rows, 0..height as usize).to_vec();
                         let mut plain = vec![0; either.len()];
                         let source = rows.get(0, height as usize);
-                        resize_rows_plainly(source, width as usize * CHANNELS, &taps, levels, &mut plain);
-                        assert!(either == plain, "{width} x {height} to {to}, {ground:?}");
+                        let row_len = width as usize * CHANNELS;
+                        resize_rows_plainly(source, row_len, &pass.taps, ground, &mut plain);
+                        assert!(either == plain, "{width} x {height} to {to}, {canvas:?}");
                     }
                 }
             }

@@ -2,16 +2,21 @@
 
 use image::{Rgb, RgbImage};
 
-use crate::{Picture, flatten::flatten_row, simd::grey_pixels};
+use crate::{
+    Picture,
+    flatten::{WHITE, flatten_row},
+    simd,
+};
 
 /// Bytes that can be read after the last row asked for; what they hold is nobody's business.
 pub(crate) const SLACK: usize = 16;
 
-/// A picture as rows of RGB, for reading several at a time.
+/// A picture as rows of RGB, or of grey, for reading several at a time.
 pub(crate) struct Rows<'a> {
     pixels: Pixels<'a>,
     size: (u32, u32),
     grey: bool,
+    flat: Vec<u8>,
     scratch: Vec<u8>,
 }
 
@@ -24,7 +29,7 @@ enum Pixels<'a> {
 impl<'a> Rows<'a> {
     pub fn of(image: &'a RgbImage) -> Self {
         let pixels = Pixels::Opaque(image.as_raw());
-        Self { pixels, size: image.dimensions(), grey: false, scratch: Vec::new() }
+        Self { pixels, size: image.dimensions(), grey: false, flat: Vec::new(), scratch: Vec::new() }
     }
 
     /// The picture over `under`.
@@ -33,16 +38,17 @@ impl<'a> Rows<'a> {
             Picture::Rgb(image) => return Self::of(image),
             Picture::Rgba(image) => Pixels::Over(image.as_raw(), under),
         };
-        Self { pixels, size: picture.size(), grey: false, scratch: Vec::new() }
+        Self { pixels, size: picture.size(), grey: false, flat: Vec::new(), scratch: Vec::new() }
     }
 
-    /// The grey picture over white, its level in all three channels.
+    /// The light of the picture over white: one channel.
     pub fn grey(picture: &'a Picture) -> Self {
-        Self { grey: true, ..Self::over(picture, Rgb([255; 3])) }
+        Self { grey: true, ..Self::over(picture, WHITE) }
     }
 
-    pub fn width(&self) -> usize {
-        self.size.0 as usize
+    /// Width and height in pixels.
+    pub fn size(&self) -> (u32, u32) {
+        self.size
     }
 
     pub fn height(&self) -> usize {
@@ -51,31 +57,31 @@ impl<'a> Rows<'a> {
 
     /// Bytes in a row.
     pub fn row_len(&self) -> usize {
-        self.width() * 3
+        self.size.0 as usize * if self.grey { 1 } else { 3 }
     }
 
     /// Rows `start` to `start + count`, and [`SLACK`] bytes more.
     pub fn get(&mut self, start: usize, count: usize) -> &[u8] {
-        let (row_len, width) = (self.row_len(), self.width());
-        let len = row_len * count;
+        let width = self.size.0 as usize;
+        let pixels = start * width..(start + count) * width;
+        let len = self.row_len() * count;
         self.scratch.resize(len + SLACK, 0);
         match self.pixels {
-            Pixels::Opaque(pixels) => {
-                let rows = &pixels[start * row_len..];
-                if self.grey {
-                    grey_row(&rows[..len], &mut self.scratch[..len]);
-                } else if rows.len() < len + SLACK {
-                    self.scratch[..len].copy_from_slice(&rows[..len]);
-                } else {
-                    return &rows[..len + SLACK];
-                }
+            Pixels::Opaque(rgb) if self.grey => {
+                grey_pixels(&rgb[pixels.start * 3..pixels.end * 3], &mut self.scratch[..len]);
             }
-            Pixels::Over(pixels, under) => {
-                let rows = &pixels[start * width * 4..][..count * width * 4];
-                flatten_row(rows, under.0, &mut self.scratch[..len]);
+            Pixels::Opaque(rgb) => match rgb.get(pixels.start * 3..pixels.end * 3 + SLACK) {
+                Some(rows) => return rows,
+                None => self.scratch[..len].copy_from_slice(&rgb[pixels.start * 3..pixels.end * 3]),
+            },
+            Pixels::Over(rgba, under) => {
+                let rgba = &rgba[pixels.start * 4..pixels.end * 4];
                 if self.grey {
-                    let flat = self.scratch.clone();
-                    grey_row(&flat[..len], &mut self.scratch[..len]);
+                    self.flat.resize(pixels.len() * 3, 0);
+                    flatten_row(rgba, under.0, &mut self.flat);
+                    grey_pixels(&self.flat, &mut self.scratch[..len]);
+                } else {
+                    flatten_row(rgba, under.0, &mut self.scratch[..len]);
                 }
             }
         }
@@ -83,12 +89,12 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Pillow's `convert("L")`, in all three channels.
-fn grey_row(rgb: &[u8], out: &mut [u8]) {
-    let done = grey_pixels(rgb, out);
-    for (pixel, out) in rgb[done..].chunks_exact(3).zip(out[done..].chunks_exact_mut(3)) {
+/// Pillow's `convert("L")`.
+fn grey_pixels(rgb: &[u8], out: &mut [u8]) {
+    let done = simd::grey_pixels(rgb, out);
+    for (pixel, out) in rgb[done * 3..].chunks_exact(3).zip(&mut out[done..]) {
         let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
-        out.fill(((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8);
+        *out = ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8;
     }
 }
 
@@ -101,12 +107,12 @@ mod tests {
         // Each level of each channel with others, in rows of every length modulo eight.
         for width in 1..600 {
             let rgb: Vec<u8> = (0..width * 3).map(|i| (i * 37 + i / 3 * 11 + width) as u8).collect();
-            let mut grey = vec![0; rgb.len()];
-            grey_row(&rgb, &mut grey);
-            for (pixel, grey) in rgb.chunks_exact(3).zip(grey.chunks_exact(3)) {
+            let mut grey = vec![0; width];
+            grey_pixels(&rgb, &mut grey);
+            for (pixel, grey) in rgb.chunks_exact(3).zip(grey) {
                 let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(f64::from);
                 let exact = (19_595.0 * r + 38_470.0 * g + 7_471.0 * b) / 65_536.0;
-                assert_eq!(grey, [(exact + 0.5).floor() as u8; 3]);
+                assert_eq!(grey, (exact + 0.5).floor() as u8);
             }
         }
     }

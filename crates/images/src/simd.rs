@@ -35,7 +35,7 @@ pub(crate) fn grey_pixels(_: &[u8], _: &mut [u8]) -> usize {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn narrow(_: &[u8], _: &crate::area::Taps, _: &mut [[f32; 4]]) -> bool {
+pub(crate) fn narrow<const BYTES: usize>(_: &[u8], _: &crate::area::Taps, _: &mut [[f32; 4]]) -> bool {
     false
 }
 
@@ -60,10 +60,10 @@ mod x86_64 {
         __m128i, __m256i, _mm_add_epi32, _mm_add_ps, _mm_cvtepi32_ps, _mm_cvtepu8_epi32, _mm_cvtsi32_si128,
         _mm_cvtsi128_si32, _mm_loadu_si128, _mm_mul_ps, _mm_mullo_epi32, _mm_packus_epi16, _mm_packus_epi32,
         _mm_set_epi32, _mm_set1_epi32, _mm_set1_ps, _mm_setzero_ps, _mm_slli_epi32, _mm_srai_epi32,
-        _mm_storeu_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_broadcastsi128_si256,
-        _mm256_castsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_madd_epi16,
-        _mm256_permutevar8x32_epi32, _mm256_set_m128i, _mm256_set1_epi32, _mm256_setr_epi8,
-        _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8,
+        _mm_storeu_ps, _mm256_add_epi32, _mm256_broadcastsi128_si256, _mm256_castsi128_si256,
+        _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_permutevar8x32_epi32,
+        _mm256_set_m128i, _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256,
+        _mm256_shuffle_epi8,
     };
     use std::ops::Range;
 
@@ -197,8 +197,8 @@ mod x86_64 {
         halves
     }
 
-    /// Writes the level of each pixel into its three channels, as `crate::rows` does it in plain code, and gives the
-    /// number of bytes done: all but the last few; none where this processor has no AVX2.
+    /// The light of each pixel, as `crate::rows` reckons it in plain code, and gives the number of pixels done: all but the
+    /// last few; none where this processor has no AVX2.
     pub(crate) fn grey_pixels(rgb: &[u8], out: &mut [u8]) -> usize {
         if !is_x86_feature_detected!("avx2") {
             return 0;
@@ -209,9 +209,9 @@ mod x86_64 {
 
     #[target_feature(enable = "avx2")]
     fn grey_pixels_avx2(rgb: &[u8], out: &mut [u8]) -> usize {
-        // Eight pixels in two loads of 16 bytes, of which 12 count, and two stores of the same kind.
-        const BYTES: usize = 24;
-        const TOUCHED: usize = 28;
+        // In two loads of 16 bytes, of which 12 count.
+        const PIXELS: usize = 8;
+        const LOADED: usize = 28;
         // Red and green side by side, as 16-bit numbers; green and blue. The weight of green does not fit into 16 bits,
         // half of it does.
         let red_green = _mm256_setr_epi8(
@@ -222,55 +222,60 @@ mod x86_64 {
             1, -1, 2, -1, 4, -1, 5, -1, 7, -1, 8, -1, 10, -1, 11, -1, //
             1, -1, 2, -1, 4, -1, 5, -1, 7, -1, 8, -1, 10, -1, 11, -1,
         );
-        let triple = _mm256_setr_epi8(
-            2, 2, 2, 6, 6, 6, 10, 10, 10, 14, 14, 14, -1, -1, -1, -1, //
-            2, 2, 2, 6, 6, 6, 10, 10, 10, 14, 14, 14, -1, -1, -1, -1,
+        let third = _mm256_setr_epi8(
+            2, 6, 10, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+            2, 6, 10, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
         );
         let red_green_weights = _mm256_set1_epi32(19_235 << 16 | 19_595);
         let green_blue_weights = _mm256_set1_epi32(7_471 << 16 | 19_235);
-        let mut at = 0;
-        while at + TOUCHED <= rgb.len().min(out.len()) {
+        let mut done = 0;
+        while done * CHANNELS + LOADED <= rgb.len() && done + PIXELS <= out.len() {
             // SAFETY: 28 bytes are there.
             let pixels = unsafe {
-                let load = |at| _mm_loadu_si128(rgb.as_ptr().add(at).cast());
-                _mm256_set_m128i(load(at + 12), load(at))
+                let load = |at| _mm_loadu_si128(rgb.as_ptr().add(done * CHANNELS + at).cast());
+                _mm256_set_m128i(load(12), load(0))
             };
             let sum = _mm256_add_epi32(
                 _mm256_madd_epi16(_mm256_shuffle_epi8(pixels, red_green), red_green_weights),
                 _mm256_madd_epi16(_mm256_shuffle_epi8(pixels, green_blue), green_blue_weights),
             );
             // The level is the third byte of each sum.
-            let levels = _mm256_shuffle_epi8(_mm256_add_epi32(sum, _mm256_set1_epi32(0x8000)), triple);
-            // SAFETY: 28 bytes are there; the last four of the first store are those that the second writes.
-            unsafe {
-                let out = out.as_mut_ptr().add(at);
-                _mm_storeu_si128(out.cast(), _mm256_castsi256_si128(levels));
-                _mm_storeu_si128(out.add(12).cast(), _mm256_extracti128_si256::<1>(levels));
+            let levels = _mm256_shuffle_epi8(_mm256_add_epi32(sum, _mm256_set1_epi32(0x8000)), third);
+            for (half, start) in
+                [(_mm256_castsi256_si128(levels), 0), (_mm256_extracti128_si256::<1>(levels), PIXELS / 2)]
+            {
+                let four = _mm_cvtsi128_si32(half).to_le_bytes();
+                out[done + start..][..4].copy_from_slice(&four);
             }
-            at += BYTES;
+            done += PIXELS;
         }
-        at
+        done
     }
 
-    /// Shrinks a row by area, as `crate::area` does it in plain code: a pixel at a time, its channels side by side.
+    /// Shrinks a row by area, as `crate::area` does it in plain code: a pixel at a time, its bytes side by side.
     /// `false` where this processor has no AVX2.
-    pub(crate) fn narrow(row: &[u8], taps: &area::Taps, out: &mut [[f32; 4]]) -> bool {
+    pub(crate) fn narrow<const BYTES: usize>(
+        row: &[u8],
+        taps: &area::Taps,
+        out: &mut [[f32; area::LANES]],
+    ) -> bool {
+        const { assert!(0 < BYTES && BYTES <= area::LANES) };
         if !is_x86_feature_detected!("avx2") {
             return false;
         }
         // SAFETY: the processor has AVX2.
-        unsafe { narrow_avx2(row, taps, out) };
+        unsafe { narrow_avx2::<BYTES>(row, taps, out) };
         true
     }
 
     #[target_feature(enable = "avx2")]
-    fn narrow_avx2(row: &[u8], taps: &area::Taps, out: &mut [[f32; 4]]) {
+    fn narrow_avx2<const BYTES: usize>(row: &[u8], taps: &area::Taps, out: &mut [[f32; area::LANES]]) {
         for (tap, out) in taps.iter().zip(out) {
             let mut sums = _mm_setzero_ps();
-            let pixels = &row[tap.first * CHANNELS..][..tap.weights.len() * CHANNELS + 1];
+            let pixels = &row[tap.first * BYTES..][..tap.weights.len() * BYTES + area::LANES - BYTES];
             for (i, weight) in tap.weights.iter().enumerate() {
-                // SAFETY: the slice has three bytes for each weight and one more.
-                let pixel = unsafe { pixels.as_ptr().add(i * CHANNELS).cast::<i32>().read_unaligned() };
+                // SAFETY: the slice has these bytes for each weight, and after the last those that four take more.
+                let pixel = unsafe { pixels.as_ptr().add(i * BYTES).cast::<i32>().read_unaligned() };
                 let levels = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(pixel));
                 sums = _mm_add_ps(sums, _mm_mul_ps(_mm_cvtepi32_ps(levels), _mm_set1_ps(*weight)));
             }

@@ -2,13 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{
-    Decoded, Filter, Picture,
-    canvas::{Canvas, Ground},
-    flatten::WHITE,
-    resize::resize_canvas,
-    rows::Rows,
-};
+use crate::{Decoded, Filter, Picture, canvas::Canvas, flatten::WHITE, resize::resize_canvas, rows::Rows};
 
 /// How a picture becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,10 +13,13 @@ pub enum Fit {
     /// Resized so that its longer side is the square's, then padded in the middle, halves rounded down. The shorter
     /// side is rounded down, as Camie's own code does it, and at least 1.
     ResizeThenPad,
+    /// As [`Fit::ResizeThenPad`], but the shorter side is rounded to the nearest, a half to the even number: imgutils'
+    /// `pad_image_to_size`.
+    ResizeThenPadNearest,
+    /// As [`Fit::ResizeThenPad`], but the free space repeats the picture's edge: DeepDanbooru.
+    ResizeThenPadEdge,
     /// Resized to a square, whatever its shape.
     Squash,
-    /// As [`Fit::Pad`], but the free space repeats the picture's edge: DeepDanbooru.
-    PadEdge,
 }
 
 /// A square to make of pictures.
@@ -43,7 +40,7 @@ pub struct Square {
     pub fit: Fit,
     /// How its pixels are put together.
     pub filter: Filter,
-    /// The colour of the free space; [`Fit::PadEdge`] and [`Fit::Squash`] have none.
+    /// The colour of the free space; [`Fit::ResizeThenPadEdge`] and [`Fit::Squash`] have none.
     pub pad: Rgb<u8>,
     /// What shows through transparency.
     pub under: Rgb<u8>,
@@ -55,7 +52,7 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of(&self, picture: &Picture) -> RgbImage {
-        self.make(picture, picture.size(), |canvas| canvas)
+        self.make(picture, &self.canvas(picture.size()), picture.size())
     }
 
     /// The square of a picture that was perhaps decoded at a part of its size: what lies where is reckoned from the
@@ -64,34 +61,45 @@ impl Square {
     /// # Panics
     /// When the side is 0.
     pub fn of_decoded(&self, decoded: &Decoded) -> RgbImage {
-        let picture = &decoded.picture;
-        if decoded.reduction == 1 || self.filter == Filter::Area {
-            return self.of(picture);
-        }
-        let reduced = |canvas: Canvas| canvas.reduced(decoded.reduction, decoded.first_is_part);
-        self.make(picture, (decoded.width, decoded.height), reduced)
+        let size = (decoded.width, decoded.height);
+        let canvas = if decoded.reduction == 1 || self.filter == Filter::Area {
+            self.canvas(decoded.picture.size())
+        } else {
+            self.canvas(size).reduced(decoded.reduction, decoded.first_is_part)
+        };
+        self.make(&decoded.picture, &canvas, size)
     }
 
-    /// For a picture of `size`, on the canvas that is made of that for this size.
-    fn make(&self, picture: &Picture, size: (u32, u32), canvas_of: impl Fn(Canvas) -> Canvas) -> RgbImage {
-        let (mut rows, side) = (Rows::over(picture, self.under), self.side_px);
-        let (canvas, (width, height)) = match self.fit {
-            Fit::Pad => (Canvas::square(size, Ground::Colour(self.pad)), (side, side)),
-            Fit::PadEdge => (Canvas::square(size, Ground::Edge), (side, side)),
-            Fit::Squash => (Canvas::tight(size), (side, side)),
-            Fit::ResizeThenPad => (Canvas::tight(size), fitted(size, side)),
+    /// What is resized of a picture of this size.
+    fn canvas(&self, size: (u32, u32)) -> Canvas {
+        match self.fit {
+            Fit::Pad => Canvas::square(size, self.pad),
+            _ => Canvas::tight(size),
+        }
+    }
+
+    /// For a picture that had `size` when it was whole.
+    fn make(&self, picture: &Picture, canvas: &Canvas, size: (u32, u32)) -> RgbImage {
+        let side = self.side_px;
+        let (width, height) = match self.fit {
+            Fit::Pad | Fit::Squash => (side, side),
+            Fit::ResizeThenPad => fitted(size, side),
+            Fit::ResizeThenPadNearest => fitted_nearest(size, side),
+            Fit::ResizeThenPadEdge => fitted_edge(size, side),
         };
-        let resized = resize_canvas(&mut rows, &canvas_of(canvas), width, height, self.filter);
+        let mut rows = Rows::over(picture, self.under);
+        let resized = resize_canvas(&mut rows, canvas, width, height, self.filter);
         if (width, height) == (side, side) {
             return resized;
         }
+        let (left, top) = ((side - width) / 2, (side - height) / 2);
+        if self.fit == Fit::ResizeThenPadEdge {
+            let [x_of, y_of] = [(left, width), (top, height)]
+                .map(|(start, len)| move |at: u32| at.saturating_sub(start).min(len - 1));
+            return RgbImage::from_fn(side, side, |x, y| *resized.get_pixel(x_of(x), y_of(y)));
+        }
         let mut square = RgbImage::from_pixel(side, side, self.pad);
-        imageops::replace(
-            &mut square,
-            &resized,
-            i64::from((side - width) / 2),
-            i64::from((side - height) / 2),
-        );
+        imageops::replace(&mut square, &resized, i64::from(left), i64::from(top));
         square
     }
 }
@@ -116,6 +124,22 @@ fn fitted((width, height): (u32, u32), side: u32) -> (u32, u32) {
     }
 }
 
+/// The same in the steps of imgutils.
+fn fitted_nearest((width, height): (u32, u32), side: u32) -> (u32, u32) {
+    let scale = f64::from(side) / f64::from(width.max(height));
+    let [width, height] =
+        [width, height].map(|len| ((f64::from(len) * scale).round_ties_even() as u32).clamp(1, side));
+    (width, height)
+}
+
+/// The same in the steps of DeepDanbooru's users.
+fn fitted_edge((width, height): (u32, u32), side: u32) -> (u32, u32) {
+    let longer = f64::from(width.max(height));
+    let [width, height] =
+        [width, height].map(|len| ((f64::from(side) * f64::from(len) / longer) as u32).clamp(1, side));
+    (width, height)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +150,13 @@ mod tests {
         assert_eq!(fitted((480, 641), 512), (383, 512));
         assert_eq!(fitted((7, 7), 512), (512, 512));
         assert_eq!(fitted((3000, 1), 512), (512, 1));
+    }
+
+    #[test]
+    fn sizes_are_rounded_as_their_authors_do() {
+        assert_eq!((fitted_nearest((50, 66), 80), fitted_edge((50, 66), 80)), ((61, 80), (60, 80)));
+        assert_eq!((fitted_nearest((32, 5), 80), fitted_nearest((32, 3), 80)), ((80, 12), (80, 8)));
+        assert_eq!((fitted_nearest((1, 4000), 80), fitted_edge((4000, 1), 80)), ((1, 80), (80, 1)));
     }
 
     #[test]

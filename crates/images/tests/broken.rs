@@ -5,10 +5,13 @@
 use std::fs;
 
 use vodka_images::{
-    DecodeOptions, Decoded, Error, Fault, Filter, Fit, Rgb, Square, decode, decode_bytes, decode_with,
-    measure,
+    DecodeOptions, Decoded, Error, Fault, Filter, Fit, Rgb, RgbImage, Square, decode, decode_bytes,
+    decode_with, measure,
 };
 use vodka_testkit::fixture;
+
+const FITS: [Fit; 5] =
+    [Fit::Pad, Fit::ResizeThenPad, Fit::ResizeThenPadNearest, Fit::ResizeThenPadEdge, Fit::Squash];
 
 /// The files of every format.
 fn files() -> Vec<(String, Vec<u8>)> {
@@ -78,7 +81,7 @@ fn damaged_bytes_never_end_the_process() {
 
 fn squares_and_measures(decoded: &Decoded, side_px: u32) {
     for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos, Filter::Area] {
-        for fit in [Fit::Pad, Fit::ResizeThenPad, Fit::Squash, Fit::PadEdge] {
+        for fit in FITS {
             let square = Square { side_px, fit, filter, pad: Rgb([255, 0, 9]), under: Rgb([1, 2, 250]) };
             assert_eq!(square.of_decoded(decoded).dimensions(), (side_px, side_px));
         }
@@ -114,6 +117,34 @@ fn too_many_pixels_are_refused_before_they_are_decoded() {
     bomb[frame + 5..frame + 9].fill(0xff);
     let fault = decode_bytes(&bomb, &DecodeOptions::default()).unwrap_err();
     assert!(matches!(fault, Fault::TooLarge { width: 65_535, height: 65_535, .. }), "{fault}");
+}
+
+/// A PNG of this size.
+fn drawing(width: u32, height: u32) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("strip.png");
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x / 5) as u8, (y / 7) as u8, 99])).save(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn too_long_a_side_is_refused() {
+    let options = DecodeOptions::default();
+    for (width, height) in [(65_536, 1), (1, 65_536)] {
+        let fault = decode_bytes(&drawing(width, height), &options).unwrap_err();
+        let expected = format!("expected at most 65535 pixels a side, found {width} x {height}");
+        assert_eq!(fault.reason(), expected);
+    }
+    assert_eq!(decode_bytes(&drawing(65_535, 1), &options).unwrap().width, 65_535);
+}
+
+/// The cost of a square is that of its pixels and of the picture's, whatever the shape.
+#[test]
+fn strips_are_pictures() {
+    let options = DecodeOptions::default();
+    for (width, height) in [(60_000, 1), (1, 60_000)] {
+        squares_and_measures(&decode_bytes(&drawing(width, height), &options).unwrap(), 448);
+    }
 }
 
 #[test]

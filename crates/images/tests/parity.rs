@@ -104,8 +104,9 @@ fn every_fit_is_exact_with_every_filter() {
     let fits = [
         ("pad", Fit::Pad),
         ("squash", Fit::Squash),
-        ("pad_edge", Fit::PadEdge),
         ("resize_then_pad", Fit::ResizeThenPad),
+        ("resize_then_pad_nearest", Fit::ResizeThenPadNearest),
+        ("resize_then_pad_edge", Fit::ResizeThenPadEdge),
     ];
     let filters = [
         ("bilinear", Filter::Bilinear),

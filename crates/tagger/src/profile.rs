@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use vodka_images::{Decoded, Filter, Fit as SquareFit, Picture, Rgb, RgbImage, Square, flatten_over, resize};
+use vodka_images::{Decoded, Filter, Fit as SquareFit, Picture, Rgb, RgbImage, Square};
 
 use crate::{
     Error, Result,
@@ -51,7 +51,7 @@ impl FromStr for Profile {
 /// A description and a profile, as work on pixels.
 #[derive(Debug, Clone)]
 pub(crate) struct Preparation {
-    first: Option<Frame>,
+    first: Option<Square>,
     last: Square,
     profile: Profile,
 }
@@ -61,13 +61,12 @@ impl Preparation {
     pub fn new(description: &Description, profile: Profile, side: u32) -> Result<Self> {
         let rules = &description.picture;
         let (pad, under) = (Rgb(rules.pad), Rgb(rules.under));
-        let frame = |side, resampler, fill| Frame { side, filter: filter_of(resampler), fill, under };
         let square = |fit| Square { side_px: side, fit, filter: filter_of(rules.resampler), pad, under };
-        let first = match (rules.first, rules.fit) {
-            (Some(first), _) => Some(frame(first.size, first.resampler, Fill::Colour(pad))),
-            (None, Fit::PadEdge) => Some(frame(side, rules.resampler, Fill::Edge)),
-            (None, _) => None,
-        };
+        let first = rules.first.map(|first| Square {
+            side_px: first.size,
+            filter: filter_of(first.resampler),
+            ..square(SquareFit::ResizeThenPadNearest)
+        });
         let last = match rules.fit {
             Fit::Pad if profile == Profile::Kohya => {
                 let white = Rgb([255; 3]);
@@ -78,8 +77,8 @@ impl Preparation {
             }
             Fit::Pad => square(SquareFit::Pad),
             Fit::ResizeThenPad => square(SquareFit::ResizeThenPad),
-            // What is framed is a square already.
-            Fit::Squash | Fit::PadEdge => square(SquareFit::Squash),
+            Fit::PadEdge => square(SquareFit::ResizeThenPadEdge),
+            Fit::Squash => square(SquareFit::Squash),
         };
         Ok(Self { first, last, profile })
     }
@@ -88,7 +87,7 @@ impl Preparation {
     pub fn square(&self, picture: &Picture) -> RgbImage {
         match &self.first {
             None => self.last.of(picture),
-            Some(first) => self.last.of(&Picture::Rgb(first.of(picture, picture.size()))),
+            Some(first) => self.last.of(&Picture::Rgb(first.of(picture))),
         }
     }
 
@@ -96,10 +95,7 @@ impl Preparation {
     pub fn square_of_decoded(&self, decoded: &Decoded) -> RgbImage {
         match &self.first {
             None => self.last.of_decoded(decoded),
-            Some(first) => {
-                let size = (decoded.width, decoded.height);
-                self.last.of(&Picture::Rgb(first.of(&decoded.picture, size)))
-            }
+            Some(first) => self.last.of(&Picture::Rgb(first.of_decoded(decoded))),
         }
     }
 
@@ -107,63 +103,8 @@ impl Preparation {
     /// squashed, of which the shorter side may need every pixel there is.
     pub fn reduce_to(&self) -> Option<u32> {
         let is_squashed = self.first.is_none() && self.last.fit == SquareFit::Squash;
-        let side = self.first.map_or(self.last.side_px, |first| first.side.max(self.last.side_px));
+        let side = self.first.map_or(self.last.side_px, |first| first.side_px.max(self.last.side_px));
         (self.profile == Profile::Fast && !is_squashed).then(|| (2 * side).max(768))
-    }
-}
-
-/// A square around a picture that is first resized until its longer side fits.
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    side: u32,
-    filter: Filter,
-    fill: Fill,
-    under: Rgb<u8>,
-}
-
-/// What is around the picture, and with it whose rounding the shorter side has.
-#[derive(Debug, Clone, Copy)]
-enum Fill {
-    /// imgutils' `pad_image_to_size`: rounded to the nearest, and of two to the even one.
-    Colour(Rgb<u8>),
-    /// The pixels at the edges, as DeepDanbooru's users have it: rounded down.
-    Edge,
-}
-
-impl Frame {
-    /// The square of a picture that had `size` when it was whole.
-    fn of(&self, picture: &Picture, size: (u32, u32)) -> RgbImage {
-        let flat;
-        let image = match picture {
-            Picture::Rgb(image) => image,
-            Picture::Rgba(image) => {
-                flat = flatten_over(image, self.under);
-                &flat
-            }
-        };
-        let (width, height) = self.fitted(size);
-        let small = resize(image, width, height, self.filter);
-        let (left, top) = ((self.side - width) / 2, (self.side - height) / 2);
-        RgbImage::from_fn(self.side, self.side, |x, y| {
-            let (inside_x, inside_y) =
-                (x.saturating_sub(left).min(width - 1), y.saturating_sub(top).min(height - 1));
-            match self.fill {
-                Fill::Colour(colour) if (inside_x + left, inside_y + top) != (x, y) => colour,
-                _ => *small.get_pixel(inside_x, inside_y),
-            }
-        })
-    }
-
-    fn fitted(&self, (width, height): (u32, u32)) -> (u32, u32) {
-        let (side, longer) = (f64::from(self.side), f64::from(width.max(height)));
-        let fit = |length: u32| {
-            let length = match self.fill {
-                Fill::Colour(_) => (f64::from(length) * (side / longer)).round_ties_even(),
-                Fill::Edge => side * f64::from(length) / longer,
-            };
-            (length as u32).clamp(1, self.side)
-        };
-        (fit(width), fit(height))
     }
 }
 
@@ -187,20 +128,6 @@ mod tests {
         }
         let error = "space".parse::<Profile>().unwrap_err().to_string();
         assert_eq!(error, "expected a profile (reference, kohya, fast), found `space`");
-    }
-
-    #[test]
-    fn frames_round_as_their_authors_do() {
-        let frame = |fill| Frame { side: 80, filter: Filter::Bilinear, fill, under: Rgb([255; 3]) };
-        let (white, edge) = (frame(Fill::Colour(Rgb([255; 3]))), frame(Fill::Edge));
-        assert_eq!((white.fitted((50, 66)), edge.fitted((50, 66))), ((61, 80), (60, 80)));
-        assert_eq!((white.fitted((32, 5)), white.fitted((32, 3))), ((80, 12), (80, 8)));
-        assert_eq!((white.fitted((1, 4000)), edge.fitted((4000, 1))), ((1, 80), (80, 1)));
-        let picture = Picture::Rgb(RgbImage::from_fn(2, 1, |x, _| Rgb([x as u8; 3])));
-        let square = Frame { side: 2, ..edge }.of(&picture, (2, 1));
-        assert_eq!(square.into_raw(), [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]);
-        let square = Frame { side: 2, ..white }.of(&picture, (2, 1));
-        assert_eq!(square.into_raw(), [0, 0, 0, 1, 1, 1, 255, 255, 255, 255, 255, 255]);
     }
 
     #[test]

@@ -342,7 +342,7 @@ pub enum Error {
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The hub has no such model, refuses it without a token, or cannot be reached.
-    #[error("cannot get the model `{model}` from {endpoint}")]
+    #[error("no such folder, and cannot get the model `{model}` from {endpoint}")]
     Hub {
         /// The model's name and revision.
         model: String,
@@ -362,7 +362,7 @@ pub enum Error {
         found: String,
     },
     /// A model that is to be used without a network is not on this machine.
-    #[error("offline, and the model `{model}` is not in the hub's cache: no `{missing}`")]
+    #[error("no such folder, offline, and the model `{model}` is not in the hub's cache: no `{missing}`")]
     NotCached {
         /// The model's name and revision.
         model: String,

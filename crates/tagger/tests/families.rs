@@ -295,10 +295,7 @@ fn a_wrong_description_is_told() {
         match Tagger::open(&config(&folder)) {
             Ok(tagger) => {
                 assert_eq!(expected, "", "{family}: {changes}");
-                assert_eq!(
-                    tagger.score_with_embeddings::<RgbImage>(&[]).unwrap().embeddings,
-                    None
-                );
+                assert_eq!(tagger.score_with_embeddings::<RgbImage>(&[]).unwrap().embeddings, None);
             }
             Err(_) => {
                 let found = message(&folder);

@@ -293,6 +293,18 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A model in 8 bits would take the place of the one it is made of.
+    #[error("`{path}` is the model itself: the one in 8 bits needs another place")]
+    SameModel {
+        /// The output as given.
+        path: PathBuf,
+    },
+    /// A model in 8 bits would take the place of another one.
+    #[error("`{path}` is there already, and no network is written over: name another output")]
+    NetworkThere {
+        /// The network.
+        path: PathBuf,
+    },
     /// A model is larger than one ONNX file can be.
     #[error(
         "`{model}` has {bytes} bytes with its weights, expected at most 2 GiB, which is what one ONNX file can have"

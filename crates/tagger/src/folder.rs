@@ -71,6 +71,14 @@ impl ModelFolder {
             || self.candidates.iter().any(|it| steps(it).is_some_and(|steps| steps == path))
     }
 
+    /// The description, where only one can be meant.
+    pub fn only_description(&self) -> Option<&Description> {
+        match &self.candidates[..] {
+            [only] => Some(&only.description),
+            _ => None,
+        }
+    }
+
     /// Decides on a description, now that the network is known.
     pub fn settle(self, graph: &Graph) -> Result<Settled> {
         let is_sure = self.candidates.len() == 1;

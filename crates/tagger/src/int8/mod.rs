@@ -148,7 +148,7 @@ pub fn quantize(model: &Path, output: &Path) -> Result<QuantizeReport> {
 /// text beside it: labels, thresholds, descriptions.
 ///
 /// The copy's `model.toml` says what the original is known by, so that the new folder may have any name: its family, and
-/// the threshold that goes with the name of its folder. It sets `max_batch = 1`.
+/// the threshold that goes with the name of its folder. It sets `max_batch = 1`; a batch that is fixed in the graph stays.
 ///
 /// # Errors
 /// As [`quantize`]; when the folder is no model, or of no one family and without a `model.toml`; when there is a network in

@@ -35,6 +35,16 @@ const CUDA_LIBRARIES: [&str; 7] = [
     "libcufft.so.12",
     "libcudnn.so.9",
 ];
+/// The wheels that hold these, and what these need in turn.
+const CUDA_WHEELS: [&str; 7] = [
+    "nvidia-cublas",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime",
+    "nvidia-cudnn-cu13",
+    "nvidia-cufft",
+    "nvidia-curand",
+    "nvidia-nvjitlink",
+];
 /// What libtorch_cpu needs to load, by the folder of the wheels that holds it.
 const CPU_LIBRARIES: [(&str, &str); 5] = [
     ("torch/lib", "libtorch_cpu.so"),
@@ -110,7 +120,7 @@ pub fn run(options: &Options) -> Result {
     Ok(())
 }
 
-/// All wheels; of those for `site` only ONNX Runtime where libtorch is there already.
+/// All wheels; of those for `site` only what ONNX Runtime needs where libtorch is there already.
 fn wanted(gpu: bool, only_onnxruntime: bool) -> String {
     main_list(gpu, only_onnxruntime) + OPENVINO
 }
@@ -118,7 +128,8 @@ fn wanted(gpu: bool, only_onnxruntime: bool) -> String {
 /// The wheels that go into `site`.
 fn main_list(gpu: bool, only_onnxruntime: bool) -> String {
     let all = if gpu { GPU } else { CPU };
-    let keep = |line: &&str| !only_onnxruntime || line.starts_with("onnxruntime");
+    let needed = |wheel: &str| wheel.starts_with("onnxruntime") || (gpu && CUDA_WHEELS.contains(&wheel));
+    let keep = |line: &&str| !only_onnxruntime || line.split("==").next().is_some_and(needed);
     all.lines().filter(keep).map(|line| line.to_owned() + "\n").collect()
 }
 
@@ -247,7 +258,7 @@ fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
             link(&site.join("torch/include"), &libtorch.join("include"))?;
         }
     }
-    let mut cuda = if gpu && own_libtorch.is_none() { gpu_libraries(&site)? } else { vec![] };
+    let mut cuda = if gpu { cuda_libraries(&site)? } else { vec![] };
     cuda.retain(|library| CUDA_LIBRARIES.contains(&&*file_name(library)));
     lay_out_onnxruntime(runtime, "onnxruntime", &site, &cuda)?;
     lay_out_onnxruntime(runtime, "onnxruntime-openvino", &runtime.join("site-openvino"), &[])
@@ -276,7 +287,17 @@ fn cpu_libraries(site: &Path) -> Vec<PathBuf> {
 /// Every library of torch and of the CUDA wheels, which find each other in one folder.
 fn gpu_libraries(site: &Path) -> Result<Vec<PathBuf>> {
     let mut libraries = shared_objects(&site.join("torch/lib"))?;
-    for folder in fs::read_dir(site.join("nvidia"))? {
+    libraries.extend(cuda_libraries(site)?);
+    Ok(libraries)
+}
+
+/// Every library of the CUDA wheels.
+fn cuda_libraries(site: &Path) -> Result<Vec<PathBuf>> {
+    let mut libraries = Vec::new();
+    let nvidia = site.join("nvidia");
+    let folders =
+        fs::read_dir(&nvidia).map_err(|error| format!("cannot read {}: {error}", nvidia.display()))?;
+    for folder in folders {
         let lib = folder?.path().join("lib");
         if lib.is_dir() {
             libraries.extend(shared_objects(&lib)?);
@@ -383,7 +404,43 @@ mod tests {
                 && GPU.contains(&format!("torch=={TORCH_VERSION}"))
         );
         assert_eq!(main_list(false, true).lines().count(), 1);
-        assert!(main_list(true, true).starts_with("onnxruntime-gpu=="));
+        let beside_own = main_list(true, true);
+        for wheel in CUDA_WHEELS.iter().chain(&["onnxruntime-gpu"]) {
+            assert!(beside_own.contains(&format!("{wheel}==")), "{wheel}");
+        }
+        assert!(!beside_own.contains("torch==") && beside_own.lines().count() == CUDA_WHEELS.len() + 1);
+    }
+
+    #[test]
+    fn the_gpu_build_gets_its_libraries_beside_one_s_own_libtorch_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(".runtime").join(name);
+        for site in ["site", "site-openvino"] {
+            write_atomic(at(site).join("onnxruntime/capi/libonnxruntime.so.1"), "code").unwrap();
+        }
+        for name in CUDA_LIBRARIES {
+            write_atomic(at("site/nvidia/cu13/lib").join(name), "code").unwrap();
+        }
+        write_atomic(at("site/nvidia/cu13/lib/libnvJitLink.so.13"), "code").unwrap();
+        let own = dir.path().join("libtorch");
+        write_atomic(own.join("lib/libc10.so"), "code").unwrap();
+        lay_out(&at(""), true, Some(&own)).unwrap();
+        let linked = |folder: &str| shared_objects(&at(folder)).unwrap().len();
+        assert_eq!((linked("libtorch/lib"), linked("onnxruntime")), (1, 1 + CUDA_LIBRARIES.len()));
+        for path in shared_objects(&at("onnxruntime")).unwrap() {
+            assert_eq!(fs::read_to_string(&path).unwrap(), "code", "{}", path.display());
+        }
+        lay_out(&at(""), false, Some(&own)).unwrap();
+        assert_eq!(linked("onnxruntime"), 1);
+    }
+
+    #[test]
+    fn the_tagger_opens_what_is_linked() {
+        let tagger = include_str!("../../../crates/tagger/src/runtime.rs");
+        let start = tagger.find("fn open_cuda").unwrap();
+        let list = tagger[start..].split_once("let names = [").unwrap().1.split_once(']').unwrap().0;
+        let names: Vec<&str> = list.split(',').map(|name| name.trim().trim_matches('"')).collect();
+        assert_eq!(names[..names.len() - 1], CUDA_LIBRARIES, "one list is not the other");
     }
 
     #[test]

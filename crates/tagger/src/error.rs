@@ -293,6 +293,18 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A model in 8 bits would take the place of the one it is made of.
+    #[error("`{path}` is the model itself: the one in 8 bits needs another place")]
+    SameModel {
+        /// The output as given.
+        path: PathBuf,
+    },
+    /// A model in 8 bits would take the place of another one.
+    #[error("`{path}` is there already, and no network is written over: name another output")]
+    NetworkThere {
+        /// The network.
+        path: PathBuf,
+    },
     /// A model is larger than one ONNX file can be.
     #[error(
         "`{model}` has {bytes} bytes with its weights, expected at most 2 GiB, which is what one ONNX file can have"
@@ -352,7 +364,7 @@ pub enum Error {
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The hub has no such model, refuses it without a token, or cannot be reached.
-    #[error("cannot get the model `{model}` from {endpoint}")]
+    #[error("no such folder, and cannot get the model `{model}` from {endpoint}")]
     Hub {
         /// The model's name and revision.
         model: String,
@@ -372,7 +384,7 @@ pub enum Error {
         found: String,
     },
     /// A model that is to be used without a network is not on this machine.
-    #[error("offline, and the model `{model}` is not in the hub's cache: no `{missing}`")]
+    #[error("no such folder, offline, and the model `{model}` is not in the hub's cache: no `{missing}`")]
     NotCached {
         /// The model's name and revision.
         model: String,

@@ -45,26 +45,14 @@ impl ModelFolder {
     /// Looks into a folder. The family that is named counts; else the `model.toml` in the folder; else all families
     /// whose files are there.
     pub fn open(path: &Path, family: Option<&str>) -> Result<Self> {
-        if !path.is_dir() {
-            return Err(Error::NoFolder { what: "the model", path: path.to_path_buf() });
-        }
-        let model_toml = path.join(MODEL_TOML);
-        let descriptions = match family {
-            Some(family) => vec![Description::family(family)?],
-            None if model_toml.is_file() => vec![Description::read(&model_toml)?],
-            None => families().map(Description::family).collect::<Result<_>>()?,
-        };
-        let missing = |names: Vec<&String>, what| {
-            let names = listed(names.into_iter().map(String::as_str));
-            Error::NoModelFile { folder: path.to_path_buf(), names, what }
-        };
-        let networks: Vec<_> = descriptions.iter().flat_map(|description| &description.network).collect();
-        let network = network(path, &networks).ok_or_else(|| missing(networks, NETWORK))?;
+        let descriptions = descriptions(path, family)?;
+        let network = find_network(path, &descriptions)?;
         let candidates: Vec<_> =
             descriptions.iter().filter_map(|description| Candidate::new(path, description)).collect();
         if candidates.is_empty() {
             let files = descriptions.iter().flat_map(|description| &description.labels);
-            return Err(missing(files.map(|label| &label.file).collect(), LABELS));
+            let names = listed(files.map(|label| &*label.file));
+            return Err(Error::NoModelFile { folder: path.to_path_buf(), names, what: LABELS });
         }
         Ok(Self { path: path.to_path_buf(), network, candidates })
     }
@@ -81,6 +69,14 @@ impl ModelFolder {
         path == self.path.join(MODEL_TOML)
             || self.candidates.iter().any(|it| it.labels == path && it.labels != self.labels())
             || self.candidates.iter().any(|it| steps(it).is_some_and(|steps| steps == path))
+    }
+
+    /// The description, where only one can be meant.
+    pub fn only_description(&self) -> Option<&Description> {
+        match &self.candidates[..] {
+            [only] => Some(&only.description),
+            _ => None,
+        }
     }
 
     /// Decides on a description, now that the network is known.
@@ -163,16 +159,49 @@ impl Reasons {
     }
 }
 
+/// What a folder may be: of the family that is named, else what the `model.toml` in it says, else of any family.
+fn descriptions(folder: &Path, family: Option<&str>) -> Result<Vec<Description>> {
+    let model_toml = folder.join(MODEL_TOML);
+    match family {
+        Some(family) => Ok(vec![Description::family(family)?]),
+        None if model_toml.is_file() => Ok(vec![Description::read(&model_toml)?]),
+        None => families().map(Description::family).collect(),
+    }
+}
+
+/// The names that the network of a folder may have; the first that is there counts.
+pub(crate) fn network_names(folder: &Path, family: Option<&str>) -> Result<Vec<String>> {
+    Ok(descriptions(folder, family)?.into_iter().flat_map(|description| description.network).collect())
+}
+
+/// The network of a folder, which need not have all that [`ModelFolder::open`] wants.
+pub(crate) fn network(folder: &Path, family: Option<&str>) -> Result<PathBuf> {
+    find_network(folder, &descriptions(folder, family)?)
+}
+
 /// The first of the names that is there, or the only network there is.
-fn network(folder: &Path, names: &[&String]) -> Option<PathBuf> {
-    let named = names.iter().find_map(|name| Some(folder.join(name)).filter(|path| path.is_file()));
-    named.or_else(|| {
-        let is_network = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "onnx");
-        let mut all =
-            fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_network);
-        let only = all.next()?;
-        all.next().is_none().then_some(only)
+fn find_network(folder: &Path, descriptions: &[Description]) -> Result<PathBuf> {
+    if !folder.is_dir() {
+        return Err(Error::NoFolder { what: "the model", path: folder.to_path_buf() });
+    }
+    let names = || descriptions.iter().flat_map(|description| &description.network);
+    let named = names().find_map(|name| Some(folder.join(name)).filter(|path| path.is_file()));
+    named.or_else(|| only(networks_in(folder))).ok_or_else(|| {
+        let names = listed(names().map(String::as_str));
+        Error::NoModelFile { folder: folder.to_path_buf(), names, what: NETWORK }
     })
+}
+
+/// All files of a folder whose names are those of networks.
+pub(crate) fn networks_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "onnx"))
+}
+
+/// The first, if it is the last too.
+pub(crate) fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    let first = all.next()?;
+    all.next().is_none().then_some(first)
 }
 
 /// Whether a file beside the network is a part of it: weights lie outside it as `model.onnx.data` or `model.onnx_data`.

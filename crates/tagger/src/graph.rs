@@ -39,6 +39,11 @@ impl Graph {
         Self { inputs: network.inputs().to_vec(), outputs: network.outputs().to_vec() }
     }
 
+    /// What a file says of itself.
+    pub fn new(inputs: Vec<Port>, outputs: Vec<Port>) -> Self {
+        Self { inputs, outputs }
+    }
+
     /// Compares the input with a description: its layout, and its size where both name one.
     pub fn input(&self, model: &Path, description: &Description) -> Result<Input> {
         let wrong = |expected: String| Error::Graph {

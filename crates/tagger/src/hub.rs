@@ -6,7 +6,7 @@
 //! models--OWNER--NAME/refs/main               the commit that `main` was when it was asked for
 //! models--OWNER--NAME/snapshots/COMMIT/...    the files of that commit: links to blobs
 //! models--OWNER--NAME/blobs/ETAG              the contents; a large file's etag is its SHA-256
-//! models--OWNER--NAME/.vodka/                 ours: what a download has so far, and which snapshots are whole
+//! models--OWNER--NAME/.vodka/                 ours: what a download has so far, and which models are whole
 //! ```
 //!
 //! A model that is there whole is taken as it is and no network is touched, also where `main` has gone on since: the
@@ -30,7 +30,11 @@ use hf_hub::{
 use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
 use vodka_stage::{ContentHash, Error as StageError, create_dir, hash_file, write_atomic};
 
-use crate::{Error, Result};
+use crate::{
+    Description, Error, Result,
+    description::MODEL_TOML,
+    folder::{self, only},
+};
 
 /// The usual name of a network.
 const MODEL: &str = "model.onnx";
@@ -47,21 +51,28 @@ pub enum ModelRef {
     Hub {
         /// `OWNER/NAME`.
         name: String,
+        /// The folder in it that is the model, where that is not the repository itself.
+        subfolder: Option<String>,
         /// A branch, a tag or a commit.
         revision: String,
     },
 }
 
 impl ModelRef {
-    /// Reads a path, `OWNER/NAME` or `OWNER/NAME@REVISION`. A folder that is there wins; what can be no name on the hub
-    /// is taken for a folder too.
+    /// Reads a path, or `OWNER/NAME`, `OWNER/NAME/SUBFOLDER`, both also with `@REVISION`. A folder that is there wins; what
+    /// can be no name on the hub is taken for a folder too.
     pub fn parse(text: impl AsRef<Path>) -> Self {
         let path = text.as_ref();
         let hub = path.to_str().filter(|_| !path.exists()).and_then(|text| {
             let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
-            let (owner, model) = name.split_once('/')?;
-            let is_name = [owner, model].into_iter().chain(revision.split('/')).all(is_part);
-            is_name.then(|| Self::Hub { name: name.to_owned(), revision: revision.to_owned() })
+            let parts: Vec<&str> = name.split('/').collect();
+            let [owner, model, subfolder @ ..] = &parts[..] else { return None };
+            let is_name = parts.iter().copied().chain(revision.split('/')).all(is_part);
+            is_name.then(|| Self::Hub {
+                name: format!("{owner}/{model}"),
+                subfolder: (!subfolder.is_empty()).then(|| subfolder.join("/")),
+                revision: revision.to_owned(),
+            })
         });
         hub.unwrap_or_else(|| Self::Folder(path.to_path_buf()))
     }
@@ -71,7 +82,8 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => path.display().fmt(f),
-            Self::Hub { name, revision } => write!(f, "{name}@{revision}"),
+            Self::Hub { name, subfolder: None, revision } => write!(f, "{name}@{revision}"),
+            Self::Hub { name, subfolder: Some(folder), revision } => write!(f, "{name}/{folder}@{revision}"),
         }
     }
 }
@@ -95,6 +107,8 @@ pub struct HubConfig {
     pub offline: bool,
     /// The SHA-256 that the network's file must have.
     pub sha256: Option<ContentHash>,
+    /// The family of the model, which says what its network is called; found out where absent.
+    pub family: Option<String>,
 }
 
 impl HubConfig {
@@ -118,13 +132,14 @@ impl HubConfig {
             token: token.filter(|token| !token.is_empty()),
             offline: text("HF_HUB_OFFLINE").is_some_and(is_set),
             sha256: None,
+            family: None,
         }
     }
 }
 
 impl fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cache, endpoint, token, offline, sha256 } = self;
+        let Self { cache, endpoint, token, offline, sha256, family } = self;
         let token = token.as_ref().map(|_| "(secret)");
         f.debug_struct("HubConfig")
             .field("cache", cache)
@@ -132,6 +147,7 @@ impl fmt::Debug for HubConfig {
             .field("token", &token)
             .field("offline", offline)
             .field("sha256", sha256)
+            .field("family", family)
             .finish()
     }
 }
@@ -150,11 +166,12 @@ pub struct Download<'a> {
 /// The folder of a model, downloaded where the cache has it not: the network, weights that lie outside it, and every
 /// file of text beside it that may hold labels or settings.
 ///
-/// A download that was cut off goes on where it was.
+/// Of several networks it is the one that a tagger of that folder and `config.family` opens. A download that was cut off
+/// goes on where it was.
 ///
 /// # Errors
 /// When the hub has no such model or cannot be reached, when a file is not what the hub or `config.sha256` says it is,
-/// when the cache cannot be written, and offline when the cache has no such model.
+/// when the cache cannot be written, and offline when the cache has no such model; when there is no such family.
 pub fn resolve(
     model: &ModelRef,
     config: &HubConfig,
@@ -162,49 +179,22 @@ pub fn resolve(
 ) -> Result<PathBuf> {
     let folder = match model {
         ModelRef::Folder(path) => path.clone(),
-        ModelRef::Hub { name, revision } => {
+        ModelRef::Hub { name, subfolder, revision } => {
+            config.family.as_deref().map(Description::family).transpose()?;
             let folder = config.cache.join(format!("models--{}", name.replace('/', "--")));
-            match (whole_snapshot(&folder, revision, config.offline), config.offline) {
-                (Ok(snapshot), _) => snapshot,
+            let fetch = Fetch { model, name, subfolder: subfolder.as_deref(), revision, folder, config };
+            match (fetch.whole(), config.offline) {
+                (Ok(folder), _) => folder,
                 (Err(missing), true) => return Err(Error::NotCached { model: model.to_string(), missing }),
-                (Err(_), false) => Fetch { model, name, revision, folder, config }.run(on_progress)?,
+                (Err(_), false) => fetch.run(on_progress)?,
             }
         }
     };
     if let Some(expected) = config.sha256 {
-        let network = network_in(&folder).ok_or_else(|| Error::NoModelFile {
-            folder: folder.clone(),
-            names: format!("`{MODEL}`"),
-            what: "the network",
-        })?;
+        let network = folder::network(&folder, config.family.as_deref())?;
         check_hash(&network, &network, expected)?;
     }
     Ok(folder)
-}
-
-/// The snapshot of a revision if it is whole, otherwise what is missing. Offline what looks like a model must do: other
-/// tools leave no list of what they downloaded.
-fn whole_snapshot(folder: &Path, revision: &str, offline: bool) -> Result<PathBuf, PathBuf> {
-    let reference = folder.join("refs").join(revision);
-    let stored = fs::read_to_string(&reference).unwrap_or_else(|_| revision.to_owned());
-    let commit = stored.trim();
-    if !is_commit(commit) {
-        return Err(reference);
-    }
-    let snapshot = folder.join("snapshots").join(commit);
-    match fs::read_to_string(list_of(folder, commit)) {
-        Ok(list) => match list.lines().find(|name| !snapshot.join(name).is_file()) {
-            Some(missing) => Err(snapshot.join(missing)),
-            None => Ok(snapshot),
-        },
-        Err(_) if offline && network_in(&snapshot).is_some() => Ok(snapshot),
-        Err(_) => Err(snapshot.join(MODEL)),
-    }
-}
-
-/// The names of the files of a snapshot that is whole, one a line.
-fn list_of(folder: &Path, commit: &str) -> PathBuf {
-    folder.join(".vodka").join(format!("{commit}.files"))
 }
 
 fn is_commit(text: &str) -> bool {
@@ -215,36 +205,24 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The network of a folder: `model.onnx`, or the only one there is.
-fn network_in(folder: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let names: Vec<String> = entries.collect();
-    network_of(&names.iter().map(String::as_str).collect::<Vec<_>>()).map(|name| folder.join(name))
-}
-
-fn network_of<'a>(names: &[&'a str]) -> Option<&'a str> {
-    let networks: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".onnx")).collect();
-    match networks[..] {
-        [only] => Some(only),
-        _ => networks.into_iter().find(|name| *name == MODEL),
-    }
-}
-
-/// What of a repository's files a tagger needs.
-fn needed<'a>(names: &[&'a str]) -> Option<Vec<&'a str>> {
-    let at_root: Vec<&str> = names.iter().copied().filter(|name| is_part(name)).collect();
-    let network = network_of(&at_root)?;
+/// What of a folder's files a tagger needs: the network, which is the first of `networks` that is there or the only one,
+/// with its weights, and text.
+fn needed<'a>(names: &[&'a str], networks: &[String]) -> Option<Vec<&'a str>> {
+    let at_top = || names.iter().copied().filter(|name| is_part(name));
+    let named = networks.iter().find_map(|network| at_top().find(|name| name == network));
+    let network = named.or_else(|| only(at_top().filter(|name| name.ends_with(".onnx"))))?;
     let is_text = |name: &str| [".csv", ".json", ".toml", ".txt"].iter().any(|ending| name.ends_with(ending));
     // Weights outside the network lie in `model.onnx.data` or `model.onnx_data`.
-    Some(at_root.into_iter().filter(|name| name.starts_with(network) || is_text(name)).collect())
+    Some(at_top().filter(|name| name.starts_with(network) || is_text(name)).collect())
 }
 
 /// The download of a model.
 struct Fetch<'a> {
     model: &'a ModelRef,
     name: &'a str,
+    subfolder: Option<&'a str>,
     revision: &'a str,
-    /// The model's folder in the cache.
+    /// The repository's folder in the cache.
     folder: PathBuf,
     config: &'a HubConfig,
 }
@@ -256,10 +234,49 @@ struct About {
 }
 
 impl Fetch<'_> {
+    /// The model's folder if it is whole, otherwise what is missing. Offline what looks like a model must do: other tools
+    /// leave no list of what they downloaded.
+    fn whole(&self) -> Result<PathBuf, PathBuf> {
+        let reference = self.folder.join("refs").join(self.revision);
+        let stored = fs::read_to_string(&reference).unwrap_or_else(|_| self.revision.to_owned());
+        let commit = stored.trim();
+        if !is_commit(commit) {
+            return Err(reference);
+        }
+        let folder = self.folder_in(commit);
+        match fs::read_to_string(self.list(commit)) {
+            Ok(list) => match list.lines().find(|name| !folder.join(name).is_file()) {
+                Some(missing) => Err(folder.join(missing)),
+                None => Ok(folder),
+            },
+            Err(_) if self.config.offline && folder::network(&folder, self.family()).is_ok() => Ok(folder),
+            Err(_) => Err(folder.join(MODEL)),
+        }
+    }
+
+    /// The folder of the model in the snapshot of a commit.
+    fn folder_in(&self, commit: &str) -> PathBuf {
+        let snapshot = self.folder.join("snapshots").join(commit);
+        self.subfolder.map_or_else(|| snapshot.clone(), |subfolder| snapshot.join(subfolder))
+    }
+
+    /// The list of the files of a model that is whole, one a line. The family is in its name, for it chooses among several
+    /// networks.
+    fn list(&self, commit: &str) -> PathBuf {
+        let subfolder = self.subfolder.map(|folder| format!("+{}", folder.replace('/', "+")));
+        let family = self.family().map(|family| format!("@{family}"));
+        let name = [Some(commit.to_owned()), subfolder, family, Some(".files".to_owned())];
+        self.folder.join(".vodka").join(name.into_iter().flatten().collect::<String>())
+    }
+
+    fn family(&self) -> Option<&str> {
+        self.config.family.as_deref()
+    }
+
     fn run(&self, on_progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
         let _alone = self.lock()?;
-        if let Ok(snapshot) = whole_snapshot(&self.folder, self.revision, false) {
-            return Ok(snapshot); // another process was faster
+        if let Ok(folder) = self.whole() {
+            return Ok(folder); // another process was faster
         }
         let api = self.api().map_err(|error| self.failed(error))?;
         let at = |revision: &str| {
@@ -270,21 +287,38 @@ impl Fetch<'_> {
         if !is_commit(&info.sha) {
             return Err(self.odd("a commit of 40 hexadecimal digits", info.sha));
         }
-        let names: Vec<&str> = info.siblings.iter().map(|file| &*file.rfilename).collect();
-        let Some(files) = needed(&names) else {
-            return Err(self.odd("model.onnx, or one other network, in its topmost folder", names.join(", ")));
+        let all: Vec<&str> = info.siblings.iter().map(|file| &*file.rfilename).collect();
+        let above = self.subfolder.map(|folder| format!("{folder}/")).unwrap_or_default();
+        let names: Vec<&str> = all.iter().filter_map(|name| name.strip_prefix(&above)).collect();
+        let (repo, folder) = (at(&info.sha), self.folder_in(&info.sha));
+        let mut bring = |file: &str| match folder.join(file).is_file() {
+            true => Ok(()),
+            false => self.file(file, &repo.url(&format!("{above}{file}")), &folder, on_progress),
         };
-        let (repo, snapshot) = (at(&info.sha), self.folder.join("snapshots").join(&info.sha));
-        for file in &files {
-            if !snapshot.join(file).is_file() {
-                self.file(file, &repo.url(file), &snapshot, on_progress)?;
-            }
+        if self.family().is_none() && names.contains(&MODEL_TOML) {
+            bring(MODEL_TOML)?; // it may say what the network is called
         }
-        write_atomic(list_of(&self.folder, &info.sha), files.join("\n"))?;
+        let networks = folder::network_names(&folder, self.family())?;
+        let files = needed(&names, &networks).ok_or_else(|| self.no_network(&all))?;
+        files.iter().try_for_each(|file| bring(file))?;
+        write_atomic(self.list(&info.sha), files.join("\n"))?;
         if self.revision != info.sha {
             write_atomic(self.folder.join("refs").join(self.revision), &info.sha)?;
         }
-        Ok(snapshot)
+        Ok(folder)
+    }
+
+    /// What there is instead: other networks, or whatever there is.
+    fn no_network(&self, names: &[&str]) -> Error {
+        let networks: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".onnx")).collect();
+        let found = if networks.is_empty() { names } else { &networks };
+        let expected = match self.subfolder {
+            None => {
+                "one network, or one that a family knows by its name, in its topmost folder (OWNER/NAME/FOLDER names another)"
+            }
+            Some(_) => "one network, or one that a family knows by its name, in that folder",
+        };
+        self.odd(expected, found.join(", "))
     }
 
     /// Waits until no other process downloads this model.
@@ -309,12 +343,12 @@ impl Fetch<'_> {
         self.config.endpoint.trim_end_matches('/')
     }
 
-    /// Brings one file into the cache.
+    /// Brings one file into the cache, and shows it in a folder of the snapshot.
     fn file(
         &self,
         file: &str,
         url: &str,
-        snapshot: &Path,
+        folder: &Path,
         on_progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<()> {
         let About { etag, size } = self.about(file, url)?;
@@ -333,8 +367,9 @@ impl Fetch<'_> {
             create_dir(self.folder.join("blobs"))?;
             rename(&part, &blob)?;
         }
-        create_dir(snapshot)?;
-        link(&blob, &snapshot.join(file))
+        create_dir(folder)?;
+        let depth = self.subfolder.map_or(0, |subfolder| subfolder.split('/').count());
+        link(&blob, &folder.join(file), depth)
     }
 
     /// Asks for one byte, and no further than the hub itself: of a large file that lies elsewhere it knows the hash.
@@ -473,10 +508,11 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(cannot_write(to))
 }
 
-/// Makes `snapshots/COMMIT/FILE` a link to a blob; a copy of it where links are not allowed.
-fn link(blob: &Path, at: &Path) -> Result<()> {
+/// Makes `snapshots/COMMIT/FILE`, or a file so many folders below, a link to a blob; a copy of it where links are not
+/// allowed.
+fn link(blob: &Path, at: &Path, depth: usize) -> Result<()> {
     remove(at)?;
-    let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
+    let target = Path::new(&"../".repeat(2 + depth)).join("blobs").join(blob.file_name().unwrap_or_default());
     #[cfg(unix)]
     let linked: io::Result<()> = std::os::unix::fs::symlink(&target, at);
     #[cfg(windows)]

@@ -21,7 +21,7 @@ use crate::{Category, Error, LabelFile, LabelKind, Result, description::line_at}
 pub struct Label {
     /// The tag's number in the booru's database; its output's place where the file has no such numbers.
     pub tag_id: i64,
-    /// The canonical name, with underscores.
+    /// The canonical name: as in the file, without spaces around it and with underscores for those within.
     pub name: String,
     /// What kind of thing it says.
     pub category: Category,
@@ -76,7 +76,7 @@ impl Labels {
             })
         };
         let parser = Parser { file, path };
-        let (labels, outputs) = match file.kind {
+        let (mut labels, outputs) = match file.kind {
             LabelKind::Csv => (parser.csv(bytes)?, None),
             LabelKind::Text => (parser.text(text()?)?, None),
             LabelKind::IdxToTag => (parser.idx_to_tag(parser.json(text()?)?)?, None),
@@ -90,6 +90,9 @@ impl Labels {
             }
             LabelKind::TagMap => (parser.tag_map(parser.json(text()?)?)?, None),
         };
+        for (_, label) in &mut labels {
+            label.name = canonical(&label.name);
+        }
         let mut seen = HashSet::new();
         for (place, label) in &labels {
             if label.name.is_empty() {
@@ -117,6 +120,11 @@ impl Labels {
             Some(places) => places.iter().all(|place| *place < outputs),
         }
     }
+}
+
+/// A name as boorus have it. Files with spaces have them for underscores in all names, emoticons included: `> <` is `>_<`.
+fn canonical(name: &str) -> String {
+    name.trim().replace(' ', "_")
 }
 
 /// Where something is in a file of labels.
@@ -415,6 +423,27 @@ mod tests {
             let other = format!("\u{feff}{}", text.replace('\n', "\r\n"));
             assert_eq!(parse(kind, text).unwrap(), parse(kind, &other).unwrap());
         }
+    }
+
+    #[test]
+    fn names_are_canonical_whatever_the_file_has() {
+        let text = "long hair\n ^ ^ \n>_<\n:d\na (costume) (series)\n\\m/\n3:\n";
+        let expected = ["long_hair", "^_^", ">_<", ":d", "a_(costume)_(series)", "\\m/", "3:"]
+            .map(|it| format!("gene {it}"));
+        assert_eq!(names(LabelKind::Text, text), expected);
+        assert_eq!(names(LabelKind::Csv, &format!("name\n{text}")), expected);
+        let json = r#"{"0": {"tag": "long hair", "category": "general"}}"#;
+        assert_eq!(names(LabelKind::TagMapping, json), ["gene long_hair"]);
+        // What is said of a name is said of it as the file has it.
+        let mapping =
+            r#"{"idx_to_tag": {"0": "hatsune miku"}, "tag_to_category": {"hatsune miku": "character"}}"#;
+        assert_eq!(names(LabelKind::IdxToTag, mapping), ["char hatsune_miku"]);
+        let found = message(LabelKind::Text, "long hair\nlong_hair\n");
+        assert!(
+            found.contains("line 2: expected a name that is not there yet, found \"long_hair\""),
+            "{found}"
+        );
+        assert!(message(LabelKind::Csv, "name\n\" \"\n").contains("line 2: expected a name"));
     }
 
     #[test]

@@ -76,6 +76,9 @@ impl Provider {
     ///
     /// ONNX Runtime promises it of all but DirectML; ort's author has seen it go wrong, with GPUs above all. So it is
     /// done only with those that this crate's tests run so. The others lose little, for one batch fills a GPU.
+    ///
+    /// It is by chance that these are the ones of [`Provider::is_processor`]: that says where the work is done, and
+    /// stays as it is when another provider has been tried.
     pub(crate) fn is_concurrent(self) -> bool {
         matches!(self, Self::Cpu | Self::OpenVino)
     }
@@ -283,7 +286,8 @@ pub(crate) fn environment(library: &Path) -> Result<Environment> {
 }
 
 /// Opens the CUDA libraries that set-up put beside the link to ONNX Runtime, in the order in which they need each other:
-/// the kernels for CUDA name them, and have no path to where the wheels hold them.
+/// the kernels for CUDA name them, and have no path to where the wheels hold them. A test of bins/xtask/src/setup.rs
+/// reads this list.
 fn open_cuda(folder: &Path) -> Result<(), libloading::Error> {
     let names = [
         "libcudart.so.13",

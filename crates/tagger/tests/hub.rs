@@ -21,8 +21,6 @@ use vodka_tagger::{
 
 const NAME: &str = "someone/a-tagger";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// What git would call the small files; nobody checks it.
-const GIT_HASH: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 #[derive(Default)]
 struct Content {
@@ -118,7 +116,7 @@ fn answer(content: &Content, port: u16, path: &str, range: Option<&str>) -> Vec<
         return reply("404 Not Found", "", 0, b"");
     };
     // Large files lie elsewhere; the hub knows their hash, and the storage calls them by another name.
-    if on_hub.is_some() && name.starts_with("model.onnx") {
+    if on_hub.is_some() && name.contains(".onnx") {
         let hash = hash_bytes(file).to_string();
         let etag = content.etag.as_ref().filter(|_| name == "model.onnx").unwrap_or(&hash);
         let headers = format!(
@@ -137,8 +135,10 @@ fn answer(content: &Content, port: u16, path: &str, range: Option<&str>) -> Vec<
     let from: usize = from.parse().unwrap();
     let part = &file[from..to.parse().map_or(file.len(), |to: usize| to + 1)];
     let sent = content.cut.filter(|_| name == "model.onnx").map_or(part.len(), |cut| cut.min(part.len()));
+    // As long as git's hash, which nobody checks.
+    let git_hash = &hash_bytes(file).to_string()[..40];
     let headers = format!(
-        "x-repo-commit: {COMMIT}\r\netag: \"{GIT_HASH}\"\r\nContent-Range: bytes {from}-{}/{}\r\n",
+        "x-repo-commit: {COMMIT}\r\netag: \"{git_hash}\"\r\nContent-Range: bytes {from}-{}/{}\r\n",
         from + part.len() - 1,
         file.len()
     );
@@ -152,11 +152,25 @@ fn config(server: &Server, cache: &Path) -> HubConfig {
         token: None,
         offline: false,
         sha256: None,
+        family: None,
     }
 }
 
 fn get(config: &HubConfig) -> Result<PathBuf, Error> {
-    resolve(&ModelRef::parse(NAME), config, &mut |_| {})
+    get_from("", config)
+}
+
+/// From a folder of the repository, given with a slash before it.
+fn get_from(folder: &str, config: &HubConfig) -> Result<PathBuf, Error> {
+    resolve(&ModelRef::parse(format!("{NAME}{folder}")), config, &mut |_| {})
+}
+
+/// The names of the files of a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(name).collect();
+    names.sort();
+    names
 }
 
 fn message(result: Result<PathBuf, Error>) -> String {
@@ -180,12 +194,7 @@ fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
     .unwrap();
     let snapshot = repository(dir.path()).join("snapshots").join(COMMIT);
     assert_eq!(folder, snapshot);
-    let mut files: Vec<_> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    files.sort();
-    assert_eq!(files, ["model.onnx", "model.onnx.data", "selected_tags.csv"], "and nothing else");
+    assert_eq!(names(&folder), ["model.onnx", "model.onnx.data", "selected_tags.csv"], "and nothing else");
     assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
     let blob = repository(dir.path()).join("blobs").join(hash_bytes(network()).to_string());
     assert_eq!(folder.join("model.onnx").canonicalize().unwrap(), blob.canonicalize().unwrap());
@@ -286,7 +295,8 @@ fn a_model_that_is_not_there_is_named() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let other = ModelRef::parse("someone/else@v2");
     let found = message(resolve(&other, &config(&server, dir.path()), &mut |_| {}));
-    assert!(found.contains("cannot get the model `someone/else@v2` from http://127.0.0.1:"), "{found}");
+    let expected = "no such folder, and cannot get the model `someone/else@v2` from http://127.0.0.1:";
+    assert!(found.contains(expected), "{found}");
     assert!(found.contains("404"), "{found}");
 
     server.change(|content| {
@@ -295,11 +305,138 @@ fn a_model_that_is_not_there_is_named() {
     });
     let found = message(get(&config(&server, dir.path())));
     assert!(
-        found.contains(
-            "expected model.onnx, or one other network, in its topmost folder, found model.safetensors, onnx/"
-        ),
+        found.contains("in its topmost folder (OWNER/NAME/FOLDER names another), found onnx/model.onnx"),
         "{found}"
     );
+    let found = message(get_from("/other", &config(&server, dir.path())));
+    assert!(
+        found.contains("`someone/a-tagger/other@main`") && found.contains("in that folder, found onnx/"),
+        "{found}"
+    );
+}
+
+/// What a server with these files, all text but for networks, gives.
+fn serve_files(server: &Server, files: &[&'static str]) {
+    let content = |name: &&'static str| (*name, format!("this is {name}").into_bytes());
+    server.change(|there| there.files = files.iter().map(content).collect());
+}
+
+#[test]
+fn of_several_networks_the_one_that_a_family_names_is_taken() {
+    let several =
+        ["TResnet.onnx", "ml_caformer_m36_dec-3-80000.onnx", "ml_caformer_m36_dec-5-97527.onnx", "tags.csv"];
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    serve_files(&server, &several);
+    let folder = get(&config(&server, dir.path())).unwrap();
+    assert_eq!(names(&folder), ["ml_caformer_m36_dec-5-97527.onnx", "tags.csv"]);
+
+    let camie = ["metadata.json", "model_initial.onnx", "model_refined.onnx", "model_refined.onnx.data"];
+    let dir = tempfile::tempdir().unwrap();
+    serve_files(&server, &camie);
+    let folder = get(&config(&server, dir.path())).unwrap();
+    assert_eq!(names(&folder), ["metadata.json", "model_refined.onnx", "model_refined.onnx.data"]);
+
+    let dir = tempfile::tempdir().unwrap();
+    serve_files(&server, &["one.onnx", "two.onnx", "tags.txt"]);
+    let found = message(get(&config(&server, dir.path())));
+    assert!(found.contains("one that a family knows by its name, in its topmost folder"), "{found}");
+    assert!(found.ends_with("found one.onnx, two.onnx"), "{found}");
+}
+
+#[test]
+fn a_named_family_or_a_description_chooses_the_network() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    serve_files(
+        &server,
+        &["model.onnx", "model_refined.onnx", "deepdanbooru.onnx", "tags.txt", "metadata.json"],
+    );
+    let of = |family: &str| HubConfig { family: Some(family.to_owned()), ..config(&server, dir.path()) };
+    get(&config(&server, dir.path())).unwrap();
+    server.change(|content| drop(content.files.remove("model.onnx")));
+    // What was whole without a family need not be with one.
+    let folder = get(&of("deepdanbooru")).unwrap();
+    assert_eq!(names(&folder), ["deepdanbooru.onnx", "metadata.json", "model.onnx", "tags.txt"]);
+    server.requests();
+    get(&of("deepdanbooru")).unwrap();
+    get(&config(&server, dir.path())).unwrap();
+    assert_eq!(server.requests(), [""; 0], "both are whole");
+    let found = message(get(&of("deepdanboru")));
+    assert!(found.contains("no family `deepdanboru`: there are wd-v3"), "{found}");
+
+    let dir = tempfile::tempdir().unwrap();
+    serve_files(&server, &["a.onnx", "b.onnx", "c.onnx", "tags.txt"]);
+    let description = b"family = \"deepdanbooru\"\nnetwork = [\"b.onnx\"]\n".to_vec();
+    server.change(|content| drop(content.files.insert("model.toml", description)));
+    let folder = get(&config(&server, dir.path())).unwrap();
+    assert_eq!(names(&folder), ["b.onnx", "model.toml", "tags.txt"]);
+}
+
+#[test]
+fn a_folder_of_a_repository_is_a_model() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    serve_files(
+        &server,
+        &[
+            "README.txt",
+            "v1/model_optimized.onnx",
+            "v1/tag_mapping.json",
+            "v2/deep/model.onnx",
+            "v2/deep/tags.csv",
+        ],
+    );
+    let snapshot = repository(dir.path()).join("snapshots").join(COMMIT);
+    let first = get_from("/v1", &config(&server, dir.path())).unwrap();
+    assert_eq!(
+        (&first, names(&first)),
+        (&snapshot.join("v1"), vec!["model_optimized.onnx".into(), "tag_mapping.json".into()])
+    );
+    let second = get_from("/v2/deep", &config(&server, dir.path())).unwrap();
+    assert_eq!(
+        (&second, names(&second)),
+        (&snapshot.join("v2/deep"), vec!["model.onnx".into(), "tags.csv".into()])
+    );
+    assert_eq!(names(&snapshot), ["v1", "v2"]);
+    assert_eq!(
+        fs::read_to_string(first.join("model_optimized.onnx")).unwrap(),
+        "this is v1/model_optimized.onnx"
+    );
+    assert_eq!(fs::read_to_string(second.join("tags.csv")).unwrap(), "this is v2/deep/tags.csv");
+    assert!(fs::symlink_metadata(second.join("model.onnx")).unwrap().is_symlink() || cfg!(windows));
+    server.requests();
+    assert_eq!(get_from("/v1", &config(&server, dir.path())).unwrap(), first);
+    let offline = HubConfig { offline: true, ..config(&server, dir.path()) };
+    assert_eq!(get_from("/v2/deep", &offline).unwrap(), second);
+    let found = message(get_from("/v2", &offline));
+    assert!(found.contains("`someone/a-tagger/v2@main` is not in the hub's cache: no `"), "{found}");
+    assert_eq!(server.requests(), [""; 0]);
+}
+
+#[test]
+fn the_hash_is_that_of_the_network_which_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let unused = HubConfig::from_vars(|_| None);
+    let check = |family: Option<&str>, content: &str| {
+        let config = HubConfig {
+            sha256: Some(hash_bytes(content)),
+            family: family.map(str::to_owned),
+            ..unused.clone()
+        };
+        resolve(&ModelRef::Folder(dir.path().to_path_buf()), &config, &mut |_| {}).map(drop)
+    };
+    for network in ["model_initial.onnx", "model_refined.onnx"] {
+        fs::write(dir.path().join(network), network).unwrap();
+    }
+    check(None, "model_refined.onnx").unwrap();
+    let found = check(None, "model_initial.onnx").unwrap_err().to_string();
+    assert!(found.contains("model_refined.onnx` is not the file it should be"), "{found}");
+    let found = check(Some("wd-v3"), "model_refined.onnx").unwrap_err().to_string();
+    assert!(found.contains("has no `model.onnx` (the network)"), "{found}");
+    fs::write(dir.path().join("model.onnx"), "model.onnx").unwrap();
+    check(None, "model.onnx").unwrap();
+    let description = "family = \"camie-v1\"\nnetwork = [\"model_initial.onnx\"]\n";
+    fs::write(dir.path().join("model.toml"), description).unwrap();
+    check(None, "model_initial.onnx").unwrap();
+    check(Some("camie-v1"), "model.onnx").unwrap();
 }
 
 #[test]
@@ -308,8 +445,9 @@ fn offline_a_missing_model_is_named_and_nothing_is_asked() {
     let offline = HubConfig { offline: true, ..config(&server, dir.path()) };
     let found = message(get(&offline));
     assert!(
-        found.contains("offline, and the model `someone/a-tagger@main` is not in the hub's cache: no `")
-            && found.contains("models--someone--a-tagger/refs/main"),
+        found.contains(
+            "no such folder, offline, and the model `someone/a-tagger@main` is not in the hub's cache: no `"
+        ) && found.contains("models--someone--a-tagger/refs/main"),
         "{found}"
     );
     let pinned = ModelRef::parse(format!("{NAME}@{COMMIT}"));
@@ -345,13 +483,20 @@ fn a_server_cannot_lead_outside_the_cache() {
 #[test]
 fn a_name_is_told_from_a_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let hub =
-        |name: &str, revision: &str| ModelRef::Hub { name: name.to_owned(), revision: revision.to_owned() };
-    assert_eq!(ModelRef::parse("a/b-c_d.e"), hub("a/b-c_d.e", "main"));
-    assert_eq!(ModelRef::parse("a/b@refs/pr/5"), hub("a/b", "refs/pr/5"));
-    for folder in
-        ["b", "a/b/c", "./b", "../b", "a/..", "/b", "a/", "a/b@", "a/b@../x", "a/b@/x", "a b/c", "ä/b"]
-    {
+    let hub = |name: &str, subfolder: Option<&str>, revision: &str| ModelRef::Hub {
+        name: name.to_owned(),
+        subfolder: subfolder.map(str::to_owned),
+        revision: revision.to_owned(),
+    };
+    assert_eq!(ModelRef::parse("a/b-c_d.e"), hub("a/b-c_d.e", None, "main"));
+    assert_eq!(ModelRef::parse("a/b@refs/pr/5"), hub("a/b", None, "refs/pr/5"));
+    assert_eq!(ModelRef::parse("a/b/c"), hub("a/b", Some("c"), "main"));
+    assert_eq!(ModelRef::parse("a/b/c/d@v1"), hub("a/b", Some("c/d"), "v1"));
+    assert_eq!(ModelRef::parse("a/b/c/d@v1").to_string(), "a/b/c/d@v1");
+    for folder in [
+        "b", "a/b/../c", "a/b/c/", "./b", "../b", "a/..", "/b", "a/", "a/b@", "a/b@../x", "a/b@/x", "a b/c",
+        "ä/b",
+    ] {
         assert_eq!(ModelRef::parse(folder), ModelRef::Folder(folder.into()));
     }
     let there = dir.path().join("a");

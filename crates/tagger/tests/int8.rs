@@ -10,8 +10,8 @@ use std::{
 
 use vodka_images::{Rgb, RgbImage, decode};
 use vodka_tagger::{
-    Tagger, TaggerConfig,
-    int8::quantize,
+    Category, Tagger, TaggerConfig, families,
+    int8::{quantize, quantize_folder},
     ndarray::{Array2, Axis, concatenate},
 };
 use vodka_testkit::{fixture, onnxruntime};
@@ -80,6 +80,116 @@ fn the_trained_tagger_finds_the_same_tags_in_int8() {
         assert!(changed * 100 <= tags, "{changed} of {tags} tags appear or vanish");
         assert!(largest < 0.1 && mean < 2e-3, "scores differ by {largest}, {mean} on average");
     }
+}
+
+/// A copy of a fixture's model in a folder of that name, with files of text beside it.
+fn copy(model: &str, to: &Path, texts: &[(&str, &str)]) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(fixture(model)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    texts.iter().for_each(|(name, text)| fs::write(to.join(name), text).unwrap());
+}
+
+#[test]
+fn a_copy_is_of_the_same_family_under_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for family in families() {
+        let (model, int8) =
+            (fixture(&format!("tagger-families/{family}")), dir.path().join(family).join("x"));
+        quantize_folder(&model, &int8).unwrap();
+        let (float, int8) = (open(&model), open(&int8));
+        assert_eq!(int8.description().family, float.description().family);
+        assert_eq!(int8.description().max_batch, Some(1));
+        assert_eq!((int8.labels(), int8.thresholds()), (float.labels(), float.thresholds()), "{family}");
+    }
+}
+
+#[test]
+fn a_copy_keeps_the_thresholds_of_the_name_it_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let general = |folder: &Path| open(folder).thresholds().defaults[&Category::General];
+    for (at, fixture, model_toml, expected) in [
+        ("a/wd-vit-tagger-v3", "wd-v3", None, 0.2614),
+        ("b/models--SmilingWolf--wd-v1-4-moat-tagger-v2/snapshots/8452", "wd-v1.4", None, 0.3771),
+        ("c/mine", "wd-v3", None, 0.35),
+        // What was described is described further.
+        (
+            "d/wd-vit-tagger-v3",
+            "wd-v3",
+            Some("family = \"wd-v3\"\nmax_batch = 4\n[thresholds]\ndefault = 0.2\n"),
+            0.2614,
+        ),
+        (
+            "e/mine",
+            "wd-v3",
+            Some("\u{feff}family = \"wd-v3\"\n[thresholds]\ncategories = { general = 0.7 }\n"),
+            0.7,
+        ),
+    ] {
+        let (model, int8) = (dir.path().join(at), dir.path().join(at).join("../int8"));
+        let texts = model_toml.map(|text| ("model.toml", text));
+        copy(&format!("tagger-families/{fixture}"), &model, texts.as_slice());
+        quantize_folder(&model, &int8).unwrap();
+        assert_eq!((general(&model), general(&int8)), (expected, expected), "{at}");
+        let (float, int8) = (open(&model), open(&int8));
+        assert_eq!(float.thresholds(), int8.thresholds(), "{at}");
+        assert_eq!(
+            (&float.description().family, int8.description().max_batch),
+            (&int8.description().family, Some(1))
+        );
+    }
+    let text = fs::read_to_string(dir.path().join("a/int8/model.toml")).unwrap();
+    assert!(
+        text.ends_with("family = \"wd-v3\"\nmax_batch = 1\n\n[thresholds.categories]\ngeneral = 0.2614\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_copy_scores_a_picture_the_same_in_any_company() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = fixture("world/images");
+    quantize_folder(&fixture("tagger"), dir.path()).unwrap();
+    let (copy, free) = (open(dir.path()), open_quantized(&fixture("tagger")));
+    let paths = vodka_images::find(&world).unwrap();
+    let pictures: Vec<_> =
+        paths.iter().take(4).map(|path| copy.prepare(&decode(&world.join(path)).unwrap())).collect();
+    let one_by_one = |tagger: &Tagger| {
+        let scores: Vec<_> = pictures.chunks(1).map(|one| tagger.score(one).unwrap()).collect();
+        concatenate(Axis(0), &scores.iter().map(|scores| scores.view()).collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(copy.score(&pictures).unwrap(), one_by_one(&copy));
+    assert_ne!(free.score(&pictures).unwrap(), one_by_one(&free), "or it would make no difference");
+}
+
+#[test]
+fn no_network_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, other) = (dir.path().join("model"), dir.path().join("other"));
+    copy("tagger-families/wd-v3", &model, &[]);
+    let before = fs::read(model.join("model.onnx")).unwrap();
+    let network = model.join("model.onnx");
+    let itself = dir.path().join("other/../model");
+    fs::create_dir(&other).unwrap();
+    for output in [&model, &itself] {
+        let found = quantize_folder(&model, output).unwrap_err().to_string();
+        assert!(
+            found.contains("model` is the model itself: the one in 8 bits needs another place"),
+            "{found}"
+        );
+        assert!(refusal(&network, &output.join("model.onnx")).contains("model.onnx` is the model itself"));
+    }
+    fs::write(other.join("another.onnx"), "precious").unwrap();
+    let found = quantize_folder(&model, &other).unwrap_err().to_string();
+    let expected = "another.onnx` is there already, and no network is written over: name another output";
+    assert!(found.contains(expected), "{found}");
+    assert!(refusal(&network, &other.join("another.onnx")).contains(expected));
+    assert_eq!(fs::read(other.join("another.onnx")).unwrap(), b"precious");
+    assert_eq!(fs::read(&network).unwrap(), before);
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    assert!(!model.join("model.toml").exists());
 }
 
 #[test]

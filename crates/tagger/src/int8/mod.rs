@@ -5,10 +5,12 @@
 //! matrix product); of 2240 that a small ConvNeXtV2 gives, trained for minutes on the same world, twelve.
 //!
 //! What weights are multiplied with is quantised over a whole batch: in batches of more than one, the scores of a picture
-//! depend a little on the other pictures. Where runs must agree to the last digit, tag one picture at a time.
+//! depend a little on the other pictures. So [`quantize_folder`] writes `max_batch = 1` beside the network; what runs a network of
+//! [`quantize`] by itself should do the same where runs must agree to the last digit.
 
 mod inline;
 mod onnx;
+mod ports;
 mod rewrite;
 mod weights;
 mod wire;
@@ -23,9 +25,14 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Result, folder::ModelFolder};
+use crate::{
+    Category, Description, Error, Result,
+    description::MODEL_TOML,
+    folder::{ModelFolder, networks_in},
+};
 
 /// What the encoding allows: lengths are 32 bits with a sign.
 const BYTES_MAX: u64 = i32::MAX as u64;
@@ -127,49 +134,137 @@ impl fmt::Display for LeftReason {
 ///
 /// # Errors
 /// When the model or a file of its weights cannot be read or is damaged; when both together are larger than 2 GiB; when
-/// the model is older than opset 11, or has nothing to quantise; when the output cannot be written.
+/// the model is older than opset 11, or has nothing to quantise; when there is an output already, above all the model
+/// itself, or it cannot be written.
 pub fn quantize(model: &Path, output: &Path) -> Result<QuantizeReport> {
-    let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
-    let size = fs::metadata(model).map_err(unreadable)?.len();
-    if size > BYTES_MAX {
-        return Err(Error::ModelTooLarge { model: model.to_path_buf(), bytes: size });
+    check_place(model, output)?;
+    if output.symlink_metadata().is_ok() {
+        return Err(Error::NetworkThere { path: output.to_path_buf() });
     }
-    let bytes = inline::inline(model, fs::read(model).map_err(unreadable)?)?;
-    let bytes_before = bytes.len() as u64;
-    let rewritten = rewrite::rewrite(&bytes).map_err(|flaw| flaw.in_model(model))?;
-    let rewrite::Rewritten { bytes, quantized, left } = rewritten;
-    if quantized == 0 {
-        return Err(Error::NothingToQuantize { model: model.to_path_buf(), left });
-    }
-    let unwritable = |source| vodka_stage::Error::Write { path: output.to_path_buf(), source };
-    let mut file = AtomicFile::create(output)?;
-    file.write_all(&bytes).map_err(unwritable)?;
-    file.commit()?;
-    let bytes_after = bytes.len() as u64;
-    Ok(QuantizeReport { output: output.to_path_buf(), quantized, left, bytes_before, bytes_after })
+    write(output, &Quantized::of(model)?)
 }
 
 /// Makes of a model's folder one with the network in 8 bits ([`quantize`]) under its own name, and copies of the files of
 /// text beside it: labels, thresholds, descriptions.
 ///
+/// The copy's `model.toml` says what the original is known by, so that the new folder may have any name: its family, and
+/// the threshold that goes with the name of its folder. It sets `max_batch = 1`; a batch that is fixed in the graph stays.
+///
 /// # Errors
-/// As [`quantize`]; when the folder is no model, and when a file cannot be copied.
+/// As [`quantize`]; when the folder is no model, or of no one family and without a `model.toml`; when there is a network in
+/// the output already; and when a file cannot be copied.
 pub fn quantize_folder(model: &Path, output: &Path) -> Result<QuantizeReport> {
-    let network = ModelFolder::open(model, None)?.network;
-    let name = network.file_name().expect("a network is a file");
-    let report = quantize(&network, &output.join(name))?;
+    check_place(model, output)?;
+    if let Some(path) = networks_in(output).next() {
+        return Err(Error::NetworkThere { path });
+    }
+    let folder = ModelFolder::open(model, None)?;
+    let network = folder.network.clone();
+    let quantized = Quantized::of(&network)?;
+    let description = match folder.only_description() {
+        Some(description) => description.clone(),
+        None => {
+            let graph = ports::graph(&quantized.bytes).map_err(|flaw| flaw.in_model(&network))?;
+            folder.settle(&graph)?.description
+        }
+    };
+    copy_text(model, output)?;
+    vodka_stage::write_atomic(output.join(MODEL_TOML), description_of_copy(model, &description)?)?;
+    write(&output.join(network.file_name().expect("a network is a file")), &quantized)
+}
+
+/// Refuses to put something in the place of what it is made of.
+fn check_place(model: &Path, output: &Path) -> Result<()> {
+    match (model.canonicalize(), output.canonicalize()) {
+        (Ok(model), Ok(there)) if model == there => Err(Error::SameModel { path: output.to_path_buf() }),
+        _ => Ok(()),
+    }
+}
+
+/// Copies the files of text beside a network, but for the description.
+fn copy_text(model: &Path, output: &Path) -> Result<()> {
     let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
     for entry in fs::read_dir(model).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().expect("an entry has a name");
         let is_text =
             ["csv", "json", "txt", "toml"].iter().any(|kind| path.extension().is_some_and(|it| it == *kind));
-        if is_text && path.is_file() {
-            let read = |source| vodka_stage::Error::Read { path: path.clone(), source };
-            let bytes = fs::read(&path).map_err(read)?;
-            vodka_stage::write_atomic(output.join(path.file_name().expect("an entry has a name")), bytes)?;
+        if is_text && name != MODEL_TOML && path.is_file() {
+            let bytes =
+                fs::read(&path).map_err(|source| vodka_stage::Error::Read { path: path.clone(), source })?;
+            vodka_stage::write_atomic(output.join(name), bytes)?;
         }
     }
-    Ok(report)
+    Ok(())
+}
+
+/// The `model.toml` of a copy: that of the original, or the name of its family; with the threshold that the path of the
+/// original stands for, and a batch of one.
+fn description_of_copy(model: &Path, description: &Description) -> Result<String> {
+    let path = model.join(MODEL_TOML);
+    let mut table = match path.is_file() {
+        true => {
+            let text =
+                fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            vodka_stage::parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text), &path)?
+        }
+        false => Table::from_iter([("family".to_owned(), description.name().into())]),
+    };
+    table.insert("max_batch".to_owned(), Value::Integer(1));
+    if let Some((_, threshold)) = description.thresholds.of_model(model) {
+        // By way of text: 0.2614, not what of it 32 bits can hold.
+        let threshold: f64 = threshold.to_string().parse().expect("a number is read as it is written");
+        let categories = table_in(table_in(&mut table, "thresholds"), "categories");
+        categories.insert(Category::General.to_string(), threshold.into());
+    }
+    Ok(format!("# In batches of more than one, scores depend a little on the other pictures.\n{table}"))
+}
+
+/// The table of a name in a table, made where it is not there.
+fn table_in<'a>(table: &'a mut Table, name: &str) -> &'a mut Table {
+    let inner = table.entry(name).or_insert_with(|| Table::new().into());
+    inner.as_table_mut().expect("what has been read as a description has tables there")
+}
+
+/// A model in 8 bits, and what became of it.
+struct Quantized {
+    bytes: Vec<u8>,
+    bytes_before: u64,
+    count: usize,
+    left: Vec<Left>,
+}
+
+impl Quantized {
+    fn of(model: &Path) -> Result<Self> {
+        let unreadable = |source| vodka_stage::Error::Read { path: model.to_path_buf(), source };
+        let size = fs::metadata(model).map_err(unreadable)?.len();
+        if size > BYTES_MAX {
+            return Err(Error::ModelTooLarge { model: model.to_path_buf(), bytes: size });
+        }
+        let bytes = inline::inline(model, fs::read(model).map_err(unreadable)?)?;
+        let bytes_before = bytes.len() as u64;
+        let rewritten = rewrite::rewrite(&bytes).map_err(|flaw| flaw.in_model(model))?;
+        let rewrite::Rewritten { bytes, quantized: count, left } = rewritten;
+        if count == 0 {
+            return Err(Error::NothingToQuantize { model: model.to_path_buf(), left });
+        }
+        Ok(Self { bytes, bytes_before, count, left })
+    }
+}
+
+fn write(output: &Path, quantized: &Quantized) -> Result<QuantizeReport> {
+    let Quantized { bytes, bytes_before, count, left } = quantized;
+    let unwritable = |source| vodka_stage::Error::Write { path: output.to_path_buf(), source };
+    let mut file = AtomicFile::create(output)?;
+    file.write_all(bytes).map_err(unwritable)?;
+    file.commit()?;
+    Ok(QuantizeReport {
+        output: output.to_path_buf(),
+        quantized: *count,
+        left: left.clone(),
+        bytes_before: *bytes_before,
+        bytes_after: bytes.len() as u64,
+    })
 }
 
 /// Why the bytes of a model cannot be rewritten.

@@ -22,7 +22,8 @@ pub mod graph {
     pub const VALUE_INFO: u32 = 13;
 }
 
-const FLOAT: i64 = 1;
+/// The type of float32 elements.
+pub const FLOAT: i64 = 1;
 const INT8: i64 = 3;
 
 /// A `NodeProto`.

@@ -42,6 +42,25 @@ fn tiny() -> Vec<u8> {
 }
 
 #[test]
+fn a_file_says_what_goes_in_and_comes_out() {
+    let ports = |model: &[u8]| super::ports::graph(model).unwrap().to_string();
+    let model = tiny();
+    let expected = "the inputs `input` float32 [1, 32, 32, 3] and the outputs `output` float32 [1, 24]";
+    assert_eq!(ports(&model), expected);
+    assert_eq!(ports(&rewrite(&model).unwrap().bytes), expected);
+    // Old models count their weights among their inputs, and some say nothing of shapes.
+    let mut old: Vec<u8> = graph(&model).iter().flat_map(|field| field.raw.to_vec()).collect();
+    for name in [initializers(&model)[0].name, "more"] {
+        let mut value = Vec::new();
+        put_bytes(&mut value, 1, name.as_bytes());
+        put_bytes(&mut old, onnx::graph::INPUT, &value);
+    }
+    let mut bytes = Vec::new();
+    put_bytes(&mut bytes, onnx::model::GRAPH, &old);
+    assert_eq!(ports(&bytes), expected.replace(" and", ", `more` of no known shape and"));
+}
+
+#[test]
 fn weights_and_scales_are_those_of_the_original() {
     let case = Case::open("tagger-int8");
     let bytes = rewrite(&tiny()).unwrap().bytes;
@@ -317,12 +336,12 @@ fn quantize_outside(folder: &Path, entries: &[(&str, &str)]) -> crate::Result<Ve
 
 #[test]
 fn weights_beside_the_model_are_taken_in() {
-    let dir = tempfile::tempdir().unwrap();
     let inside = product(weights()).unwrap().bytes;
     let file = ("location", "model.onnx.data");
     for entries in
         [&[file, ("offset", "4"), ("length", "16"), ("checksum", "?")][..], &[("offset", "4"), file]]
     {
+        let dir = tempfile::tempdir().unwrap();
         assert_eq!(quantize_outside(dir.path(), entries).unwrap(), inside);
     }
 }

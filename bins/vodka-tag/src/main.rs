@@ -41,8 +41,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Tag {
-    /// Folder of a model (network and labels), or its name on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION.
-    /// Given again, the scores of all models are put together
+    /// Folder of a model (network and labels), or its name on the Hugging Face hub: OWNER/NAME, with
+    /// /SUBFOLDER and @REVISION where it takes them. Given again, the scores of all models are put together
     #[arg(long, value_name = "MODEL", required = true)]
     model: Vec<PathBuf>,
     /// How the scores of several models become one: mean, max, or vote (the share of models whose threshold is reached)
@@ -92,6 +92,7 @@ impl Tag {
         let mut hub = HubConfig::from_vars(|name| env::var_os(name));
         hub.offline |= self.offline;
         hub.sha256 = self.sha256;
+        hub.family.clone_from(&self.family);
         let mut models = Vec::new();
         for model in &self.model {
             models.push(download(session, model, &hub)?);

@@ -434,7 +434,7 @@ mod tests {
         let (dir, paths) = folder(8);
         let hashes: Vec<_> = paths.iter().map(|path| hash_file(dir.path().join(path)).unwrap()).collect();
         let fake = Fake::default();
-        let known = |index: usize| (index % 2 == 0).then(|| hashes[index]);
+        let known = |index: usize| (index.is_multiple_of(2)).then(|| hashes[index]);
         run_with(dir.path(), &paths, &fake, [3, 2, 2], &known, usize::MAX).unwrap();
         assert_eq!(fake.scored.into_inner(), 4, "of eight four are known, the broken one among them");
     }

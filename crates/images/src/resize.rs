@@ -18,7 +18,8 @@ pub enum Filter {
     Bicubic,
     /// Pillow's `LANCZOS` (a = 3), to the bit.
     Lanczos,
-    /// OpenCV's `INTER_AREA`, to the bit; where a side would grow, Pillow's `LANCZOS`, as kohya's tagging script has it.
+    /// OpenCV's `INTER_AREA`, to the bit, but for the rounding of sums with more than 16 pixels of ground beside the picture;
+    /// where a side would grow, Pillow's `LANCZOS`, as kohya's tagging script has it.
     Area,
 }
 

@@ -10,6 +10,8 @@ use vodka_images::{
 };
 use vodka_testkit::fixture;
 
+const FILTERS: [Filter; 4] = [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos, Filter::Area];
+
 const FITS: [Fit; 5] =
     [Fit::Pad, Fit::ResizeThenPad, Fit::ResizeThenPadNearest, Fit::ResizeThenPadEdge, Fit::Squash];
 
@@ -80,7 +82,7 @@ fn damaged_bytes_never_end_the_process() {
 }
 
 fn squares_and_measures(decoded: &Decoded, side_px: u32) {
-    for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos, Filter::Area] {
+    for filter in FILTERS {
         for fit in FITS {
             let square = Square { side_px, fit, filter, pad: Rgb([255, 0, 9]), under: Rgb([1, 2, 250]) };
             assert_eq!(square.of_decoded(decoded).dimensions(), (side_px, side_px));
@@ -138,12 +140,26 @@ fn too_long_a_side_is_refused() {
     assert_eq!(decode_bytes(&drawing(65_535, 1), &options).unwrap().width, 65_535);
 }
 
-/// The cost of a square is that of its pixels and of the picture's, whatever the shape.
+/// A square costs as much as its pixels, the picture's, and those of one as high as the picture and as wide as the square.
 #[test]
 fn strips_are_pictures() {
-    let options = DecodeOptions::default();
+    let (pad, under) = (Rgb([255, 0, 9]), Rgb([1, 2, 250]));
     for (width, height) in [(60_000, 1), (1, 60_000)] {
-        squares_and_measures(&decode_bytes(&drawing(width, height), &options).unwrap(), 448);
+        let decoded = decode_bytes(&drawing(width, height), &DecodeOptions::default()).unwrap();
+        for (fit, filter) in FITS.into_iter().flat_map(|fit| FILTERS.map(|filter| (fit, filter))) {
+            // One of these is like a picture of 27 megapixels.
+            if height > 1 && fit == Fit::Squash && filter != Filter::Bilinear {
+                continue;
+            }
+            let square = Square { side_px: 448, fit, filter, pad, under }.of_decoded(&decoded);
+            let is_ground = *square.get_pixel(0, 0) == pad;
+            assert_eq!(
+                is_ground,
+                !matches!(fit, Fit::Squash | Fit::ResizeThenPadEdge),
+                "{fit:?}, {filter:?}"
+            );
+        }
+        measure(&decoded.picture);
     }
 }
 

@@ -37,6 +37,8 @@ use vodka_testkit::{fixture, runtime_dir};
 
 /// How long each step is measured at least.
 const SPAN: Duration = Duration::from_secs(2);
+/// How often at least.
+const CALLS_MIN: u32 = 8;
 
 /// What to measure with.
 struct Bench {
@@ -93,8 +95,8 @@ fn sides(megapixels: u32) -> (u32, u32) {
 /// Calls a second of `work`, on one thread.
 fn rate(mut work: impl FnMut()) -> f64 {
     work();
-    let (start, mut calls) = (Instant::now(), 0);
-    while start.elapsed() < SPAN {
+    let (start, mut calls) = (Instant::now(), 0_u32);
+    while calls < CALLS_MIN || start.elapsed() < SPAN {
         work();
         calls += 1;
     }

@@ -48,4 +48,4 @@ pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
 pub use measure::{Measures, Tiles, measure};
 pub use picture::Picture;
 pub use resize::{Filter, resize, resize_bicubic};
-pub use square::{Fit, Square, white_square};
+pub use square::{Fit, Square};

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Decoded, Filter, Picture, canvas::Canvas, flatten::WHITE, resize::resize_canvas, rows::Rows};
+use crate::{Decoded, Filter, Picture, canvas::Canvas, resize::resize_canvas, rows::Rows};
 
 /// How a picture becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,15 +104,6 @@ impl Square {
     }
 }
 
-/// What the WD taggers' own demo makes of a picture: over white, on a white square, bicubic to `size` x `size`.
-///
-/// # Panics
-/// When `size` is 0.
-pub fn white_square(picture: &Picture, size: u32) -> RgbImage {
-    let square = Square { side_px: size, fit: Fit::Pad, filter: Filter::Bicubic, pad: WHITE, under: WHITE };
-    square.of(picture)
-}
-
 /// The size with the shape of `from` whose longer side is `side`, in the floating-point steps of Camie's code.
 fn fitted((width, height): (u32, u32), side: u32) -> (u32, u32) {
     let ratio = f64::from(width) / f64::from(height);
@@ -162,7 +153,14 @@ mod tests {
     #[test]
     fn the_odd_column_goes_to_the_right() {
         let picture = Picture::Rgb(RgbImage::new(1, 4));
-        let row: Vec<_> = (0..4).map(|x| white_square(&picture, 4).get_pixel(x, 2).0[0]).collect();
+        let square = Square {
+            side_px: 4,
+            fit: Fit::Pad,
+            filter: Filter::Bicubic,
+            pad: Rgb([255; 3]),
+            under: Rgb([255; 3]),
+        };
+        let row: Vec<_> = (0..4).map(|x| square.of(&picture).get_pixel(x, 2).0[0]).collect();
         assert_eq!(row, [255, 0, 255, 255]);
     }
 }

@@ -1,23 +1,18 @@
 //! A model, ready to score pictures.
 
-use std::{
-    borrow::Borrow,
-    panic,
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{borrow::Borrow, path::PathBuf, sync::Arc};
 
-use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, concatenate, s};
+use ndarray::Array2;
 use rayon::prelude::*;
-use vodka_images::{Decoded, Picture, Rgb, RgbImage};
+use vodka_images::{Decoded, Picture, RgbImage};
 
 use crate::{
-    Activation, Description, Error, Labels, Layout, Network, NetworkConfig, Profile, Provider, Result, Tags,
-    Thresholds,
+    Description, Labels, Network, NetworkConfig, Profile, Provider, Result, Tags, Thresholds,
     folder::{ModelFolder, Settled},
-    graph::{Graph, Input, Outputs},
+    graph::Graph,
+    model::Model,
     profile::Preparation,
-    tensor::to_tensor,
+    trial::{PATIENCE, Trial},
 };
 
 /// What [`Tagger::open`] needs to know.
@@ -59,13 +54,10 @@ impl TaggerConfig {
 /// A tagger.
 #[derive(Debug)]
 pub struct Tagger {
-    network: Network,
-    description: Description,
-    labels: Labels,
+    model: Arc<Model>,
+    trial: Trial,
     thresholds: Thresholds,
     preparation: Preparation,
-    input: Input,
-    outputs: Outputs,
 }
 
 /// What a network says of pictures.
@@ -80,6 +72,9 @@ pub struct Scores {
 
 impl Tagger {
     /// Loads a model and its labels, and tries the model on two made-up pictures.
+    ///
+    /// A large model is tried while the caller goes on; what is wrong with it is then said by the first call that asks
+    /// for scores, before it gives any.
     ///
     /// How the model is used is said by the family that is named, else by the `model.toml` beside it, else by the one
     /// family that its files and its graph fit.
@@ -96,17 +91,14 @@ impl Tagger {
         let graph = Graph::of(&network);
         let Settled { description, labels, labels_path } = folder.settle(&graph)?;
         let input = graph.input(&path, &description)?;
-        let tagger = Self {
-            thresholds: Thresholds::of(&description, &config.model),
-            preparation: Preparation::new(&description, config.profile, input.side)?,
-            outputs: graph.outputs(&path, &description.output)?,
-            network,
-            description,
-            labels,
-            input,
-        };
-        tagger.try_out(&labels_path)?;
-        Ok(tagger)
+        let thresholds = Thresholds::of(&description, &config.model);
+        let preparation = Preparation::new(&description, config.profile, input.side)?;
+        let outputs = graph.outputs(&path, &description.output)?;
+        let model = Arc::new(Model { network, description, labels, labels_path, input, outputs });
+        model.check_width()?;
+        let tried = Arc::clone(&model);
+        let trial = Trial::start(PATIENCE, move || tried.try_out())?;
+        Ok(Self { model, trial, thresholds, preparation })
     }
 
     /// The same tagger with other thresholds for [`Tagger::tag`] and [`Tagger::tag_batch`].
@@ -117,12 +109,12 @@ impl Tagger {
 
     /// The tags that the model knows, in the order of the scores.
     pub fn labels(&self) -> &Labels {
-        &self.labels
+        &self.model.labels
     }
 
     /// How the model is used.
     pub fn description(&self) -> &Description {
-        &self.description
+        &self.model.description
     }
 
     /// From which scores on tags count: what the model's authors say, unless [`Tagger::with_thresholds`] has other ones.
@@ -132,22 +124,22 @@ impl Tagger {
 
     /// How many pictures the network takes at once, where it takes no other number.
     pub fn fixed_batch(&self) -> Option<usize> {
-        self.input.batch
+        self.model.input.batch
     }
 
     /// How many batches may be scored at a time.
     pub fn lanes(&self) -> usize {
-        self.network.lanes()
+        self.model.network.lanes()
     }
 
     /// Where the model runs.
     pub fn provider(&self) -> Provider {
-        self.network.provider()
+        self.model.network.provider()
     }
 
     /// The side of the square that the model sees, in pixels: 448 for the WD series.
     pub fn size_px(&self) -> u32 {
-        self.input.side
+        self.model.input.side
     }
 
     /// Down to which length of its longer side, in pixels, a picture may be decoded for this tagger; `None` where it must
@@ -178,7 +170,7 @@ impl Tagger {
     }
 
     fn choose(&self, scores: &Array2<f32>) -> Vec<Tags> {
-        let tags = |row: Vec<f32>| self.thresholds.choose(&self.labels, &row);
+        let tags = |row: Vec<f32>| self.thresholds.choose(&self.model.labels, &row);
         scores.outer_iter().map(|row| tags(row.to_vec())).collect()
     }
 
@@ -212,152 +204,9 @@ impl Tagger {
     /// As [`Tagger::score`].
     pub fn score_with_embeddings<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         if prepared.is_empty() {
-            return Ok(Scores { scores: Array2::zeros((0, self.labels.len())), embeddings: None });
+            return Ok(Scores { scores: Array2::zeros((0, self.model.labels.len())), embeddings: None });
         }
-        let Scores { scores, embeddings } = self.infer(prepared)?;
-        let scores = self.probabilities(scores);
-        self.check(&scores)?;
-        Ok(Scores { scores, embeddings })
-    }
-
-    /// Makes probabilities of labels of an output's values.
-    fn probabilities(&self, values: Array2<f32>) -> Array2<f32> {
-        let values = match self.labels.outputs() {
-            None => values,
-            Some(outputs) => values.select(Axis(1), outputs),
-        };
-        match self.description.output.activation {
-            Activation::None => values,
-            Activation::Sigmoid => values.mapv_into(|logit| 1.0 / (1.0 + (-logit).exp())),
-        }
-    }
-
-    fn check(&self, scores: &Array2<f32>) -> Result<()> {
-        let is_wrong = |score: f32| !(0.0..=1.0).contains(&score);
-        let Some(((_, i), score)) = scores.indexed_iter().find(|(_, score)| is_wrong(**score)) else {
-            return Ok(());
-        };
-        let hint = if scores.iter().all(|score| score.is_finite()) {
-            "its outputs are logits; set activation = \"sigmoid\""
-        } else {
-            "its outputs are no numbers"
-        };
-        let tag = self.labels[i].name.clone();
-        Err(Error::NotAProbability { model: self.network.path().to_path_buf(), tag, score: *score, hint })
-    }
-
-    /// The outputs for one or more pictures, whatever they are. // (pictures, outputs), (pictures, width)
-    fn infer<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
-        let batch = match (self.input.batch, self.description.max_batch) {
-            (Some(fixed), _) => fixed,
-            (None, most) => prepared.len().min(most.unwrap_or(usize::MAX)),
-        };
-        let parts: Vec<_> =
-            prepared.chunks(batch).map(|chunk| self.infer_batch(chunk)).collect::<Result<_>>()?;
-        let joined = |parts: &[ArrayView2<f32>]| {
-            concatenate(Axis(0), parts).expect("one model makes rows of one width")
-        };
-        let views = |of: fn(&Scores) -> Option<&Array2<f32>>| -> Vec<_> {
-            parts.iter().filter_map(of).map(|rows| rows.view()).collect()
-        };
-        let embeddings = views(|part| part.embeddings.as_ref());
-        Ok(Scores {
-            scores: joined(&views(|part| Some(&part.scores))),
-            embeddings: (!embeddings.is_empty()).then(|| joined(&embeddings)),
-        })
-    }
-
-    /// One run of the network. Pictures that are missing to a fixed batch are zeros, and left out again.
-    fn infer_batch<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
-        let (side, batch) = (self.input.side, self.input.batch.unwrap_or(prepared.len()));
-        for picture in prepared {
-            assert_eq!(
-                picture.borrow().dimensions(),
-                (side, side),
-                "the picture is not prepared for this model"
-            );
-        }
-        let side = side as usize;
-        let mut pixels = to_tensor(prepared, &self.description.tensor);
-        pixels.resize(batch * side * side * 3, 0.0);
-        let shape = match self.description.tensor.layout {
-            Layout::Nhwc => [batch, side, side, 3],
-            Layout::Nchw => [batch, 3, side, side],
-        };
-        let wanted: Vec<usize> = [self.outputs.scores].into_iter().chain(self.outputs.embedding).collect();
-        let outputs = self.network.run(&pixels, &shape, &wanted)?;
-        let mut rows =
-            wanted.iter().zip(outputs).map(|(place, it)| self.rows(*place, it, batch, prepared.len()));
-        let scores = rows.next().expect("the scores were asked for")?;
-        Ok(Scores { scores, embeddings: rows.next().transpose()? })
-    }
-
-    /// The first rows of an output. // (rows, width)
-    fn rows(&self, place: usize, output: ArrayD<f32>, batch: usize, rows: usize) -> Result<Array2<f32>> {
-        let found = output.shape().to_vec();
-        match output.into_dimensionality::<Ix2>() {
-            Ok(values) if values.nrows() == batch && values.ncols() > 0 => {
-                Ok(values.slice_move(s![..rows, ..]))
-            }
-            _ => Err(Error::Graph {
-                model: self.network.path().to_path_buf(),
-                expected: format!("an output {place} of the shape [batch, width]"),
-                found: format!("{found:?} for a batch of {batch}"),
-            }),
-        }
-    }
-
-    /// Looks for the ways in which exported models are known to be wrong.
-    fn try_out(&self, labels: &Path) -> Result<()> {
-        let values = self.scores_of_two(self.test_pictures())?; // (2, outputs)
-        let model = || self.network.path().to_path_buf();
-        let outputs = values.ncols();
-        if !self.labels.fit(outputs) {
-            let (labels, rows) = (labels.to_path_buf(), self.labels.len());
-            return Err(Error::LabelCount { model: model(), outputs, labels, rows });
-        }
-        let is_probable = values.iter().all(|value| (0.0..=1.0).contains(value));
-        let scores = self.probabilities(values);
-        self.check(&scores)?;
-        let lowest = scores.iter().copied().fold(f32::INFINITY, f32::min);
-        if lowest >= 0.5 {
-            let hint = match self.description.output.activation {
-                Activation::Sigmoid if is_probable => {
-                    "its outputs are already probabilities; set activation = \"none\""
-                }
-                _ => "its graph puts the logistic function twice",
-            };
-            return Err(Error::AllHigh { model: model(), lowest, hint });
-        }
-        if scores.row(0) == scores.row(1) {
-            return Err(Error::Constant { model: model() });
-        }
-        Ok(())
-    }
-
-    /// The scores of two pictures, at the same time where there are lanes for it: a large network takes its time.
-    fn scores_of_two(&self, pictures: [RgbImage; 2]) -> Result<Array2<f32>> {
-        if self.lanes() == 1 || self.input.batch.is_some_and(|batch| batch > 1) {
-            return Ok(self.infer(&pictures)?.scores);
-        }
-        let [first, second] = pictures;
-        let (first, second) = thread::scope(|scope| {
-            let first = scope.spawn(move || self.infer(&[first]));
-            let second = self.infer(&[second]);
-            (first.join(), second)
-        });
-        let first = first.unwrap_or_else(|panic| panic::resume_unwind(panic))?.scores;
-        let joined = concatenate(Axis(0), &[first.view(), second?.scores.view()]);
-        Ok(joined.expect("one model makes rows of one width"))
-    }
-
-    /// Two pictures that have little in common: coloured stripes that slowly change, and grey noise.
-    fn test_pictures(&self) -> [RgbImage; 2] {
-        let stripes = |x: u32, y: u32| Rgb([(x * 5) as u8, (y * 3) as u8, ((x + y) / 16 * 40) as u8]);
-        let noise = |x: u32, y: u32| {
-            Rgb([(x.wrapping_mul(7919).wrapping_add(y * 104_729).wrapping_mul(2_654_435_761) >> 24) as u8; 3])
-        };
-        let side = self.input.side;
-        [RgbImage::from_fn(side, side, stripes), RgbImage::from_fn(side, side, noise)]
+        self.trial.verdict(|| self.model.try_out())?;
+        self.model.score(prepared)
     }
 }

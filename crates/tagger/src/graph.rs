@@ -31,6 +31,8 @@ pub(crate) struct Input {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outputs {
     pub scores: usize,
+    /// How many scores there are, where the graph tells it.
+    pub width: Option<usize>,
     pub embedding: Option<usize>,
 }
 
@@ -99,7 +101,8 @@ impl Graph {
         let scores =
             scores.ok_or_else(|| wrong(format!("float32 [batch, tags] as output {}", rules.scores)))?;
         let embedding = rules.embedding.and_then(place).filter(|place| *place != scores && is_flat(place));
-        Ok(Outputs { scores, embedding })
+        let width = self.outputs[scores].dims.as_ref().and_then(|dims| dims[1]);
+        Ok(Outputs { scores, width, embedding })
     }
 }
 

@@ -19,6 +19,7 @@ mod graph;
 pub mod hub;
 pub mod int8;
 mod labels;
+mod model;
 mod network;
 mod pipeline;
 mod preprocess;
@@ -30,6 +31,7 @@ mod stage;
 mod stream;
 mod table;
 mod tensor;
+mod trial;
 
 pub use category::Category;
 pub use choose::{Tag, Tags, Threshold, Thresholds, mcut};

@@ -44,6 +44,11 @@ impl<'a> Scanner<'a> {
         Self { text, at: 0 }
     }
 
+    /// Where the last piece taken ends.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     pub fn error(&self, at: Range<usize>, fault: QueryFault) -> QueryError {
         QueryError { text: self.text.to_owned(), at, fault }
     }

@@ -13,6 +13,10 @@
 //! ```
 
 pub mod caption;
+pub mod duplicates;
+pub mod filter;
+pub mod query;
+pub mod segment;
 pub mod report;
 pub mod select;
 
@@ -20,6 +24,7 @@ mod compose;
 mod error;
 mod names;
 mod originals;
+mod place;
 mod selection;
 mod sheet;
 mod sidecar;

@@ -288,4 +288,7 @@ pub enum Error {
         /// What is wrong, with what would do.
         fault: String,
     },
+    /// A division into nothing.
+    #[error("expected a segment with a query, found none")]
+    NoSegments,
 }

@@ -34,6 +34,7 @@ use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Serialize, Serializer};
 
+pub(crate) use dataset::{Needs, check_shared};
 pub use dataset::{Dataset, DatasetPlan, Loaded, Unread};
 pub use evaluate::{Answer, Part, evaluate};
 pub use exclusions::{read_exclusions, write_exclusions};

@@ -252,7 +252,9 @@ pub enum Error {
         image: String,
     },
     /// A hash that is none.
-    #[error("`{path}`: the `{column}` of the picture `{image}`: expected hexadecimal digits, found `{found}`")]
+    #[error(
+        "`{path}`: the `{column}` of the picture `{image}`: expected hexadecimal digits, found `{found}`"
+    )]
     PictureHash {
         /// The table.
         path: PathBuf,

@@ -327,7 +327,7 @@ fn act(
                 return Err(Error::NoFolder { what: "copying" });
             };
             let captions = plan.dataset.captions().unwrap_or(images);
-            let (here, missing): (Vec<_>, Vec<_>) = fits.iter().partition(|facts| facts.on_disk);
+            let (here, missing): (Vec<&Facts>, Vec<&Facts>) = fits.iter().partition(|facts| facts.on_disk);
             report.missing = missing.into_iter().map(|facts| facts.image.clone()).collect();
             let mut all = Vec::new();
             let mut captioned = Vec::new();

@@ -16,8 +16,8 @@ pub mod caption;
 pub mod duplicates;
 pub mod filter;
 pub mod query;
-pub mod segment;
 pub mod report;
+pub mod segment;
 pub mod select;
 
 mod compose;

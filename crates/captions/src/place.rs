@@ -217,7 +217,8 @@ impl List {
     }
 
     fn remove_others(&mut self, wanted: &BTreeSet<&str>, placed: &mut Placed) -> Result<()> {
-        let others: Vec<_> = self.entries.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
+        let others: Vec<_> =
+            self.entries.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
         for name in others {
             let path = self.folder.join(&name);
             let entry = self.entries.remove(&name).expect("it was just there");
@@ -262,7 +263,9 @@ fn line(entry: &Entry) -> String {
 /// Whether the file at `path` is what the item asks for.
 fn holds(path: &Path, found: &Metadata, item: &Item, entry: Option<&Entry>) -> Result<bool> {
     match &item.content {
-        Content::Text(text) => Ok(found.is_file() && read_bytes(path)?.unwrap_or_default() == text.as_bytes()),
+        Content::Text(text) => {
+            Ok(found.is_file() && read_bytes(path)?.unwrap_or_default() == text.as_bytes())
+        }
         Content::File(source, Method::Symlink) => {
             Ok(found.is_symlink() && fs::read_link(path).ok() == Some(link_target(source)?))
         }

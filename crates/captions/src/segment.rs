@@ -13,11 +13,9 @@ use vodka_stage::{Interrupt, Outcome, Report, RunKey, read_toml, record_path};
 use crate::{
     Error, Result,
     caption::check_apart,
-    filter::{lines, Method, Placed},
+    filter::{Method, Placed, lines},
     place::{Content, Item, folder_settings, items, place},
-    query::{
-        Dataset, DatasetPlan, Facts, Loaded, Needs, Query, Unread, check_shared, evaluate,
-    },
+    query::{Dataset, DatasetPlan, Facts, Loaded, Needs, Query, Unread, check_shared, evaluate},
 };
 
 /// The table of segments in the output folder.
@@ -169,7 +167,8 @@ impl Segment {
     fn check(&self, seen: &mut BTreeSet<String>) -> Result<()> {
         let name = self.name.as_str();
         let forbidden = |c: char| c.is_control() || r#"/\:*?"<>|"#.contains(c);
-        if name.is_empty() || name.starts_with('.') || name.ends_with(['.', ' ']) || name.contains(forbidden) {
+        if name.is_empty() || name.starts_with('.') || name.ends_with(['.', ' ']) || name.contains(forbidden)
+        {
             return Err(self.wrong("its name is no folder's"));
         }
         // Some systems tell no `A` from `a`.
@@ -202,7 +201,8 @@ impl Segment {
                 self.settings().map(|(name, value)| (format!("{name}.txt"), format!("{value}\n"))).collect()
             }
             SettingsForm::LocalYaml => {
-                let text: String = self.settings().map(|(name, value)| format!("{name}: {value}\n")).collect();
+                let text: String =
+                    self.settings().map(|(name, value)| format!("{name}: {value}\n")).collect();
                 let file = ("local.yaml".to_owned(), text);
                 Some(file).filter(|(_, text)| !text.is_empty()).into_iter().collect()
             }
@@ -279,7 +279,8 @@ impl fmt::Display for SegmentReport {
             Outcome::Interrupted => write!(f, "stopped before the segments in `{output}` were complete")?,
             Outcome::Done | Outcome::Skipped => write!(f, "segments in `{output}`: {}", self.placed)?,
         }
-        let width = self.segments.iter().map(|segment| segment.name.chars().count()).max().unwrap_or(0).max(7);
+        let width =
+            self.segments.iter().map(|segment| segment.name.chars().count()).max().unwrap_or(0).max(7);
         write!(f, "\n  {:width$}  pictures   share  multiply     shown   share", "segment")?;
         for SegmentCount { name, images, share, multiply, shown, shown_share, .. } in &self.segments {
             let (share, shown_share) = (100.0 * share, 100.0 * shown_share);
@@ -375,7 +376,8 @@ fn members(plan: &SegmentPlan, loaded: &Loaded) -> Vec<Vec<usize>> {
 
 fn report(plan: &SegmentPlan, loaded: &Loaded, members: &[Vec<usize>]) -> SegmentReport {
     let all: usize = members.iter().map(Vec::len).sum();
-    let weight = |segment: &Segment, members: &[usize]| segment.multiply.unwrap_or(1.0) * members.len() as f64;
+    let weight =
+        |segment: &Segment, members: &[usize]| segment.multiply.unwrap_or(1.0) * members.len() as f64;
     let shown_all: f64 = plan.all().zip(members).map(|(segment, members)| weight(segment, members)).sum();
     let share = |part: f64, all: f64| if all > 0.0 { part / all } else { 0.0 };
     let queries = plan.segments.iter().map(|(_, query)| Some(query.to_string())).chain([None]);
@@ -434,7 +436,11 @@ fn all_items(
         let found = folder_settings(&plan.images.join(folder));
         if !found.is_empty() {
             let folder = plan.images.join(folder);
-            report.warnings.push(format!("what EveryDream2 is told about `{}` stays behind: {}", folder.display(), found.join(", ")));
+            report.warnings.push(format!(
+                "what EveryDream2 is told about `{}` stays behind: {}",
+                folder.display(),
+                found.join(", ")
+            ));
         }
     }
     all.insert(TABLE.to_owned(), Content::Text(table(&report.segments)?));
@@ -447,7 +453,15 @@ fn table(segments: &[SegmentCount]) -> Result<String> {
         let share = [share, shown_share].map(|share| format!("{share:.4}"));
         let query = query.clone().unwrap_or_default();
         let [share, shown_share] = share;
-        vec![name.clone(), images.to_string(), share, multiply.to_string(), shown.to_string(), shown_share, query]
+        vec![
+            name.clone(),
+            images.to_string(),
+            share,
+            multiply.to_string(),
+            shown.to_string(),
+            shown_share,
+            query,
+        ]
     });
     to_text(&["segment", "pictures", "share", "multiply", "shown", "shown_share", "query"], rows)
 }

@@ -197,7 +197,8 @@ impl DatasetPlan {
             if found.is_empty() {
                 return Err(Error::NoImages { root: root.clone() });
             }
-            let facts = |path: &PathBuf| Facts { image: relative_name(path), on_disk: true, ..Facts::default() };
+            let facts =
+                |path: &PathBuf| Facts { image: relative_name(path), on_disk: true, ..Facts::default() };
             pictures = found.iter().map(facts).collect();
             let without = self.without()?;
             pictures.retain(|facts| !without.contains(&facts.image));
@@ -332,7 +333,8 @@ impl DatasetPlan {
                 return Ok(());
             }
         }
-        let absent = absent.into_iter().map(|image| Facts { image: (**image).to_owned(), ..Facts::default() });
+        let absent =
+            absent.into_iter().map(|image| Facts { image: (**image).to_owned(), ..Facts::default() });
         let absent: Vec<_> = absent.collect();
         pictures.extend(absent);
         pictures.sort_unstable_by(|a, b| a.image.cmp(&b.image));
@@ -447,7 +449,9 @@ fn below_floor(query: &Query, lowest: Option<f64>) -> Vec<String> {
         _ => false,
     });
     tests
-        .map(|test| format!("`{test}`: the tag table has no score below {}, such tags count as 0", lowest as f32))
+        .map(|test| {
+            format!("`{test}`: the tag table has no score below {}, such tags count as 0", lowest as f32)
+        })
         .collect()
 }
 

@@ -1,9 +1,6 @@
 //! Lists of pictures to leave out: `image,reason`, as the tagger lists what it has skipped.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{Result, sheet};
 

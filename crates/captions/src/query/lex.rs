@@ -76,7 +76,9 @@ impl<'a> Scanner<'a> {
         let unit = tail.len() - tail.trim_start_matches(|c: char| c.is_alphanumeric() || c == '%').len();
         if digits == 0 {
             let (found, at) = self.peek();
-            return Err(self.error(at, QueryFault::Expected { expected: "a number".into(), found: said(found) }));
+            return Err(
+                self.error(at, QueryFault::Expected { expected: "a number".into(), found: said(found) })
+            );
         }
         self.at = start + digits + unit;
         Ok((&rest[..digits], &tail[..unit], start..self.at))

@@ -34,8 +34,8 @@ use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Serialize, Serializer};
 
-pub(crate) use dataset::{Needs, check_shared};
 pub use dataset::{Dataset, DatasetPlan, Loaded, Unread};
+pub(crate) use dataset::{Needs, check_shared};
 pub use evaluate::{Answer, Part, evaluate};
 pub use exclusions::{read_exclusions, write_exclusions};
 pub use facts::{Facts, Sharpness};

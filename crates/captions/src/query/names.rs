@@ -69,9 +69,11 @@ impl Names {
                 let ratings = tags.filter(|(_, categories)| categories.contains(RATING));
                 unknown("rating", name, ratings.map(|(tag, _)| short(tag)))
             }
-            ScoreKind::Category => {
-                unknown("category", name, tags.flat_map(|(_, categories)| categories.iter().map(String::as_str)))
-            }
+            ScoreKind::Category => unknown(
+                "category",
+                name,
+                tags.flat_map(|(_, categories)| categories.iter().map(String::as_str)),
+            ),
         }
     }
 }

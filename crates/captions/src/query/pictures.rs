@@ -7,8 +7,8 @@ use std::{
 };
 
 use polars::prelude::{
-    Column, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlRefPath, PolarsError,
-    PolarsResult, ScanArgsParquet, col, len,
+    Column, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlRefPath,
+    PolarsError, PolarsResult, ScanArgsParquet, col, len,
 };
 use vodka_stage::ContentHash;
 
@@ -55,7 +55,8 @@ impl PictureTable {
         let sharpness = SHARPNESS.map(|name| frame.numbers(name));
         let [whole, min, median, max] = sharpness;
         let (whole, min, median, max) = (whole?, min?, median?, max?);
-        let at = |column: &Option<Vec<Option<f64>>>, row: usize| column.as_ref().and_then(|column| column[row]);
+        let at =
+            |column: &Option<Vec<Option<f64>>>, row: usize| column.as_ref().and_then(|column| column[row]);
         let mut rows = Vec::with_capacity(images.len());
         for (row, image) in images.into_iter().enumerate() {
             let text = |column: &Option<Vec<Option<String>>>| column.as_ref()?[row].clone();
@@ -71,7 +72,8 @@ impl PictureTable {
                     max: or_whole(&max),
                 }
             });
-            let hash = text(&hashes).map(|text| frame.parsed(&image, "sha256", &text, |text| text.parse().ok()));
+            let hash =
+                text(&hashes).map(|text| frame.parsed(&image, "sha256", &text, |text| text.parse().ok()));
             let phash = text(&phashes).map(|text| frame.parsed(&image, "phash", &text, hexadecimal));
             rows.push(PictureFacts {
                 size,
@@ -131,7 +133,9 @@ impl Frame {
     fn texts(&self, name: &str) -> Result<Option<Vec<Option<String>>>> {
         let Some(column) = self.column(name, &DataType::String)? else { return Ok(None) };
         let texts = column.str().map_err(|source| broken(&self.path, source))?;
-        Ok(Some(texts.iter().map(|text| text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)).collect()))
+        Ok(Some(
+            texts.iter().map(|text| text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)).collect(),
+        ))
     }
 
     fn numbers(&self, name: &str) -> Result<Option<Vec<Option<f64>>>> {

@@ -380,9 +380,9 @@ impl DatasetPlan {
             sheet.rows.iter().for_each(|row| names.add(&row.cells[column], None));
         }
         let Some(tags) = &self.0.tags else { return Ok((names, None)) };
-        let (pairs, lowest) = pictures::categories(tags)?;
-        pairs.iter().for_each(|(tag, category)| names.add(tag, category.as_deref()));
-        Ok((names, lowest))
+        let found = pictures::vocabulary(tags)?;
+        found.tags.iter().for_each(|(tag, category)| names.add(tag, category.as_deref()));
+        Ok((names, found.lowest))
     }
 
     /// The sizes that no table tells, from the pictures' headers.
@@ -459,13 +459,10 @@ fn below_floor(query: &Query, lowest: Option<f64>) -> Vec<String> {
 pub(crate) fn check_shared<'a>(root: &Path, images: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut owners: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for image in images {
-        let caption = Path::new(image).with_extension("");
+        let caption = Path::new(image).with_extension("txt");
         if let Some(first) = owners.insert(caption.clone(), image) {
-            let caption = root.join(caption.with_file_name(format!(
-                "{}.txt",
-                caption.file_name().unwrap_or_default().to_string_lossy()
-            )));
-            return Err(Error::SharedCaption { first: root.join(first), second: root.join(image), caption });
+            let (first, second) = (root.join(first), root.join(image));
+            return Err(Error::SharedCaption { first, second, caption: root.join(caption) });
         }
     }
     Ok(())

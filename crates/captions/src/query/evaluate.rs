@@ -59,7 +59,7 @@ impl Evaluator<'_> {
             Expression::Test(test) => {
                 let check = check(test, self.slot, self.min_score);
                 self.slot += usize::from(matches!(test, Test::Score { .. }));
-                self.pictures.par_iter().map(|facts| check(facts)).collect()
+                self.pictures.par_iter().map(&check).collect()
             }
         };
         self.parts[number].images = fits.iter().filter(|fits| **fits).count() as u64;

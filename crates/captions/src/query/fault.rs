@@ -10,7 +10,7 @@ pub struct QueryError {
     /// The bytes that the fault is about, from 0.
     pub at: Range<usize>,
     /// What is wrong.
-    pub fault: QueryFault,
+    pub fault: Box<QueryFault>,
 }
 
 /// What is wrong with a query.

@@ -50,7 +50,7 @@ impl<'a> Scanner<'a> {
     }
 
     pub fn error(&self, at: Range<usize>, fault: QueryFault) -> QueryError {
-        QueryError { text: self.text.to_owned(), at, fault }
+        QueryError { text: self.text.to_owned(), at, fault: Box::new(fault) }
     }
 
     /// The next token and its place, without taking it.

@@ -68,7 +68,7 @@ impl Query {
 
     /// A fault of the test with this number.
     fn error(&self, test: usize, fault: QueryFault) -> QueryError {
-        QueryError { text: self.text.clone(), at: self.places[test].clone(), fault }
+        QueryError { text: self.text.clone(), at: self.places[test].clone(), fault: Box::new(fault) }
     }
 
     /// The tests that ask for a score, in order: each picture has one score for each of them.

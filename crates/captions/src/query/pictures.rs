@@ -96,8 +96,17 @@ fn hexadecimal(text: &str) -> Option<u64> {
     (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok())?
 }
 
-/// The pairs of tag and category in a tag table, as it spells them, and the lowest score in it.
-pub(crate) fn categories(path: &Path) -> Result<(Vec<(String, Option<String>)>, Option<f64>)> {
+/// What a tag table names.
+#[derive(Debug)]
+pub(crate) struct Vocabulary {
+    /// The pairs of tag and category, as the table spells them.
+    pub(crate) tags: Vec<(String, Option<String>)>,
+    /// The lowest score in the table.
+    pub(crate) lowest: Option<f64>,
+}
+
+/// Reads what a tag table names.
+pub(crate) fn vocabulary(path: &Path) -> Result<Vocabulary> {
     let broken = |source| broken(path, source);
     let rows = scan(path)?.select([
         col("tag").cast(DataType::String),
@@ -110,7 +119,7 @@ pub(crate) fn categories(path: &Path) -> Result<(Vec<(String, Option<String>)>, 
     let categories = frame.texts("category")?.unwrap_or_default();
     let pairs = tags.into_iter().zip(categories).filter_map(|(tag, category)| Some((tag?, category)));
     let lowest = frame.numbers("score")?.unwrap_or_default().into_iter().flatten().reduce(f64::min);
-    Ok((pairs.collect(), lowest))
+    Ok(Vocabulary { tags: pairs.collect(), lowest })
 }
 
 struct Frame {

@@ -91,7 +91,7 @@ fn every_fault_has_its_words() {
         ("width", "expected a comparison: `<`, `<=`, `>`, `>=`, `=` or `!=`, found the end", 5..5),
         ("width:768", "expected a comparison: `<`, `<=`, `>`, `>=`, `=` or `!=`, found `:`", 5..6),
         ("width>1mb", "`width` does not take the unit `mb`", 6..9),
-        ("bytes>1megs", "no unit `megs`, did you mean `mb`?", 6..11),
+        ("bytes>1mbs", "no unit `mbs`, did you mean `mb`?", 6..10),
         ("caption=heart", "expected `:` or `~`, found `=`", 7..8),
         ("format~png", "expected `:`, found `~`", 6..7),
         ("format:pgn", "no format `pgn`, did you mean `png`?", 7..10),

@@ -426,9 +426,14 @@ fn all_items(
             let folder = image.rsplit_once('/').map(|(folder, _)| folder);
             old_folders.insert(folder.unwrap_or_default());
             let below = folder.map(|folder| format!("/{folder}")).unwrap_or_default();
-            all.extend(files.iter().map(|(name, text)| {
-                (format!("{}{below}/{name}", segment.name), Content::Text(text.clone()))
-            }));
+            for (name, text) in &files {
+                let path = format!("{}{below}/{name}", segment.name);
+                let settings = Content::Text(text.clone());
+                // The caption of a picture `multiply.png`, say.
+                if all.insert(path.clone(), settings.clone()).is_some_and(|before| before != settings) {
+                    return Err(segment.wrong(format!("`{path}` would be a caption and a setting")));
+                }
+            }
         }
     }
     check_shared(captions, captioned)?;

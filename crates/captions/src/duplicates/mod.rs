@@ -190,9 +190,9 @@ impl fmt::Display for DuplicatesReport {
         }
         let (exact, copies) = self.spare(Kind::Exact);
         let (near, alike) = self.spare(Kind::Near);
-        write!(f, "{} pictures: {exact} groups of the same file ({copies} to spare)", self.images)?;
+        write!(f, "{} pictures; groups of the same file: {exact} ({copies} to spare)", self.images)?;
         if let Some(distance) = self.distance {
-            write!(f, ", {near} groups that look the same within {distance} bits ({alike} to spare)")?;
+            write!(f, "; groups that look the same within {distance} bits: {near} ({alike} to spare)")?;
         }
         lines(f, self.groups.iter().map(Group::line))?;
         for (count, what) in [

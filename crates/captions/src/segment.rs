@@ -138,7 +138,8 @@ impl SegmentConfig {
                 }
             }
         }
-        if let Some(rest) = rest.as_ref().filter(|rest| !seen.contains(&rest.name.to_lowercase())) {
+        let has_entry = self.segment.iter().any(|segment| Some(&segment.name) == self.rest.as_ref());
+        if let Some(rest) = rest.as_ref().filter(|_| !has_entry) {
             rest.check(&mut seen)?;
         }
         if segments.is_empty() {

@@ -72,13 +72,14 @@ impl DuplicatesConfig {
                 expected: "a number of bits from 0 to 64",
             });
         }
-        let inputs: Vec<_> = self.without.iter().chain([&self.pictures]).map(|path| resolved(path)).collect();
-        let output = resolved(&self.output);
-        for path in self.exclude.iter().chain([&self.output]) {
-            let is_other_output = path != &self.output && resolved(path) == output;
-            if inputs.contains(&resolved(path)) || is_other_output {
+        // Each output against the inputs and the outputs before it.
+        let mut taken: Vec<_> =
+            self.without.iter().chain([&self.pictures]).map(|path| resolved(path)).collect();
+        for path in [&self.output].into_iter().chain(&self.exclude) {
+            if taken.contains(&resolved(path)) {
                 return Err(Error::OutputIsInput { path: path.clone() });
             }
+            taken.push(resolved(path));
         }
         Ok(DuplicatesPlan(self.clone()))
     }

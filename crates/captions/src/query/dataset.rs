@@ -273,7 +273,9 @@ impl DatasetPlan {
             None => None,
         };
         let tags = match &self.0.tags {
-            Some(path) if needs.tags || self.0.images.is_none() => Some(TagTable::open(path)?),
+            Some(path) if needs.tags || needs.exists || self.0.images.is_none() => {
+                Some(TagTable::open(path)?)
+            }
             _ => None,
         };
         let tagged = tags.as_ref().map(TagTable::images).transpose()?.unwrap_or_default();

@@ -321,7 +321,7 @@ fn bad_datasets_are_told() {
     let dataset = Dataset { lenient: true, ..dataset(&dir) };
     let report = run(&FilterConfig { dataset, ..config(&dir, "not tag:blury", Action::Count) }).unwrap();
     assert_eq!(report.fit, 3);
-    assert_eq!(report.warnings[0], "no tag `blury`, did you mean `blurry`?");
+    assert!(report.warnings.contains(&"no tag `blury`, did you mean `blurry`?".to_owned()), "{report}");
     write(&dir, "tags.csv", TAGS.replace("sub/", "other/").replace("a.png", "other.png"));
     assert!(matches!(run(&config(&dir, "tag:blurry", Action::Count)), Err(Error::OtherImages { .. })));
     write(&dir, "tags.csv", TAGS.replace("0.95", "1.5"));

@@ -12,7 +12,7 @@ use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path};
 pub use crate::place::{Method, Placed};
 use crate::{
     Error, Result,
-    caption::check_apart,
+    caption::{check_apart, resolved},
     place::{items, place},
     query::{
         Answer, Dataset, DatasetPlan, Facts, Loaded, Needs, Part, Query, Unread, check_shared, evaluate,
@@ -80,7 +80,7 @@ impl FilterConfig {
     ///
     /// # Errors
     /// See [`Dataset::plan`]; no query, or two; one that is wrong, or needs what the dataset does not have; pictures that
-    /// are to be put into the folder they are in.
+    /// are to be put into the folder they are in; a list that would replace what it is made from.
     pub fn plan(&self) -> Result<FilterPlan> {
         let dataset = self.dataset.plan()?;
         let query = match (&self.query, &self.query_file) {
@@ -90,6 +90,13 @@ impl FilterConfig {
             (None, None) => return Err(Error::OneQuery { found: "neither" }),
         };
         dataset.check(&query)?;
+        if let Action::Exclude { output } = &self.action {
+            let Dataset { tags, pictures, labels, without, .. } = dataset.dataset();
+            let mut inputs = tags.iter().chain(pictures).chain(labels).chain(without).chain(&self.query_file);
+            if inputs.any(|input| resolved(input) == resolved(output)) {
+                return Err(Error::OutputIsInput { path: output.clone() });
+            }
+        }
         if let Action::Place { output, .. } = &self.action {
             let images = dataset.dataset().images.as_ref();
             check_apart(output, images.ok_or(Error::NoFolder { what: "copying" })?)?;

@@ -91,6 +91,22 @@ struct Entry {
     file: Option<Stamp>,
 }
 
+impl Item {
+    fn method(&self) -> Option<Method> {
+        match &self.content {
+            Content::File(_, method) => Some(*method),
+            Content::Text(_) => None,
+        }
+    }
+
+    fn source_stamp(&self) -> Result<Option<Stamp>> {
+        match &self.content {
+            Content::File(path, _) => Ok(metadata_of(path)?.map(|found| stamp(&found))),
+            Content::Text(_) => Ok(None),
+        }
+    }
+}
+
 /// The picture and its captions, as items below the folder `into` (empty for the folder itself).
 pub(crate) fn items(
     into: &str,
@@ -165,11 +181,16 @@ impl List {
     }
 
     /// Whether the file is as it should be; what is in its way is an error.
-    fn is_there(&self, item: &Item) -> Result<bool> {
+    fn is_there(&mut self, item: &Item) -> Result<bool> {
         let path = self.folder.join(&item.name);
         let Some(found) = metadata(&path)? else { return Ok(false) };
-        let entry = self.entries.get(&item.name);
-        if holds(&path, &found, item, entry)? {
+        let entry = self.entries.get_mut(&item.name);
+        if holds(&path, &found, item, entry.as_deref())? {
+            if let Some(entry) = entry {
+                // The run that wrote it may have been killed before it could say so.
+                entry.file = Some(stamp(&found));
+                entry.source = item.source_stamp()?;
+            }
             return Ok(true);
         }
         match entry {
@@ -181,11 +202,8 @@ impl List {
 
     fn put(&mut self, items: &[&Item]) -> Result<()> {
         let entry = |item: &Item| {
-            let (method, source) = match &item.content {
-                Content::File(path, method) => (Some(*method), metadata_of(path)?.map(|found| stamp(&found))),
-                Content::Text(_) => (None, None),
-            };
-            Ok(Entry { name: item.name.clone(), method, source, file: None })
+            let source = item.source_stamp()?;
+            Ok(Entry { name: item.name.clone(), method: item.method(), source, file: None })
         };
         let mut entries = items.iter().map(|item| entry(item)).collect::<Result<Vec<_>>>()?;
         create_dir(&self.folder)?;

@@ -124,6 +124,10 @@ fn a_list_of_exclusions_is_written_once_and_read_back() {
     fs::write(&output, "edited").unwrap();
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Done);
 
+    let mut into_itself = exclude.clone();
+    into_itself.dataset.without = vec![output.clone()];
+    assert!(said(&into_itself).ends_with("blurred.csv` is the input"));
+
     let without = |path: PathBuf| {
         let dataset = Dataset { without: vec![path], ..dataset(&dir) };
         run(&FilterConfig { dataset, ..config(&dir, "tag:solo or not tag:solo", Action::List) })
@@ -304,7 +308,8 @@ fn bad_datasets_are_told() {
     // Without a table, sizes come from the headers; these files are no pictures.
     let report = list("width>0");
     assert_eq!((report.outcome, report.unread.len()), (Outcome::Skipped, 3));
-    assert!(report.to_string().contains("skipped `a.png`: "), "{report}");
+    let reason = "skipped `a.png`: expected PNG, JPEG, WebP, GIF or BMP, found the text \"a\"";
+    assert!(report.to_string().contains(reason), "{report}");
     assert!(report.to_string().contains("note: the size of 3 pictures is not known"), "{report}");
     let report = list("tag:blurry<0.2");
     assert!(
@@ -371,8 +376,12 @@ fn sizes_come_from_headers() {
     assert!(count > 20, "{count}");
     let dir = tempfile::tempdir().unwrap();
     write(&dir, "a.png", "");
-    let error = vodka_images::size(&dir.path().join("a.png")).unwrap_err().to_string();
-    assert!(error.ends_with("a.png`"), "{error}");
+    let reason = |path: &Path| match vodka_images::size(path).unwrap_err() {
+        vodka_images::Error::Picture { source, .. } => source.reason(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(reason(&dir.path().join("a.png")), "the file is empty");
+    assert!(reason(&dir.path().join("b.png")).starts_with("the file cannot be read"));
 }
 
 #[test]

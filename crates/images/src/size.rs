@@ -1,10 +1,17 @@
 //! How large a picture is, from the start of its file.
 
-use std::{fs::File, io::BufReader, path::Path};
+use std::{
+    fs::File,
+    io::{BufReader, Read, Seek},
+    path::Path,
+};
 
 use image::{ImageDecoder, ImageReader, metadata::Orientation};
 
-use crate::{Error, Fault, Result, decode::swaps_sides};
+use crate::{
+    Error, Fault, Result,
+    decode::{first_bytes, swaps_sides},
+};
 
 /// The width and height of a picture in pixels, turned as its EXIF orientation says; no pixel is decoded.
 ///
@@ -17,14 +24,21 @@ pub fn size(path: &Path) -> Result<(u32, u32)> {
 
 fn read_size(path: &Path) -> Result<(u32, u32), Fault> {
     let unreadable = |source| Fault::Read { source };
-    let file = File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.len() == 0 {
+    let mut file = File::open(path).map_err(unreadable)?;
+    let mut start = Vec::new();
+    file.by_ref().take(16).read_to_end(&mut start).map_err(unreadable)?;
+    if start.is_empty() {
         return Err(Fault::Empty);
     }
-    let broken = |source| Fault::Broken { format: "picture", source: Box::new(source) };
+    file.rewind().map_err(unreadable)?;
     let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(unreadable)?;
+    if reader.format().is_none() {
+        return Err(Fault::NotAPicture { found: first_bytes(&start) });
+    }
+    let broken = |source| Fault::Broken { format: "picture", source: Box::new(source) };
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
+    // An orientation that cannot be read is none.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     Ok(if swaps_sides(orientation) { (height, width) } else { (width, height) })
 }

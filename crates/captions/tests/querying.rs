@@ -124,7 +124,7 @@ fn a_list_of_exclusions_is_written_once_and_read_back() {
     fs::write(&output, "edited").unwrap();
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Done);
 
-    let mut into_itself = exclude.clone();
+    let mut into_itself = exclude;
     into_itself.dataset.without = vec![output.clone()];
     assert!(said(&into_itself).ends_with("blurred.csv` is the input"));
 

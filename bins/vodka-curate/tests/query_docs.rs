@@ -1,4 +1,4 @@
-//! Every example of docs/query.md, run as it stands there.
+//! Every example of docs/query.md, run as it stands there, and how the commands end.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -129,4 +129,37 @@ fn each_command_says_what_the_page_says() {
     assert!(!dir.path().join("train/a.png").exists());
     assert_eq!(at("segments/sharp/people/multiply.txt"), "2\n");
     assert_eq!(at("segments/portraits/people/flip_p.txt"), "0.5\n");
+}
+
+#[test]
+fn commands_end_as_they_should() {
+    let dir = world(&blocks());
+    let filter = "vodka-curate filter --images images --tags tags.csv";
+    let ends = |line: &str, code| {
+        let (said, found) = run(&dir, line);
+        assert_eq!(found, Some(code), "{line}\n{said}");
+        said
+    };
+    assert_eq!(ends(&format!("{filter} --query tag:solo --list --null --quiet"), 0), "a.png\0");
+    let json = ends(&format!("{filter} --query tag:solo --list --json"), 0);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["listed"], serde_json::json!(["a.png"]));
+    let plan = ends(&format!("{filter} --query 'tag:Solo AND  exists' --count --dry-run"), 0);
+    assert!(plan.contains("\"query\": \"tag:solo and exists\""), "{plan}");
+    assert!(plan.contains("tags.pictures.csv"), "the table of pictures is found: {plan}");
+    // The picture that only the tables know cannot be copied.
+    let said = ends(&format!("{filter} --query 'exists or not exists' --copy out"), 3);
+    assert!(said.contains("skipped `gone.png`: not on disk"), "{said}");
+    let said = ends(&format!("{filter} --query 'tag:' --count"), 2);
+    assert_eq!(said, "error: query, byte 4: expected the name of a tag, found the end\n  tag:\n      ^\n");
+    write(dir.path().join("wrong.query"), "exists\n  and widht>3\n");
+    let said = ends(&format!("{filter} --query-file wrong.query --count"), 2);
+    assert!(said.starts_with("error: in `wrong.query`: query, byte 13 (line 2): no field `widht`"), "{said}");
+    assert!(said.ends_with("\n    and widht>3\n        ^^^^^\n"), "{said}");
+    ends(&format!("{filter} --query exists"), 2);
+    ends(&format!("{filter} --query exists --list --count"), 2);
+    ends(&format!("{filter} --count"), 2);
+    ends("vodka-curate duplicates --pictures tags.pictures.csv --output d.csv --distance 65", 2);
+    ends("vodka-curate duplicates --pictures none.csv --output d.csv", 1);
+    assert!(ends("vodka-curate segment --config none.toml", 2).contains("none.toml"));
 }

@@ -25,7 +25,7 @@ use crate::{
 
 /// A perceptual hash with fewer bits than this says nothing: the picture has almost no frequencies, as one of a single
 /// colour or a plain gradient. Pictures with any content have 32 or nearly so.
-const BITS_MIN: u32 = 8;
+const BITS_MIN: u32 = 16;
 
 /// What is looked for, as a user wants it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -13,10 +13,9 @@ pub use crate::place::{Method, Placed};
 use crate::{
     Error, Result,
     caption::{check_apart, resolved},
-    place::{items, place},
+    place::{Item, items, place},
     query::{
-        Answer, Dataset, DatasetPlan, Facts, Loaded, Needs, Part, Query, Unread, check_shared, evaluate,
-        write_exclusions,
+        Dataset, DatasetPlan, Facts, Needs, Part, Query, Unread, check_shared, evaluate, write_exclusions,
     },
     sheet::read_text,
 };
@@ -263,105 +262,91 @@ pub fn run(
     }
     let loaded = plan.dataset.complete(&[&plan.query], needs, pictures)?;
     let answer = evaluate(&plan.query, 0, plan.dataset.dataset().min_score, &loaded.pictures);
-    let mut report = report(plan, &loaded, answer, output);
-    let fits: Vec<_> = loaded.pictures.iter().zip(&report.0).filter(|(_, fits)| **fits).collect();
-    let fits: Vec<_> = fits.into_iter().map(|(facts, _)| facts).collect();
-    act(plan, &fits, &mut report.1, interrupt, on_event)?;
-    let report = report.1;
-    if let (Some(key), Some(output)) = (key, &report.output)
-        && report.outcome != Outcome::Interrupted
-    {
-        // What is in a folder is compared file by file: hashing it takes as long as copying it.
-        let made: &[&Path] = if report.placed.is_some() { &[] } else { &[output] };
-        let recorded = FilterReport { outcome: ended(&report), ..report.clone() };
-        key.write(&record_path(output), made, &recorded)?;
-    }
-    Ok(report)
-}
-
-fn report(
-    plan: &FilterPlan,
-    loaded: &Loaded,
-    answer: Answer,
-    output: Option<PathBuf>,
-) -> (Vec<bool>, FilterReport) {
-    let report = FilterReport {
+    let fits = loaded.pictures.iter().zip(&answer.fits).filter(|(_, fits)| **fits);
+    let fits: Vec<_> = fits.map(|(facts, _)| facts).collect();
+    let mut report = FilterReport {
         outcome: Outcome::Done,
         query: plan.query.to_string(),
         images: loaded.pictures.len() as u64,
-        fit: answer.fits.iter().filter(|fits| **fits).count() as u64,
+        fit: fits.len() as u64,
         output,
         listed: Vec::new(),
         parts: if plan.explain { answer.parts } else { Vec::new() },
         placed: None,
         missing: Vec::new(),
-        unread: loaded.unread.clone(),
-        warnings: loaded.warnings.clone(),
+        unread: loaded.unread,
+        warnings: loaded.warnings,
     };
-    (answer.fits, report)
-}
-
-/// Done, or done with something skipped.
-fn ended(report: &FilterReport) -> Outcome {
-    match report.missing.is_empty() && report.unread.is_empty() {
-        true => Outcome::Done,
-        false => Outcome::Skipped,
+    let complete = act(plan, &fits, &mut report, interrupt, on_event)?;
+    if !complete {
+        return Ok(FilterReport { outcome: Outcome::Interrupted, ..report });
     }
+    if !report.missing.is_empty() || !report.unread.is_empty() {
+        report.outcome = Outcome::Skipped;
+    }
+    if let (Some(key), Some(output)) = (key, &report.output) {
+        // What is in a folder is compared file by file: hashing it takes as long as copying it.
+        let made: &[&Path] = if report.placed.is_some() { &[] } else { &[output] };
+        key.write(&record_path(output), made, &report)?;
+    }
+    let untouched = report.placed.as_ref().is_some_and(|placed| placed.written + placed.removed == 0);
+    if untouched && report.outcome == Outcome::Done {
+        report.outcome = Outcome::Unchanged;
+    }
+    Ok(report)
 }
 
+/// Does what is wanted with the pictures that fit. Whether it came to the end.
 fn act(
     plan: &FilterPlan,
     fits: &[&Facts],
     report: &mut FilterReport,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(FilterEvent),
-) -> Result<()> {
+) -> Result<bool> {
     match &plan.action {
         Action::Count => {}
         Action::List => {
             report.listed = fits.iter().map(|facts| facts.image.clone()).collect();
             report.listed.iter().for_each(|image| on_event(FilterEvent::Fits { image: image.clone() }));
         }
+        Action::Exclude { .. } if interrupt.is_raised() => return Ok(false),
         Action::Exclude { output } => {
-            if interrupt.is_raised() {
-                report.outcome = Outcome::Interrupted;
-                return Ok(());
-            }
             write_exclusions(output, fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string())))?;
         }
         Action::Place { output, method } => {
-            let Some(images) = &plan.dataset.dataset().images else {
-                return Err(Error::NoFolder { what: "copying" });
-            };
-            let captions = plan.dataset.captions().unwrap_or(images);
-            let (here, missing): (Vec<&Facts>, Vec<&Facts>) = fits.iter().partition(|facts| facts.on_disk);
-            report.missing = missing.into_iter().map(|facts| facts.image.clone()).collect();
-            let mut all = Vec::new();
-            let mut captioned = Vec::new();
-            for facts in here {
-                let items = items("", &facts.image, images, captions, *method)?;
-                if items.len() > 1 {
-                    captioned.push(facts.image.as_str());
-                }
-                all.extend(items);
-            }
-            check_shared(captions, captioned)?;
+            let here = fits.iter().filter(|facts| facts.on_disk).map(|facts| facts.image.as_str());
+            let missing = fits.iter().filter(|facts| !facts.on_disk).map(|facts| facts.image.clone());
+            report.missing = missing.collect();
+            let all = all_items(plan, here, *method)?;
             on_event(FilterEvent::Placing { files: all.len() as u64 });
             let mut on_placed = |files| on_event(FilterEvent::Placed { files });
             report.placed = place(output, &all, interrupt, &mut on_placed)?;
-            match &report.placed {
-                None => {
-                    report.outcome = Outcome::Interrupted;
-                    return Ok(());
-                }
-                Some(placed) if placed.written + placed.removed == 0 && ended(report) == Outcome::Done => {
-                    report.outcome = Outcome::Unchanged;
-                    return Ok(());
-                }
-                Some(_) => {}
-            }
+            return Ok(report.placed.is_some());
         }
     }
-    report.outcome = ended(report);
-    Ok(())
+    Ok(true)
+}
+
+/// The pictures with their captions.
+fn all_items<'a>(
+    plan: &FilterPlan,
+    images: impl Iterator<Item = &'a str>,
+    method: Method,
+) -> Result<Vec<Item>> {
+    let Some(root) = &plan.dataset.dataset().images else {
+        return Err(Error::NoFolder { what: "copying" });
+    };
+    let captions = plan.dataset.captions().unwrap_or(root);
+    let mut all = Vec::new();
+    let mut captioned = Vec::new();
+    for image in images {
+        let items = items("", image, root, captions, method)?;
+        if items.len() > 1 {
+            captioned.push(image);
+        }
+        all.extend(items);
+    }
+    check_shared(captions, captioned)?;
+    Ok(all)
 }

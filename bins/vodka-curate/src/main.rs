@@ -1,5 +1,9 @@
 //! Selects tags, reports on them, and writes captions.
 
+mod duplicates;
+mod filter;
+mod segment;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +35,12 @@ enum Command {
     Report(Report),
     /// Put the best selected tags of each picture into its caption
     Caption(Caption),
+    /// List, exclude, copy or link the pictures that fit a query
+    Filter(Box<filter::Arguments>),
+    /// Divide a dataset into folders by queries, each with EveryDream2's settings for a folder
+    Segment(segment::Arguments),
+    /// Find pictures that are there more than once: the same file, or one that looks the same
+    Duplicates(duplicates::Arguments),
 }
 
 #[derive(Args)]
@@ -182,5 +192,8 @@ fn main() -> ExitCode {
                 CaptionEvent::Captioned { images } => bar.set(images),
             })
         }),
+        Command::Filter(arguments) => arguments.run(&session),
+        Command::Segment(arguments) => arguments.run(&session),
+        Command::Duplicates(arguments) => arguments.run(&session),
     }
 }

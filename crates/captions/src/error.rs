@@ -217,4 +217,80 @@ pub enum Error {
         /// The original, which captions are made from.
         original: PathBuf,
     },
+    /// A query that cannot be understood or answered.
+    #[error(transparent)]
+    Query(#[from] crate::query::QueryError),
+    /// The same, of a query in a file or of a segment.
+    #[error("in {place}")]
+    QueryIn {
+        /// Where the query stands.
+        place: String,
+        /// What is wrong with it.
+        source: crate::query::QueryError,
+    },
+    /// Neither or both of two ways to give a query.
+    #[error("expected either a query or a file with one, found {found}")]
+    OneQuery {
+        /// `both` or `neither`.
+        found: &'static str,
+    },
+    /// A dataset of nothing.
+    #[error("expected a folder of pictures, a tag table or a table of pictures, found none of them")]
+    NoDataset,
+    /// A folder of pictures is needed.
+    #[error("{what} needs the folder of pictures, and none is given")]
+    NoFolder {
+        /// What needs it.
+        what: &'static str,
+    },
+    /// A picture with two rows in a table that has one for each.
+    #[error("`{path}` names the picture `{image}` twice")]
+    PictureTwice {
+        /// The table.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+    },
+    /// A hash that is none.
+    #[error(
+        "`{path}`: the `{column}` of the picture `{image}`: expected hexadecimal digits, found `{found}`"
+    )]
+    PictureHash {
+        /// The table.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+        /// `sha256` (64 digits) or `phash` (16).
+        column: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A table that lacks what is to be compared.
+    #[error("`{path}` has no {what} of any picture")]
+    NoFacts {
+        /// The table of pictures.
+        path: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A file that is not ours, or was changed since, where one is to be put.
+    #[error("`{path}` is in the way: no run has put it there as it is; move or delete it")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A configuration file that cannot be used.
+    #[error(transparent)]
+    Config(#[from] vodka_stage::ConfigError),
+    /// A segment that cannot be.
+    #[error("segment `{name}`: {fault}")]
+    Segment {
+        /// Its name.
+        name: String,
+        /// What is wrong, with what would do.
+        fault: String,
+    },
+    /// A division into nothing.
+    #[error("expected a segment with a query, found none")]
+    NoSegments,
 }

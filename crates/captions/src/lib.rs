@@ -13,13 +13,18 @@
 //! ```
 
 pub mod caption;
+pub mod duplicates;
+pub mod filter;
+pub mod query;
 pub mod report;
+pub mod segment;
 pub mod select;
 
 mod compose;
 mod error;
 mod names;
 mod originals;
+mod place;
 mod selection;
 mod sheet;
 mod sidecar;

@@ -131,7 +131,7 @@ fn turns_ends(orientation: Orientation) -> (bool, bool) {
     }
 }
 
-fn swaps_sides(orientation: Orientation) -> bool {
+pub(crate) fn swaps_sides(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
@@ -227,7 +227,7 @@ fn to_8_bits(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// How a file starts, for people.
-fn first_bytes(bytes: &[u8]) -> String {
+pub(crate) fn first_bytes(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(16)];
     match std::str::from_utf8(start) {
         Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => {

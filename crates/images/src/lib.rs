@@ -37,6 +37,7 @@ mod pillow;
 mod resize;
 mod rows;
 mod simd;
+mod size;
 mod square;
 
 pub use crop::{Anchor, crop, fit_crop};
@@ -48,4 +49,5 @@ pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
 pub use measure::{Measures, Tiles, measure};
 pub use picture::Picture;
 pub use resize::{Filter, resize, resize_bicubic};
+pub use size::size;
 pub use square::{Fit, Square};

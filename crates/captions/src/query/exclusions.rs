@@ -1,0 +1,32 @@
+//! Lists of pictures to leave out: `image,reason`, as the tagger lists what it has skipped.
+
+use std::{collections::BTreeSet, path::Path};
+
+use crate::{Result, sheet};
+
+/// Reads which pictures are left out: a CSV with a column `image` (the tagger's list of skipped pictures is one), or a
+/// name a line, as `vodka-curate filter --list` prints them.
+///
+/// # Errors
+/// The file cannot be read, or is not UTF-8; a broken CSV.
+pub fn read_exclusions(path: &Path) -> Result<BTreeSet<String>> {
+    let text = sheet::read_text(path)?;
+    match sheet::separator(&text, "image") {
+        Some(separator) => {
+            let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
+            let broken = |source| crate::Error::Csv { path: path.to_path_buf(), source };
+            let header = reader.headers().map_err(broken)?;
+            let place = header.iter().position(|cell| cell.trim().eq_ignore_ascii_case("image")).unwrap_or(0);
+            reader.records().map(|row| Ok(row.map_err(broken)?[place].to_owned())).collect()
+        }
+        None => Ok(text.lines().filter(|line| !line.is_empty()).map(ToOwned::to_owned).collect()),
+    }
+}
+
+/// Writes a list of pictures to leave out, each with its reason.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_exclusions(path: &Path, images: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+    sheet::write(path, &["image", "reason"], images.into_iter().map(|(image, reason)| vec![image, reason]))
+}

@@ -1,0 +1,204 @@
+//! The tagger's second table: one row for each picture.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use polars::prelude::{
+    Column, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlRefPath,
+    PolarsError, PolarsResult, ScanArgsParquet, col, len,
+};
+use vodka_stage::ContentHash;
+
+use super::Sharpness;
+use crate::{Error, Result, sheet};
+
+/// A row of the table; what the table has no column for is not known.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PictureFacts {
+    /// The picture's path, with `/`.
+    pub image: String,
+    /// Width and height in pixels.
+    pub size: Option<(u32, u32)>,
+    /// The SHA-256 of the file.
+    pub hash: Option<ContentHash>,
+    /// The perceptual hash ([`vodka_images::Measures::phash`]).
+    pub phash: Option<u64>,
+    /// How sharp it is.
+    pub sharpness: Option<Sharpness>,
+}
+
+/// What is known of pictures, in order of the table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PictureTable {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// Each picture once.
+    pub rows: Vec<PictureFacts>,
+}
+
+const SHARPNESS: [&str; 4] =
+    ["sharpness", "sharpness_tile_min", "sharpness_tile_median", "sharpness_tile_max"];
+
+impl PictureTable {
+    /// Reads `tags.pictures.parquet` or `.csv`, as the tagger writes it: only the column `image` must be there.
+    ///
+    /// # Errors
+    /// The file cannot be read; no column `image`; a picture that is there twice; a hash or a number that is none.
+    pub fn read(path: &Path) -> Result<Self> {
+        let frame = Frame::read(path)?;
+        let images = frame.texts("image")?.ok_or_else(|| frame.lacks("image"))?;
+        let (widths, heights) = (frame.numbers("width")?, frame.numbers("height")?);
+        let (hashes, phashes) = (frame.texts("sha256")?, frame.texts("phash")?);
+        let sharpness = SHARPNESS.map(|name| frame.numbers(name));
+        let [whole, min, median, max] = sharpness;
+        let (whole, min, median, max) = (whole?, min?, median?, max?);
+        let at =
+            |column: &Option<Vec<Option<f64>>>, row: usize| column.as_ref().and_then(|column| column[row]);
+        let mut rows = Vec::with_capacity(images.len());
+        for (row, image) in images.into_iter().enumerate() {
+            let text = |column: &Option<Vec<Option<String>>>| column.as_ref()?[row].clone();
+            let image = image.unwrap_or_default();
+            let size = at(&widths, row).zip(at(&heights, row)).map(|(w, h)| (w as u32, h as u32));
+            let sharpness = at(&whole, row).map(|whole| {
+                // A table of another maker may have the first only.
+                let or_whole = |column| at(column, row).unwrap_or(whole) as f32;
+                Sharpness {
+                    whole: whole as f32,
+                    min: or_whole(&min),
+                    median: or_whole(&median),
+                    max: or_whole(&max),
+                }
+            });
+            let hash =
+                text(&hashes).map(|text| frame.parsed(&image, "sha256", &text, |text| text.parse().ok()));
+            let phash = text(&phashes).map(|text| frame.parsed(&image, "phash", &text, hexadecimal));
+            rows.push(PictureFacts {
+                size,
+                hash: hash.transpose()?,
+                phash: phash.transpose()?,
+                sharpness,
+                image,
+            });
+        }
+        let mut names: Vec<_> = rows.iter().map(|row| row.image.as_str()).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::PictureTwice { path: path.to_path_buf(), image: pair[0].to_owned() }),
+            None => Ok(Self { path: path.to_path_buf(), rows }),
+        }
+    }
+}
+
+fn hexadecimal(text: &str) -> Option<u64> {
+    (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok())?
+}
+
+/// What a tag table names.
+#[derive(Debug)]
+pub(crate) struct Vocabulary {
+    /// The pairs of tag and category, as the table spells them.
+    pub(crate) tags: Vec<(String, Option<String>)>,
+    /// The lowest score in the table.
+    pub(crate) lowest: Option<f64>,
+}
+
+/// Reads what a tag table names.
+pub(crate) fn vocabulary(path: &Path) -> Result<Vocabulary> {
+    let broken = |source| broken(path, source);
+    let rows = scan(path)?.select([
+        col("tag").cast(DataType::String),
+        col("category").cast(DataType::String),
+        col("score").cast(DataType::Float32),
+    ]);
+    let pairs = rows.group_by([col("tag"), col("category")]).agg([col("score").min(), len().alias("rows")]);
+    let frame = Frame { path: path.to_path_buf(), frame: collect(pairs).map_err(broken)? };
+    let tags = frame.texts("tag")?.unwrap_or_default();
+    let categories = frame.texts("category")?.unwrap_or_default();
+    let pairs = tags.into_iter().zip(categories).filter_map(|(tag, category)| Some((tag?, category)));
+    let lowest = frame.numbers("score")?.unwrap_or_default().into_iter().flatten().reduce(f64::min);
+    Ok(Vocabulary { tags: pairs.collect(), lowest })
+}
+
+struct Frame {
+    path: PathBuf,
+    frame: DataFrame,
+}
+
+impl Frame {
+    fn read(path: &Path) -> Result<Self> {
+        let frame = collect(scan(path)?).map_err(|source| broken(path, source))?;
+        Ok(Self { path: path.to_path_buf(), frame })
+    }
+
+    fn column(&self, name: &str, as_type: &DataType) -> Result<Option<Column>> {
+        let Ok(column) = self.frame.column(name) else { return Ok(None) };
+        let column = column.strict_cast(as_type).map_err(|source| broken(&self.path, source))?;
+        Ok(Some(column))
+    }
+
+    fn texts(&self, name: &str) -> Result<Option<Vec<Option<String>>>> {
+        let Some(column) = self.column(name, &DataType::String)? else { return Ok(None) };
+        let texts = column.str().map_err(|source| broken(&self.path, source))?;
+        Ok(Some(
+            texts.iter().map(|text| text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)).collect(),
+        ))
+    }
+
+    fn numbers(&self, name: &str) -> Result<Option<Vec<Option<f64>>>> {
+        let Some(column) = self.column(name, &DataType::Float64)? else { return Ok(None) };
+        let numbers = column.f64().map_err(|source| broken(&self.path, source))?;
+        Ok(Some(numbers.iter().collect()))
+    }
+
+    fn lacks(&self, name: &str) -> Error {
+        let names: Vec<_> = self.frame.get_column_names().iter().map(|name| name.to_string()).collect();
+        let found = format!("the columns {}", names.join(", "));
+        Error::Columns { path: self.path.clone(), expected: format!("a column `{name}`"), found }
+    }
+
+    fn parsed<T>(
+        &self,
+        image: &str,
+        column: &'static str,
+        text: &str,
+        parse: fn(&str) -> Option<T>,
+    ) -> Result<T> {
+        parse(text).ok_or_else(|| Error::PictureHash {
+            path: self.path.clone(),
+            image: image.to_owned(),
+            column,
+            found: text.to_owned(),
+        })
+    }
+}
+
+fn collect(rows: LazyFrame) -> PolarsResult<DataFrame> {
+    Ok(rows.collect_with_engine(Engine::Streaming)?.unwrap_single())
+}
+
+fn broken(path: &Path, source: PolarsError) -> Error {
+    Error::Table { path: path.to_path_buf(), source: Box::new(source) }
+}
+
+/// A table of any columns, of CSV all of them as text.
+fn scan(path: &Path) -> Result<LazyFrame> {
+    let mut start = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
+    file.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    let name = PlRefPath::try_from_path(path);
+    let rows = if start.starts_with(b"PAR1") {
+        let options = ScanArgsParquet { glob: false, ..Default::default() };
+        name.and_then(|name| LazyFrame::scan_parquet(name, options))
+    } else {
+        let start = String::from_utf8_lossy(&start);
+        let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b',');
+        name.and_then(|name| {
+            let reader = LazyCsvReader::new(name).with_separator(separator);
+            reader.with_infer_schema_length(Some(0)).with_glob(false).finish()
+        })
+    };
+    rows.map_err(|source| broken(path, source))
+}

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use polars::prelude::PolarsError;
 
+use crate::rules::RuleKind;
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -216,5 +218,62 @@ pub enum Error {
         caption: PathBuf,
         /// The original, which captions are made from.
         original: PathBuf,
+    },
+    /// A configuration file of ours that does not parse.
+    #[error(transparent)]
+    Config(#[from] vodka_stage::ConfigError),
+    /// A rule about a name that no tag can have.
+    #[error("`{path}` line {line}, {kind}: expected the name of a tag, without a comma, found {found:?}")]
+    RuleName {
+        /// The file of rules.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What the rule does.
+        kind: RuleKind,
+        /// What is there.
+        found: String,
+    },
+    /// Two rules that make different things of one name.
+    #[error("`{path}` line {line}: there is another {kind} for `{name}` in `{first}` line {first_line}")]
+    RuleTwice {
+        /// The file of the second rule.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: u64,
+        /// What the rules do.
+        kind: RuleKind,
+        /// The canonical name.
+        name: String,
+        /// The file of the first rule.
+        first: PathBuf,
+        /// Its line, counted from 1.
+        first_line: u64,
+    },
+    /// Aliases that lead back to where they began.
+    #[error("`{path}` line {line}: the aliases go in a circle: {names}")]
+    AliasCircle {
+        /// The file of rules.
+        path: PathBuf,
+        /// The line of one of the aliases, counted from 1.
+        line: u64,
+        /// The names, with arrows.
+        names: String,
+    },
+    /// A regular expression that is none.
+    #[error("`{path}` line {line}, regex")]
+    RulePattern {
+        /// The file of rules.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: Box<regex::Error>,
+    },
+    /// A file that starts as UTF-16 does and is not.
+    #[error("`{path}` starts with the mark of UTF-16 and is not UTF-16")]
+    NotUtf16 {
+        /// The file.
+        path: PathBuf,
     },
 }

@@ -30,9 +30,7 @@ mod written;
 pub use compose::{Position, TagScore, choose, compose, head};
 pub use error::{Error, Result};
 pub use names::{KAOMOJI, canonical, displayed};
-pub use rules::{
-    ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles,
-};
+pub use rules::{ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles};
 pub use selection::{Selected, Selection};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
 pub use table::{Double, Scores, TagFrequency, TagTable};

@@ -42,7 +42,10 @@ impl Sheet {
     /// Reads the text of a table, in which lines that start with `comment` say nothing.
     pub(crate) fn parse(path: &Path, text: &str, key: &str, comment: Option<u8>) -> Result<Self> {
         // What follows keeps its line numbers when the hint becomes an empty line.
-        let hint = text.lines().next().filter(|line| line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep=")));
+        let hint = text
+            .lines()
+            .next()
+            .filter(|line| line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep=")));
         let text = &text[hint.map_or(0, str::len)..];
         let is_comment = |line: &&str| comment.is_some_and(|mark| line.as_bytes().first() == Some(&mark));
         let header = text.lines().find(|line| !line.trim().is_empty() && !is_comment(line));
@@ -112,11 +115,13 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 /// The text of a file in UTF-8, or in UTF-16 with a byte-order mark.
 pub(crate) fn read_any_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    let units = |of: fn([u8; 2]) -> u16| bytes[2..].chunks(2).map(move |pair| match *pair {
-        [a, b] => of([a, b]),
-        // Half a character is none.
-        _ => 0xd800,
-    });
+    let units = |of: fn([u8; 2]) -> u16| {
+        bytes[2..].chunks(2).map(move |pair| match *pair {
+            [a, b] => of([a, b]),
+            // Half a character is none.
+            _ => 0xd800,
+        })
+    };
     let decoded = match bytes.get(..2) {
         Some([0xff, 0xfe]) => String::from_utf16(&units(u16::from_le_bytes).collect::<Vec<_>>()),
         Some([0xfe, 0xff]) => String::from_utf16(&units(u16::from_be_bytes).collect::<Vec<_>>()),

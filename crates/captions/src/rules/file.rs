@@ -98,7 +98,8 @@ struct Reader {
 
 pub(super) fn parse(text: &str, path: &Path) -> Result<Rules> {
     let written: Written = parse_toml(text, path)?;
-    let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() as u64 + 1;
+    let breaks: Vec<_> = text.match_indices('\n').map(|(offset, _)| offset).collect();
+    let line = |offset: usize| breaks.partition_point(|end| *end < offset) as u64 + 1;
     let at = |offset: usize| Place { file: 0, line: line(offset) };
     let mut reader = Reader { files: vec![path.to_path_buf()], rules: Vec::new() };
 
@@ -159,7 +160,10 @@ impl Reader {
     ) -> Result<Vec<Pair>> {
         let mut written: Vec<_> = written.iter().collect();
         written.sort_by_key(|(from, _)| from.span().start);
-        written.into_iter().map(|(from, to)| self.pair(kind, from.get_ref(), to, at(from.span().start))).collect()
+        written
+            .into_iter()
+            .map(|(from, to)| self.pair(kind, from.get_ref(), to, at(from.span().start)))
+            .collect()
     }
 
     /// Danbooru's tables of aliases and implications: the rows that are active, where there is a column `status`.
@@ -172,7 +176,8 @@ impl Reader {
             self.files.push(sheet.path.clone());
             let (from, to) = (sheet.column("antecedent_name")?, sheet.column("consequent_name")?);
             let status = sheet.find("status")?;
-            let active = |row: &crate::sheet::Row| status.is_none_or(|place| row.cells[place].trim() == "active");
+            let active =
+                |row: &crate::sheet::Row| status.is_none_or(|place| row.cells[place].trim() == "active");
             for row in sheet.rows.iter().filter(|row| active(row)) {
                 let place = Place { file, line: row.line };
                 pairs.push(self.pair(kind, &row.cells[from], &row.cells[to], place)?);
@@ -284,10 +289,8 @@ impl Reader {
             let glob = Glob::new(&text);
             match glob.name() {
                 Some(name) => {
-                    if !names.contains_key(&name) {
-                        let rule = self.rule(RuleKind::Blacklist, text, place);
-                        names.insert(name, rule);
-                    }
+                    let rule = self.rule(RuleKind::Blacklist, text, place);
+                    names.insert(name, rule);
                 }
                 None => globs.push((glob, self.rule(RuleKind::Blacklist, text, place))),
             }

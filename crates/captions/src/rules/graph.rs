@@ -137,9 +137,7 @@ impl Graph {
         let sources: Vec<_> = names
             .into_iter()
             .zip(0_u32..)
-            .filter_map(|(name, source)| {
-                Some((self.group_of[*self.places.get(name)? as usize], source))
-            })
+            .filter_map(|(name, source)| Some((self.group_of[*self.places.get(name)? as usize], source)))
             .collect();
         sources.iter().for_each(|(group, _)| reach.groups[*group as usize].held = reach.round);
         for (group, source) in sources {
@@ -157,9 +155,9 @@ impl Graph {
 
     /// Whether a name is implied by a tag of the walk that it does not itself imply.
     pub(super) fn is_implied(&self, name: &str, reach: &Reach) -> bool {
-        self.places.get(name).is_some_and(|place| {
-            reach.groups[self.group_of[*place as usize] as usize].reached == reach.round
-        })
+        self.places
+            .get(name)
+            .is_some_and(|place| reach.groups[self.group_of[*place as usize] as usize].reached == reach.round)
     }
 
     /// The rules that lead to an implied name from the nearest tag that is there.
@@ -179,7 +177,10 @@ impl Graph {
     }
 
     /// The names that the walk came to, each with the tag it came from.
-    pub(super) fn implied<'a>(&'a self, reach: &'a Reach) -> impl Iterator<Item = (&'a str, usize)> {
+    pub(super) fn implied<'a, 'b>(
+        &'a self,
+        reach: &'b Reach,
+    ) -> impl Iterator<Item = (&'a str, usize)> + use<'a, 'b> {
         reach.reached.iter().flat_map(|group| {
             let source = reach.groups[*group as usize].source as usize;
             self.members(&self.groups[*group as usize]).into_iter().map(move |name| (name, source))

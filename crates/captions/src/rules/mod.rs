@@ -307,9 +307,11 @@ impl Rules {
         let unused = self.report(hits).into_iter().filter(|rule| rule.hits == 0);
         let mut warnings: Vec<_> = unused.map(|rule| format!("{rule} hit nothing")).collect();
         let files = self.files_used(hits).into_iter().filter(|file| file.used == 0);
-        warnings.extend(files.map(|file| {
-            format!("`{}`: none of its {} rules hit anything", file.file.display(), file.rules)
-        }));
+        warnings.extend(
+            files.map(|file| {
+                format!("`{}`: none of its {} rules hit anything", file.file.display(), file.rules)
+            }),
+        );
         let circles = self.graph.circles().map(|names| {
             let mut names = names;
             names.sort_unstable();

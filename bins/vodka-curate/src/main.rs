@@ -1,5 +1,7 @@
 //! Selects tags, reports on them, and writes captions.
 
+mod clean;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +33,8 @@ enum Command {
     Report(Report),
     /// Put the best selected tags of each picture into its caption
     Caption(Caption),
+    /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
+    Clean(clean::Clean),
 }
 
 #[derive(Args)]
@@ -182,5 +186,6 @@ fn main() -> ExitCode {
                 CaptionEvent::Captioned { images } => bar.set(images),
             })
         }),
+        Command::Clean(arguments) => clean::run(&session, arguments),
     }
 }

@@ -276,4 +276,21 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A tag table to write whose name does not say in which form.
+    #[error("`{path}` ends neither in `.parquet` nor in `.csv`")]
+    TableName {
+        /// The file that was to be written.
+        path: PathBuf,
+    },
+    /// A tag table whose rows are in another order than that of the pictures.
+    #[error("`{path}`: the rows of the picture `{image}` do not lie together: sort the table by `image`")]
+    Scattered {
+        /// The table.
+        path: PathBuf,
+        /// A picture that comes again after another.
+        image: String,
+    },
+    /// The user has asked to stop; stages report it as their outcome.
+    #[error("stopped")]
+    Stopped,
 }

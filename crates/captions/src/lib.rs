@@ -13,6 +13,7 @@
 //! ```
 
 pub mod caption;
+pub mod clean;
 pub mod report;
 pub mod select;
 
@@ -20,6 +21,7 @@ mod compose;
 mod error;
 mod names;
 mod originals;
+mod rows;
 mod rules;
 mod selection;
 mod sheet;

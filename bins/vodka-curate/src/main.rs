@@ -1,6 +1,7 @@
 //! Selects tags, reports on them, and writes captions.
 
 mod clean;
+mod select;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -9,7 +10,6 @@ use vodka_captions::{
     Position,
     caption::{self, CaptionConfig, CaptionEvent, Missing},
     report::{self, ReportConfig, ReportEvent},
-    select::{self, SelectConfig},
 };
 use vodka_cli::{Common, Session};
 
@@ -27,33 +27,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
-    Select(Select),
+    /// Mark the tags worth having in a tagger's vocabulary, in a column `include` of 0 and 1
+    Select(select::Select),
     /// Write tables of tag frequencies, score histograms and captions, and a report.md
     Report(Report),
     /// Put the best selected tags of each picture into its caption
     Caption(Caption),
     /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
     Clean(clean::Clean),
-}
-
-#[derive(Args)]
-struct Select {
-    /// The tagger's selected_tags.csv (columns: name, category, count)
-    #[arg(long, value_name = "FILE")]
-    labels: PathBuf,
-    /// The share of all occurrences of general tags that the selected ones cover, from the most frequent down; 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
-    coverage: f64,
-    /// Tags to take besides, whatever their count; separated by commas
-    #[arg(long, value_name = "TAGS", value_delimiter = ',')]
-    include: Vec<String>,
-    /// Tags to leave out; separated by commas
-    #[arg(long, value_name = "TAGS", value_delimiter = ',')]
-    exclude: Vec<String>,
-    /// The CSV file to write
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
 }
 
 /// What a report and captions are made from.
@@ -131,13 +112,6 @@ enum WhenMissing {
     Error,
 }
 
-impl Select {
-    fn config(self) -> SelectConfig {
-        let Self { labels, coverage, include, exclude, output } = self;
-        SelectConfig { labels, coverage, include, exclude, output }
-    }
-}
-
 impl Report {
     fn config(self) -> ReportConfig {
         let Self { inputs: Inputs { tags, selection, images, min_score }, groups, output } = self;
@@ -167,9 +141,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let session = Session::start(arguments.common);
     match arguments.command {
-        Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            select::run(plan, session.interrupt(), &mut |_| {})
-        }),
+        Command::Select(arguments) => select::run(&session, arguments),
         Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             let bar = session.progress("tables", 5);
             let mut tables = 0;

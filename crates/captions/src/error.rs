@@ -293,4 +293,7 @@ pub enum Error {
     /// The user has asked to stop; stages report it as their outcome.
     #[error("stopped")]
     Stopped,
+    /// Candidates are to be chosen by a list, and all to be taken.
+    #[error("`list` chooses among the candidates and `all_head` takes them all: set one of them")]
+    ListAndAllHead,
 }

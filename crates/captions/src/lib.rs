@@ -19,6 +19,7 @@ pub mod select;
 
 mod compose;
 mod error;
+mod lists;
 mod names;
 mod originals;
 mod rows;
@@ -31,6 +32,7 @@ mod written;
 
 pub use compose::{Position, TagScore, choose, compose, head};
 pub use error::{Error, Result};
+pub use lists::IMAGE_PRODUCTION;
 pub use names::{KAOMOJI, canonical, displayed};
 pub use rules::{ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles};
 pub use selection::{Selected, Selection};

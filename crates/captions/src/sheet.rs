@@ -1,6 +1,7 @@
 //! CSV files that people have edited: byte-order marks, CRLF, semicolons, extra columns.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -86,6 +87,40 @@ impl Sheet {
             return Err(self.columns(format!("one column `{name}`")));
         }
         Ok(place)
+    }
+
+    /// The place of a column that goes by one of two names, if it is there.
+    pub(crate) fn one_of(&self, name: &str, other: &str) -> Result<Option<usize>> {
+        match (self.find(name)?, self.find(other)?) {
+            (Some(_), Some(_)) => Err(self.columns(format!("either `{name}` or `{other}`"))),
+            (place, other) => Ok(place.or(other)),
+        }
+    }
+
+    /// Notes that a tag is wanted or unwanted. True where this is the first row about it.
+    ///
+    /// # Errors
+    /// Another row says otherwise.
+    pub(crate) fn check_agrees(
+        &self,
+        seen: &mut BTreeMap<String, (bool, u64)>,
+        tag: &str,
+        wanted: bool,
+        line: u64,
+    ) -> Result<bool> {
+        match seen.get(tag) {
+            None => {
+                seen.insert(tag.to_owned(), (wanted, line));
+                Ok(true)
+            }
+            Some((before, _)) if *before == wanted => Ok(false),
+            Some((_, first)) => Err(Error::Contradiction {
+                path: self.path.clone(),
+                tag: tag.to_owned(),
+                first: *first,
+                second: line,
+            }),
+        }
     }
 
     /// The error that tells which columns are there.

@@ -91,7 +91,6 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// `@FILE` is a list, but for the emoticon that begins so.
     fn new(written: &[String]) -> Self {
         let mut wishes = Self::default();
         for text in written {
@@ -103,6 +102,11 @@ impl Wishes {
         }
         wishes
     }
+}
+
+/// The file of a wish that is `@FILE`: all that begins so, but for the emoticon.
+pub fn list_file(wish: &str) -> Option<&str> {
+    wish.strip_prefix('@').filter(|file| !file.is_empty() && !KAOMOJI.contains(&wish))
 }
 
 impl SelectConfig {

@@ -1,6 +1,8 @@
 //! Selects tags, reports on them, and writes captions.
 
 mod clean;
+mod mix;
+mod recaption;
 mod select;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -35,6 +37,10 @@ enum Command {
     Caption(Caption),
     /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
     Clean(clean::Clean),
+    /// Get captions from an external captioner, beside those that the pictures have
+    Recaption(recaption::Recaption),
+    /// Write captions of which a share is new and the rest original
+    Mix(mix::Mix),
 }
 
 /// What a report and captions are made from.
@@ -159,5 +165,7 @@ fn main() -> ExitCode {
             })
         }),
         Command::Clean(arguments) => clean::run(&session, arguments),
+        Command::Recaption(arguments) => recaption::run(&session, arguments),
+        Command::Mix(arguments) => mix::run(&session, arguments),
     }
 }

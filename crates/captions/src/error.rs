@@ -296,4 +296,86 @@ pub enum Error {
     /// Candidates are to be chosen by a list, and all to be taken.
     #[error("`list` chooses among the candidates and `all_head` takes them all: set one of them")]
     ListAndAllHead,
+    /// A table of captions whose name does not say in which form.
+    #[error("`{path}` ends neither in `.csv` nor in `.jsonl` nor in `.parquet`")]
+    CaptionTableName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table of captions with two rows for a picture.
+    #[error("`{path}` has two captions for the picture `{image}`, on the lines {first} and {second}")]
+    PictureTwice {
+        /// The table.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+        /// Counted from 1; in Parquet the row.
+        first: u64,
+        /// Counted from 1.
+        second: u64,
+    },
+    /// A line that is no JSON object.
+    #[error("`{path}` line {line}")]
+    JsonLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// Neither a file of captions nor a service, or both.
+    #[error("expected either a file of captions or an endpoint, found {found}")]
+    CaptionSource {
+        /// `both` or `neither`.
+        found: &'static str,
+    },
+    /// A service without a model.
+    #[error("an endpoint needs the name of a model")]
+    NoModel,
+    /// An address that no service can have.
+    #[error("expected an address such as `https://HOST/v1`, found `{found}`")]
+    Address {
+        /// What is there.
+        found: String,
+    },
+    /// A key that no header can carry.
+    #[error("the key is empty, or holds spaces or characters that are not ASCII")]
+    UnusableKey,
+    /// A service that refuses everything.
+    #[error("the endpoint answers {status}: {said}")]
+    Endpoint {
+        /// The HTTP status.
+        status: u16,
+        /// What it says, without the key.
+        said: String,
+    },
+    /// A service that is elsewhere. Nothing was sent there.
+    #[error("the endpoint redirects to `{to}`, which is not followed; name it as the endpoint if you trust it")]
+    Redirected {
+        /// Where it points.
+        to: String,
+    },
+    /// A service that does not answer.
+    #[error("no answer for {pictures} pictures in a row; the last: {reason}")]
+    NoAnswers {
+        /// How many.
+        pictures: u32,
+        /// What happened with the last of them.
+        reason: String,
+    },
+    /// A folder that is to be replaced and is not from a run like this one.
+    #[error("`{path}` is in the way: it holds files that no mix has written as they are; move or delete it")]
+    FolderInTheWay {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A table that names a picture by a path that leads elsewhere.
+    #[error("`{path}` names `{image}`, which does not lie in the folder of pictures")]
+    OutsideOfFolder {
+        /// The table.
+        path: PathBuf,
+        /// What it names.
+        image: String,
+    },
 }

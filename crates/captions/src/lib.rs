@@ -14,9 +14,12 @@
 
 pub mod caption;
 pub mod clean;
+pub mod mix;
+pub mod recaption;
 pub mod report;
 pub mod select;
 
+mod caption_table;
 mod compose;
 mod error;
 mod lists;
@@ -30,6 +33,7 @@ mod sidecar;
 mod table;
 mod written;
 
+pub use caption_table::CaptionPair;
 pub use compose::{Position, TagScore, choose, compose, head};
 pub use error::{Error, Result};
 pub use lists::IMAGE_PRODUCTION;

@@ -175,7 +175,8 @@ fn of_csv(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
     let header: Vec<_> = sheet.header.iter().map(|cell| cell.to_ascii_lowercase()).collect();
     let places = wanted.iter().map(|names| sheet.column(name_of(path, names, &header)?));
     let places = places.collect::<Result<Vec<_>>>()?;
-    let row = |row: &sheet::Row| (row.line, places.iter().map(|place| row.cells[*place].to_owned()).collect());
+    let row =
+        |row: &sheet::Row| (row.line, places.iter().map(|place| row.cells[*place].to_owned()).collect());
     Ok(sheet.rows.iter().map(row).collect())
 }
 

@@ -351,7 +351,9 @@ pub enum Error {
         said: String,
     },
     /// A service that is elsewhere. Nothing was sent there.
-    #[error("the endpoint redirects to `{to}`, which is not followed; name it as the endpoint if you trust it")]
+    #[error(
+        "the endpoint redirects to `{to}`, which is not followed; name it as the endpoint if you trust it"
+    )]
     Redirected {
         /// Where it points.
         to: String,

@@ -142,10 +142,13 @@ impl fmt::Display for MixReport {
 /// It depends on seed, name and share alone: pictures that are added change nothing for the others, and a larger share
 /// takes no new caption away. A share of 0 takes none, of 1 all.
 pub fn takes_new(image: &str, share: f64, seed: u64) -> bool {
-    let hash = Hasher::default().piece(seed.to_string()).piece(image).finish().to_string();
-    // 52 bits of it: a whole number that an f64 holds exactly, below 1 as a part of the whole.
+    let mut hasher = Hasher::default();
+    hasher.piece(seed.to_string()).piece(image);
+    let hash = hasher.finish().to_string();
+    // 52 bits of it: a whole number that an f64 holds exactly.
     let lot = u64::from_str_radix(&hash[..13], 16).expect("hashes are written in hexadecimal digits");
-    (lot as f64) / (1_u64 << 52) as f64 < share
+    let part = lot as f64 / (1_u64 << 52) as f64;
+    part < share
 }
 
 /// Writes the captions, unless they are there already: a `.txt` for each picture, in the same subfolders.

@@ -114,7 +114,9 @@ impl Client {
         let text = self.key.redact(&read.map_err(|error| again(&error))?);
         match status {
             200..=299 => reply(&text).map_err(|reason| Failure::Again { reason, after: None }),
-            300..=399 => Err(Failure::All(Error::Redirected { to: self.key.redact(&target.unwrap_or_default()) })),
+            300..=399 => {
+                Err(Failure::All(Error::Redirected { to: self.key.redact(&target.unwrap_or_default()) }))
+            }
             401 | 403..=405 => Err(Failure::All(Error::Endpoint { status, said: said(&text) })),
             408 | 409 | 425 | 429 | 500..=599 => {
                 Err(Failure::Again { reason: format!("the server answers {status}: {}", said(&text)), after })
@@ -173,9 +175,11 @@ fn said(text: &str) -> String {
 
 /// Reads the answer of a chat; an error says what is wrong with it.
 fn reply(text: &str) -> Result<Reply, String> {
-    let answer: Value = serde_json::from_str(text).map_err(|_| format!("the answer is not JSON: {}", said(text)))?;
+    let answer: Value =
+        serde_json::from_str(text).map_err(|_| format!("the answer is not JSON: {}", said(text)))?;
     let choice = &answer["choices"][0];
-    let message = choice["message"].as_object().ok_or_else(|| format!("the answer has no message: {}", said(text)))?;
+    let message =
+        choice["message"].as_object().ok_or_else(|| format!("the answer has no message: {}", said(text)))?;
     if let Some(refusal) = message.get("refusal").and_then(Value::as_str).filter(|text| !text.is_empty()) {
         return Ok(Reply::None(format!("refused: {}", said(refusal))));
     }
@@ -203,8 +207,20 @@ fn content(value: &Value) -> String {
 /// Whether a text is an excuse and not a caption.
 fn is_refusal(text: &str) -> bool {
     let excuses = [
-        "i'm sorry", "i am sorry", "sorry, ", "i can't ", "i cannot ", "i can not ", "i'm unable", "i am unable",
-        "i'm not able", "i am not able", "i won't ", "as an ai", "i'm just an ai", "unfortunately, i",
+        "i'm sorry",
+        "i am sorry",
+        "sorry, ",
+        "i can't ",
+        "i cannot ",
+        "i can not ",
+        "i'm unable",
+        "i am unable",
+        "i'm not able",
+        "i am not able",
+        "i won't ",
+        "as an ai",
+        "i'm just an ai",
+        "unfortunately, i",
     ];
     let start: String = text.chars().take(24).collect::<String>().to_lowercase().replace('\u{2019}', "'");
     excuses.iter().any(|excuse| start.starts_with(excuse))
@@ -242,10 +258,15 @@ mod tests {
 
     #[test]
     fn answers_are_captions_refusals_or_nonsense() {
-        let of = |message: &str| reply(&format!("{{\"choices\":[{{\"finish_reason\":\"stop\",\"message\":{message}}}]}}"));
+        let of = |message: &str| {
+            reply(&format!("{{\"choices\":[{{\"finish_reason\":\"stop\",\"message\":{message}}}]}}"))
+        };
         let caption = |text: &str| Ok(Reply::Caption { text: text.to_owned(), cut: false });
         assert_eq!(of(r#"{"content":" A red\n\n circle. "}"#), caption("A red circle."));
-        assert_eq!(of(r#"{"content":[{"type":"text","text":"A "},{"type":"text","text":"star"}]}"#), caption("A star"));
+        assert_eq!(
+            of(r#"{"content":[{"type":"text","text":"A "},{"type":"text","text":"star"}]}"#),
+            caption("A star")
+        );
         for (message, reason) in [
             (r#"{"content":""}"#, "an empty answer"),
             (r#"{"content":null}"#, "an empty answer"),
@@ -273,7 +294,8 @@ mod tests {
         assert_eq!(pause(0, second, Some(second * 30)), second * 30);
         assert_eq!(pause(3, second, Some(second)), second * 8);
         assert_eq!(pause(0, second, Some(second * 100_000)), PAUSE_MAX);
-        let headers = |value: &str| HeaderMap::from_iter([("retry-after".parse().unwrap(), value.parse().unwrap())]);
+        let headers =
+            |value: &str| HeaderMap::from_iter([("retry-after".parse().unwrap(), value.parse().unwrap())]);
         assert_eq!(retry_after(&headers("2.5")), Some(Duration::from_millis(2500)));
         for value in ["-1", "NaN", "Wed, 21 Oct 2026 07:28:00 GMT", "1e300"] {
             assert_eq!(retry_after(&headers(value)), None, "{value}");

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, hash_file, record_path};
 
-pub use self::ask::Secret;
 use self::ask::Reply;
+pub use self::ask::Secret;
 use crate::{
     Caption, Error, Picture, Result,
     caption::{Skipped, check_apart, resolved},
@@ -154,7 +154,8 @@ fn without_secrets<S: serde::Serializer>(endpoint: &str, serializer: S) -> Resul
 
 impl RecaptionConfig {
     /// What a service is asked unless the user knows better.
-    pub const PROMPT: &str = "Describe this picture in one sentence, as a caption: what it shows, and how it is made.";
+    pub const PROMPT: &str =
+        "Describe this picture in one sentence, as a caption: what it shows, and how it is made.";
 
     /// Checks what can be checked without reading.
     ///
@@ -184,8 +185,9 @@ impl RecaptionConfig {
     }
 
     fn service(&self, endpoint: String) -> Result<Service> {
-        let Self { prompt, concurrency, timeout_s, retries, pause_ms, max_side, max_tokens, temperature, .. } =
-            self.clone();
+        let Self {
+            prompt, concurrency, timeout_s, retries, pause_ms, max_side, max_tokens, temperature, ..
+        } = self.clone();
         let ranges = [
             ("concurrency", concurrency as f64, 1.0..=256.0, "1 to 256"),
             ("timeout_s", timeout_s as f64, 1.0..=86_400.0, "1 to 86400 seconds"),
@@ -256,7 +258,7 @@ impl RecaptionPlan {
             let original = read_caption(&self.images.join(&picture.caption))?.unwrap_or_default();
             let hash = match self.source {
                 Source::File(_) => vodka_stage::hash_bytes(""),
-                Source::Service(_) => hash_file(&self.images.join(&picture.image))?,
+                Source::Service(_) => hash_file(self.images.join(&picture.image))?,
             };
             Ok(Task { picture, original: original.text, hash })
         };
@@ -323,7 +325,9 @@ impl fmt::Display for RecaptionReport {
         let output = output.display();
         match self.outcome {
             Outcome::Unchanged => write!(f, "`{output}` is up to date ({captions} new captions)")?,
-            Outcome::Interrupted => write!(f, "stopped before `{output}` was written; what was answered is kept")?,
+            Outcome::Interrupted => {
+                write!(f, "stopped before `{output}` was written; what was answered is kept")?
+            }
             Outcome::Done | Outcome::Skipped => {
                 write!(f, "wrote new captions of {captions} of {images} pictures to `{output}`")?;
             }
@@ -424,7 +428,8 @@ fn outcome(plan: &RecaptionPlan, tasks: &[Task], replies: &Replies) -> (Vec<Capt
     };
     let mut pairs = Vec::with_capacity(tasks.len());
     for Task { picture: Picture { image, .. }, original, .. } in tasks {
-        let mut pair = CaptionPair { image: image.clone(), original: original.clone(), ..CaptionPair::default() };
+        let mut pair =
+            CaptionPair { image: image.clone(), original: original.clone(), ..CaptionPair::default() };
         match replies.get(image) {
             Some(Ok(Reply::Caption { text, cut })) => {
                 report.captions += 1;

@@ -183,7 +183,8 @@ impl Shared<'_> {
     fn picture(&self, image: &str) -> Result<Vec<u8>, String> {
         let max_side = self.service.max_side;
         let bytes = fs::read(self.root.join(image)).map_err(|error| error.to_string())?;
-        let options = DecodeOptions { reduce_to: Some(max_side.saturating_mul(2)), ..DecodeOptions::default() };
+        let options =
+            DecodeOptions { reduce_to: Some(max_side.saturating_mul(2)), ..DecodeOptions::default() };
         let decoded = decode_bytes(&bytes, &options).map_err(|fault| fault.to_string())?;
         Ok(jpeg(&shrunk(decoded.picture.into_rgb(), max_side), QUALITY))
     }
@@ -238,9 +239,10 @@ mod tests {
 
     #[test]
     fn pictures_shrink_and_never_grow() {
-        let of = |width, height| {
-            shrunk(RgbImage::from_pixel(width, height, Rgb([9; 3])), 100).dimensions()
-        };
-        assert_eq!([of(50, 20), of(200, 50), of(300, 1), of(99, 1000)], [(50, 20), (100, 25), (100, 1), (10, 100)]);
+        let of = |width, height| shrunk(RgbImage::from_pixel(width, height, Rgb([9; 3])), 100).dimensions();
+        assert_eq!(
+            [of(50, 20), of(200, 50), of(300, 1), of(99, 1000)],
+            [(50, 20), (100, 25), (100, 1), (10, 100)]
+        );
     }
 }

@@ -207,9 +207,9 @@ fn a_service_that_refuses_everything_ends_the_run() {
     let elsewhere = Server::start(|_, _| caption("stolen"));
     let to = elsewhere.endpoint.clone();
     for status in [301, 302, 307, 308] {
-        let to = to.clone();
+        let target = format!("{to}/x");
         let server =
-            Server::start(move |_, _| Answer::Say(status, format!("Location: {to}/x\r\n"), String::new()));
+            Server::start(move |_, _| Answer::Say(status, format!("Location: {target}\r\n"), String::new()));
         let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
         assert!(
             error.starts_with(&format!("the endpoint redirects to `{to}/x`, which is not followed")),

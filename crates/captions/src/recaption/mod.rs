@@ -326,7 +326,7 @@ impl fmt::Display for RecaptionReport {
         match self.outcome {
             Outcome::Unchanged => write!(f, "`{output}` is up to date ({captions} new captions)")?,
             Outcome::Interrupted => {
-                write!(f, "stopped before `{output}` was written; what was answered is kept")?
+                write!(f, "stopped before `{output}` was written; what was answered is kept")?;
             }
             Outcome::Done | Outcome::Skipped => {
                 write!(f, "wrote new captions of {captions} of {images} pictures to `{output}`")?;

@@ -100,7 +100,7 @@ fn serve(
                 authorization = Some(value.to_owned());
             }
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                length = value.parse().unwrap()
+                length = value.parse().unwrap();
             }
             Some(_) => {}
             None => path = line.split(' ').nth(1).unwrap().to_owned(),

@@ -3,6 +3,10 @@
 mod duplicates;
 mod filter;
 mod segment;
+mod clean;
+mod mix;
+mod recaption;
+mod select;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -11,7 +15,6 @@ use vodka_captions::{
     Position,
     caption::{self, CaptionConfig, CaptionEvent, Missing},
     report::{self, ReportConfig, ReportEvent},
-    select::{self, SelectConfig},
 };
 use vodka_cli::{Common, Session};
 
@@ -29,8 +32,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
-    Select(Select),
+    /// Mark the tags worth having in a tagger's vocabulary, in a column `include` of 0 and 1
+    Select(select::Select),
     /// Write tables of tag frequencies, score histograms and captions, and a report.md
     Report(Report),
     /// Put the best selected tags of each picture into its caption
@@ -60,6 +63,12 @@ struct Select {
     /// The CSV file to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
+    Clean(clean::Clean),
+    /// Get captions from an external captioner, beside those that the pictures have
+    Recaption(recaption::Recaption),
+    /// Write captions of which a share is new and the rest original
+    Mix(mix::Mix),
 }
 
 /// What a report and captions are made from.
@@ -137,13 +146,6 @@ enum WhenMissing {
     Error,
 }
 
-impl Select {
-    fn config(self) -> SelectConfig {
-        let Self { labels, coverage, include, exclude, output } = self;
-        SelectConfig { labels, coverage, include, exclude, output }
-    }
-}
-
 impl Report {
     fn config(self) -> ReportConfig {
         let Self { inputs: Inputs { tags, selection, images, min_score }, groups, output } = self;
@@ -173,9 +175,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let session = Session::start(arguments.common);
     match arguments.command {
-        Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            select::run(plan, session.interrupt(), &mut |_| {})
-        }),
+        Command::Select(arguments) => select::run(&session, arguments),
         Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             let bar = session.progress("tables", 5);
             let mut tables = 0;
@@ -195,5 +195,8 @@ fn main() -> ExitCode {
         Command::Filter(arguments) => arguments.run(&session),
         Command::Segment(arguments) => arguments.run(&session),
         Command::Duplicates(arguments) => arguments.run(&session),
+        Command::Clean(arguments) => clean::run(&session, arguments),
+        Command::Recaption(arguments) => recaption::run(&session, arguments),
+        Command::Mix(arguments) => mix::run(&session, arguments),
     }
 }

@@ -94,14 +94,51 @@ fn from_a_vocabulary_to_captions() {
 fn the_head_of_the_vocabulary_is_selected() {
     let dir = world();
     let text = said(&dir, SELECT, 0);
-    assert!(text.contains("the head is 9 of 25 general tags"), "{text}");
+    assert!(
+        text.contains("selected 6 tags into `selection.csv`: 9 of 25 general tags are candidates"),
+        "{text}"
+    );
+    assert!(
+        text.contains("12 tags of it are too rare to be candidates: depth_of_field, upper_body,"),
+        "{text}"
+    );
+    assert!(text.contains("the vocabulary lacks 55 listed tags: black_background,"), "{text}");
+    assert!(read(&dir, "selection.csv").contains("101,solo,0,7200,0\n"), "not about how a picture is made");
+    write(&dir, "mine.txt", "# people\nsolo\n1*\n");
+    said(&dir, &format!("{SELECT} --list mine.txt --exclude @mine.txt --include depth_of_*"), 0);
+    assert!(read(&dir, "selection.csv").contains("109,depth_of_field,0,1200,1\n"));
+    let text = said(&dir, &format!("{SELECT} --list mine.txt --all-head"), 2);
+    assert!(text.contains("cannot be used with"), "{text}");
+
+    let all = &format!("{SELECT} --all-head");
+    said(&dir, all, 0);
     let selection = read(&dir, "selection.csv");
     assert!(selection.contains("101,solo,0,7200,1\n") && selection.contains("109,depth_of_field,0,1200,0\n"));
     assert!(selection.contains("9999999,general,9,40000,0\n"), "ratings are not general tags");
-    assert!(said(&dir, SELECT, 0).contains("up to date"));
-    let text = said(&dir, &format!("{SELECT} --exclude solo"), 0);
+    assert!(said(&dir, all, 0).contains("up to date"));
+    let text = said(&dir, &format!("{all} --exclude solo"), 0);
     assert!(text.contains("selected"), "another setting is another run: {text}");
     assert!(read(&dir, "selection.csv").contains("101,solo,0,7200,0\n"));
+}
+
+#[test]
+fn a_tag_table_is_cleaned() {
+    let dir = world();
+    write(
+        &dir,
+        "rules.toml",
+        "blacklist = ['so?o']\n[aliases]\nindoors = 'inside'\n[replace]\nnever = 'ever'\n",
+    );
+    let line = "clean --tags tags.csv --rules rules.toml --output clean.csv";
+    let text = said(&dir, line, 0);
+    assert!(text.contains("cleaned the tags of 2 pictures: 5 rows, 4 left in `clean.csv`"), "{text}");
+    assert!(text.contains("warning: `rules.toml` line 5, replace `never -> ever` hit nothing"), "{text}");
+    assert!(read(&dir, "clean.csv").contains("a.png,,inside,general,0.2\n"));
+    assert!(said(&dir, line, 0).contains("up to date"));
+    write(&dir, "rules.toml", "[aliases]\na = 'b'\nb = 'a'\n");
+    let text = said(&dir, line, 1);
+    assert!(text.contains("error: `rules.toml` line 2: the aliases go in a circle: a -> b -> a"), "{text}");
+    assert!(said(&dir, &line.replace("clean.csv", "tags.csv"), 2).contains("is the input"));
 }
 
 #[test]

@@ -59,6 +59,7 @@ impl Lab {
             model = {tagger:?}
             [select]
             coverage = 0.5
+            all_head = true
             include = ["blurry"]
             [report]
             [caption]

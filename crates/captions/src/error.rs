@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use polars::prelude::PolarsError;
 
+use crate::rules::RuleKind;
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -245,6 +247,91 @@ pub enum Error {
     },
     /// A picture with two rows in a table that has one for each.
     #[error("`{path}` names the picture `{image}` twice")]
+    /// A configuration file of ours that does not parse.
+    #[error(transparent)]
+    Config(#[from] vodka_stage::ConfigError),
+    /// A rule about a name that no tag can have.
+    #[error("`{path}` line {line}, {kind}: expected the name of a tag, without a comma, found {found:?}")]
+    RuleName {
+        /// The file of rules.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What the rule does.
+        kind: RuleKind,
+        /// What is there.
+        found: String,
+    },
+    /// Two rules that make different things of one name.
+    #[error("`{path}` line {line}: there is another {kind} for `{name}` in `{first}` line {first_line}")]
+    RuleTwice {
+        /// The file of the second rule.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: u64,
+        /// What the rules do.
+        kind: RuleKind,
+        /// The canonical name.
+        name: String,
+        /// The file of the first rule.
+        first: PathBuf,
+        /// Its line, counted from 1.
+        first_line: u64,
+    },
+    /// Aliases that lead back to where they began.
+    #[error("`{path}` line {line}: the aliases go in a circle: {names}")]
+    AliasCircle {
+        /// The file of rules.
+        path: PathBuf,
+        /// The line of one of the aliases, counted from 1.
+        line: u64,
+        /// The names, with arrows.
+        names: String,
+    },
+    /// A regular expression that is none.
+    #[error("`{path}` line {line}, regex")]
+    RulePattern {
+        /// The file of rules.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: Box<regex::Error>,
+    },
+    /// A file that starts as UTF-16 does and is not.
+    #[error("`{path}` starts with the mark of UTF-16 and is not UTF-16")]
+    NotUtf16 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tag table to write whose name does not say in which form.
+    #[error("`{path}` ends neither in `.parquet` nor in `.csv`")]
+    TableName {
+        /// The file that was to be written.
+        path: PathBuf,
+    },
+    /// A tag table whose rows are in another order than that of the pictures.
+    #[error("`{path}`: the rows of the picture `{image}` do not lie together: sort the table by `image`")]
+    Scattered {
+        /// The table.
+        path: PathBuf,
+        /// A picture that comes again after another.
+        image: String,
+    },
+    /// The user has asked to stop; stages report it as their outcome.
+    #[error("stopped")]
+    Stopped,
+    /// Candidates are to be chosen by a list, and all to be taken.
+    #[error("`list` chooses among the candidates and `all_head` takes them all: set one of them")]
+    ListAndAllHead,
+    /// A table of captions whose name does not say in which form.
+    #[error("`{path}` ends neither in `.csv` nor in `.jsonl` nor in `.parquet`")]
+    CaptionTableName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table of captions with two rows for a picture.
+    #[error("`{path}` has two captions for the picture `{image}`, on the lines {first} and {second}")]
     PictureTwice {
         /// The table.
         path: PathBuf,
@@ -279,9 +366,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A configuration file that cannot be used.
-    #[error(transparent)]
-    Config(#[from] vodka_stage::ConfigError),
     /// A segment that cannot be.
     #[error("segment `{name}`: {fault}")]
     Segment {
@@ -293,4 +377,76 @@ pub enum Error {
     /// A division into nothing.
     #[error("expected a segment with a query, found none")]
     NoSegments,
+    },
+        /// Counted from 1; in Parquet the row.
+        first: u64,
+        /// Counted from 1.
+        second: u64,
+    },
+    /// A line that is no JSON object.
+    #[error("`{path}` line {line}")]
+    JsonLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// Neither a file of captions nor a service, or both.
+    #[error("expected either a file of captions or an endpoint, found {found}")]
+    CaptionSource {
+        /// `both` or `neither`.
+        found: &'static str,
+    },
+    /// A service without a model.
+    #[error("an endpoint needs the name of a model")]
+    NoModel,
+    /// An address that no service can have.
+    #[error("expected an address such as `https://HOST/v1`, found `{found}`")]
+    Address {
+        /// What is there.
+        found: String,
+    },
+    /// A key that no header can carry.
+    #[error("the key is empty, or holds spaces or characters that are not ASCII")]
+    UnusableKey,
+    /// A service that refuses everything.
+    #[error("the endpoint answers {status}: {said}")]
+    Endpoint {
+        /// The HTTP status.
+        status: u16,
+        /// What it says, without the key.
+        said: String,
+    },
+    /// A service that is elsewhere. Nothing was sent there.
+    #[error(
+        "the endpoint redirects to `{to}`, which is not followed; name it as the endpoint if you trust it"
+    )]
+    Redirected {
+        /// Where it points.
+        to: String,
+    },
+    /// A service that does not answer.
+    #[error("no answer for {pictures} pictures in a row; the last: {reason}")]
+    NoAnswers {
+        /// How many.
+        pictures: u32,
+        /// What happened with the last of them.
+        reason: String,
+    },
+    /// A folder that is to be replaced and is not from a run like this one.
+    #[error("`{path}` is in the way: it holds files that no mix has written as they are; move or delete it")]
+    FolderInTheWay {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A table that names a picture by a path that leads elsewhere.
+    #[error("`{path}` names `{image}`, which does not lie in the folder of pictures")]
+    OutsideOfFolder {
+        /// The table.
+        path: PathBuf,
+        /// What it names.
+        image: String,
+    },
 }

@@ -1,5 +1,7 @@
 //! How tags are called: canonical in tables, with spaces in captions.
 
+use unicode_normalization::UnicodeNormalization;
+
 /// The emoticons whose underscores are eyes, arms or noses and stay underscores.
 ///
 /// The list that taggers have handed on since toriato's stable-diffusion-webui-wd14-tagger.
@@ -8,13 +10,28 @@ pub const KAOMOJI: [&str; 19] = [
     "^_^", "o_o", "u_u", "x_x", "|_|", "||_||",
 ];
 
-/// The canonical form of a tag's name: trimmed, in lower case, one underscore for each run of white space.
+/// The canonical form of a tag's name: without characters that cannot be seen (zero-width ones, byte-order marks, marks
+/// of writing direction), in Unicode's composed form (NFC), in lower case, trimmed, one underscore for each run of white
+/// space.
 ///
 /// It is its own canonical form.
 pub fn canonical(name: &str) -> String {
-    let lower = name.to_lowercase();
+    if name.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase()) {
+        return name.to_owned();
+    }
+    let composed: String = name.chars().filter(|c| !is_invisible(*c)).nfc().collect();
+    // Lower case may come apart into letter and mark, which have a composed form again.
+    let lower: String = composed.to_lowercase().nfc().collect();
     let words: Vec<_> = lower.split_whitespace().collect();
     words.join("_")
+}
+
+/// Characters of no width and no meaning in a name, which copying from web pages and spreadsheets leaves behind.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 /// A canonical name as captions write it: underscores as spaces, [`KAOMOJI`] as they are.
@@ -24,7 +41,27 @@ pub fn displayed(tag: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_canonical_name_is_its_own(name in any::<String>()) {
+            let once = canonical(&name);
+            prop_assert_eq!(&canonical(&once), &once);
+            prop_assert!(!once.contains(|c: char| c.is_whitespace() || is_invisible(c)));
+        }
+
+        #[test]
+        fn marks_case_and_space_around_make_no_other_name(name in "[a-zA-Zäöüéσς가-각]{1,9}( [a-z]{1,3})?") {
+            let wanted = canonical(&name);
+            let spread: String = name.chars().flat_map(|c| ['\u{200b}', c]).collect();
+            prop_assert_eq!(&canonical(&spread), &wanted);
+            prop_assert_eq!(&canonical(&format!("\u{feff}\t{name}\u{3000}")), &wanted);
+            prop_assert_eq!(canonical(&name.nfd().collect::<String>()), wanted);
+        }
+    }
 
     #[test]
     fn spellings_of_one_tag_have_one_name() {
@@ -33,6 +70,9 @@ mod tests {
         {
             assert_eq!(canonical(name), "blurry_background");
         }
+        assert_eq!(canonical("caf\u{65}\u{301}"), "caf\u{e9}");
+        assert_eq!(canonical("\u{200e}blur\u{ad}ry\u{200b} "), "blurry");
+        assert_eq!(canonical("\u{feff}\u{200b}"), "");
         for name in [";)", r"\m/", "don't_say_\"lazy\"", "poster_(object)", "re:zero", "^_^"] {
             assert_eq!(canonical(name), name);
         }

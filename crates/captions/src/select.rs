@@ -1,19 +1,20 @@
-//! Marks the tags worth having: the head of the general tags, with more or less of the user's choice.
+//! Marks the tags worth having: those on a list among the head of the general tags, with more or less of the user's choice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, nearest, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, hash_bytes, nearest, record_path};
 
 use crate::{
-    Error, Result, canonical,
+    Error, IMAGE_PRODUCTION, KAOMOJI, Result, canonical,
     caption::resolved,
     head,
+    lists::{TagList, meant},
     selection::parse_count,
     sheet::{self, Sheet},
 };
@@ -25,66 +26,149 @@ const GENERAL: &str = "0";
 const INCLUDE: &str = "include";
 
 /// A selection as a user writes it.
+///
+/// Candidates are the most frequent general tags, which together cover a share of all occurrences. Of them those are
+/// taken that are on a list: [`IMAGE_PRODUCTION`] unless another is named.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectConfig {
     /// The tagger's vocabulary: CSV with the columns `name`, `category` and `count`.
     pub labels: PathBuf,
-    /// The share of all occurrences of general tags that the chosen ones cover, from the most frequent down; 0 to 1.
+    /// The share of all occurrences of general tags that the candidates cover, from the most frequent down; 0 to 1.
     pub coverage: f64,
-    /// Tags to take besides, of whatever category and count.
+    /// A list of tags: a table with a column `name`, or a tag or a pattern on each line. Default: the shipped one.
+    #[serde(default)]
+    pub list: Option<PathBuf>,
+    /// Takes all candidates, whatever any list says.
+    #[serde(default)]
+    pub all_head: bool,
+    /// Tags to take besides, of whatever category and count: names, patterns with `*` and `?`, or `@FILE` for a list.
     #[serde(default)]
     pub include: Vec<String>,
-    /// Tags to leave out.
+    /// Tags to leave out, in the same way; this has the last word.
     #[serde(default)]
     pub exclude: Vec<String>,
     /// The CSV to write: the vocabulary as it is, and the column `include`.
     pub output: PathBuf,
 }
 
-/// A selection whose settings have been checked; the vocabulary has not been read.
+/// A selection whose settings have been checked; nothing has been read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SelectPlan {
     /// The tagger's vocabulary.
     pub labels: PathBuf,
     /// The share of all occurrences of general tags, 0 to 1.
     pub coverage: f64,
-    /// Tags to take besides, by canonical name.
-    pub include: BTreeSet<String>,
-    /// Tags to leave out, by canonical name.
-    pub exclude: BTreeSet<String>,
+    /// Which of the candidates are taken.
+    pub taken: Taken,
+    /// Tags to take besides.
+    pub include: Wishes,
+    /// Tags to leave out.
+    pub exclude: Wishes,
     /// The CSV to write.
     pub output: PathBuf,
 }
 
+/// Which candidates are taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// All of them.
+    AllHead,
+    /// Those on the shipped list.
+    ImageProduction,
+    /// Those on the list in a file.
+    List(PathBuf),
+}
+
+/// Tags that a user names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Wishes {
+    /// Names and patterns, canonical.
+    pub tags: BTreeSet<String>,
+    /// Lists in files.
+    pub lists: Vec<PathBuf>,
+}
+
+impl Wishes {
+    fn new(written: &[String]) -> Self {
+        let mut wishes = Self::default();
+        for text in written {
+            match text.strip_prefix('@').filter(|file| !file.is_empty() && !KAOMOJI.contains(&text.as_str()))
+            {
+                Some(file) => wishes.lists.push(file.into()),
+                None => drop(wishes.tags.insert(canonical(text))),
+            }
+        }
+        wishes
+    }
+}
+
+/// The file of a wish that is `@FILE`: all that begins so, but for the emoticon.
+pub fn list_file(wish: &str) -> Option<&str> {
+    wish.strip_prefix('@').filter(|file| !file.is_empty() && !KAOMOJI.contains(&wish))
+}
+
 impl SelectConfig {
-    /// Checks what can be checked without reading the vocabulary.
+    /// Checks what can be checked without reading.
     ///
     /// # Errors
-    /// A coverage outside 0 to 1; a tag both included and excluded; an output that is the vocabulary.
+    /// A coverage outside 0 to 1; a tag both included and excluded; both a list and `all_head`; an output that is an
+    /// input.
     pub fn plan(&self) -> Result<SelectPlan> {
-        let found = self.coverage;
-        if !(0.0..=1.0).contains(&found) {
-            return Err(Error::Range { setting: "coverage", found, expected: "a share from 0 to 1" });
+        let Self { labels, coverage, list, output, .. } = self.clone();
+        if !(0.0..=1.0).contains(&coverage) {
+            let expected = "a share from 0 to 1";
+            return Err(Error::Range { setting: "coverage", found: coverage, expected });
         }
-        let names = |list: &[String]| list.iter().map(|name| canonical(name)).collect::<BTreeSet<_>>();
-        let (include, exclude) = (names(&self.include), names(&self.exclude));
-        if let Some(name) = include.intersection(&exclude).next() {
+        let taken = match (list, self.all_head) {
+            (Some(_), true) => return Err(Error::ListAndAllHead),
+            (Some(list), false) => Taken::List(list),
+            (None, true) => Taken::AllHead,
+            (None, false) => Taken::ImageProduction,
+        };
+        let (include, exclude) = (Wishes::new(&self.include), Wishes::new(&self.exclude));
+        if let Some(name) = include.tags.intersection(&exclude.tags).next() {
             return Err(Error::BothWays { name: name.clone() });
         }
-        if resolved(&self.labels) == resolved(&self.output) {
-            return Err(Error::OutputIsInput { path: self.output.clone() });
+        let plan = SelectPlan { labels, coverage, taken, include, exclude, output };
+        match plan.inputs().iter().any(|(_, input)| resolved(input) == resolved(&plan.output)) {
+            true => Err(Error::OutputIsInput { path: plan.output }),
+            false => Ok(plan),
         }
-        let Self { labels, coverage, output, .. } = self.clone();
-        Ok(SelectPlan { labels, coverage, include, exclude, output })
     }
 }
 
 impl SelectPlan {
     /// All that the selection depends on.
     pub fn key(&self) -> Result<RunKey> {
-        let settings = json!({ "coverage": self.coverage, "include": self.include, "exclude": self.exclude });
-        Ok(RunKey::new("select", &settings, None).input("labels", &self.labels, |_| true)?)
+        let taken = match &self.taken {
+            Taken::AllHead => "all head".to_owned(),
+            Taken::ImageProduction => hash_bytes(IMAGE_PRODUCTION).to_string(),
+            Taken::List(_) => "list".to_owned(),
+        };
+        let (include, exclude) = (&self.include.tags, &self.exclude.tags);
+        let settings =
+            json!({ "coverage": self.coverage, "taken": taken, "include": include, "exclude": exclude });
+        let mut key = RunKey::new("select", &settings, None);
+        for (name, path) in self.inputs() {
+            key = key.input(&name, path, |_| true)?;
+        }
+        Ok(key)
+    }
+
+    /// The files that are read, by name.
+    fn inputs(&self) -> Vec<(String, &Path)> {
+        let mut inputs = vec![("labels".to_owned(), self.labels.as_path())];
+        if let Taken::List(list) = &self.taken {
+            inputs.push(("list".to_owned(), list));
+        }
+        for (name, wishes) in [("include", &self.include), ("exclude", &self.exclude)] {
+            inputs.extend(
+                wishes.lists.iter().enumerate().map(|(k, list)| (format!("{name}_{k}"), list.as_path())),
+            );
+        }
+        inputs
     }
 }
 
@@ -107,8 +191,14 @@ pub struct SelectReport {
     pub output: PathBuf,
     /// How many general tags the vocabulary has.
     pub general: usize,
-    /// How many of them make up the head that covers the share asked for.
-    pub head: usize,
+    /// How many of them are candidates: the head that covers the share asked for.
+    pub candidates: usize,
+    /// How many tags and patterns the list has; none where all candidates are taken.
+    pub listed: Option<usize>,
+    /// Tags of the list that are in the vocabulary and no candidates, in order of the vocabulary.
+    pub below: Vec<String>,
+    /// Tags of lists that the vocabulary lacks.
+    pub lacking: Vec<String>,
     /// The share of all occurrences of general tags that the selected ones cover.
     pub covered: f64,
     /// The selected tags, in order of the vocabulary.
@@ -126,20 +216,33 @@ impl Report for SelectReport {
 impl fmt::Display for SelectReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = self.output.display();
-        let Self { general, head, selected, covered, .. } = self;
+        let Self { general, candidates, selected, covered, .. } = self;
         match self.outcome {
             Outcome::Unchanged => return write!(f, "`{output}` is up to date ({} tags)", selected.len()),
             Outcome::Interrupted => return write!(f, "stopped before `{output}` was written"),
             Outcome::Done | Outcome::Skipped => {}
         }
         write!(f, "selected {} tags into `{output}`: ", selected.len())?;
-        write!(f, "the head is {head} of {general} general tags; ")?;
+        write!(f, "{candidates} of {general} general tags are candidates; ")?;
         write!(f, "the selected ones make up {:.1} % of the occurrences", 100.0 * covered)?;
+        if let Some(listed) = self.listed {
+            let below = self.below.len();
+            write!(f, "\nthe list has {listed} entries; {below} tags of it are too rare to be candidates")?;
+            write!(f, "{}", names(&self.below))?;
+        }
+        if !self.lacking.is_empty() {
+            write!(f, "\nthe vocabulary lacks {} listed tags{}", self.lacking.len(), names(&self.lacking))?;
+        }
         if !self.doubles.is_empty() {
             write!(f, "\nnames that stand more than once: {}", self.doubles.join(", "))?;
         }
         Ok(())
     }
+}
+
+/// A colon and the names, if there are any.
+fn names(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
 }
 
 /// A row of the vocabulary.
@@ -153,7 +256,7 @@ struct Label {
 ///
 /// # Errors
 /// A vocabulary that lacks a column or holds a count that is no number; an included or excluded tag that it does not
-/// know; counts that are all 0, unless the coverage is 0; nothing left to select; an output that cannot be written.
+/// know, unless a list names it; a list that cannot be read; counts that are all 0, unless the coverage is 0; nothing left to select; an output that cannot be written.
 pub fn run(
     plan: &SelectPlan,
     interrupt: &Interrupt,
@@ -167,13 +270,12 @@ pub fn run(
     }
     let labels = labels(&sheet)?;
     on_event(SelectEvent::Read { tags: labels.len() as u64 });
-    check_names(plan, &labels)?;
-    let (head, chosen) = selected_names(plan, &labels)?;
-    let report = report(plan, &labels, head, &chosen);
+    let chosen = choose(plan, &labels)?;
+    let report = report(plan, &labels, &chosen);
     if interrupt.is_raised() {
         return Ok(SelectReport { outcome: Outcome::Interrupted, ..report });
     }
-    let wanted = |label: &Label| chosen.contains(label.name.as_str());
+    let wanted = |label: &Label| chosen.names.contains(label.name.as_str());
     let header: Vec<_> = sheet.header.iter().map(String::as_str).chain([INCLUDE]).collect();
     let rows = sheet.rows.iter().zip(&labels).map(|(row, label)| {
         let flag = u8::from(wanted(label)).to_string();
@@ -198,54 +300,110 @@ fn labels(sheet: &Sheet) -> Result<Vec<Label>> {
     sheet.rows.iter().map(label).collect()
 }
 
-/// Every tag that the user names must be in the vocabulary.
-fn check_names(plan: &SelectPlan, labels: &[Label]) -> Result<()> {
-    let known: BTreeSet<_> = labels.iter().map(|label| label.name.as_str()).collect();
-    let unknown = plan.include.iter().chain(&plan.exclude).find(|name| !known.contains(name.as_str()));
-    unknown.map_or(Ok(()), |name| {
-        let nearest = nearest(name, known).map(ToOwned::to_owned);
-        Err(Error::UnknownTag { path: plan.labels.clone(), name: name.clone(), nearest })
-    })
+/// What has been found out about a vocabulary.
+struct Chosen<'a> {
+    names: BTreeSet<&'a str>,
+    candidates: BTreeSet<&'a str>,
+    head: usize,
+    /// The tags that the list means, and how many entries it has.
+    listed: Option<(BTreeSet<&'a str>, usize)>,
+    lacking: BTreeSet<String>,
 }
 
-/// How many tags the head has, and the names of the selected tags.
-fn selected_names<'a>(plan: &SelectPlan, labels: &'a [Label]) -> Result<(usize, BTreeSet<&'a str>)> {
+fn choose<'a>(plan: &SelectPlan, labels: &'a [Label]) -> Result<Chosen<'a>> {
+    let known: BTreeSet<_> = labels.iter().map(|label| label.name.as_str()).collect();
+    let mut lacking = BTreeSet::new();
+    let (head, candidates) = candidates(plan, labels)?;
+    let listed = match &plan.taken {
+        Taken::AllHead => None,
+        Taken::ImageProduction => Some(TagList::shipped()),
+        Taken::List(path) => Some(TagList::read(path)?),
+    };
+    let listed = listed.map(|list| (found(&list, &known, &mut lacking), list.tags.len()));
+    let include = wished(plan, &plan.include, &known, &mut lacking)?;
+    let exclude = wished(plan, &plan.exclude, &known, &mut lacking)?;
+    let names: BTreeSet<_> = candidates
+        .iter()
+        .copied()
+        .filter(|name| listed.as_ref().is_none_or(|(listed, _)| listed.contains(name)))
+        .chain(include)
+        .filter(|name| !exclude.contains(name))
+        .collect();
+    match names.is_empty() {
+        true => Err(Error::NothingSelected { path: plan.labels.clone() }),
+        false => Ok(Chosen { names, candidates, head, listed, lacking }),
+    }
+}
+
+/// How many tags the head has, and their names.
+fn candidates<'a>(plan: &SelectPlan, labels: &'a [Label]) -> Result<(usize, BTreeSet<&'a str>)> {
     let general: Vec<_> = labels.iter().filter(|label| label.general).collect();
     let counts: Vec<_> = general.iter().map(|label| label.count).collect();
     if plan.coverage > 0.0 && counts.iter().all(|count| *count == 0) {
         return Err(Error::NoCounts { path: plan.labels.clone() });
     }
     let head = head(&counts, plan.coverage);
-    let in_head: BTreeSet<_> = head.iter().map(|place| general[*place].name.as_str()).collect();
-    let chosen: BTreeSet<_> = labels
-        .iter()
-        .map(|label| label.name.as_str())
-        .filter(|name| in_head.contains(name) || plan.include.contains(*name))
-        .filter(|name| !plan.exclude.contains(*name))
-        .collect();
-    match chosen.is_empty() {
-        true => Err(Error::NothingSelected { path: plan.labels.clone() }),
-        false => Ok((head.len(), chosen)),
-    }
+    Ok((head.len(), head.iter().map(|place| general[*place].name.as_str()).collect()))
 }
 
-fn report(plan: &SelectPlan, labels: &[Label], head: usize, chosen: &BTreeSet<&str>) -> SelectReport {
+/// The tags of a vocabulary that a list means. What it lacks is noted: lists are for several vocabularies.
+fn found<'a>(list: &TagList, known: &BTreeSet<&'a str>, lacking: &mut BTreeSet<String>) -> BTreeSet<&'a str> {
+    let mut all = BTreeSet::new();
+    for tag in &list.tags {
+        let names = meant(tag, known);
+        if names.is_empty() {
+            lacking.insert(tag.clone());
+        }
+        all.extend(names);
+    }
+    all
+}
+
+/// The tags that a user names on the command line must be there; those of lists need not.
+fn wished<'a>(
+    plan: &SelectPlan,
+    wishes: &Wishes,
+    known: &BTreeSet<&'a str>,
+    lacking: &mut BTreeSet<String>,
+) -> Result<BTreeSet<&'a str>> {
+    let mut all = BTreeSet::new();
+    for tag in &wishes.tags {
+        let names = meant(tag, known);
+        if names.is_empty() {
+            let nearest = nearest(tag, known.iter().copied()).map(ToOwned::to_owned);
+            return Err(Error::UnknownTag { path: plan.labels.clone(), name: tag.clone(), nearest });
+        }
+        all.extend(names);
+    }
+    for list in &wishes.lists {
+        all.append(&mut found(&TagList::read(list)?, known, lacking));
+    }
+    Ok(all)
+}
+
+fn report(plan: &SelectPlan, labels: &[Label], chosen: &Chosen<'_>) -> SelectReport {
     let mut seen = BTreeMap::new();
     labels.iter().for_each(|label| *seen.entry(label.name.as_str()).or_insert(0) += 1);
     let general = || labels.iter().filter(|label| label.general);
     let total: u64 = general().map(|label| label.count).sum();
-    let covered: u64 =
-        general().filter(|label| chosen.contains(label.name.as_str())).map(|label| label.count).sum();
-    let mut selected: Vec<_> = labels.iter().map(|label| label.name.clone()).collect();
-    let mut left = chosen.clone();
-    selected.retain(|name| left.remove(name.as_str()));
+    let is_chosen = |label: &&Label| chosen.names.contains(label.name.as_str());
+    let covered: u64 = general().filter(is_chosen).map(|label| label.count).sum();
+    // In order of the vocabulary, each name once.
+    let in_order = |mut wanted: BTreeSet<&str>| -> Vec<String> {
+        let names = labels.iter().filter(|label| wanted.remove(label.name.as_str()));
+        names.map(|label| label.name.clone()).collect()
+    };
+    let below = chosen.listed.as_ref().map(|(listed, _)| listed - &chosen.candidates).unwrap_or_default();
     SelectReport {
         outcome: Outcome::Done,
         output: plan.output.clone(),
         general: general().count(),
-        head,
+        candidates: chosen.head,
+        listed: chosen.listed.as_ref().map(|(_, entries)| *entries),
+        below: in_order(below),
+        lacking: chosen.lacking.iter().cloned().collect(),
         covered: covered as f64 / total.max(1) as f64,
-        selected,
+        selected: in_order(chosen.names.clone()),
         doubles: seen.into_iter().filter(|(_, n)| *n > 1).map(|(name, _)| name.to_owned()).collect(),
     }
 }
@@ -264,7 +422,15 @@ mod tests {
         let labels = dir.join("selected_tags.csv");
         fs::write(&labels, LABELS).unwrap();
         let output = dir.join("selection.csv");
-        SelectConfig { labels, coverage: 0.8, include: Vec::new(), exclude: Vec::new(), output }
+        SelectConfig {
+            labels,
+            coverage: 0.8,
+            list: None,
+            all_head: true,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            output,
+        }
     }
 
     fn run_config(config: &SelectConfig) -> Result<SelectReport> {
@@ -277,7 +443,7 @@ mod tests {
         let mut config = config(dir.path());
         let report = run_config(&config).unwrap();
         assert_eq!(report.selected, ["1girl", "blurry"]);
-        assert_eq!((report.head, report.general, report.covered), (2, 5, 0.8));
+        assert_eq!((report.candidates, report.general, report.covered), (2, 5, 0.8));
         assert_eq!(report.doubles, ["blurry"]);
         let text = fs::read_to_string(&config.output).unwrap();
         assert!(
@@ -293,6 +459,66 @@ mod tests {
         let report = run_config(&config).unwrap();
         assert_eq!(report.outcome, Outcome::Done);
         assert_eq!(report.selected, ["blurry", "don't_say_\"lazy\"", "miku"]);
+    }
+
+    #[test]
+    fn the_list_chooses_among_the_candidates() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = SelectConfig { all_head: false, ..config(dir.path()) };
+        let report = run_config(&config).unwrap();
+        assert_eq!(
+            (report.selected, report.candidates, report.listed),
+            (vec!["blurry".to_owned()], 2, Some(73))
+        );
+        assert_eq!((report.lacking.len(), report.below.len()), (72, 0));
+
+        let list = dir.path().join("mine.txt");
+        fs::write(&list, "# mine\nSolo\n1girl\nbokeh\nlens_*\n").unwrap();
+        config.list = Some(list.clone());
+        let report = run_config(&config).unwrap();
+        assert_eq!((&report.selected, report.listed), (&vec!["1girl".to_owned()], Some(4)));
+        assert_eq!(report.below, ["solo"]);
+        assert_eq!(report.lacking, ["bokeh", "lens_*"]);
+        let text = report.to_string();
+        assert!(text.contains("2 of 5 general tags are candidates"), "{text}");
+        assert!(
+            text.contains("the list has 4 entries; 1 tags of it are too rare to be candidates: solo\n"),
+            "{text}"
+        );
+        assert!(text.contains("the vocabulary lacks 2 listed tags: bokeh, lens_*\n"), "{text}");
+        assert_eq!(run_config(&config).unwrap().outcome, Outcome::Unchanged);
+        fs::write(&list, "blurry").unwrap();
+        assert_eq!(run_config(&config).unwrap().selected, ["blurry"], "a changed list is noticed");
+        config.coverage = 1.0;
+        config.list = None;
+        assert_eq!(run_config(&config).unwrap().selected, ["blurry"]);
+        (config.list, config.all_head) = (Some(list), true);
+        let error = config.plan().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "`list` chooses among the candidates and `all_head` takes them all: set one of them"
+        );
+    }
+
+    #[test]
+    fn wishes_are_names_patterns_and_lists() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.include = vec!["m?ku".into(), "so*".into()];
+        config.exclude = vec!["1*".into()];
+        assert_eq!(run_config(&config).unwrap().selected, ["blurry", "solo", "miku"]);
+        let list = dir.path().join("out.csv");
+        fs::write(&list, "name;keep\nblurry;1\nbokeh;1\nsolo;0\n").unwrap();
+        config.exclude = vec![format!("@{}", list.display())];
+        let report = run_config(&config).unwrap();
+        assert_eq!(report.selected, ["1girl", "solo", "miku"]);
+        assert_eq!(report.lacking, ["bokeh"]);
+        config.exclude = vec!["@_@".into()];
+        assert!(run_config(&config).unwrap_err().to_string().starts_with("no tag `@_@` in"));
+        config.exclude = vec!["@none.txt".into()];
+        assert!(run_config(&config).unwrap_err().to_string().contains("none.txt"));
+        config.exclude = vec!["x*".into()];
+        assert!(run_config(&config).unwrap_err().to_string().starts_with("no tag `x*` in"));
     }
 
     #[test]

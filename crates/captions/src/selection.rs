@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    Error, Result, canonical, displayed,
+    Error, Result, canonical,
+    lists::tag_name,
     sheet::{Row, Sheet},
 };
 
@@ -31,8 +32,8 @@ pub struct Selected {
 impl Selection {
     /// Reads any CSV with a column `name` and a column `include` (or `keep`) of 0 and 1.
     ///
-    /// Separated by commas, semicolons or tabs, with or without a byte-order mark, with LF or CRLF, other columns at
-    /// will. Besides 0 and 1, what spreadsheets make of them is read: `0.0`, `1.0`, `TRUE`, `FALSE`.
+    /// Separated by commas, semicolons or tabs, in UTF-8 with or without a byte-order mark or in UTF-16 with one, with LF
+    /// or CRLF, in any order, other columns and empty rows at will. Besides 0 and 1, what spreadsheets make of them is read: `0.0`, `1.0`, `TRUE`, `FALSE`.
     ///
     /// # Errors
     /// No such columns, or both `include` and `keep`; another value; a tag that stands there twice, wanted and
@@ -41,28 +42,26 @@ impl Selection {
         let sheet = Sheet::read(path)?;
         let name = sheet.column("name")?;
         let count = sheet.find("count")?;
-        let include = match (sheet.find("include")?, sheet.find("keep")?) {
-            (Some(column), None) | (None, Some(column)) => column,
-            (None, None) => return Err(sheet.columns("a column `include` or `keep`".to_owned())),
-            (Some(_), Some(_)) => return Err(sheet.columns("either `include` or `keep`".to_owned())),
-        };
+        let include = sheet
+            .one_of("include", "keep")?
+            .ok_or_else(|| sheet.columns("a column `include` or `keep`".to_owned()))?;
         let mut seen = BTreeMap::new();
         let mut tags = Vec::new();
         for row in &sheet.rows {
             let tag = canonical(&row.cells[name]);
             let wanted = flag(&row.cells[include])
                 .ok_or_else(|| sheet.cell(row, include, "0 (not wanted) or 1 (wanted)"))?;
-            match seen.insert(tag.clone(), (wanted, row.line)) {
-                None if wanted => tags.push(selected(&sheet, row, tag, name, count)?),
-                Some((before, first)) if before != wanted => {
-                    return Err(Error::Contradiction {
-                        path: path.to_path_buf(),
-                        tag,
-                        first,
-                        second: row.line,
-                    });
+            if is_spreadsheet_error(&row.cells[name]) {
+                // Of a tag that is not wanted, the name is not needed.
+                match wanted {
+                    true => {
+                        return Err(sheet.cell(row, name, "a tag, which the spreadsheet took for a formula"));
+                    }
+                    false => continue,
                 }
-                _ => {}
+            }
+            if sheet.check_agrees(&mut seen, &tag, wanted, row.line)? && wanted {
+                tags.push(selected(&sheet, row, name, count)?);
             }
         }
         match tags.is_empty() {
@@ -77,10 +76,8 @@ impl Selection {
     }
 }
 
-fn selected(sheet: &Sheet, row: &Row, tag: String, name: usize, count: Option<usize>) -> Result<Selected> {
-    if displayed(&tag).trim().is_empty() || tag.contains(',') {
-        return Err(sheet.cell(row, name, "a tag without a comma"));
-    }
+fn selected(sheet: &Sheet, row: &Row, name: usize, count: Option<usize>) -> Result<Selected> {
+    let tag = tag_name(&row.cells[name]).ok_or_else(|| sheet.cell(row, name, "a tag without a comma"))?;
     let count = match count.map(|column| (column, row.cells[column].trim())) {
         None | Some((_, "")) => None,
         Some((column, text)) => {
@@ -95,7 +92,14 @@ pub(crate) fn parse_count(text: &str) -> Option<u64> {
     text.strip_suffix(".0").unwrap_or(text).parse().ok()
 }
 
-fn flag(text: &str) -> Option<bool> {
+/// Whether a cell is what spreadsheets write where they took a tag such as `=_=` or `+_+` for a formula.
+fn is_spreadsheet_error(cell: &str) -> bool {
+    let errors = ["#NAME?", "#REF!", "#VALUE!", "#N/A", "#DIV/0!", "#NUM!", "#NULL!", "Err:509"];
+    errors.contains(&cell.trim())
+}
+
+/// What 0 and 1 become in spreadsheets.
+pub(crate) fn flag(text: &str) -> Option<bool> {
     match text.trim().to_ascii_lowercase().as_str() {
         "0" | "0.0" | "false" => Some(false),
         "1" | "1.0" | "true" => Some(true),
@@ -134,6 +138,34 @@ mod tests {
     }
 
     #[test]
+    fn every_way_in_which_spreadsheets_write_is_read() {
+        let plain = "name,count,include\nblurry,12,1\n\"a;b\",9,0\nschön_(ä),7,1\n";
+        let wanted = read(plain).unwrap();
+        assert_eq!(wanted.names(), ["blurry", "schön_(ä)"]);
+        let tabs = "include\tnote\tname\tcount\r\n1\t\tblurry\t12\r\n0\tx\ta;b\t9\r\n\t\t\t\r\nTRUE\t\tscho\u{308}n (Ä)\t7.0\r\n";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("selection.txt");
+        let units = |text: &str, of: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            format!("\u{feff}{text}").encode_utf16().flat_map(of).collect()
+        };
+        let semicolons = format!("sep=;\r\n{}", tabs.replace("a;b", "\"a;b\"").replace('\t', ";"));
+        for bytes in [
+            tabs.as_bytes().to_vec(),
+            units(tabs, u16::to_le_bytes),
+            units(tabs, u16::to_be_bytes),
+            format!("\u{feff}{semicolons}").into_bytes(),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(Selection::read(&path).unwrap().tags, wanted.tags);
+        }
+        let mut cut = units(tabs, u16::to_le_bytes);
+        cut.pop();
+        fs::write(&path, cut).unwrap();
+        let error = Selection::read(&path).unwrap_err().to_string();
+        assert!(error.ends_with("starts with the mark of UTF-16 and is not UTF-16"), "{error}");
+    }
+
+    #[test]
     fn what_is_ambiguous_is_an_error_with_its_line() {
         assert_eq!(
             said("name,include\nblurry,1\nsolo,yes\n"),
@@ -161,6 +193,12 @@ mod tests {
             said("name,count,include\na,many,1\n"),
             "line 2, column `count`: expected a whole number, found \"many\""
         );
+        assert_eq!(read("name,include\n#NAME?,0\nsolo,1\n").unwrap().names(), ["solo"]);
+        assert_eq!(
+            said("name,include\nsolo,1\n#NAME?,1\n"),
+            "line 3, column `name`: expected a tag, which the spreadsheet took for a formula, found \"#NAME?\""
+        );
+        assert!(said("sep=;\nname;include\nsolo;perhaps\n").starts_with("line 3"));
         assert!(matches!(read("name,include\na,0\n"), Err(Error::NothingSelected { .. })));
         assert!(matches!(read("name,include\na\n"), Err(Error::Csv { .. })));
     }

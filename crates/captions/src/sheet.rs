@@ -1,6 +1,7 @@
 //! CSV files that people have edited: byte-order marks, CRLF, semicolons, extra columns.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -28,19 +29,40 @@ pub(crate) struct Row {
 impl Sheet {
     /// Reads a table separated by commas, semicolons or tabs: whichever the header has a column `name` with.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path)?;
-        let separator = separator(&text, "name").unwrap_or(b',');
-        let mut reader = ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
+        Self::read_with(path, "name")
+    }
+
+    /// Reads a table separated by commas, semicolons or tabs: whichever the header has a column `key` with.
+    ///
+    /// UTF-8, with or without a byte-order mark, or UTF-16 with one ("Unicode text" of spreadsheets). Rows of empty
+    /// cells, which spreadsheets add, are left out, and so is a first line `sep=;`.
+    pub(crate) fn read_with(path: &Path, key: &str) -> Result<Self> {
+        Self::parse(path, &read_any_text(path)?, key, None)
+    }
+
+    /// Reads the text of a table, in which lines that start with `comment` say nothing.
+    pub(crate) fn parse(path: &Path, text: &str, key: &str, comment: Option<u8>) -> Result<Self> {
+        // What follows keeps its line numbers when the hint becomes an empty line.
+        let hint = text
+            .lines()
+            .next()
+            .filter(|line| line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep=")));
+        let text = &text[hint.map_or(0, str::len)..];
+        let is_comment = |line: &&str| comment.is_some_and(|mark| line.as_bytes().first() == Some(&mark));
+        let header = text.lines().find(|line| !line.trim().is_empty() && !is_comment(line));
+        let separator = separator(header.unwrap_or_default(), key).unwrap_or(b',');
+        let mut reader =
+            ReaderBuilder::new().delimiter(separator).comment(comment).from_reader(text.as_bytes());
         let broken = |source| Error::Csv { path: path.to_path_buf(), source };
         let header = reader.headers().map_err(broken)?.iter().map(|cell| cell.trim().to_owned()).collect();
-        let rows = reader
-            .records()
-            .map(|record| {
-                let cells = record.map_err(broken)?;
-                let line = cells.position().map_or(0, csv::Position::line);
-                Ok(Row { line, cells })
-            })
-            .collect::<Result<_>>()?;
+        let mut rows = Vec::new();
+        for record in reader.records() {
+            let cells = record.map_err(broken)?;
+            let line = cells.position().map_or(0, csv::Position::line);
+            if cells.iter().any(|cell| !cell.trim().is_empty()) {
+                rows.push(Row { line, cells });
+            }
+        }
         Ok(Self { path: path.to_path_buf(), header, rows })
     }
 
@@ -67,6 +89,40 @@ impl Sheet {
         Ok(place)
     }
 
+    /// The place of a column that goes by one of two names, if it is there.
+    pub(crate) fn one_of(&self, name: &str, other: &str) -> Result<Option<usize>> {
+        match (self.find(name)?, self.find(other)?) {
+            (Some(_), Some(_)) => Err(self.columns(format!("either `{name}` or `{other}`"))),
+            (place, other) => Ok(place.or(other)),
+        }
+    }
+
+    /// Notes that a tag is wanted or unwanted. True where this is the first row about it.
+    ///
+    /// # Errors
+    /// Another row says otherwise.
+    pub(crate) fn check_agrees(
+        &self,
+        seen: &mut BTreeMap<String, (bool, u64)>,
+        tag: &str,
+        wanted: bool,
+        line: u64,
+    ) -> Result<bool> {
+        match seen.get(tag) {
+            None => {
+                seen.insert(tag.to_owned(), (wanted, line));
+                Ok(true)
+            }
+            Some((before, _)) if *before == wanted => Ok(false),
+            Some((_, first)) => Err(Error::Contradiction {
+                path: self.path.clone(),
+                tag: tag.to_owned(),
+                first: *first,
+                second: line,
+            }),
+        }
+    }
+
     /// The error that tells which columns are there.
     pub(crate) fn columns(&self, expected: String) -> Error {
         let found = format!("the columns {}", self.header.join(", "));
@@ -89,6 +145,24 @@ impl Sheet {
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
     decode(path, bytes)
+}
+
+/// The text of a file in UTF-8, or in UTF-16 with a byte-order mark.
+pub(crate) fn read_any_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    let units = |of: fn([u8; 2]) -> u16| {
+        bytes[2..].chunks(2).map(move |pair| match *pair {
+            [a, b] => of([a, b]),
+            // Half a character is none.
+            _ => 0xd800,
+        })
+    };
+    let decoded = match bytes.get(..2) {
+        Some([0xff, 0xfe]) => String::from_utf16(&units(u16::from_le_bytes).collect::<Vec<_>>()),
+        Some([0xfe, 0xff]) => String::from_utf16(&units(u16::from_be_bytes).collect::<Vec<_>>()),
+        _ => return decode(path, bytes),
+    };
+    decoded.map_err(|_| Error::NotUtf16 { path: path.to_path_buf() })
 }
 
 /// The text of UTF-8 bytes, without a byte-order mark.

@@ -53,6 +53,8 @@ fn the_selection_is_that_of_pandas() {
     let config = SelectConfig {
         labels,
         coverage: 0.8,
+        list: None,
+        all_head: true,
         include: Vec::new(),
         exclude: Vec::new(),
         output: output.clone(),

@@ -27,6 +27,7 @@ mod area;
 mod canvas;
 mod crop;
 mod decode;
+mod encode;
 mod error;
 mod find;
 mod flatten;
@@ -42,6 +43,7 @@ mod square;
 
 pub use crop::{Anchor, crop, fit_crop};
 pub use decode::{DecodeOptions, Decoded, MAX_SIDE_PX, decode, decode_bytes, decode_with};
+pub use encode::jpeg;
 pub use error::{Error, Fault, Result};
 pub use find::{EXTENSIONS, find, is_image, relative_name};
 pub use flatten::{flatten, flatten_over};

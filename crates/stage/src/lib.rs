@@ -21,3 +21,4 @@ pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};
+pub use toml::Spanned;

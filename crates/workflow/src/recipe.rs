@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use vodka_captions::{Position, caption::Missing};
+use vodka_captions::{Position, caption::Missing, select::list_file};
 use vodka_merger::{Method, Precision, VaePolicy};
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{nearest, read_toml};
@@ -97,17 +97,24 @@ pub struct Tag {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
-    /// Share of all occurrences of general tags, from the most frequent down. Default: 0.8.
+    /// The vocabulary. Default: `selected_tags.csv` in the folder of the model.
+    pub labels: Option<PathBuf>,
+    /// Share of all occurrences of general tags that the candidates cover, from the most frequent down. Default: 0.8.
     pub coverage: f64,
-    /// Tags to take, whatever their count.
+    /// The list of tags to take of the candidates. Default: the shipped one, about how a picture is made.
+    pub list: Option<PathBuf>,
+    /// Take all candidates. Default: false.
+    pub all_head: bool,
+    /// Tags to take besides, whatever their count: names, patterns, `@FILE` for a list.
     pub include: Vec<String>,
-    /// Tags to leave out.
+    /// Tags to leave out, given in the same way.
     pub exclude: Vec<String>,
 }
 
 impl Default for Select {
     fn default() -> Self {
-        Self { coverage: 0.8, include: Vec::new(), exclude: Vec::new() }
+        let (include, exclude) = (Vec::new(), Vec::new());
+        Self { labels: None, coverage: 0.8, list: None, all_head: false, include, exclude }
     }
 }
 
@@ -259,8 +266,14 @@ impl Recipe {
     fn resolve_paths(&mut self, folder: &Path) {
         let given = [&mut self.workflow.images, &mut self.workflow.output, &mut self.tag.model];
         let given = given.into_iter().chain(&mut self.tag.ensemble);
-        for path in given.into_iter().chain(self.models.values_mut()) {
+        let given = given.chain(&mut self.select.labels).chain(&mut self.select.list);
+        for path in given.chain(self.models.values_mut()) {
             *path = tidy(&folder.join(&*path));
+        }
+        for wish in self.select.include.iter_mut().chain(&mut self.select.exclude) {
+            if let Some(list) = list_file(wish) {
+                *wish = format!("@{}", tidy(&folder.join(list)).display());
+            }
         }
     }
 

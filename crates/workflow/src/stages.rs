@@ -96,9 +96,12 @@ impl Workflow {
 
     fn select(&self) -> SelectConfig {
         let recipe = &self.recipe.select;
+        let of_model = || self.recipe.tag.model.join("selected_tags.csv");
         SelectConfig {
-            labels: self.recipe.tag.model.join("selected_tags.csv"),
+            labels: recipe.labels.clone().unwrap_or_else(of_model),
             coverage: recipe.coverage,
+            list: recipe.list.clone(),
+            all_head: recipe.all_head,
             include: recipe.include.clone(),
             exclude: recipe.exclude.clone(),
             output: self.output_of(&Job::Select),

@@ -1,0 +1,233 @@
+//! Tables of captions: CSV, JSONL or Parquet, with a row for each picture.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use polars::prelude::{Column, DataFrame, DataType, ParquetReader, ParquetWriter, PolarsError, SerReader};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use vodka_stage::{AtomicFile, write_atomic};
+
+use crate::{
+    Error, Result,
+    sheet::{self, Sheet},
+};
+
+/// The columns of a table with original and new captions.
+const COLUMNS: [&str; 4] = ["image", "original", "new", "model"];
+
+/// A picture with the caption it had and the one that it was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptionPair {
+    /// The picture, relative to the folder of pictures, with `/` on every system.
+    pub image: String,
+    /// The caption it had; empty where it had none.
+    pub original: String,
+    /// The new caption; empty where there is none.
+    pub new: String,
+    /// Who made the new one; empty where there is none.
+    pub model: String,
+}
+
+/// The form of a table, by the ending of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Csv,
+    Jsonl,
+    Parquet,
+}
+
+impl Form {
+    /// # Errors
+    /// Another ending.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("csv" | "tsv" | "txt") => Ok(Self::Csv),
+            Some("jsonl" | "ndjson") => Ok(Self::Jsonl),
+            Some("parquet") => Ok(Self::Parquet),
+            _ => Err(Error::CaptionTableName { path: path.to_path_buf() }),
+        }
+    }
+}
+
+/// Writes a table.
+pub(crate) fn write(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
+    match Form::of(path)? {
+        Form::Csv => {
+            let row = |pair: &CaptionPair| {
+                let CaptionPair { image, original, new, model } = pair.clone();
+                vec![image, original, new, model]
+            };
+            sheet::write(path, &COLUMNS, pairs.iter().map(row))
+        }
+        Form::Jsonl => {
+            let line = |pair| serde_json::to_string(pair).expect("captions are plain data") + "\n";
+            Ok(write_atomic(path, pairs.iter().map(line).collect::<String>())?)
+        }
+        Form::Parquet => write_parquet(path, pairs),
+    }
+}
+
+fn write_parquet(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
+    let column = |name: &str, of: fn(&CaptionPair) -> &str| {
+        Column::new(name.into(), pairs.iter().map(of).collect::<Vec<_>>())
+    };
+    let columns = vec![
+        column("image", |pair| &pair.image),
+        column("original", |pair| &pair.original),
+        column("new", |pair| &pair.new),
+        column("model", |pair| &pair.model),
+    ];
+    let mut file = AtomicFile::create(path)?;
+    let frame = DataFrame::new(pairs.len(), columns);
+    let written = frame.and_then(|mut frame| ParquetWriter::new(&mut file).finish(&mut frame));
+    written.map_err(|source| broken(path, source))?;
+    Ok(file.commit()?)
+}
+
+/// Reads a table that [`write`] has written, or one with the same columns.
+///
+/// # Errors
+/// A column is missing; a row without a picture; two rows for one.
+pub(crate) fn read(path: &Path) -> Result<Vec<CaptionPair>> {
+    let rows = read_columns(path, &[&["image"], &["original"], &["new"], &["model"]])?;
+    Ok(rows
+        .into_iter()
+        .map(|cells| {
+            let [image, original, new, model] = cells.try_into().expect("there is a cell for each column");
+            CaptionPair { image, original, new, model }
+        })
+        .collect())
+}
+
+/// Reads what an external captioner has made: the captions, by picture.
+///
+/// Columns (of CSV and Parquet) or keys (of JSONL): `image` or `file_name`, and `caption` or `text`.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_new(path: &Path) -> Result<HashMap<String, String>> {
+    let rows = read_columns(path, &[&["image", "file_name"], &["caption", "text"]])?;
+    Ok(rows
+        .into_iter()
+        .map(|cells| {
+            let [image, caption] = cells.try_into().expect("there is a cell for each column");
+            (image.replace('\\', "/"), caption)
+        })
+        .collect())
+}
+
+/// The cells of some columns, each of which may have one of several names; the first column is the picture.
+fn read_columns(path: &Path, wanted: &[&[&str]]) -> Result<Vec<Vec<String>>> {
+    let rows = match Form::of(path)? {
+        Form::Csv => of_csv(path, wanted)?,
+        Form::Jsonl => of_jsonl(path, wanted)?,
+        Form::Parquet => of_parquet(path, wanted)?,
+    };
+    let mut lines = HashMap::new();
+    for (line, cells) in &rows {
+        let (line, image) = (*line, &cells[0]);
+        if image.trim().is_empty() {
+            return Err(Error::Cell {
+                path: path.to_path_buf(),
+                line,
+                column: wanted[0][0].to_owned(),
+                expected: "a picture",
+                found: image.clone(),
+            });
+        }
+        if let Some(first) = lines.insert(image, line) {
+            let image = image.clone();
+            return Err(Error::PictureTwice { path: path.to_path_buf(), image, first, second: line });
+        }
+    }
+    drop(lines);
+    Ok(rows.into_iter().map(|(_, cells)| cells).collect())
+}
+
+/// The one name under which a column is there.
+fn name_of<'a>(path: &Path, names: &[&'a str], found: &[String]) -> Result<&'a str> {
+    let mut there = names.iter().copied().filter(|name| found.iter().any(|found| found == name));
+    match (there.next(), there.next()) {
+        (Some(name), None) => Ok(name),
+        (first, _) => Err(Error::Columns {
+            path: path.to_path_buf(),
+            expected: format!(
+                "{} of the columns {}",
+                if first.is_none() { "one" } else { "only one" },
+                names.join(", ")
+            ),
+            found: format!("the columns {}", found.join(", ")),
+        }),
+    }
+}
+
+type Rows = Vec<(u64, Vec<String>)>;
+
+fn of_csv(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
+    let text = sheet::read_any_text(path)?;
+    let header = text.lines().next().unwrap_or_default();
+    let key = wanted[0].iter().find(|name| sheet::separator(header, name).is_some()).unwrap_or(&wanted[0][0]);
+    let sheet = Sheet::parse(path, &text, key, None)?;
+    let header: Vec<_> = sheet.header.iter().map(|cell| cell.to_ascii_lowercase()).collect();
+    let places = wanted.iter().map(|names| sheet.column(name_of(path, names, &header)?));
+    let places = places.collect::<Result<Vec<_>>>()?;
+    let row =
+        |row: &sheet::Row| (row.line, places.iter().map(|place| row.cells[*place].to_owned()).collect());
+    Ok(sheet.rows.iter().map(row).collect())
+}
+
+fn of_jsonl(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
+    let text = sheet::read_any_text(path)?;
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    let row = |(line, number): (&str, u64)| {
+        let parsed: Result<Map<String, Value>, _> = serde_json::from_str(line);
+        let object =
+            parsed.map_err(|source| Error::JsonLine { path: path.to_path_buf(), line: number, source })?;
+        let found: Vec<_> = object.keys().cloned().collect();
+        let cell = |names: &&[&str]| match &object[name_of(path, names, &found)?] {
+            Value::Null => Ok(String::new()),
+            Value::String(text) => Ok(text.clone()),
+            other => Err(Error::Cell {
+                path: path.to_path_buf(),
+                line: number,
+                column: names[0].to_owned(),
+                expected: "text",
+                found: other.to_string(),
+            }),
+        };
+        Ok((number, wanted.iter().map(cell).collect::<Result<Vec<_>>>()?))
+    };
+    lines.map(row).collect()
+}
+
+fn of_parquet(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
+    let file = File::open(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    let mut reader = ParquetReader::new(file);
+    let schema = reader.schema().map_err(|source| broken(path, source))?;
+    let found: Vec<_> = schema.iter_names().map(ToString::to_string).collect();
+    let names = wanted.iter().map(|names| name_of(path, names, &found)).collect::<Result<Vec<_>>>()?;
+    let frame = reader.with_columns(Some(names.iter().map(|name| (*name).to_owned()).collect())).finish();
+    let frame = frame.map_err(|source| broken(path, source))?;
+    let mut rows: Rows = (1..).take(frame.height()).map(|row| (row, Vec::new())).collect();
+    for name in names {
+        let column = frame.column(name).map_err(|source| broken(path, source))?;
+        if !(column.dtype().is_string() || column.dtype().is_categorical()) {
+            let (expected, found) = (format!("text in the column `{name}`"), column.dtype().to_string());
+            return Err(Error::Columns { path: path.to_path_buf(), expected, found });
+        }
+        let text = column.cast(&DataType::String).map_err(|source| broken(path, source))?;
+        let text = text.str().map_err(|source| broken(path, source))?;
+        for ((_, cells), cell) in rows.iter_mut().zip(text.iter()) {
+            cells.push(cell.unwrap_or_default().to_owned());
+        }
+    }
+    Ok(rows)
+}
+
+fn broken(path: &Path, source: PolarsError) -> Error {
+    Error::Table { path: PathBuf::from(path), source: Box::new(source) }
+}

@@ -1,0 +1,450 @@
+//! Captions from an external captioner, beside those that the pictures have.
+
+mod ask;
+mod service;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, hash_file, record_path};
+
+use self::ask::Reply;
+pub use self::ask::Secret;
+use crate::{
+    Caption, Error, Picture, Result,
+    caption::{Skipped, check_apart, resolved},
+    caption_table::{self, CaptionPair, Form},
+    pictures, read_caption,
+};
+
+/// New captions as a user wants them: from a file, or from a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecaptionConfig {
+    /// The folder of pictures, with a `.txt` caption beside each that has one.
+    pub images: PathBuf,
+    /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with `image` (or `file_name`) and `caption`
+    /// (or `text`).
+    #[serde(default)]
+    pub captions: Option<PathBuf>,
+    /// Or an OpenAI-compatible service, `https://HOST/v1`.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The model's name, for the service and for the table.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// What the service is asked.
+    #[serde(default = "default_prompt")]
+    pub prompt: String,
+    /// The key for the service. It is sent to it alone, and written nowhere.
+    #[serde(skip)]
+    pub api_key: Option<Secret>,
+    /// How many pictures are asked about at the same time.
+    #[serde(default = "four")]
+    pub concurrency: usize,
+    /// How long an answer may take, in seconds.
+    #[serde(default = "two_minutes")]
+    pub timeout_s: u64,
+    /// How often a question is put again that the service could not answer.
+    #[serde(default = "five")]
+    pub retries: u32,
+    /// The pause before the first time, in milliseconds; then twice as long each time.
+    #[serde(default = "a_second")]
+    pub pause_ms: u64,
+    /// The longest side of the pictures that are sent, in pixels.
+    #[serde(default = "default_max_side")]
+    pub max_side: u32,
+    /// The most tokens of an answer. Default: the service's.
+    #[serde(default)]
+    pub max_tokens: Option<u32>,
+    /// The service's temperature. Default: the service's.
+    #[serde(default)]
+    pub temperature: Option<f32>,
+    /// The table to write: CSV, JSONL or Parquet, with `image`, `original`, `new` and `model`.
+    pub output: PathBuf,
+}
+
+fn default_prompt() -> String {
+    RecaptionConfig::PROMPT.to_owned()
+}
+
+fn four() -> usize {
+    4
+}
+
+fn five() -> u32 {
+    5
+}
+
+fn two_minutes() -> u64 {
+    120
+}
+
+fn a_second() -> u64 {
+    1000
+}
+
+fn default_max_side() -> u32 {
+    1024
+}
+
+/// A recaptioning whose settings have been checked; nothing has been read.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecaptionPlan {
+    /// The folder of pictures.
+    pub images: PathBuf,
+    /// Where captions come from.
+    pub source: Source,
+    /// The model's name; may be empty for captions from a file.
+    pub model: String,
+    /// The table to write.
+    pub output: PathBuf,
+}
+
+/// Where new captions come from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A table.
+    File(PathBuf),
+    /// A service.
+    Service(Service),
+}
+
+/// An OpenAI-compatible service, and how it is asked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Service {
+    /// Its address, without what may be secret in it.
+    #[serde(serialize_with = "without_secrets")]
+    pub endpoint: String,
+    /// What it is asked.
+    pub prompt: String,
+    /// Its key.
+    #[serde(skip)]
+    pub api_key: Secret,
+    /// How many pictures at the same time.
+    pub concurrency: usize,
+    /// Seconds for an answer.
+    pub timeout_s: u64,
+    /// How often a question is put again.
+    pub retries: u32,
+    /// The first pause, in milliseconds.
+    pub pause_ms: u64,
+    /// The longest side of a picture, in pixels.
+    pub max_side: u32,
+    /// The most tokens of an answer.
+    pub max_tokens: Option<u32>,
+    /// The temperature.
+    pub temperature: Option<f32>,
+}
+
+/// An address without user, password and query, where people put keys.
+fn without_secrets<S: serde::Serializer>(endpoint: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let plain = endpoint.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = plain.split_once("://").unwrap_or(("", plain));
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    serializer.serialize_str(&format!("{scheme}://{host}/{path}"))
+}
+
+impl RecaptionConfig {
+    /// What a service is asked unless the user knows better.
+    pub const PROMPT: &str =
+        "Describe this picture in one sentence, as a caption: what it shows, and how it is made.";
+
+    /// Checks what can be checked without reading.
+    ///
+    /// # Errors
+    /// Both a file and a service, or neither; a service without a model; an address that is none; a key that no header can
+    /// carry; a setting outside its range; an output among the pictures, that is the input, or of an unknown form.
+    pub fn plan(&self) -> Result<RecaptionPlan> {
+        let Self { images, captions, endpoint, model, output, .. } = self.clone();
+        Form::of(&output)?;
+        check_apart(&output, &images)?;
+        let source = match (captions, endpoint) {
+            (Some(file), None) if resolved(&file) == resolved(&output) => {
+                return Err(Error::OutputIsInput { path: output });
+            }
+            (Some(file), None) => {
+                Form::of(&file)?;
+                Source::File(file)
+            }
+            (None, Some(endpoint)) => Source::Service(self.service(endpoint)?),
+            (Some(_), Some(_)) => return Err(Error::CaptionSource { found: "both" }),
+            (None, None) => return Err(Error::CaptionSource { found: "neither" }),
+        };
+        match (&source, model) {
+            (Source::Service(_), None) => Err(Error::NoModel),
+            (_, model) => Ok(RecaptionPlan { images, source, model: model.unwrap_or_default(), output }),
+        }
+    }
+
+    fn service(&self, endpoint: String) -> Result<Service> {
+        let Self {
+            prompt, concurrency, timeout_s, retries, pause_ms, max_side, max_tokens, temperature, ..
+        } = self.clone();
+        let ranges = [
+            ("concurrency", concurrency as f64, 1.0..=256.0, "1 to 256"),
+            ("timeout_s", timeout_s as f64, 1.0..=86_400.0, "1 to 86400 seconds"),
+            ("max_side", max_side.into(), 32.0..=16_384.0, "32 to 16384 pixels"),
+            ("temperature", temperature.map_or(0.0, crate::caption::decimal), 0.0..=2.0, "0 to 2"),
+        ];
+        for (setting, found, range, expected) in ranges {
+            if !range.contains(&found) {
+                return Err(Error::Range { setting, found, expected });
+            }
+        }
+        let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+        if host.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
+            return Err(Error::Address { found: endpoint });
+        }
+        let api_key = match &self.api_key {
+            Some(key) if !key.is_usable() => return Err(Error::UnusableKey),
+            key => key.clone().unwrap_or_default(),
+        };
+        Ok(Service {
+            endpoint,
+            prompt,
+            api_key,
+            concurrency,
+            timeout_s,
+            retries,
+            pause_ms,
+            max_side,
+            max_tokens,
+            temperature,
+        })
+    }
+}
+
+impl RecaptionPlan {
+    /// All that the table depends on.
+    ///
+    /// # Errors
+    /// The pictures or their captions cannot be read.
+    pub fn key(&self) -> Result<RunKey> {
+        self.key_of(&self.tasks()?)
+    }
+
+    fn key_of(&self, tasks: &[Task]) -> Result<RunKey> {
+        let form = self.output.extension().map(|ending| ending.to_string_lossy());
+        let key = match &self.source {
+            Source::File(file) => {
+                let settings = json!({ "model": self.model, "form": form });
+                RunKey::new("recaption", &settings, None).input("captions", file, |_| true)?
+            }
+            Source::Service(service) => {
+                let settings = json!({ "service": service.settings(&self.model), "form": form });
+                RunKey::new("recaption", &settings, None)
+            }
+        };
+        let (mut images, mut originals) = (Hasher::default(), Hasher::default());
+        for task in tasks {
+            images.piece(&task.picture.image).piece(task.hash.to_string());
+            originals.piece(&task.picture.image).piece(&task.original);
+        }
+        let key = key.input_hashed("images", &self.images, images.finish());
+        Ok(key.input_hashed("originals", &self.images, originals.finish()))
+    }
+
+    /// The pictures with their captions. What file the picture is only matters where it is sent.
+    fn tasks(&self) -> Result<Vec<Task>> {
+        let task = |picture: Picture| {
+            let original = read_caption(&self.images.join(&picture.caption))?.unwrap_or_default();
+            let hash = match self.source {
+                Source::File(_) => vodka_stage::hash_bytes(""),
+                Source::Service(_) => hash_file(self.images.join(&picture.image))?,
+            };
+            Ok(Task { picture, original: original.text, hash })
+        };
+        pictures(&self.images)?.into_iter().map(task).collect()
+    }
+}
+
+/// A picture that is to get a caption.
+struct Task {
+    picture: Picture,
+    /// The caption that it has.
+    original: String,
+    hash: ContentHash,
+}
+
+/// What a recaptioning tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecaptionEvent {
+    /// The pictures have been found.
+    Started {
+        /// How many.
+        images: u64,
+        /// How many of them have an answer from an earlier run.
+        answered: u64,
+    },
+    /// So many have an answer.
+    Answered {
+        /// How many.
+        images: u64,
+    },
+    /// A picture gets no caption.
+    Skipped(Skipped),
+}
+
+/// What a recaptioning has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecaptionReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The table.
+    pub output: PathBuf,
+    /// How many pictures there are.
+    pub images: u64,
+    /// How many have a new caption.
+    pub captions: u64,
+    /// Pictures without a new caption.
+    pub skipped: Vec<Skipped>,
+    /// Pictures whose new caption ends where the answer had to end.
+    pub cut: Vec<String>,
+    /// Pictures that the file of captions names and the folder does not hold.
+    pub absent: u64,
+}
+
+impl Report for RecaptionReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for RecaptionReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 20;
+        let Self { output, images, captions, .. } = self;
+        let output = output.display();
+        match self.outcome {
+            Outcome::Unchanged => write!(f, "`{output}` is up to date ({captions} new captions)")?,
+            Outcome::Interrupted => {
+                write!(f, "stopped before `{output}` was written; what was answered is kept")?;
+            }
+            Outcome::Done | Outcome::Skipped => {
+                write!(f, "wrote new captions of {captions} of {images} pictures to `{output}`")?;
+            }
+        }
+        for Skipped { image, reason } in self.skipped.iter().take(SHOWN) {
+            write!(f, "\nskipped `{image}`: {reason}")?;
+        }
+        for image in self.cut.iter().take(SHOWN) {
+            write!(f, "\n`{image}`: the answer was cut off")?;
+        }
+        let more = self.skipped.len().saturating_sub(SHOWN) + self.cut.len().saturating_sub(SHOWN);
+        if more > 0 {
+            write!(f, "\n... and {more} more like these")?;
+        }
+        if self.absent > 0 {
+            write!(f, "\n{} pictures of the file of captions are not in the folder", self.absent)?;
+        }
+        Ok(())
+    }
+}
+
+/// What has been found out about each picture: a reply, or why there is none yet.
+type Replies = BTreeMap<String, Result<Reply, String>>;
+
+/// Gets the captions and writes the table, unless it is there already.
+///
+/// Every answer is kept in `<output>.journal` the moment it comes: a run that was killed or stopped, or that could not
+/// reach the service for some pictures, asks about the others only.
+///
+/// # Errors
+/// No pictures; two that share a caption; a caption that is not UTF-8; a file of captions that cannot be read; a service
+/// that refuses the key or the address, redirects, or gives no answer for several pictures in a row; an output that
+/// cannot be written.
+pub fn run(
+    plan: &RecaptionPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(RecaptionEvent),
+) -> Result<RecaptionReport> {
+    let tasks = plan.tasks()?;
+    let key = plan.key_of(&tasks)?;
+    let record = record_path(&plan.output);
+    if let Some(report) = key.made::<RecaptionReport>(&record)? {
+        return Ok(RecaptionReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
+    }
+    let mut absent = 0;
+    let replies = match &plan.source {
+        Source::File(file) => {
+            let captions = caption_table::read_new(file)?;
+            let replies = from_file(file, captions, &tasks);
+            absent = replies.1;
+            replies.0
+        }
+        Source::Service(service) => service::ask_all(plan, service, &tasks, interrupt, on_event)?,
+    };
+    let (pairs, mut report) = outcome(plan, &tasks, &replies);
+    report.absent = absent;
+    if interrupt.is_raised() {
+        return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
+    }
+    report.skipped.iter().for_each(|skipped| on_event(RecaptionEvent::Skipped(skipped.clone())));
+    caption_table::write(&plan.output, &pairs)?;
+    // Without a record the next run asks again about what could not be answered.
+    if tasks.iter().all(|task| matches!(replies.get(&task.picture.image), Some(Ok(_)))) {
+        key.write(&record, &[&plan.output], &report)?;
+    }
+    Ok(report)
+}
+
+/// The captions of a file, and how many are of pictures that are not there.
+fn from_file(
+    file: &Path,
+    mut captions: std::collections::HashMap<String, String>,
+    tasks: &[Task],
+) -> (Replies, u64) {
+    let reply = |task: &Task| {
+        let image = &task.picture.image;
+        let reply = match captions.remove(image).map(|text| Caption::new(&text).text) {
+            None => Reply::None(format!("no caption in `{}`", file.display())),
+            Some(text) if text.is_empty() => Reply::None("the new caption is empty".to_owned()),
+            Some(text) => Reply::Caption { text, cut: false },
+        };
+        (image.clone(), Ok(reply))
+    };
+    let replies = tasks.iter().map(reply).collect();
+    (replies, captions.len() as u64)
+}
+
+/// The rows of the table, and the report.
+fn outcome(plan: &RecaptionPlan, tasks: &[Task], replies: &Replies) -> (Vec<CaptionPair>, RecaptionReport) {
+    let mut report = RecaptionReport {
+        outcome: Outcome::Done,
+        output: plan.output.clone(),
+        images: tasks.len() as u64,
+        captions: 0,
+        skipped: Vec::new(),
+        cut: Vec::new(),
+        absent: 0,
+    };
+    let mut pairs = Vec::with_capacity(tasks.len());
+    for Task { picture: Picture { image, .. }, original, .. } in tasks {
+        let mut pair =
+            CaptionPair { image: image.clone(), original: original.clone(), ..CaptionPair::default() };
+        match replies.get(image) {
+            Some(Ok(Reply::Caption { text, cut })) => {
+                report.captions += 1;
+                report.cut.extend(cut.then(|| image.clone()));
+                (pair.new, pair.model) = (text.clone(), plan.model.clone());
+            }
+            Some(Ok(Reply::None(reason)) | Err(reason)) => {
+                report.skipped.push(Skipped { image: image.clone(), reason: reason.clone() });
+            }
+            None => {}
+        }
+        pairs.push(pair);
+    }
+    if !report.skipped.is_empty() {
+        report.outcome = Outcome::Skipped;
+    }
+    (pairs, report)
+}

@@ -1,0 +1,413 @@
+//! New captions from files and from a service, and every way in which a service can fail.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod service;
+
+use std::{fs, path::Path};
+
+use service::{Answer, Server, caption, grey};
+use tempfile::TempDir;
+use vodka_captions::{
+    Error, Result,
+    mix::{self, MixConfig, MixReport},
+    recaption::{self, RecaptionConfig, RecaptionEvent, RecaptionReport, Secret},
+};
+use vodka_stage::{Interrupt, Outcome};
+
+const KEY: &str = "sk-very-secret-key";
+
+/// A folder with pictures, of which the first has a caption.
+fn world(pictures: u8) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("images/sub")).unwrap();
+    for k in 0..pictures {
+        grey(k, 40, 20).save(dir.path().join(name(k))).unwrap();
+    }
+    fs::write(dir.path().join("images/p00.txt"), "a circle\n").unwrap();
+    dir
+}
+
+/// The second one lies in a subfolder, and comes last.
+fn name(k: u8) -> String {
+    if k == 1 { "images/sub/p01.png".to_owned() } else { format!("images/p{k:02}.png") }
+}
+
+fn config(dir: &TempDir, endpoint: &str) -> RecaptionConfig {
+    RecaptionConfig {
+        images: dir.path().join("images"),
+        captions: None,
+        endpoint: Some(endpoint.to_owned()),
+        model: Some("painter-7b".to_owned()),
+        prompt: "What is it?".to_owned(),
+        api_key: Some(Secret::new(KEY)),
+        concurrency: 1,
+        timeout_s: 60,
+        retries: 3,
+        pause_ms: 1,
+        max_side: 32,
+        max_tokens: Some(50),
+        temperature: Some(0.2),
+        output: dir.path().join("new.csv"),
+    }
+}
+
+fn run(config: &RecaptionConfig) -> Result<RecaptionReport> {
+    recaption::run(&config.plan()?, &Interrupt::new(), &mut |_| {})
+}
+
+fn read(dir: &TempDir, name: &str) -> String {
+    fs::read_to_string(dir.path().join(name)).unwrap()
+}
+
+/// Whether any file in the folder holds these bytes.
+fn is_anywhere(folder: &Path, bytes: &str) -> bool {
+    fs::read_dir(folder).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => is_anywhere(&path, bytes),
+            false => fs::read(path).unwrap().windows(bytes.len()).any(|window| window == bytes.as_bytes()),
+        }
+    })
+}
+
+#[test]
+fn a_service_is_asked_once_for_each_picture() {
+    let dir = world(3);
+    let server = Server::start(|_, asked| caption(&format!(" A grey\n of {}, {KEY} ", asked.number())));
+    let report = run(&config(&dir, &server.endpoint)).unwrap();
+    assert_eq!((report.outcome, report.images, report.captions), (Outcome::Done, 3, 3));
+    assert_eq!(
+        read(&dir, "new.csv"),
+        "image,original,new,model\np00.png,a circle,\"A grey of 0, ***\",painter-7b\n\
+         p02.png,,\"A grey of 2, ***\",painter-7b\nsub/p01.png,,\"A grey of 1, ***\",painter-7b\n"
+    );
+    assert_eq!(server.numbers(), [0, 2, 1]);
+    let asked = &server.asked()[0];
+    assert_eq!(asked.path, "/v1/chat/completions");
+    assert_eq!(asked.authorization.as_deref(), Some("Bearer sk-very-secret-key"));
+    assert_eq!(asked.picture().dimensions(), (32, 16), "pictures are scaled down");
+    let body = &asked.body;
+    assert_eq!((&body["model"], &body["max_tokens"]), (&"painter-7b".into(), &50.into()));
+    assert_eq!(body["temperature"].to_string(), "0.2");
+    assert_eq!(body["messages"][0]["content"][0]["text"], "What is it?");
+    assert!(!is_anywhere(dir.path(), KEY), "no key is ever written to a file");
+    let plan = config(&dir, "http://me:hunter2@host:8000/v1?key=hunter2").plan().unwrap();
+    let shown = serde_json::to_string(&plan).unwrap();
+    assert!(
+        !shown.contains("secret") && !shown.contains("hunter2") && shown.contains("http://host:8000/v1"),
+        "{shown}"
+    );
+    assert!(!format!("{plan:?}").contains(KEY));
+
+    assert_eq!(run(&config(&dir, &server.endpoint)).unwrap().outcome, Outcome::Unchanged);
+    let jsonl = RecaptionConfig {
+        output: dir.path().join("new.jsonl"),
+        api_key: None,
+        ..config(&dir, &server.endpoint)
+    };
+    run(&jsonl).unwrap();
+    let line = read(&dir, "new.jsonl").lines().next().unwrap().to_owned();
+    assert_eq!(
+        line,
+        r#"{"image":"p00.png","original":"a circle","new":"A grey of 0, sk-very-secret-key","model":"painter-7b"}"#
+    );
+    assert_eq!(server.asked().last().unwrap().authorization, None);
+}
+
+#[test]
+fn answers_are_kept_and_only_what_has_changed_is_asked_again() {
+    let dir = world(4);
+    let server = Server::start(|_, asked| caption(&format!("{}", asked.number())));
+    let config = config(&dir, &server.endpoint);
+    let interrupt = Interrupt::new();
+    let mut stop = |event| {
+        if matches!(event, RecaptionEvent::Answered { images: 2 }) {
+            interrupt.raise();
+        }
+    };
+    let report = recaption::run(&config.plan().unwrap(), &interrupt, &mut stop).unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
+    assert!(!config.output.exists());
+    let before = server.numbers().len();
+    assert!((2..4).contains(&before), "{before}");
+    let mut started = Vec::new();
+    let report =
+        recaption::run(&config.plan().unwrap(), &Interrupt::new(), &mut |event| started.push(event)).unwrap();
+    assert_eq!((report.outcome, report.captions), (Outcome::Done, 4));
+    assert_eq!(started[0], RecaptionEvent::Started { images: 4, answered: before as u64 });
+    assert_eq!(server.numbers(), [0, 2, 3, 1], "nothing is asked twice");
+
+    grey(9, 30, 30).save(dir.path().join(name(2))).unwrap();
+    assert!(run(&config).unwrap().outcome == Outcome::Done && read(&dir, "new.csv").contains("p02.png,,9,"));
+    assert_eq!(server.numbers()[4..], [9]);
+    fs::write(dir.path().join("images/p00.txt"), "a square").unwrap();
+    run(&config).unwrap();
+    assert!(read(&dir, "new.csv").contains("p00.png,a square,0,"));
+    assert_eq!(server.numbers().len(), 5, "another original is no other question");
+    run(&RecaptionConfig { prompt: "And now?".to_owned(), ..config }).unwrap();
+    assert_eq!(server.numbers().len(), 9);
+}
+
+#[test]
+fn what_may_come_later_is_asked_again() {
+    let dir = world(1);
+    let server = Server::start(|place, _| match place {
+        0 => Answer::Say(429, "Retry-After: 0\r\n".to_owned(), String::new()),
+        1 => Answer::Say(500, String::new(), "{\"error\":\"out of memory\"}".to_owned()),
+        2 => Answer::Say(200, String::new(), "<html>".to_owned()),
+        _ => caption("a circle"),
+    });
+    assert_eq!(run(&config(&dir, &server.endpoint)).unwrap().outcome, Outcome::Done);
+    assert_eq!(server.asked().len(), 4);
+
+    let dir = world(3);
+    let server = Server::start(|place, _| match place {
+        0..=2 => Answer::Say(
+            503,
+            String::new(),
+            "{\"error\":{\"message\":\"busy with sk-very-secret-key\"}}".to_owned(),
+        ),
+        _ => caption("a circle"),
+    });
+    let once = RecaptionConfig { retries: 0, ..config(&dir, &server.endpoint) };
+    let report = run(&once).unwrap();
+    assert_eq!((report.outcome, report.captions, report.skipped.len()), (Outcome::Skipped, 0, 3));
+    assert_eq!(report.skipped[0].reason, "the server answers 503: busy with ***");
+    assert!(read(&dir, "new.csv").contains("p00.png,a circle,,\n"));
+    assert_eq!(run(&once).unwrap().captions, 3, "what was not answered is no answer");
+}
+
+#[test]
+fn refusals_are_answers_without_a_caption() {
+    let dir = world(4);
+    fs::write(dir.path().join("images/p09.png"), "no picture").unwrap();
+    let server = Server::start(|_, asked| match asked.number() {
+        0 => caption("I'm sorry, but I can't help with that."),
+        1 => caption("  "),
+        2 => Answer::Say(400, String::new(), "{\"error\":{\"message\":\"too small\"}}".to_owned()),
+        _ => caption("fine"),
+    });
+    let config = config(&dir, &server.endpoint);
+    let report = run(&config).unwrap();
+    assert_eq!((report.outcome, report.captions), (Outcome::Skipped, 1));
+    let reasons: Vec<_> =
+        report.skipped.iter().map(|skipped| (skipped.image.as_str(), skipped.reason.as_str())).collect();
+    assert_eq!(reasons[0], ("p00.png", "refused: I'm sorry, but I can't help with that."));
+    assert_eq!(reasons[1], ("p02.png", "the server answers 400: too small"));
+    assert_eq!(reasons[2].0, "p09.png");
+    assert_eq!(reasons[3], ("sub/p01.png", "an empty answer"));
+    run(&config).unwrap();
+    assert_eq!(server.numbers(), [0, 2, 3, 1, 2], "only what was not answered is asked again");
+}
+
+#[test]
+fn a_service_that_refuses_everything_ends_the_run() {
+    let dir = world(12);
+    let elsewhere = Server::start(|_, _| caption("stolen"));
+    let to = elsewhere.endpoint.clone();
+    for status in [301, 302, 307, 308] {
+        let target = format!("{to}/x");
+        let server =
+            Server::start(move |_, _| Answer::Say(status, format!("Location: {target}\r\n"), String::new()));
+        let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the endpoint redirects to `{to}/x`, which is not followed")),
+            "{error}"
+        );
+    }
+    assert!(elsewhere.asked().is_empty(), "no key is sent to a redirect's target");
+
+    let server = Server::start(|_, _| {
+        Answer::Say(401, String::new(), format!("{{\"error\":{{\"message\":\"Incorrect key {KEY}\"}}}}"))
+    });
+    let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+    assert_eq!(error, "the endpoint answers 401: Incorrect key ***");
+    assert_eq!(server.asked().len(), 1);
+
+    let server = Server::start(|_, _| Answer::Say(503, String::new(), "down".to_owned()));
+    let error =
+        run(&RecaptionConfig { retries: 0, ..config(&dir, &server.endpoint) }).unwrap_err().to_string();
+    assert_eq!(error, "no answer for 10 pictures in a row; the last: the server answers 503: down");
+    assert!(!dir.path().join("new.csv").exists());
+    assert!(!is_anywhere(dir.path(), KEY));
+}
+
+#[test]
+fn a_service_that_says_nothing_is_not_waited_for_for_ever() {
+    let dir = world(1);
+    let server = Server::start(|_, _| Answer::Nothing);
+    let report =
+        run(&RecaptionConfig { timeout_s: 1, retries: 0, ..config(&dir, &server.endpoint) }).unwrap();
+    assert!(report.skipped[0].reason.contains("timeout"), "{}", report.skipped[0].reason);
+}
+
+#[test]
+fn many_pictures_at_once_come_out_in_order() {
+    let dir = world(20);
+    let server = Server::start(|_, asked| caption(&format!("grey {}", asked.number())));
+    let many = RecaptionConfig { concurrency: 8, ..config(&dir, &server.endpoint) };
+    assert_eq!(run(&many).unwrap().captions, 20);
+    let mut expected = String::from("image,original,new,model\n");
+    for k in (0..20).filter(|k| *k != 1).chain([1]) {
+        let original = if k == 0 { "a circle" } else { "" };
+        expected += &format!("{},{original},grey {k},painter-7b\n", name(k).replace("images/", ""));
+    }
+    assert_eq!(read(&dir, "new.csv"), expected);
+}
+
+fn of_file(dir: &TempDir, name: &str, text: &str) -> RecaptionConfig {
+    fs::write(dir.path().join(name), text).unwrap();
+    RecaptionConfig { captions: Some(dir.path().join(name)), endpoint: None, model: None, ..config(dir, "") }
+}
+
+#[test]
+fn captions_come_from_files_too() {
+    let dir = world(3);
+    let report = run(&of_file(
+        &dir,
+        "c.csv",
+        "\u{feff}note;file_name;text\r\nx;p00.png;\"A; circle\"\r\n;p02.png; \r\n;gone.png;x\r\n",
+    ))
+    .unwrap();
+    assert_eq!((report.outcome, report.captions, report.absent), (Outcome::Skipped, 1, 1));
+    assert_eq!(
+        read(&dir, "new.csv"),
+        "image,original,new,model\np00.png,a circle,A; circle,\np02.png,,,\nsub/p01.png,,,\n"
+    );
+    let reasons: Vec<_> = report.skipped.iter().map(|skipped| skipped.reason.clone()).collect();
+    assert!(
+        reasons[0] == "the new caption is empty" && reasons[1].starts_with("no caption in"),
+        "{reasons:?}"
+    );
+
+    let lines = "{\"image\":\"sub\\\\p01.png\",\"caption\":\"One\\ntwo\"}\n\n{\"caption\":\"x\",\"image\":\"p00.png\",\"other\":1}\n";
+    let config = RecaptionConfig {
+        output: dir.path().join("new.parquet"),
+        model: Some("blip".to_owned()),
+        ..of_file(&dir, "c.jsonl", lines)
+    };
+    assert_eq!(run(&config).unwrap().captions, 2);
+    assert_eq!(run(&config).unwrap().outcome, Outcome::Unchanged);
+    mix(&dir, "new.parquet", 1.0, 0).unwrap();
+    assert_eq!(read(&dir, "mixed/sub/p01.txt"), "One two\n");
+
+    let said = |name: &str, text: &str| {
+        let error = run(&of_file(&dir, name, text)).unwrap_err();
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {cause}")
+    };
+    assert!(
+        said("c.csv", "image,caption\na,1\nb,2\na,3\n")
+            .contains("has two captions for the picture `a`, on the lines 2 and 4")
+    );
+    assert!(
+        said("c.csv", "image,caption,text\na,1,2\n")
+            .contains("expected only one of the columns caption, text")
+    );
+    assert!(
+        said("c.csv", "image,note\na,1\n")
+            .contains("expected one of the columns caption, text, found the columns image, note")
+    );
+    assert!(
+        said("c.csv", "image,caption\n,x\n")
+            .contains("line 2, column `image`: expected a picture, found \"\"")
+    );
+    assert!(said("c.jsonl", "{\"image\":\"a\",\"caption\":\"b\"}\n[1]\n").contains("line 2: invalid type"));
+    assert!(
+        said("c.jsonl", "{\"image\":\"a\",\"caption\":7}\n")
+            .contains("line 1, column `caption`: expected text, found \"7\"")
+    );
+    assert!(said("c.docx", "").contains("ends neither in `.csv`"));
+}
+
+#[test]
+fn wrong_settings_are_refused_by_the_plan() {
+    let dir = world(1);
+    let said = |change: &dyn Fn(&mut RecaptionConfig)| {
+        let mut config = config(&dir, "https://host/v1");
+        change(&mut config);
+        config.plan().unwrap_err().to_string()
+    };
+    assert_eq!(
+        said(&|c| c.captions = Some("a.csv".into())),
+        "expected either a file of captions or an endpoint, found both"
+    );
+    assert_eq!(
+        said(&|c| c.endpoint = None),
+        "expected either a file of captions or an endpoint, found neither"
+    );
+    assert_eq!(said(&|c| c.model = None), "an endpoint needs the name of a model");
+    assert!(said(&|c| c.endpoint = Some("host:80".into())).ends_with("found `host:80`"));
+    assert_eq!(said(&|c| c.concurrency = 0), "concurrency is 0, expected 1 to 256");
+    assert_eq!(said(&|c| c.temperature = Some(f32::NAN)), "temperature is NaN, expected 0 to 2");
+    assert_eq!(said(&|c| c.max_side = 1), "max_side is 1, expected 32 to 16384 pixels");
+    assert!(
+        said(&|c| c.api_key = Some(Secret::new("a\nb"))).starts_with("the key is empty, or holds spaces")
+    );
+    assert!(said(&|c| c.output = "new.txt.zip".into()).contains("ends neither in"));
+    assert!(said(&|c| c.output = dir.path().join("images/new.csv")).contains("lie in each other"));
+}
+
+fn mix(dir: &TempDir, table: &str, share: f64, seed: u64) -> Result<MixReport> {
+    let [captions, output] = [table, "mixed"].map(|name| dir.path().join(name));
+    mix::run(&MixConfig { captions, share, seed, output }.plan()?, &Interrupt::new(), &mut |_| {})
+}
+
+#[test]
+fn original_and_new_captions_are_mixed_by_a_share() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = |pictures: usize| {
+        let rows: Vec<_> = (0..pictures).map(|k| format!("d/{k}.png,old {k},new {k},m\n")).collect();
+        let text = format!("image,original,new,model\n{}only.png,old,,\nnone.png,,,\n", rows.concat());
+        fs::write(dir.path().join("t.csv"), text).unwrap();
+    };
+    let news = || -> Vec<usize> {
+        (0..100).filter(|k| read(&dir, &format!("mixed/d/{k}.txt")).starts_with("new")).collect()
+    };
+    table(100);
+    let report = mix(&dir, "t.csv", 0.5, 3).unwrap();
+    assert_eq!((report.outcome, report.original + report.new), (Outcome::Skipped, 101));
+    assert_eq!(report.skipped[0].image, "none.png");
+    let half = news();
+    assert!((35..65).contains(&half.len()));
+    assert_eq!(mix(&dir, "t.csv", 0.5, 3).unwrap().outcome, Outcome::Unchanged);
+    table(150);
+    mix(&dir, "t.csv", 0.5, 3).unwrap();
+    assert_eq!(news(), half, "pictures that are added change nothing for the others");
+    mix(&dir, "t.csv", 0.5, 4).unwrap();
+    assert_ne!(news(), half);
+    let report = mix(&dir, "t.csv", 0.0, 3).unwrap();
+    assert_eq!((report.new, news().len()), (0, 0));
+    let report = mix(&dir, "t.csv", 1.0, 3).unwrap();
+    assert_eq!((report.original, report.new, news().len()), (1, 150, 100));
+    assert_eq!(report.fell_back, ["only.png"]);
+    table(100);
+    mix(&dir, "t.csv", 1.0, 3).unwrap();
+    assert!(!dir.path().join("mixed/d/120.txt").exists(), "no caption of an earlier mix is left");
+
+    fs::write(dir.path().join("mixed/d/1.txt"), "mine").unwrap();
+    let error = mix(&dir, "t.csv", 0.5, 3).unwrap_err().to_string();
+    assert!(error.contains("mixed` is in the way"), "{error}");
+    assert_eq!(read(&dir, "mixed/d/1.txt"), "mine");
+}
+
+#[test]
+fn tables_that_lead_elsewhere_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |rows: &str| {
+        fs::write(dir.path().join("t.csv"), format!("image,original,new,model\n{rows}")).unwrap();
+        mix(&dir, "t.csv", 0.5, 0).unwrap_err().to_string()
+    };
+    for image in ["../a.png", "/etc/a.png", "a/../../b.png", "..", "a\\..\\b.png"] {
+        assert!(
+            said(&format!("{image},a,b,m\n")).ends_with("which does not lie in the folder of pictures"),
+            "{image}"
+        );
+    }
+    assert!(said("a.png,a,b,m\na.jpg,a,b,m\n").contains("share the caption `a.txt`"));
+    assert!(said("a.png,a,b,m\na.png,a,b,m\n").contains("two captions for the picture `a.png`"));
+    assert!(!dir.path().join("mixed").exists());
+    assert!(matches!(mix(&dir, "t.csv", 1.5, 0), Err(Error::Range { .. })));
+    assert!(matches!(mix(&dir, "mixed/t.csv", 0.5, 0), Err(Error::OutputIsInput { .. })));
+}

@@ -24,7 +24,7 @@ pub(crate) const LIST: &str = ".vodka-captions";
 #[derive(Debug)]
 pub(crate) struct Written {
     folder: PathBuf,
-    captions: BTreeSet<(String, ContentHash)>,
+    captions: BTreeMap<String, BTreeSet<ContentHash>>,
     /// By name: whether there was no such file before the first run.
     kept: BTreeMap<String, bool>,
 }
@@ -40,10 +40,11 @@ impl Written {
     /// Reads the list of a folder; without one nothing in it has been written by us.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let bytes = read_bytes(&folder.join(LIST))?.unwrap_or_default();
-        let (mut captions, mut kept) = (BTreeSet::new(), BTreeMap::new());
+        let mut captions: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut kept = BTreeMap::new();
         for line in bytes.split(|byte| *byte == b'\n') {
-            if let Ok(caption) = serde_json::from_slice(line) {
-                captions.insert(caption);
+            if let Ok((name, hash)) = serde_json::from_slice(line) {
+                captions.entry(name).or_default().insert(hash);
             } else if let Ok(Kept { kept: name, absent }) = serde_json::from_slice(line) {
                 kept.insert(name, absent);
             }
@@ -71,14 +72,12 @@ impl Written {
 
     /// Whether a file with this content is ours.
     pub(crate) fn holds(&self, path: &Path, content: &[u8]) -> bool {
-        self.captions.contains(&(self.name(path), hash_bytes(content)))
+        self.captions.get(&self.name(path)).is_some_and(|hashes| hashes.contains(&hash_bytes(content)))
     }
 
-    /// Whether a run has written, or was about to write, this file.
+    /// Whether a run has written this file, or was about to.
     fn knows(&self, name: &str) -> bool {
-        let from = (name.to_owned(), hash_bytes(""));
-        self.kept.contains_key(name)
-            || self.captions.iter().any(|(found, _)| found == name) && from.0 == name
+        self.kept.contains_key(name) || self.captions.contains_key(name)
     }
 
     /// Whether `<path>.orig` is an original that a run has kept.
@@ -100,8 +99,7 @@ impl Written {
 
     /// The names of all files on the list.
     pub(crate) fn names(&self) -> BTreeSet<&str> {
-        let written = self.captions.iter().map(|(name, _)| name.as_str());
-        written.chain(self.kept.keys().map(String::as_str)).collect()
+        self.captions.keys().chain(self.kept.keys()).map(String::as_str).collect()
     }
 
     /// Puts on the list what is about to be written (by hash of the content), and whose originals are about to be kept
@@ -119,10 +117,10 @@ impl Written {
                 self.kept.insert(name, absent);
             }
         }
-        for caption in written {
-            if !self.captions.contains(&caption) {
-                lines += &caption_line(&caption);
-                self.captions.insert(caption);
+        for (name, hash) in written {
+            let line = caption_line(&name, hash);
+            if self.captions.entry(name).or_default().insert(hash) {
+                lines += &line;
             }
         }
         match lines.is_empty() {
@@ -133,8 +131,8 @@ impl Written {
 
     /// Removes the files that are still as we wrote them, except those that are wanted.
     pub(crate) fn remove_others(&self, disk: &Disk, wanted: &BTreeSet<String>) -> Result<()> {
-        for (name, hash) in self.captions.iter().filter(|(name, _)| !wanted.contains(name)) {
-            if self.hash_of(name)? == Some(*hash) {
+        for (name, hashes) in self.captions.iter().filter(|(name, _)| !wanted.contains(*name)) {
+            if self.hash_of(name)?.is_some_and(|hash| hashes.contains(&hash)) {
                 disk.remove(&self.path(name))?;
             }
         }
@@ -143,19 +141,15 @@ impl Written {
 
     /// Takes off the list what is no longer there as it was written.
     pub(crate) fn compact(mut self, disk: &Disk) -> Result<()> {
-        let mut gone = Vec::new();
-        for caption in &self.captions {
-            if self.hash_of(&caption.0)? != Some(caption.1) {
-                gone.push(caption.clone());
-            }
+        for (name, hashes) in &mut self.captions {
+            let there = read_bytes(&self.folder.join(name))?.map(hash_bytes);
+            hashes.retain(|hash| Some(*hash) == there);
         }
-        gone.iter().for_each(|caption| {
-            self.captions.remove(caption);
-        });
+        self.captions.retain(|_, hashes| !hashes.is_empty());
         let folder = &self.folder;
         self.kept.retain(|name, _| original_path(&folder.join(name)).is_file());
         let kept = self.kept.iter().map(|(name, absent)| kept_line(name, *absent));
-        let list: String = kept.chain(self.captions.iter().map(caption_line)).collect();
+        let list: String = kept.chain(self.written().map(|(name, hash)| caption_line(name, hash))).collect();
         let path = self.folder.join(LIST);
         if read_bytes(&path)?.unwrap_or_default() != list.as_bytes() {
             disk.write(&path, list.as_bytes())?;
@@ -163,13 +157,17 @@ impl Written {
         Ok(())
     }
 
+    fn written(&self) -> impl Iterator<Item = (&str, ContentHash)> {
+        self.captions.iter().flat_map(|(name, hashes)| hashes.iter().map(move |hash| (name.as_str(), *hash)))
+    }
+
     fn hash_of(&self, name: &str) -> Result<Option<ContentHash>> {
         Ok(read_bytes(&self.path(name))?.map(hash_bytes))
     }
 }
 
-fn caption_line(caption: &(String, ContentHash)) -> String {
-    format!("\n{}", serde_json::to_string(caption).expect("a name and a hash are plain data"))
+fn caption_line(name: &str, hash: ContentHash) -> String {
+    format!("\n{}", serde_json::to_string(&(name, hash)).expect("a name and a hash are plain data"))
 }
 
 fn kept_line(name: &str, absent: bool) -> String {

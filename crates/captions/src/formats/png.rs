@@ -183,35 +183,89 @@ fn chunk(keyword: &str, text: &str) -> Result<Vec<u8>, png::EncodingError> {
 mod tests {
     use std::fs;
 
+    use png::text_metadata::ZTXtChunk;
+
     use super::*;
 
-    /// A picture of one pixel with these chunks before and behind its pixels.
-    fn picture(before: &[&dyn EncodableTextChunk], behind: &[&dyn EncodableTextChunk]) -> Vec<u8> {
-        let mut bytes = around(&[]);
-        let end = bytes.len() - 12;
-        for (at, chunks) in [(end, behind), (HEAD, before)] {
-            let mut text = Vec::new();
-            chunks.iter().for_each(|chunk| encode(*chunk, &mut text));
-            bytes.splice(at..at, text);
-        }
+    fn encoded(chunk: &impl EncodableTextChunk) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        chunk.encode(&mut bytes).unwrap();
         bytes
     }
 
-    fn encode(chunk: &dyn EncodableTextChunk, into: &mut Vec<u8>) {
-        chunk.encode_to(into);
+    /// A picture of one pixel with these chunks before and behind its pixels.
+    fn picture(before: &[Vec<u8>], behind: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = around(&[]);
+        let end = bytes.len() - 12;
+        bytes.splice(end..end, behind.concat());
+        bytes.splice(HEAD..HEAD, before.concat());
+        bytes
     }
 
-    trait EncodeTo {
-        fn encode_to(&self, into: &mut Vec<u8>);
-    }
-
-    impl EncodeTo for dyn EncodableTextChunk + '_ {
-        fn encode_to(&self, _: &mut Vec<u8>) {}
-    }
-
-    fn read_bytes(bytes: &[u8]) -> Option<PngText> {
+    fn caption(bytes: &[u8]) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.png"), bytes).unwrap();
-        read(&dir.path().join("a.png")).unwrap()
+        Some(read(&dir.path().join("a.png")).unwrap()?.caption().text)
+    }
+
+    const INFOTEXT: &str =
+        "a heart,\nred\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, Size: 512x512, Seed: 1";
+
+    #[test]
+    fn every_kind_of_text_is_read_before_and_behind_the_pixels() {
+        let plain = encoded(&TEXtChunk::new("Description", "a heart"));
+        let packed = encoded(&ZTXtChunk::new("Description", "a sch\u{f6}nes heart"));
+        let mut wide = ITXtChunk::new("Description", "ein Herz ♥");
+        let wide_plain = encoded(&wide);
+        wide.compress_text().unwrap();
+        for (chunk, expected) in [
+            (plain.clone(), "a heart"),
+            (packed, "a schönes heart"),
+            (wide_plain, "ein Herz ♥"),
+            (encoded(&wide), "ein Herz ♥"),
+        ] {
+            assert_eq!(caption(&picture(std::slice::from_ref(&chunk), &[])).unwrap(), expected);
+            assert_eq!(caption(&picture(&[], &[chunk])).unwrap(), expected);
+        }
+        let parameters = encoded(&TEXtChunk::new("parameters", INFOTEXT));
+        assert_eq!(caption(&picture(&[plain.clone()], &[parameters])).unwrap(), "a heart, red");
+        let other = encoded(&TEXtChunk::new("Software", "x"));
+        assert_eq!(caption(&picture(&[other], &[])), None);
+        assert_eq!(caption(b"GIF89a"), None);
+        let whole = picture(&[plain], &[]);
+        assert_eq!(caption(&whole[..HEAD + 12]), None, "what is cut off has no text");
+    }
+
+    #[test]
+    fn utf8_where_latin_1_should_be_is_read_as_it_was_meant() {
+        let mut bytes = encoded(&TEXtChunk::new("Description", "sch__n"));
+        let at = bytes.windows(2).position(|two| two == b"__").unwrap();
+        bytes[at..at + 2].copy_from_slice("ö".as_bytes());
+        assert_eq!(caption(&picture(&[bytes], &[])).unwrap(), "schön");
+        let latin = encoded(&TEXtChunk::new("Description", "schön"));
+        assert_eq!(caption(&picture(&[latin], &[])).unwrap(), "schön");
+    }
+
+    #[test]
+    fn a_new_caption_changes_nothing_else() {
+        let path = Path::new("a.png");
+        let software = encoded(&TEXtChunk::new("Software", "x"));
+        let none = picture(std::slice::from_ref(&software), &[]);
+        let new = written(path, &none, "blurry, ♥").unwrap();
+        assert_eq!(caption(&new).unwrap(), "blurry, ♥");
+        let chunk = encoded(&ITXtChunk::new("Description", "blurry, ♥"));
+        assert_eq!(new, picture(&[chunk, software.clone()], &[]));
+        let again = written(path, &new, "solo").unwrap();
+        assert_eq!(again, picture(&[encoded(&TEXtChunk::new("Description", "solo")), software.clone()], &[]));
+
+        let image = picture(&[software.clone()], &[encoded(&TEXtChunk::new("parameters", INFOTEXT))]);
+        let new = written(path, &image, "blurry, a heart, red").unwrap();
+        let expected = INFOTEXT.replace("a heart,\nred", "blurry, a heart, red");
+        assert_eq!(new, picture(&[software], &[encoded(&TEXtChunk::new("parameters", expected))]));
+
+        let error = written(path, &none[..40], "x").unwrap_err().to_string();
+        assert_eq!(error, "`a.png` is not a PNG whose text can be read: it is another format, or cut off");
+        let error = written(path, &image, "Negative prompt: x").unwrap_err().to_string();
+        assert!(error.ends_with("its caption would be read as settings of A1111"), "{error}");
     }
 }

@@ -297,4 +297,10 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file or folder that is to be changed, and that its permissions say is not.
+    #[error("`{path}` is read-only: allow writing, or write the captions to another folder")]
+    ReadOnly {
+        /// The file or folder.
+        path: PathBuf,
+    },
 }

@@ -15,20 +15,29 @@
 pub mod caption;
 pub mod report;
 pub mod select;
+pub mod undo;
 
 mod compose;
+mod disk;
+mod encoding;
 mod error;
+mod formats;
 mod names;
 mod originals;
 mod selection;
 mod sheet;
 mod sidecar;
 mod table;
+mod template;
 mod written;
 
-pub use compose::{Position, TagScore, choose, compose, head};
+pub use compose::{Joining, MARKER, Position, TagScore, choose, choose_by, compose, head};
+pub use encoding::{Decoded, decode, encoding_named};
 pub use error::{Error, Result};
+pub use formats::{CaptionFormat, CaptionSet, CaptionSource, FoundCaption, Guessed, read_captions};
+pub(crate) use formats::{Edits, Gathered, Place, gather, named, new_key, png};
 pub use names::{KAOMOJI, canonical, displayed};
 pub use selection::{Selected, Selection};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
+pub use template::Facts;
 pub use table::{Double, Scores, TagFrequency, TagTable};

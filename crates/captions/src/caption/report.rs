@@ -128,3 +128,12 @@ pub(crate) fn list(f: &mut fmt::Formatter<'_>, lines: &[String]) -> fmt::Result 
         more => write!(f, "\n... and {more} more like that"),
     }
 }
+
+impl CaptionReport {
+    /// Tells by the outcome whether anything was left out.
+    pub(super) fn settle(&mut self) {
+        if !(self.skipped.is_empty() && self.untagged.is_empty()) {
+            self.outcome = Outcome::Skipped;
+        }
+    }
+}

@@ -283,12 +283,6 @@ pub enum Error {
         /// The file.
         original: PathBuf,
     },
-    /// A folder in which no captions were changed.
-    #[error("nothing to undo in `{images}`: no run has changed captions in place there")]
-    NothingToUndo {
-        /// The folder of pictures.
-        images: PathBuf,
-    },
     /// A picture that is not the PNG that its name says.
     #[error("`{path}` is not a PNG whose text can be read: {reason}")]
     Png {

@@ -102,6 +102,11 @@ impl Written {
         self.captions.keys().chain(self.kept.keys()).map(String::as_str).collect()
     }
 
+    /// Whether originals have been kept, or were about to be.
+    pub(crate) fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
     /// Puts on the list what is about to be written (by hash of the content), and whose originals are about to be kept
     /// (by whether there is no file).
     pub(crate) fn announce(

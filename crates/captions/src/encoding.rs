@@ -57,7 +57,9 @@ pub fn decode(path: &Path, bytes: &[u8], other: Option<&'static Encoding>) -> Re
     if let Some(encoding) = wide(bytes) {
         return read(encoding, bytes, true).ok_or_else(|| broken(encoding));
     }
-    if !bytes.contains(&0x1b) && let Some(decoded) = read(UTF_8, bytes, false) {
+    if !bytes.contains(&0x1b)
+        && let Some(decoded) = read(UTF_8, bytes, false)
+    {
         return Ok(decoded);
     }
     if let Some(encoding) = other {
@@ -120,12 +122,19 @@ mod tests {
         let text = "a girl, 少女, outdoors";
         assert_eq!(decoded(&utf16(text, u16::to_le_bytes)), (text.to_owned(), "UTF-16LE", true));
         assert_eq!(decoded(&utf16(text, u16::to_be_bytes)), (text.to_owned(), "UTF-16BE", true));
-        assert_eq!(decoded(b"ein sch\xf6nes M\xe4dchen"), ("ein schönes Mädchen".to_owned(), "windows-1252", true));
+        assert_eq!(
+            decoded(b"ein sch\xf6nes M\xe4dchen"),
+            ("ein schönes Mädchen".to_owned(), "windows-1252", true)
+        );
         let russian = "красная машина на улице города";
         let (bytes, ..) = encoding_rs::WINDOWS_1251.encode(russian);
         assert_eq!(decoded(&bytes), (russian.to_owned(), "windows-1251", true));
         let japanese = "赤い車が街の通りを走っています";
-        for (encoding, name) in [(encoding_rs::SHIFT_JIS, "Shift_JIS"), (encoding_rs::EUC_JP, "EUC-JP"), (ISO_2022_JP, "ISO-2022-JP")] {
+        for (encoding, name) in [
+            (encoding_rs::SHIFT_JIS, "Shift_JIS"),
+            (encoding_rs::EUC_JP, "EUC-JP"),
+            (ISO_2022_JP, "ISO-2022-JP"),
+        ] {
             let (bytes, ..) = encoding.encode(japanese);
             assert_eq!(decoded(&bytes), (japanese.to_owned(), name, true));
         }
@@ -139,7 +148,10 @@ mod tests {
         let read = |label: &str| decode(path, bytes, Some(encoding_named(label).unwrap()));
         assert_eq!(read("cp1251").unwrap().text, "ДЕ");
         assert_eq!(read("latin1").unwrap().text, "ÄÅ");
-        assert_eq!(read("utf-8").unwrap_err().to_string(), "`a.txt` is not UTF-8, as its mark or the settings say");
+        assert_eq!(
+            read("utf-8").unwrap_err().to_string(),
+            "`a.txt` is not UTF-8, as its mark or the settings say"
+        );
         assert_eq!(decode(path, "ö".as_bytes(), Some(WINDOWS_1252)).unwrap().text, "ö", "UTF-8 is UTF-8");
         let odd = decode(path, b"\xff\xfea", None).unwrap_err().to_string();
         assert_eq!(odd, "`a.txt` is not UTF-16LE, as its mark or the settings say");

@@ -39,5 +39,5 @@ pub(crate) use formats::{Edits, Gathered, Place, gather, named, new_key, png};
 pub use names::{KAOMOJI, canonical, displayed};
 pub use selection::{Selected, Selection};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
-pub use template::Facts;
 pub use table::{Double, Scores, TagFrequency, TagTable};
+pub use template::Facts;

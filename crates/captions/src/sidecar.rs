@@ -135,7 +135,8 @@ mod tests {
         assert_eq!(images, ["a.png", "sub/a.jpg"]);
         write("sub/a.WebP");
         write("sub/a.bmp");
-        let error = pictures(dir.path()).unwrap_err().to_string().replace(&dir.path().display().to_string(), "");
+        let error =
+            pictures(dir.path()).unwrap_err().to_string().replace(&dir.path().display().to_string(), "");
         assert_eq!(
             error,
             "the pictures `/sub/a.WebP`, `/sub/a.bmp` and `/sub/a.jpg` share the caption `/sub/a.txt`: rename all but one of them"
@@ -143,6 +144,9 @@ mod tests {
         write("b.png");
         write("b.gif");
         let error = pictures(dir.path()).unwrap_err().to_string();
-        assert!(error.ends_with("b.txt`: rename all but one of them (and so with 1 more captions)"), "{error}");
+        assert!(
+            error.ends_with("b.txt`: rename all but one of them (and so with 1 more captions)"),
+            "{error}"
+        );
     }
 }

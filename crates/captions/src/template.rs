@@ -51,7 +51,8 @@ impl<'a> Template<'a> {
         environment.add_template("caption", text).map_err(|error| broken(&error))?;
         let template = Self { environment };
         let found = template.get()?.undeclared_variables(false);
-        let functions: BTreeSet<_> = template.environment.globals().map(|(name, _)| name.to_owned()).collect();
+        let functions: BTreeSet<_> =
+            template.environment.globals().map(|(name, _)| name.to_owned()).collect();
         let known = |name: &String| NAMES.contains(&name.as_str()) || functions.contains(name);
         if let Some(name) = found.into_iter().filter(|name| !known(name)).min() {
             let line = text.lines().position(|line| line.contains(&name)).map_or(1, |line| line + 1);
@@ -59,7 +60,8 @@ impl<'a> Template<'a> {
             return Err(Error::Template { line, reason });
         }
         let tags = ["solo".to_owned()];
-        let facts = Facts { caption: "a heart", tags: &tags, all_tags: &tags, image: "a.png", ..Facts::default() };
+        let facts =
+            Facts { caption: "a heart", tags: &tags, all_tags: &tags, image: "a.png", ..Facts::default() };
         template.render(&facts)?;
         Ok(template)
     }
@@ -94,11 +96,24 @@ mod tests {
     #[test]
     fn a_template_says_what_is_known() {
         let tags = ["blurry".to_owned(), ";)".to_owned()];
-        let facts = Facts { caption: "a <heart>", tags: &tags, rating: "general", stem: "a", folder: "sub", ..Facts::default() };
+        let facts = Facts {
+            caption: "a <heart>",
+            tags: &tags,
+            rating: "general",
+            stem: "a",
+            folder: "sub",
+            ..Facts::default()
+        };
         let render = |text: &str| Template::new(text).unwrap().render(&facts).unwrap();
         assert_eq!(render("{{ tags | join(', ') }}, {{ caption }}"), "blurry, ;), a <heart>");
-        assert_eq!(render("{{ folder }}/{{ stem }}\n{% if rating != 'general' %}{{ rating }}{% endif %}\n x"), "sub/a x");
-        assert_eq!(render("{% for tag in tags %}[{{ tag }}]{% endfor %}{{ characters | length }}"), "[blurry][;)]0");
+        assert_eq!(
+            render("{{ folder }}/{{ stem }}\n{% if rating != 'general' %}{{ rating }}{% endif %}\n x"),
+            "sub/a x"
+        );
+        assert_eq!(
+            render("{% for tag in tags %}[{{ tag }}]{% endfor %}{{ characters | length }}"),
+            "[blurry][;)]0"
+        );
     }
 
     #[test]
@@ -108,7 +123,11 @@ mod tests {
             "the template's line 2: no variable `taggs`, expected caption, tags, all_tags, rating, characters, image, \
              file_name, stem, folder"
         );
-        assert!(said("a\n{{ caption").starts_with("the template's line 2: syntax error"), "{}", said("a\n{{ caption"));
+        assert!(
+            said("a\n{{ caption").starts_with("the template's line 2: syntax error"),
+            "{}",
+            said("a\n{{ caption")
+        );
         assert!(said("{{ caption | shout }}").starts_with("the template's line 1: unknown filter"));
         assert!(said("{{ tags.x.y }}").starts_with("the template's line 1: "));
     }

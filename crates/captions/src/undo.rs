@@ -73,10 +73,16 @@ impl fmt::Display for UndoReport {
         let Self { outcome, restored, removed, edited } = self;
         match outcome {
             Outcome::Unchanged => write!(f, "nothing to undo: no captions were changed in place here")?,
-            _ => write!(f, "put {restored} originals back, and removed {removed} captions that there were not before")?,
+            _ => write!(
+                f,
+                "put {restored} originals back, and removed {removed} captions that there were not before"
+            )?,
         }
         let edited = edited.iter().map(|path| {
-            format!("`{}`: edited since tags were put in, left as it is (--force puts its original back)", path.display())
+            format!(
+                "`{}`: edited since tags were put in, left as it is (--force puts its original back)",
+                path.display()
+            )
         });
         list(f, &edited.collect::<Vec<_>>())
     }
@@ -132,8 +138,8 @@ fn was_in_place(plan: &UndoPlan, written: &Written) -> Result<bool> {
     if kept || !record.is_file() {
         return Ok(kept || written.has_kept());
     }
-    let key = RunRecord::read(&record)?.key;
-    Ok(key.stage == "caption" && key.settings["in_place"] == true)
+    let record = RunRecord::read(&record)?;
+    Ok(record.stage == "caption" && record.settings["in_place"] == true)
 }
 
 /// The files that have an original, by whether there was a file at all; edited ones are reported.

@@ -192,7 +192,9 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         let disk = Disk::default();
         let announce = |written: &mut Written, name: &str, text: &str| {
-            written.announce(&disk, [(name.to_owned(), hash_bytes(text))], [(name.to_owned(), false)]).unwrap();
+            written
+                .announce(&disk, [(name.to_owned(), hash_bytes(text))], [(name.to_owned(), false)])
+                .unwrap();
         };
         let mut written = Written::read(dir.path()).unwrap();
         announce(&mut written, "a.txt", "one");

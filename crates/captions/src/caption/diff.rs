@@ -87,13 +87,15 @@ impl CaptionDiff {
     fn add(&mut self, desk: &Desk, document: &Document, refused: Option<&String>) -> Result<()> {
         let mut says = desk.captions(document)?;
         for want in &document.wants {
-            let old = says.remove(&want.image).or_else(|| (!want.before.is_empty()).then(|| want.before.clone()));
+            let old =
+                says.remove(&want.image).or_else(|| (!want.before.is_empty()).then(|| want.before.clone()));
             let there = old.as_ref() == Some(&want.text) && document.path.exists();
             if there && refused.is_none() && document.wants.len() > 1 {
                 self.unchanged += 1;
                 continue;
             }
-            let (image, file, new) = (Some(want.image.clone()), document.path.clone(), Some(want.text.clone()));
+            let (image, file, new) =
+                (Some(want.image.clone()), document.path.clone(), Some(want.text.clone()));
             self.changes.push(Change::new(image, file, old, new, refused.cloned()));
         }
         Ok(())
@@ -137,7 +139,8 @@ impl fmt::Display for CaptionDiff {
         }
         let (changes, unchanged) = (self.changes.len(), self.unchanged);
         write!(f, "{changes} captions would change, {unchanged} are as they should be")?;
-        let skipped = self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}"));
+        let skipped =
+            self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}"));
         list(f, &skipped.collect::<Vec<_>>())
     }
 }

@@ -11,13 +11,8 @@ use vodka_stage::{ContentHash, hash_bytes};
 
 use super::CaptionPlan;
 use crate::{
-    Caption, CaptionFormat, Edits, Error, Place, Result,
-    disk::Disk,
-    encoding::encoding_named,
-    originals::original_path,
-    png,
-    sidecar::read_bytes,
-    written::Written,
+    Caption, CaptionFormat, Edits, Error, Place, Result, disk::Disk, encoding::encoding_named,
+    originals::original_path, png, sidecar::read_bytes, written::Written,
 };
 
 /// A file with the captions of one picture or of many.

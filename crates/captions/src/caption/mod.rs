@@ -92,7 +92,8 @@ pub(crate) fn run_on(
         if interrupt.is_raised() {
             return Ok(CaptionReport { outcome: Outcome::Interrupted, ..report });
         }
-        let due: Vec<_> = batch.iter().zip(due).filter(|(_, due)| **due).map(|(document, _)| document).collect();
+        let due: Vec<_> =
+            batch.iter().zip(due).filter(|(_, due)| **due).map(|(document, _)| document).collect();
         write_batch(&desk, disk, &mut written, &due)?;
         report.captions += count(batch);
         let wants = batch.iter().flat_map(|document| &document.wants);
@@ -117,7 +118,8 @@ fn check(
     written: &Written,
     report: &mut CaptionReport,
 ) -> Result<Vec<bool>> {
-    let decisions: Vec<_> = documents.par_iter().map(|document| Ok(desk.decide(document, written)?.action)).collect();
+    let decisions: Vec<_> =
+        documents.par_iter().map(|document| Ok(desk.decide(document, written)?.action)).collect();
     let (mut due, mut good) = (Vec::new(), Vec::new());
     for (document, decision) in documents.drain(..).zip(decisions) {
         match decision {
@@ -138,7 +140,8 @@ fn check(
 
 /// Writes a few files at once: the time goes into waiting until the disk has them, and waits can be shared.
 fn write_batch(desk: &Desk, disk: &Disk, written: &mut Written, due: &[&Document]) -> Result<()> {
-    let decisions: Vec<_> = due.par_iter().map(|document| desk.decide(document, written)).collect::<Result<_>>()?;
+    let decisions: Vec<_> =
+        due.par_iter().map(|document| desk.decide(document, written)).collect::<Result<_>>()?;
     let named: Vec<_> = due.iter().map(|document| written.name(&document.path)).collect();
     let facts = || named.iter().cloned().zip(&decisions);
     let writes = facts().filter_map(|(name, decision)| Some((name, decision.writes()?)));
@@ -178,9 +181,11 @@ fn write_record(
 ) -> Result<()> {
     let outputs: Vec<&Path> = match &plan.destination {
         Destination::Folder(folder, _) => vec![folder],
-        Destination::InPlace => {
-            documents.iter().filter(|document| !document.wants.is_empty()).map(|document| document.path.as_path()).collect()
-        }
+        Destination::InPlace => documents
+            .iter()
+            .filter(|document| !document.wants.is_empty())
+            .map(|document| document.path.as_path())
+            .collect(),
     };
     key.write(record, &outputs, report)?;
     Ok(())

@@ -16,8 +16,8 @@ use super::{
     vocabulary::Vocabulary,
 };
 use crate::{
-    CaptionFormat, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result, TagScore, TagTable,
-    choose_by, displayed, gather, named, new_key,
+    CaptionFormat, CaptionSource, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result,
+    TagScore, TagTable, choose_by, displayed, gather, named, new_key,
     sidecar::{all_pictures, check_shared},
     template::Template,
     written::Written,
@@ -37,11 +37,16 @@ impl Read {
         let (pictures, unnamed): (Vec<_>, Vec<_>) =
             all_pictures(&plan.images)?.into_iter().partition(|picture| picture.caption.to_str().is_some());
         if plan.shares_stems() {
-            check_shared(&plan.images, pictures.iter().map(|picture| (picture.caption.as_path(), picture.image.as_str())))?;
+            check_shared(
+                &plan.images,
+                pictures.iter().map(|picture| (picture.caption.as_path(), picture.image.as_str())),
+            )?;
         }
         let reason = "a name that is not UTF-8".to_owned();
-        let unnamed =
-            unnamed.into_iter().map(|picture| Skipped { image: picture.image, reason: reason.clone() }).collect();
+        let unnamed = unnamed
+            .into_iter()
+            .map(|picture| Skipped { image: picture.image, reason: reason.clone() })
+            .collect();
         let written = Written::read(plan.output())?;
         let gathered = gather(&plan.source, &plan.images, &pictures, plan.in_place().then_some(&written))?;
         Ok(Self { pictures, unnamed, written, gathered })
@@ -59,7 +64,7 @@ impl Read {
                 Destination::Folder(_, format) => Some(*format),
                 Destination::InPlace => None,
             },
-            "source": plan.source,
+            "source": CaptionSource { file: None, ..plan.source.clone() },
             "style": plan.style,
         });
         let mut key = RunKey::new("caption", &settings, None).input("tags", &plan.tags, |_| true)?.input(
@@ -72,7 +77,8 @@ impl Read {
         if let Destination::Folder(_, CaptionFormat::Png | CaptionFormat::FileName) = plan.destination {
             hasher.piece(self.pixels(&plan.images)?.to_string());
         }
-        key.inputs.insert("captions".to_owned(), Input { path: plan.images.clone(), sha256: hasher.finish() });
+        key.inputs
+            .insert("captions".to_owned(), Input { path: plan.images.clone(), sha256: hasher.finish() });
         Ok(key)
     }
 
@@ -93,7 +99,8 @@ impl Read {
 impl CaptionPlan {
     /// Whether pictures with one stem would have one caption.
     fn shares_stems(&self) -> bool {
-        let stems = |format: CaptionFormat| !format.extensions().is_empty() || format == CaptionFormat::KohyaJson;
+        let stems =
+            |format: CaptionFormat| !format.extensions().is_empty() || format == CaptionFormat::KohyaJson;
         let source = self.source.auto || !self.source.format.extensions().is_empty();
         source || matches!(self.destination, Destination::Folder(_, format) if stems(format))
     }
@@ -179,7 +186,8 @@ impl Maker<'_> {
         }
         if let Some(template) = self.template {
             let all = self.best(&selected, usize::MAX);
-            let text = self.templated(template, picture, before, [&tags, &all], &[selected, besides].concat())?;
+            let text =
+                self.templated(template, picture, before, [&tags, &all], &[selected, besides].concat())?;
             let nothing = || "the template says nothing".to_owned();
             return Ok(if text.is_empty() { Err(nothing()) } else { Ok(text) });
         }
@@ -198,7 +206,9 @@ impl Maker<'_> {
         let there = !before.is_empty();
         let reason = match self.joining.position {
             Position::Replace => return None,
-            Position::Marker if there && !before.contains(marker.as_str()) => format!("no `{marker}` in the caption"),
+            Position::Marker if there && !before.contains(marker.as_str()) => {
+                format!("no `{marker}` in the caption")
+            }
             Position::Marker if before.matches(marker.as_str()).nth(1).is_some() => {
                 format!("`{marker}` is more than once in the caption")
             }
@@ -293,14 +303,21 @@ fn documents(
         let was = found.filter(|found| !found.caption.joined && target.is_of(found));
         let want = Want {
             image: image(),
-            rows: was.or(found.filter(|found| target.is_of(found))).map_or(Vec::new(), |found| found.rows.clone()),
+            rows: was
+                .or(found.filter(|found| target.is_of(found)))
+                .map_or(Vec::new(), |found| found.rows.clone()),
             key: target.key,
             before: found.map_or(String::new(), |found| found.caption.text.clone()),
             was: was.map(|found| found.caption.text.clone()),
             text,
         };
         let place = *places.entry(target.path.clone()).or_insert_with(|| {
-            documents.push(Document { path: target.path, format: target.format, base: target.base, wants: Vec::new() });
+            documents.push(Document {
+                path: target.path,
+                format: target.format,
+                base: target.base,
+                wants: Vec::new(),
+            });
             documents.len() - 1
         });
         documents[place].wants.push(want);
@@ -349,7 +366,9 @@ impl<'a> Targets<'a> {
             Destination::Folder(folder, format) => self.in_folder(folder, *format, picture, found, text)?,
             Destination::InPlace => self.in_place(picture, found),
         };
-        let is_png = Path::new(&picture.image).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+        let is_png = Path::new(&picture.image)
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
         match target.format == CaptionFormat::Png && !is_png {
             true => Err("only PNG pictures can hold a caption".to_owned()),
             false => Ok(target),
@@ -358,8 +377,10 @@ impl<'a> Targets<'a> {
 
     fn in_place(&self, picture: &Picture, found: Option<&FoundCaption>) -> Target {
         let (source, root) = (&self.plan.source, &self.plan.images);
-        let here = found.filter(|found| !matches!(found.format, CaptionFormat::Png | CaptionFormat::FileName));
-        let format = here.map_or(if source.auto { CaptionFormat::Txt } else { source.format }, |found| found.format);
+        let here =
+            found.filter(|found| !matches!(found.format, CaptionFormat::Png | CaptionFormat::FileName));
+        let format =
+            here.map_or(if source.auto { CaptionFormat::Txt } else { source.format }, |found| found.format);
         let beside = |extension| root.join(picture.caption.with_extension(extension));
         let path = match (here, format.extensions().first(), &self.table) {
             (Some(found), ..) => found.file.clone(),

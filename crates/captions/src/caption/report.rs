@@ -106,7 +106,8 @@ impl fmt::Display for CaptionReport {
             format!("`{}`: not UTF-8, taken for {encoding}", file.display())
         });
         list(f, &guessed.collect::<Vec<_>>())?;
-        let unknown = self.unknown.iter().map(|key| format!("`{key}`: a caption for no picture in the folder"));
+        let unknown =
+            self.unknown.iter().map(|key| format!("`{key}`: a caption for no picture in the folder"));
         list(f, &unknown.collect::<Vec<_>>())?;
         for Double { tag, spellings, images } in &self.doubles {
             let spellings: Vec<_> = spellings.iter().map(|name| format!("{name:?}")).collect();

@@ -160,8 +160,20 @@ impl CaptionConfig {
             Destination::InPlace => self.check_in_place()?,
         }
         self.style.check(self.position)?;
-        let Self { tags, selection, images, max_tags, min_score, position, missing, source, style, .. } = self.clone();
-        Ok(CaptionPlan { tags, selection, images, destination, max_tags, min_score, position, missing, source, style })
+        let Self { tags, selection, images, max_tags, min_score, position, missing, source, style, .. } =
+            self.clone();
+        Ok(CaptionPlan {
+            tags,
+            selection,
+            images,
+            destination,
+            max_tags,
+            min_score,
+            position,
+            missing,
+            source,
+            style,
+        })
     }
 
     fn check_in_place(&self) -> Result<()> {
@@ -200,15 +212,21 @@ impl Style {
         }
         if let Some(template) = &self.template {
             if position != Position::Prepend {
-                return wrong("position", "none, since a template says where the tags go", &format!("{position:?}"));
+                return wrong(
+                    "position",
+                    "none, since a template says where the tags go",
+                    &format!("{position:?}"),
+                );
             }
             Template::new(template)?;
         }
         let scores = self.thresholds.values().chain(self.category_thresholds.values());
         match scores.copied().find(|score| !(0.0..=1.0).contains(score)) {
-            Some(found) => {
-                Err(Error::Range { setting: "threshold", found: decimal(found), expected: "a score from 0 to 1" })
-            }
+            Some(found) => Err(Error::Range {
+                setting: "threshold",
+                found: decimal(found),
+                expected: "a score from 0 to 1",
+            }),
             None => Ok(()),
         }
     }

@@ -71,7 +71,8 @@ fn facts(plan: &CaptionPlan) -> Result<BTreeMap<String, Facts>> {
             let score = score.filter(|score| (0.0..=1.0).contains(score));
             score.ok_or_else(|| sheet.cell(row, column, "a score from 0 to 1, or nothing"))
         });
-        let fact = Facts { category: category.and_then(cell).map(category_named), threshold: floor.transpose()? };
+        let fact =
+            Facts { category: category.and_then(cell).map(category_named), threshold: floor.transpose()? };
         facts.entry(canonical(&row.cells[name])).or_insert(fact);
     }
     Ok(facts)

@@ -18,7 +18,8 @@ impl Prompt {
     /// What EveryDream2 makes of it: the first main prompt, and the tags from the heaviest down.
     fn caption(mut self) -> Option<String> {
         self.tags.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let parts: Vec<_> = self.mains.into_iter().take(1).chain(self.tags.into_iter().map(|tag| tag.0)).collect();
+        let parts: Vec<_> =
+            self.mains.into_iter().take(1).chain(self.tags.into_iter().map(|tag| tag.0)).collect();
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
@@ -74,7 +75,9 @@ fn collect(path: &Path, mapping: &Mapping, prompt: &mut Prompt) -> Result<()> {
         Some(Value::String(text)) if text.is_empty() => {}
         Some(Value::String(text)) => prompt.add_text(text),
         Some(Value::Mapping(nested)) => collect(path, nested, prompt)?,
-        Some(other) => return Err(wrong(path, "`caption`", "text, or `main_prompt` and `tags`", &shown(other))),
+        Some(other) => {
+            return Err(wrong(path, "`caption`", "text, or `main_prompt` and `tags`", &shown(other)));
+        }
     }
     let mains = match mapping.get("main_prompt") {
         None | Some(Value::Null) => Vec::new(),
@@ -91,7 +94,8 @@ fn collect(path: &Path, mapping: &Mapping, prompt: &mut Prompt) -> Result<()> {
         Some(other) => return Err(wrong(path, "`tags`", "a list", &shown(other))),
     };
     for found in tags {
-        let tag = tag(found).ok_or_else(|| wrong(path, "`tags`", "text, or `tag` and `weight`", &shown(found)))?;
+        let tag =
+            tag(found).ok_or_else(|| wrong(path, "`tags`", "text, or `tag` and `weight`", &shown(found)))?;
         prompt.add(String::new(), [tag]);
     }
     Ok(())
@@ -176,7 +180,12 @@ fn shown(value: &Value) -> String {
 }
 
 fn wrong(path: &Path, place: &str, expected: &'static str, found: &str) -> Error {
-    Error::CaptionFile { path: path.to_path_buf(), place: place.to_owned(), expected, found: found.to_owned() }
+    Error::CaptionFile {
+        path: path.to_path_buf(),
+        place: place.to_owned(),
+        expected,
+        found: found.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +202,10 @@ mod tests {
 
     #[test]
     fn captions_are_those_that_everydream2_makes() {
-        assert_eq!(caption("main_prompt: a cat, in red\ntags: [dog, 1girl, dog, {tag: big, weight: 2}]\n").unwrap(), "a cat, in red, big, dog, 1girl");
+        assert_eq!(
+            caption("main_prompt: a cat, in red\ntags: [dog, 1girl, dog, {tag: big, weight: 2}]\n").unwrap(),
+            "a cat, in red, big, dog, 1girl"
+        );
         assert_eq!(caption("main_prompt: out\ntags: [a]\ncaption: 'in, b, a'\n").unwrap(), "in, b, a");
         assert_eq!(caption("caption: {main_prompt: in, tags: [x]}\ntags: [y]\n").unwrap(), "in, x, y");
         assert_eq!(caption("main_prompt: [first, second]\n").unwrap(), "first");
@@ -223,7 +235,10 @@ mod tests {
         assert_eq!(before, old.replace("a cat", "blurry, a cat"));
         assert_eq!(write("a cat, big, dog, blurry"), old.replace("- dog\n", "- dog\n- blurry\n"));
         assert!(write("blurry, solo").contains("main_prompt: blurry\ntags:\n- solo\nflip_p"));
-        assert!(write("x, dog, big").contains("main_prompt: x, dog, big\nflip_p"), "weights would change the order");
+        assert!(
+            write("x, dog, big").contains("main_prompt: x, dog, big\nflip_p"),
+            "weights would change the order"
+        );
         assert!(write("a, b, b").contains("main_prompt: a, b, b\n"), "EveryDream2 drops doubled tags");
         let new = written(Path::new("a.yaml"), None, "blurry, a cat").unwrap();
         assert_eq!(new, "main_prompt: blurry\ntags:\n- a cat\n");

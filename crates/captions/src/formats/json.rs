@@ -61,7 +61,12 @@ fn string(
         let twice = fields.iter().any(|field| field.key == name);
         let found = || format!("`{name}` twice");
         return match twice {
-            true => Err(Error::CaptionFile { path: path.to_path_buf(), place: place(), expected: "each field once", found: found() }),
+            true => Err(Error::CaptionFile {
+                path: path.to_path_buf(),
+                place: place(),
+                expected: "each field once",
+                found: found(),
+            }),
             false => Ok(None),
         };
     };
@@ -86,9 +91,10 @@ pub(super) fn kohya_written(path: &Path, text: &str, edits: &Edits) -> Result<St
             changes.push(set(text, member.value.start, name, &new));
         }
     }
-    let added = edits.add.iter().map(|(key, caption)| {
-        format!("{}: {{\n    \"caption\": {}\n  }}", quoted(key), quoted(caption))
-    });
+    let added = edits
+        .add
+        .iter()
+        .map(|(key, caption)| format!("{}: {{\n    \"caption\": {}\n  }}", quoted(key), quoted(caption)));
     let added: Vec<_> = added.collect();
     if !added.is_empty() {
         let (at, before, after) = match members.last() {
@@ -110,7 +116,9 @@ fn kohya_split(text: &str, old: &(Option<String>, Option<String>)) -> Vec<(&'sta
             let caption = caption.unwrap_or_default();
             if let Some(rest) = text.strip_suffix(&format!(", {tags}")) {
                 vec![("caption", rest.to_owned())]
-            } else if let Some(rest) = text.strip_prefix(&format!("{caption}, ")).filter(|rest| !rest.is_empty()) {
+            } else if let Some(rest) =
+                text.strip_prefix(&format!("{caption}, ")).filter(|rest| !rest.is_empty())
+            {
                 vec![("tags", rest.to_owned())]
             } else {
                 vec![("caption", text.to_owned()), ("tags", String::new())]

@@ -46,7 +46,8 @@ impl<'a> Keys<'a> {
         let name = key.rsplit('/').next().unwrap_or(key);
         let elsewhere = key.contains('/') && below.is_none();
         let found = self.paths.get(key).or_else(|| self.stems.get(key));
-        let found = found.or_else(|| elsewhere.then(|| self.names.get(name).or_else(|| self.bare.get(name)))?);
+        let found =
+            found.or_else(|| elsewhere.then(|| self.names.get(name).or_else(|| self.bare.get(name)))?);
         found.map(Vec::as_slice).unwrap_or_default()
     }
 }
@@ -65,7 +66,10 @@ mod tests {
 
     #[test]
     fn rows_find_their_pictures() {
-        let picture = |image: &str| Picture { image: image.to_owned(), caption: Path::new(image).with_extension("txt") };
+        let picture = |image: &str| Picture {
+            image: image.to_owned(),
+            caption: Path::new(image).with_extension("txt"),
+        };
         let pictures = ["a.png", "sub/a.png", "sub/b.x.jpg", "sub/c.jpg", "sub/c.png"].map(picture);
         let keys = Keys::new(Path::new("/data/set"), &pictures);
         for (key, expected) in [

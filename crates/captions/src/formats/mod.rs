@@ -19,8 +19,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use read::{Gathered, gather};
 pub use read::{CaptionSet, FoundCaption, Guessed, read_captions};
+pub(crate) use read::{Gathered, gather};
 
 use crate::{Error, Result, encoding};
 
@@ -143,7 +143,10 @@ impl CaptionSource {
     /// An encoding that does not exist; a file for a format that has none.
     pub fn check(&self) -> Result<()> {
         self.encoding.as_deref().map(encoding::encoding_named).transpose()?;
-        if let Some(file) = &self.file && !self.auto && self.format.table().is_none() {
+        if let Some(file) = &self.file
+            && !self.auto
+            && self.format.table().is_none()
+        {
             return Err(Error::Setting {
                 setting: "source file",
                 expected: format!("none with the format {}, which is not one file", self.format),

@@ -3,7 +3,8 @@
 use std::{io::Cursor, path::Path};
 
 use polars::prelude::{
-    Column, DataFrame, DataType, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series,
+    Column, DataFrame, DataType, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader,
+    Series,
 };
 
 use super::{Columns, Edits, Row, column};
@@ -28,7 +29,12 @@ pub(super) fn rows(path: &Path, bytes: &[u8], columns: &Columns) -> Result<Vec<R
 }
 
 /// A Parquet file with some captions changed and some added; other columns stay, and are null where rows are added.
-pub(super) fn written(path: &Path, bytes: Option<&[u8]>, columns: &Columns, edits: &Edits) -> Result<Vec<u8>> {
+pub(super) fn written(
+    path: &Path,
+    bytes: Option<&[u8]>,
+    columns: &Columns,
+    edits: &Edits,
+) -> Result<Vec<u8>> {
     let broken = |source| broken(path, source);
     let mut frame = match bytes {
         Some(bytes) => read(path, bytes)?,
@@ -56,7 +62,8 @@ pub(super) fn written(path: &Path, bytes: Option<&[u8]>, columns: &Columns, edit
                 _ => Ok(Column::full_null(name, edits.add.len(), column.dtype())),
             }
         };
-        let added = frame.columns().iter().enumerate().map(added).collect::<Result<Vec<_>, _>>().map_err(broken)?;
+        let added =
+            frame.columns().iter().enumerate().map(added).collect::<Result<Vec<_>, _>>().map_err(broken)?;
         let added = DataFrame::new(edits.add.len(), added).map_err(broken)?;
         frame = frame.vstack(&added).map_err(broken)?;
     }

@@ -99,7 +99,9 @@ fn text_of(chunk: &[u8], keyword: &str) -> Option<String> {
     let rest = data.strip_prefix(keyword.as_bytes())?.strip_prefix(b"\0")?;
     if &chunk[4..8] == b"tEXt" {
         // Latin-1 by the standard, but many programs write UTF-8.
-        return encoding::decode(Path::new(""), rest, Some(encoding_rs::WINDOWS_1252)).ok().map(|read| read.text);
+        return encoding::decode(Path::new(""), rest, Some(encoding_rs::WINDOWS_1252))
+            .ok()
+            .map(|read| read.text);
     }
     let mut decoder = png::Decoder::new(Cursor::new(around(chunk)));
     decoder.set_ignore_text_chunk(false);
@@ -132,7 +134,8 @@ const HEAD: usize = 8 + 25;
 pub(crate) fn written(path: &Path, bytes: &[u8], caption: &str) -> Result<Vec<u8>> {
     let broken = |reason: &str| Error::Png { path: path.to_path_buf(), reason: reason.to_owned() };
     let chunks = chunks(bytes).ok_or_else(|| broken("it is another format, or cut off"))?;
-    let texts: Vec<_> = chunks.iter().filter(|range| is_text(&bytes[range.start + 4..range.start + 8])).collect();
+    let texts: Vec<_> =
+        chunks.iter().filter(|range| is_text(&bytes[range.start + 4..range.start + 8])).collect();
     let old = found(&texts.iter().map(|range| bytes[(**range).clone()].to_vec()).collect::<Vec<_>>());
     let keyword = old.as_ref().map_or("Description", |old| old.keyword);
     let text = match &old {

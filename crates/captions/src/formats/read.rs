@@ -269,7 +269,10 @@ impl Reader<'_> {
         match text {
             Some(text) => {
                 let caption = Caption::new(&text);
-                read.offer(picture, FoundCaption { caption, format, file: path, place: None, rows: Vec::new() })
+                read.offer(
+                    picture,
+                    FoundCaption { caption, format, file: path, place: None, rows: Vec::new() },
+                )
             }
             None => Ok(()),
         }
@@ -278,7 +281,13 @@ impl Reader<'_> {
     /// The caption in the picture, or in its name.
     fn within(&self, picture: &Picture, read: &mut PictureRead) -> Result<()> {
         let file = self.root.join(&picture.image);
-        let found = |format, caption, place| FoundCaption { caption, format, file: file.clone(), place, rows: Vec::new() };
+        let found = |format, caption, place| FoundCaption {
+            caption,
+            format,
+            file: file.clone(),
+            place,
+            rows: Vec::new(),
+        };
         if self.looks_at(CaptionFormat::Png) {
             let kept = self.written.is_some_and(|written| written.keeps(&file));
             if kept {
@@ -287,7 +296,10 @@ impl Reader<'_> {
             let origin = if kept { original_path(&file) } else { file.clone() };
             if let Some(text) = png::read(&origin)? {
                 read.hasher.piece(&text.text);
-                read.offer(picture, found(CaptionFormat::Png, text.caption(), Some(text.keyword.to_owned())))?;
+                read.offer(
+                    picture,
+                    found(CaptionFormat::Png, text.caption(), Some(text.keyword.to_owned())),
+                )?;
             }
         }
         let nothing = read.found.as_ref().is_none_or(|found| found.caption.text.is_empty());

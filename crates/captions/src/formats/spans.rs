@@ -46,7 +46,8 @@ pub(super) fn members_at(text: &str, start: usize) -> Vec<Member> {
 /// The text with some ranges replaced; they do not overlap.
 pub(super) fn spliced(text: &str, mut edits: Vec<(Range<usize>, String)>) -> String {
     edits.sort_by_key(|(range, _)| range.start);
-    let mut result = String::with_capacity(text.len() + edits.iter().map(|(_, new)| new.len()).sum::<usize>());
+    let mut result =
+        String::with_capacity(text.len() + edits.iter().map(|(_, new)| new.len()).sum::<usize>());
     let mut done = 0;
     for (range, new) in edits {
         result += &text[done..range.start];
@@ -110,7 +111,8 @@ mod tests {
     fn values_are_found_whatever_is_in_them() {
         let text = "\n{ \"a\\\"\" : {\"x\": [1, \"}\"]} ,\"b\":12.50,\n\"c\": \"\\\\\", \"d\" : null}\n";
         let found = members(text).unwrap();
-        let found: Vec<_> = found.iter().map(|member| (member.key.as_str(), &text[member.value.clone()])).collect();
+        let found: Vec<_> =
+            found.iter().map(|member| (member.key.as_str(), &text[member.value.clone()])).collect();
         assert_eq!(found, [("a\"", "{\"x\": [1, \"}\"]}"), ("b", "12.50"), ("c", "\"\\\\\""), ("d", "null")]);
         assert_eq!(members(" {} ").unwrap(), []);
         assert_eq!(members("[]").unwrap_err().0, 1);

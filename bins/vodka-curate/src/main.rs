@@ -1,11 +1,12 @@
 //! Selects tags, reports on them, and writes captions.
 
+mod caption;
+mod undo;
+
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use vodka_captions::{
-    Position,
-    caption::{self, CaptionConfig, CaptionEvent, Missing},
     report::{self, ReportConfig, ReportEvent},
     select::{self, SelectConfig},
 };
@@ -30,7 +31,9 @@ enum Command {
     /// Write tables of tag frequencies, score histograms and captions, and a report.md
     Report(Report),
     /// Put the best selected tags of each picture into its caption
-    Caption(Caption),
+    Caption(Box<caption::Caption>),
+    /// Put the originals back that `caption --in-place` has kept, and remove what it has made
+    Undo(self::undo::Undo),
 }
 
 #[derive(Args)]
@@ -81,52 +84,6 @@ struct Report {
     output: PathBuf,
 }
 
-#[derive(Args)]
-struct Caption {
-    #[command(flatten)]
-    inputs: Inputs,
-    /// The most tags that a caption gets
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    max_tags: usize,
-    /// Put the tags before or after the caption
-    #[arg(long, value_enum, default_value_t = Place::Prepend)]
-    position: Place,
-    /// What happens to pictures without a caption
-    #[arg(long, value_enum, default_value_t = WhenMissing::Skip)]
-    missing: WhenMissing,
-    #[command(flatten)]
-    destination: Destination,
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct Destination {
-    /// The folder to write captions to, in the same subfolders as the pictures
-    #[arg(long, short, value_name = "DIR")]
-    output: Option<PathBuf>,
-    /// Change the captions beside the pictures; each original is kept as .txt.orig, and later runs start from it
-    #[arg(long)]
-    in_place: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Place {
-    /// Before the caption, where tags act most strongly
-    Prepend,
-    /// After the caption
-    Append,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WhenMissing {
-    /// They get none and are listed; exit code 3
-    Skip,
-    /// They get a caption of tags alone
-    Empty,
-    /// Nothing is written; exit code 1
-    Error,
-}
-
 impl Select {
     fn config(self) -> SelectConfig {
         let Self { labels, coverage, include, exclude, output } = self;
@@ -138,24 +95,6 @@ impl Report {
     fn config(self) -> ReportConfig {
         let Self { inputs: Inputs { tags, selection, images, min_score }, groups, output } = self;
         ReportConfig { tags, selection, images, output, min_score, groups }
-    }
-}
-
-impl Caption {
-    fn config(self) -> CaptionConfig {
-        let Inputs { tags, selection, images, min_score } = self.inputs;
-        let Destination { output, in_place } = self.destination;
-        let position = match self.position {
-            Place::Prepend => Position::Prepend,
-            Place::Append => Position::Append,
-        };
-        let missing = match self.missing {
-            WhenMissing::Skip => Missing::Skip,
-            WhenMissing::Empty => Missing::Empty,
-            WhenMissing::Error => Missing::Error,
-        };
-        let max_tags = self.max_tags;
-        CaptionConfig { tags, selection, images, output, in_place, max_tags, min_score, position, missing }
     }
 }
 
@@ -174,13 +113,10 @@ fn main() -> ExitCode {
                 bar.set(tables);
             })
         }),
-        Command::Caption(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            let bar = session.progress("captions", 0);
-            caption::run(plan, session.interrupt(), &mut |event| match event {
-                CaptionEvent::Started { images } => bar.set_total(images),
-                CaptionEvent::Skipped(_) => {}
-                CaptionEvent::Captioned { images } => bar.set(images),
-            })
+        Command::Caption(arguments) => arguments.run(&session),
+        Command::Undo(arguments) => session.stage(arguments.config().plan(), |plan, session| {
+            let bar = session.progress("files", 0);
+            vodka_captions::undo::run(plan, session.interrupt(), &mut |done| bar.set(done))
         }),
     }
 }

@@ -48,10 +48,7 @@ pub struct Change {
 
 impl Report for CaptionDiff {
     fn outcome(&self) -> Outcome {
-        match self.skipped.is_empty() && self.changes.iter().all(|change| change.refused.is_none()) {
-            true => Outcome::Done,
-            false => Outcome::Skipped,
-        }
+        if self.is_complete() { Outcome::Done } else { Outcome::Skipped }
     }
 }
 
@@ -84,6 +81,11 @@ pub fn diff(plan: &CaptionPlan) -> Result<CaptionDiff> {
 }
 
 impl CaptionDiff {
+    /// Whether every picture has a caption that a run would write, or has it already.
+    pub fn is_complete(&self) -> bool {
+        self.skipped.is_empty() && self.changes.iter().all(|change| change.refused.is_none())
+    }
+
     fn add(&mut self, desk: &Desk, document: &Document, refused: Option<&String>) -> Result<()> {
         let mut says = desk.captions(document)?;
         for want in &document.wants {

@@ -33,7 +33,7 @@ enum Command {
     /// Put the best selected tags of each picture into its caption
     Caption(Box<caption::Caption>),
     /// Put the originals back that `caption --in-place` has kept, and remove what it has made
-    Undo(self::undo::Undo),
+    Undo(undo::Undo),
 }
 
 #[derive(Args)]

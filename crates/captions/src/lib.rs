@@ -31,6 +31,9 @@ mod table;
 mod template;
 mod written;
 
+#[cfg(test)]
+mod crash;
+
 pub use compose::{Joining, MARKER, Position, TagScore, choose, choose_by, compose, head};
 pub use encoding::{Decoded, decode, encoding_named};
 pub use error::{Error, Result};

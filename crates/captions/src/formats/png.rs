@@ -231,7 +231,7 @@ mod tests {
             assert_eq!(caption(&picture(&[], &[chunk])).unwrap(), expected);
         }
         let parameters = encoded(&TEXtChunk::new("parameters", INFOTEXT));
-        assert_eq!(caption(&picture(&[plain.clone()], &[parameters])).unwrap(), "a heart, red");
+        assert_eq!(caption(&picture(std::slice::from_ref(&plain), &[parameters])).unwrap(), "a heart, red");
         let other = encoded(&TEXtChunk::new("Software", "x"));
         assert_eq!(caption(&picture(&[other], &[])), None);
         assert_eq!(caption(b"GIF89a"), None);
@@ -261,7 +261,8 @@ mod tests {
         let again = written(path, &new, "solo").unwrap();
         assert_eq!(again, picture(&[encoded(&TEXtChunk::new("Description", "solo")), software.clone()], &[]));
 
-        let image = picture(&[software.clone()], &[encoded(&TEXtChunk::new("parameters", INFOTEXT))]);
+        let image =
+            picture(std::slice::from_ref(&software), &[encoded(&TEXtChunk::new("parameters", INFOTEXT))]);
         let new = written(path, &image, "blurry, a heart, red").unwrap();
         let expected = INFOTEXT.replace("a heart,\nred", "blurry, a heart, red");
         assert_eq!(new, picture(&[software], &[encoded(&TEXtChunk::new("parameters", expected))]));

@@ -138,6 +138,12 @@ fn relative(dir: &TempDir) -> Tree {
     captions.map(|(path, bytes)| (path.strip_prefix(dir.path()).unwrap().to_path_buf(), bytes)).collect()
 }
 
+/// The names of the files that differ.
+fn differing(a: &Tree, b: &Tree) -> Vec<PathBuf> {
+    let names = a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name));
+    names.cloned().collect()
+}
+
 #[test]
 fn a_crash_after_any_change_leaves_old_or_new_and_undo_works() {
     for format in FORMATS {
@@ -148,7 +154,8 @@ fn a_crash_after_any_change_leaves_old_or_new_and_undo_works() {
             let crashed = run(&Disk::failing_after(changes), &config(&dir, format, 2));
             assert_whole(&dir, &[&old, &new]);
             undo(&Disk::default(), &dir).unwrap();
-            assert_eq!(tree(dir.path()), before, "{format} after {changes} changes");
+            let differing = differing(&tree(dir.path()), &before);
+            assert!(differing.is_empty(), "{format} after {changes} changes: {differing:?}");
             if crashed.is_ok() {
                 assert!(changes > 3, "{format} changes files");
                 assert_ne!(old, new, "{format} changes captions");
@@ -173,7 +180,7 @@ fn a_second_run_ends_as_if_the_first_had_not_been() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn runs_and_undos_that_crash_anywhere_lose_nothing(
@@ -190,6 +197,6 @@ proptest! {
             assert_whole(&dir, &may_be.iter().collect::<Vec<_>>());
         }
         undo(&Disk::default(), &dir).unwrap();
-        prop_assert_eq!(tree(dir.path()), before);
+        prop_assert_eq!(differing(&tree(dir.path()), &before), [""; 0].map(PathBuf::from));
     }
 }

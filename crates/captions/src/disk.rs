@@ -69,6 +69,11 @@ impl Disk {
         }
     }
 
+    /// Removes a file if there is one.
+    pub(crate) fn remove_there(&self, path: &Path) -> Result<()> {
+        if path.is_file() { self.remove(path) } else { Ok(()) }
+    }
+
     fn change(&self, path: &Path) -> Result<()> {
         let Some(left) = &self.changes_left else { return Ok(()) };
         match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {

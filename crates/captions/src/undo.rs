@@ -1,9 +1,6 @@
 //! Takes back what captioning in place has done.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vodka_stage::{Interrupt, Outcome, Report, RunRecord, record_path};
@@ -12,7 +9,6 @@ use crate::{
     Error, Result,
     caption::{check_writable, list, put_back},
     disk::Disk,
-    originals::original_path,
     sidecar::read_bytes,
     written::{LIST, Written},
 };
@@ -120,10 +116,10 @@ pub(crate) fn run_on(
         *(if *there { &mut report.restored } else { &mut report.removed }) += 1;
         on_done(done as u64 + 1);
     }
-    remove_partials(disk, &written)?;
+    written.remove_partials(disk)?;
     if report.edited.is_empty() {
-        remove_there(disk, &record_path(&plan.images))?;
-        remove_there(disk, &plan.images.join(LIST))?;
+        disk.remove_there(&record_path(&plan.images))?;
+        disk.remove_there(&plan.images.join(LIST))?;
     } else {
         report.outcome = Outcome::Skipped;
         written.compact(disk)?;
@@ -135,8 +131,11 @@ pub(crate) fn run_on(
 fn was_in_place(plan: &UndoPlan, written: &Written) -> Result<bool> {
     let kept = written.names().into_iter().any(|name| written.keeps(&written.path(name)));
     let record = record_path(&plan.images);
-    if kept || !record.is_file() {
-        return Ok(kept || written.has_kept());
+    if kept || written.has_kept() || written.is_empty() {
+        return Ok(true);
+    }
+    if !record.is_file() {
+        return Ok(false);
     }
     let record = RunRecord::read(&record)?;
     Ok(record.stage == "caption" && record.settings["in_place"] == true)
@@ -156,19 +155,4 @@ fn changed(plan: &UndoPlan, written: &Written, report: &mut UndoReport) -> Resul
         }
     }
     Ok(changed)
-}
-
-/// Removes what a killed run has left half written.
-fn remove_partials(disk: &Disk, written: &Written) -> Result<()> {
-    let list = written.folder().join(LIST);
-    let paths = written.names().into_iter().map(|name| written.path(name));
-    let paths = paths.flat_map(|path| [original_path(&path), path]).chain([list]);
-    paths.into_iter().try_for_each(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        remove_there(disk, &path.with_file_name(format!(".{name}.partial")))
-    })
-}
-
-fn remove_there(disk: &Disk, path: &Path) -> Result<()> {
-    if path.is_file() { disk.remove(path) } else { Ok(()) }
 }

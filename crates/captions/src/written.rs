@@ -65,11 +65,6 @@ impl Written {
         self.folder.join(name)
     }
 
-    /// The folder that the list is about.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// Whether a file with this content is ours.
     pub(crate) fn holds(&self, path: &Path, content: &[u8]) -> bool {
         self.captions.get(&self.name(path)).is_some_and(|hashes| hashes.contains(&hash_bytes(content)))
@@ -105,6 +100,22 @@ impl Written {
     /// Whether originals have been kept, or were about to be.
     pub(crate) fn has_kept(&self) -> bool {
         !self.kept.is_empty()
+    }
+
+    /// Whether there is a list, and nothing on it: all that runs have done is undone.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.captions.is_empty() && self.kept.is_empty() && self.folder.join(LIST).is_file()
+    }
+
+    /// Removes what a killed run has left half written.
+    pub(crate) fn remove_partials(&self, disk: &Disk) -> Result<()> {
+        let paths = self.names().into_iter().map(|name| self.path(name));
+        let paths = paths.flat_map(|path| [original_path(&path), path]).chain([self.folder.join(LIST)]);
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            disk.remove_there(&path.with_file_name(format!(".{name}.partial")))?;
+        }
+        Ok(())
     }
 
     /// Puts on the list what is about to be written (by hash of the content), and whose originals are about to be kept

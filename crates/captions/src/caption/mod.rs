@@ -162,13 +162,14 @@ fn write_batch(desk: &Desk, disk: &Disk, written: &mut Written, due: &[&Document
     })
 }
 
-/// Removes what was written before and is not wanted any more, and brings the list up to date.
+/// Removes what was written before and is not wanted any more, and what a crash has left, and brings the list up to date.
 fn finish(plan: &CaptionPlan, disk: &Disk, written: Written, documents: &[Document]) -> Result<()> {
     if let Destination::Folder(folder, _) = &plan.destination {
         create_dir(folder)?;
         let wanted: BTreeSet<_> = documents.iter().map(|document| written.name(&document.path)).collect();
         written.remove_others(disk, &wanted)?;
     }
+    written.remove_partials(disk)?;
     written.compact(disk)
 }
 

@@ -29,7 +29,10 @@ pub struct Caption {
 impl Caption {
     /// A caption from a file's text.
     pub fn new(text: &str) -> Self {
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // Editors that join files leave byte-order marks in the middle of them.
+        let is_blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+        let lines = text.lines().map(|line| line.trim_matches(is_blank));
+        let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
         Self { text: lines.join(" "), joined: lines.len() > 1 }
     }
 }

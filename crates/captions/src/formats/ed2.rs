@@ -1,6 +1,6 @@
 //! EveryDream2's YAML beside a picture: `main_prompt`, `tags`, and settings that are none of our business.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use serde_norway::{Mapping, Value};
 
@@ -12,6 +12,8 @@ struct Prompt {
     mains: Vec<String>,
     /// Each with its weight; where several are the same, the first counts.
     tags: Vec<(String, f64)>,
+    /// The same, by the bits of the weight.
+    known: BTreeSet<(String, u64)>,
 }
 
 impl Prompt {
@@ -28,7 +30,7 @@ impl Prompt {
             self.mains.push(main);
         }
         for tag in tags {
-            if !self.tags.contains(&tag) {
+            if self.known.insert((tag.0.clone(), tag.1.to_bits())) {
                 self.tags.push(tag);
             }
         }

@@ -47,7 +47,8 @@ impl<'a> Template<'a> {
     /// What does not parse, names no field of [`Facts`], or cannot be rendered: with the line.
     pub fn new(text: &'a str) -> Result<Self> {
         let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        // The first of no characters is nothing; names are checked below.
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.add_template("caption", text).map_err(|error| broken(&error))?;
         let template = Self { environment };
         let found = template.get()?.undeclared_variables(false);

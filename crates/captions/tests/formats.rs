@@ -286,7 +286,7 @@ fn what_says_two_things_is_an_error_that_names_both() {
     );
     write(&dir, "images/meta_cap.json", "{\"a\": {\"caption\": \"x\"}, \"b\": {}}");
     write(&dir, "images/a.jpg", "");
-    let error = said(&kohya);
+    let error = said(&CaptionConfig { format: Some(CaptionFormat::Csv), ..kohya });
     assert!(
         error.ends_with("meta_cap.json` key `a` names `a`, which may be any of `a.jpg`, `a.png`"),
         "{error}"

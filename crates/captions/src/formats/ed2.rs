@@ -173,7 +173,62 @@ fn emitted(old: &Mapping, main: &str, tags: &[String]) -> String {
         true => drop(new.shift_remove("tags")),
         false => drop(new.insert("tags".into(), Value::Sequence(tags.iter().map(value).collect()))),
     }
-    serde_norway::to_string(&new).expect("texts, lists and what was read are YAML")
+    shown_safely(&new)
+}
+
+/// YAML that says the same to those that read version 1.1, as EveryDream2's PyYAML does: there `on` is a truth value, and
+/// `3:00` a number. Texts that may be anything but text are quoted; they are put in after the rest has been written.
+fn shown_safely(mapping: &Mapping) -> String {
+    let all = serde_norway::to_string(mapping).expect("what was read, texts and lists are YAML");
+    let mut mark = "vodka-text-".to_owned();
+    while all.contains(&mark) {
+        mark.push('-');
+    }
+    let mut texts = Vec::new();
+    let masked = masked(&Value::Mapping(mapping.clone()), &mark, &mut texts);
+    let written = serde_norway::to_string(&masked).expect("marks are YAML");
+    let mut pieces = written.split(mark.as_str());
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.zip(&texts).fold(first, |done, (piece, text)| done + &quoted(text) + piece)
+}
+
+/// The value with a mark for each text.
+fn masked(value: &Value, mark: &str, texts: &mut Vec<String>) -> Value {
+    match value {
+        Value::String(text) => {
+            texts.push(text.clone());
+            mark.into()
+        }
+        Value::Sequence(values) => values.iter().map(|value| masked(value, mark, texts)).collect(),
+        Value::Mapping(mapping) => {
+            let members = mapping.iter().map(|(key, value)| (key.clone(), masked(value, mark, texts)));
+            Value::Mapping(members.collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// A text as a YAML scalar: as it is where no reader can take it for something else.
+fn quoted(text: &str) -> String {
+    const WORDS: [&str; 10] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"];
+    let harmless =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | ',' | '(' | ')' | '\'' | '.' | '-');
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && !text.ends_with(' ')
+        && text.chars().all(harmless)
+        && !WORDS.contains(&text.to_ascii_lowercase().as_str());
+    if plain {
+        return text.to_owned();
+    }
+    let unprintable = |c: char| {
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    let escaped = text.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if unprintable(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 fn shown(value: &Value) -> String {
@@ -223,6 +278,19 @@ mod tests {
         assert_eq!(said("- a\n- b"), "`a.yaml` line 1: expected keys with values, found `- a\n- b`");
         assert_eq!(said("main_prompt: {a: b}"), "`a.yaml` `main_prompt`: expected text, found `a: b`");
         assert!(said("a: b\nc: [").starts_with("`a.yaml` line "), "{}", said("a: b\nc: ["));
+    }
+
+    #[test]
+    fn texts_stay_texts_for_readers_of_older_yaml() {
+        let write = |caption: &str| written(Path::new("a.yaml"), Some("batch_id: 'no'\n"), caption).unwrap();
+        assert_eq!(
+            write("on, 3:00, =, 2001-01-01, a cat (big)"),
+            "batch_id: \"no\"\nmain_prompt: \"on\"\ntags:\n- \"3:00\"\n- \"=\"\n- \"2001-01-01\"\n- a cat (big)\n"
+        );
+        assert_eq!(
+            write("a\u{85}b\u{2028}\"\\\u{7f}é"),
+            "batch_id: \"no\"\nmain_prompt: \"a\\u0085b\\u2028\\\"\\\\\\u007fé\"\n"
+        );
     }
 
     #[test]

@@ -42,10 +42,14 @@ fn parameters(text: &str) -> Parameters {
 /// The caption of a picture, which need not be a PNG; pixels are not read.
 ///
 /// # Errors
-/// The file cannot be read. One that is no PNG, or broken, has no text.
+/// The file cannot be read. One that is not there, no PNG, or broken, has no text.
 pub(crate) fn read(path: &Path) -> Result<Option<PngText>> {
     let failed = |source| Error::Read { path: path.to_path_buf(), source };
-    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let mut file = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed(source)),
+    };
     let chunks = text_chunks(&mut file).map_err(failed)?;
     Ok(found(&chunks))
 }

@@ -381,7 +381,7 @@ fn in_a_table_nothing_changes_but_the_captions() {
         "{now}"
     );
     assert_eq!(run(&config).unwrap().outcome, Outcome::Unchanged);
-    run(&CaptionConfig { position: Position::Append, ..config.clone() }).unwrap();
+    run(&CaptionConfig { position: Position::Append, ..config }).unwrap();
     assert!(read(&dir, "images/meta_cap.json").contains("\"caption\": \"a heart\", \"tags\": \"x, blurry\""));
     undo(&dir, false).unwrap();
     assert_eq!(read(&dir, "images/meta_cap.json"), kohya);

@@ -24,6 +24,8 @@ pub(crate) const LIST: &str = ".vodka-captions";
 #[derive(Debug)]
 pub(crate) struct Written {
     folder: PathBuf,
+    /// The same, whole.
+    absolute: PathBuf,
     captions: BTreeMap<String, BTreeSet<ContentHash>>,
     /// By name: whether there was no such file before the first run.
     kept: BTreeMap<String, bool>,
@@ -49,15 +51,16 @@ impl Written {
                 kept.insert(name, absent);
             }
         }
-        Ok(Self { folder: folder.to_path_buf(), captions, kept })
+        Ok(Self { folder: folder.to_path_buf(), absolute: absolute(folder), captions, kept })
     }
 
     /// A file's name on the list.
     pub(crate) fn name(&self, path: &Path) -> String {
-        match path.strip_prefix(&self.folder) {
-            Ok(inside) => relative_name(inside),
-            Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string(),
+        if let Ok(inside) = path.strip_prefix(&self.folder) {
+            return relative_name(inside);
         }
+        let path = absolute(path);
+        path.strip_prefix(&self.absolute).map_or_else(|_| path.display().to_string(), relative_name)
     }
 
     /// The file of a name on the list.
@@ -180,6 +183,10 @@ impl Written {
     fn hash_of(&self, name: &str) -> Result<Option<ContentHash>> {
         Ok(read_bytes(&self.path(name))?.map(hash_bytes))
     }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 fn caption_line(name: &str, hash: ContentHash) -> String {

@@ -259,7 +259,8 @@ pub(crate) fn put_back(disk: &Disk, path: &Path, there: bool) -> Result<()> {
 /// Files that are to be replaced may be, although a rename would not ask: read-only says that somebody wants them kept.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    for path in [Some(path), folder].into_iter().flatten() {
+    // On Windows the mark on a folder means something else.
+    for path in [Some(path), folder.filter(|_| cfg!(unix))].into_iter().flatten() {
         if fs::metadata(path).is_ok_and(|found| found.permissions().readonly()) {
             return Err(Error::ReadOnly { path: path.to_path_buf() });
         }

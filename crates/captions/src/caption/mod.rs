@@ -164,7 +164,7 @@ fn write_batch(desk: &Desk, disk: &Disk, written: &mut Written, due: &[&Document
 
 /// Removes what was written before and is not wanted any more, and what a crash has left, and brings the list up to date.
 fn finish(plan: &CaptionPlan, disk: &Disk, written: Written, documents: &[Document]) -> Result<()> {
-    if let Destination::Folder(folder, _) = &plan.destination {
+    if let Destination::Folder(folder) = &plan.destination {
         create_dir(folder)?;
         let wanted: BTreeSet<_> = documents.iter().map(|document| written.name(&document.path)).collect();
         written.remove_others(disk, &wanted)?;
@@ -181,7 +181,7 @@ fn write_record(
     report: &CaptionReport,
 ) -> Result<()> {
     let outputs: Vec<&Path> = match &plan.destination {
-        Destination::Folder(folder, _) => vec![folder],
+        Destination::Folder(folder) => vec![folder],
         Destination::InPlace => documents
             .iter()
             .filter(|document| !document.wants.is_empty())

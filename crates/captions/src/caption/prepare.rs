@@ -60,10 +60,7 @@ impl Read {
             "position": plan.position,
             "missing": plan.missing,
             "in_place": plan.in_place(),
-            "format": match &plan.destination {
-                Destination::Folder(_, format) => Some(*format),
-                Destination::InPlace => None,
-            },
+            "format": plan.format,
             "source": CaptionSource { file: None, ..plan.source.clone() },
             "style": plan.style,
         });
@@ -74,7 +71,7 @@ impl Read {
         )?;
         let mut hasher = Hasher::default();
         hasher.piece(self.gathered.hash.to_string());
-        if let Destination::Folder(_, CaptionFormat::Png | CaptionFormat::FileName) = plan.destination {
+        if let Some(CaptionFormat::Png | CaptionFormat::FileName) = plan.format {
             hasher.piece(self.pixels(&plan.images)?.to_string());
         }
         key.inputs
@@ -102,7 +99,7 @@ impl CaptionPlan {
         let stems =
             |format: CaptionFormat| !format.extensions().is_empty() || format == CaptionFormat::KohyaJson;
         let source = self.source.auto || !self.source.format.extensions().is_empty();
-        source || matches!(self.destination, Destination::Folder(_, format) if stems(format))
+        source || self.format.is_some_and(stems)
     }
 }
 
@@ -363,7 +360,7 @@ impl<'a> Targets<'a> {
     /// Where the caption of a picture is written, or why it cannot be.
     fn of(&self, picture: &Picture, found: Option<&FoundCaption>, text: &str) -> Result<Target, String> {
         let target = match &self.plan.destination {
-            Destination::Folder(folder, format) => self.in_folder(folder, *format, picture, found, text)?,
+            Destination::Folder(folder) => self.in_folder(folder, picture, found, text)?,
             Destination::InPlace => self.in_place(picture, found),
         };
         let is_png = Path::new(&picture.image)
@@ -394,11 +391,11 @@ impl<'a> Targets<'a> {
     fn in_folder(
         &self,
         folder: &Path,
-        format: CaptionFormat,
         picture: &Picture,
         found: Option<&FoundCaption>,
         text: &str,
     ) -> Result<Target, String> {
+        let format = self.plan.format.unwrap_or_default();
         let same = found.filter(|found| found.format == format).map(|found| found.file.clone());
         let image = Path::new(&picture.image);
         let original = || Some(self.plan.images.join(image));

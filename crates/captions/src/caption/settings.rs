@@ -101,8 +101,8 @@ pub enum Missing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Destination {
-    /// Into a folder of their own, in this format.
-    Folder(PathBuf, CaptionFormat),
+    /// Into a folder of their own.
+    Folder(PathBuf),
     /// Where they are.
     InPlace,
 }
@@ -128,6 +128,8 @@ pub struct CaptionPlan {
     pub missing: Missing,
     /// Where the captions are read.
     pub source: CaptionSource,
+    /// How they are written to a folder; none in place.
+    pub format: Option<CaptionFormat>,
     /// How a caption is put together.
     pub style: Style,
 }
@@ -149,17 +151,18 @@ impl CaptionConfig {
     pub fn plan(&self) -> Result<CaptionPlan> {
         check_min_score(self.min_score)?;
         let destination = match (&self.output, self.in_place) {
-            (Some(folder), false) => Destination::Folder(folder.clone(), self.format.unwrap_or_default()),
+            (Some(folder), false) => Destination::Folder(folder.clone()),
             (None, true) => Destination::InPlace,
             (Some(_), true) => return Err(Error::Destination { found: "both" }),
             (None, false) => return Err(Error::Destination { found: "neither" }),
         };
         self.source.check()?;
         match &destination {
-            Destination::Folder(output, _) => check_apart(output, &self.images)?,
+            Destination::Folder(output) => check_apart(output, &self.images)?,
             Destination::InPlace => self.check_in_place()?,
         }
         self.style.check(self.position)?;
+        let format = (!self.in_place).then(|| self.format.unwrap_or_default());
         let Self { tags, selection, images, max_tags, min_score, position, missing, source, style, .. } =
             self.clone();
         Ok(CaptionPlan {
@@ -172,6 +175,7 @@ impl CaptionConfig {
             position,
             missing,
             source,
+            format,
             style,
         })
     }
@@ -241,7 +245,7 @@ impl CaptionPlan {
     /// The folder that the captions are in when the run is through.
     pub fn output(&self) -> &Path {
         match &self.destination {
-            Destination::Folder(folder, _) => folder,
+            Destination::Folder(folder) => folder,
             Destination::InPlace => &self.images,
         }
     }

@@ -1,7 +1,8 @@
 //! Tag tables, tag selection, analysis, caption writing.
 //!
 //! Three stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`report`] shows what the
-//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions. What they share is
+//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions, which [`undo`] takes back.
+//! Captions are read ([`read_captions`]) and written in every [`CaptionFormat`]. What they share is
 //! plain: [`canonical`] names, [`choose`] and [`compose`] on values, [`TagTable`] and [`Selection`] on files.
 //!
 //! ```

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs};
 use tempfile::TempDir;
 use vodka_captions::{
     CaptionFormat, CaptionSource, Error, Position, Result,
-    caption::{self, CaptionConfig, CaptionReport, Missing, Style},
+    caption::{self, CaptionConfig, CaptionDiff, CaptionReport, Missing, Style},
     pictures, read_captions,
     undo::{self, UndoConfig, UndoReport},
 };
@@ -86,6 +86,17 @@ fn said(config: &CaptionConfig) -> String {
 fn undo(dir: &TempDir, force: bool) -> Result<UndoReport> {
     let plan = UndoConfig { images: dir.path().join("images"), force }.plan()?;
     undo::run(&plan, &Interrupt::new(), &mut |_| {})
+}
+
+fn diff_of(dir: &TempDir) -> CaptionDiff {
+    caption::diff(&in_place(dir, auto()).plan().unwrap()).unwrap()
+}
+
+fn with_captions() -> TempDir {
+    let dir = world();
+    write(&dir, "images/a.txt", "a heart");
+    write(&dir, "images/sub/b.caption", "a star");
+    dir
 }
 
 /// What the pictures' captions are, as a source has them.
@@ -436,6 +447,14 @@ fn pictures_can_hold_captions_in_them_and_in_their_names() {
             .unwrap();
     assert_eq!((report.captions, report.skipped.len()), (1, 1));
     assert_eq!(report.skipped[0].reason, "it is another format, or cut off");
+    let back = caption::diff(&in_place(&dir, source(CaptionFormat::Png)).plan().unwrap()).unwrap();
+    let shown = back.to_string().replace(&dir.path().display().to_string(), "");
+    assert!(
+        shown.starts_with("/images/sub/b.png: the original is put back\n1 captions would change, 0 are"),
+        "{shown}"
+    );
+    let text = CaptionDiff { coloured: true, ..diff_of(&with_captions()) };
+    assert!(text.to_string().contains("\n- a heart\n+ \u{1b}[32mblurry\u{1b}[0m, a heart\n"), "{text}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     list,
     prepare::{Read, prepare},
 };
-use crate::{Caption, Result, disk::Disk, sidecar::read_bytes, written::Written};
+use crate::{Caption, CaptionFormat, Result, disk::Disk, sidecar::read_bytes, written::Written};
 
 /// What a run would change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ pub struct Change {
     pub file: PathBuf,
     /// What it says now; where there is no such file, the caption that the new one is made from.
     pub old: Option<String>,
-    /// What it would say; none where there would be no file any more.
+    /// What it would say; none where there would be no file any more, or a picture or table has its original put back.
     pub new: Option<String>,
     /// The comma-separated parts of the new caption that the old one lacks.
     pub inserted: Vec<String>,
@@ -104,12 +104,17 @@ impl CaptionDiff {
     }
 }
 
-/// The change that puts an original back.
+/// The change that puts an original back, with what it says where it is text.
 fn put_back(document: &Document, written: &Written, refused: Option<String>) -> Result<Change> {
     let path = &document.path;
-    let text = |bytes: Vec<u8>| Caption::new(&String::from_utf8_lossy(&bytes)).text;
-    let old = read_bytes(path)?.map(text);
-    let new = written.original(path)?.flatten().map(text);
+    let extension = path.extension().unwrap_or_default();
+    let mut extensions = CaptionFormat::ALL.iter().flat_map(|format| format.extensions());
+    let (mut old, mut new) = (None, None);
+    if extensions.any(|known| extension == *known) {
+        let text = |bytes: Vec<u8>| Caption::new(&String::from_utf8_lossy(&bytes)).text;
+        old = read_bytes(path)?.map(text);
+        new = written.original(path)?.flatten().map(text);
+    }
     Ok(Change::new(None, path.clone(), old, new, refused))
 }
 
@@ -159,7 +164,8 @@ impl CaptionDiff {
         }
         match new {
             Some(new) => writeln!(f, "+ {}", self.marked(new, inserted, ["{+", "+}"], "32"))?,
-            None => writeln!(f, "  (removed)")?,
+            None if old.is_some() => writeln!(f, "  (removed)")?,
+            None => {}
         }
         match refused {
             Some(reason) => writeln!(f, "! {reason}"),

@@ -1,20 +1,14 @@
 //! Selects tags, reports on them, and writes captions.
 
-mod duplicates;
-mod filter;
-mod segment;
-mod clean;
-mod mix;
-mod recaption;
-mod select;
+mod caption;
+mod undo;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use vodka_captions::{
-    Position,
-    caption::{self, CaptionConfig, CaptionEvent, Missing},
     report::{self, ReportConfig, ReportEvent},
+    select::{self, SelectConfig},
 };
 use vodka_cli::{Common, Session};
 
@@ -32,18 +26,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Mark the tags worth having in a tagger's vocabulary, in a column `include` of 0 and 1
-    Select(select::Select),
+    /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
+    Select(Select),
     /// Write tables of tag frequencies, score histograms and captions, and a report.md
     Report(Report),
     /// Put the best selected tags of each picture into its caption
-    Caption(Caption),
-    /// List, exclude, copy or link the pictures that fit a query
-    Filter(Box<filter::Arguments>),
-    /// Divide a dataset into folders by queries, each with EveryDream2's settings for a folder
-    Segment(segment::Arguments),
-    /// Find pictures that are there more than once: the same file, or one that looks the same
-    Duplicates(duplicates::Arguments),
+    Caption(Box<caption::Caption>),
+    /// Put the originals back that `caption --in-place` has kept, and remove what it has made
+    Undo(undo::Undo),
 }
 
 #[derive(Args)]
@@ -63,12 +53,6 @@ struct Select {
     /// The CSV file to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
-    Clean(clean::Clean),
-    /// Get captions from an external captioner, beside those that the pictures have
-    Recaption(recaption::Recaption),
-    /// Write captions of which a share is new and the rest original
-    Mix(mix::Mix),
 }
 
 /// What a report and captions are made from.
@@ -100,50 +84,11 @@ struct Report {
     output: PathBuf,
 }
 
-#[derive(Args)]
-struct Caption {
-    #[command(flatten)]
-    inputs: Inputs,
-    /// The most tags that a caption gets
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    max_tags: usize,
-    /// Put the tags before or after the caption
-    #[arg(long, value_enum, default_value_t = Place::Prepend)]
-    position: Place,
-    /// What happens to pictures without a caption
-    #[arg(long, value_enum, default_value_t = WhenMissing::Skip)]
-    missing: WhenMissing,
-    #[command(flatten)]
-    destination: Destination,
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct Destination {
-    /// The folder to write captions to, in the same subfolders as the pictures
-    #[arg(long, short, value_name = "DIR")]
-    output: Option<PathBuf>,
-    /// Change the captions beside the pictures; each original is kept as .txt.orig, and later runs start from it
-    #[arg(long)]
-    in_place: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Place {
-    /// Before the caption, where tags act most strongly
-    Prepend,
-    /// After the caption
-    Append,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WhenMissing {
-    /// They get none and are listed; exit code 3
-    Skip,
-    /// They get a caption of tags alone
-    Empty,
-    /// Nothing is written; exit code 1
-    Error,
+impl Select {
+    fn config(self) -> SelectConfig {
+        let Self { labels, coverage, include, exclude, output } = self;
+        SelectConfig { labels, coverage, include, exclude, output }
+    }
 }
 
 impl Report {
@@ -153,29 +98,13 @@ impl Report {
     }
 }
 
-impl Caption {
-    fn config(self) -> CaptionConfig {
-        let Inputs { tags, selection, images, min_score } = self.inputs;
-        let Destination { output, in_place } = self.destination;
-        let position = match self.position {
-            Place::Prepend => Position::Prepend,
-            Place::Append => Position::Append,
-        };
-        let missing = match self.missing {
-            WhenMissing::Skip => Missing::Skip,
-            WhenMissing::Empty => Missing::Empty,
-            WhenMissing::Error => Missing::Error,
-        };
-        let max_tags = self.max_tags;
-        CaptionConfig { tags, selection, images, output, in_place, max_tags, min_score, position, missing }
-    }
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let session = Session::start(arguments.common);
     match arguments.command {
-        Command::Select(arguments) => select::run(&session, arguments),
+        Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
+            select::run(plan, session.interrupt(), &mut |_| {})
+        }),
         Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             let bar = session.progress("tables", 5);
             let mut tables = 0;
@@ -184,19 +113,10 @@ fn main() -> ExitCode {
                 bar.set(tables);
             })
         }),
-        Command::Caption(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            let bar = session.progress("captions", 0);
-            caption::run(plan, session.interrupt(), &mut |event| match event {
-                CaptionEvent::Started { images } => bar.set_total(images),
-                CaptionEvent::Skipped(_) => {}
-                CaptionEvent::Captioned { images } => bar.set(images),
-            })
+        Command::Caption(arguments) => arguments.run(&session),
+        Command::Undo(arguments) => session.stage(arguments.config().plan(), |plan, session| {
+            let bar = session.progress("files", 0);
+            vodka_captions::undo::run(plan, session.interrupt(), &mut |done| bar.set(done))
         }),
-        Command::Filter(arguments) => arguments.run(&session),
-        Command::Segment(arguments) => arguments.run(&session),
-        Command::Duplicates(arguments) => arguments.run(&session),
-        Command::Clean(arguments) => clean::run(&session, arguments),
-        Command::Recaption(arguments) => recaption::run(&session, arguments),
-        Command::Mix(arguments) => mix::run(&session, arguments),
     }
 }

@@ -233,9 +233,9 @@ fn each_bad_input_has_its_words_and_exit_code_1() {
         ),
         (|dir| write(dir, "tags.csv", "PAR1 and no more"), REPORT, "cannot read the tag table `tags.csv`"),
         (
-            |dir| write(dir, "images/a.txt", b"\xff\xfea\0"),
+            |dir| write(dir, "images/a.txt", b"\xff\xfea"),
             CAPTION,
-            "a.txt` is not UTF-8: found the byte 0xff at offset 0",
+            "a.txt` is not UTF-16LE, as its mark or the settings say",
         ),
         (|dir| write(dir, "images/a.webp", ""), CAPTION, "share the caption"),
         (|dir| fs::remove_dir_all(dir.path().join("images")).unwrap(), CAPTION, "images"),

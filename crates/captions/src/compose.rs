@@ -15,6 +15,10 @@ pub enum Position {
     Prepend,
     /// After the caption.
     Append,
+    /// In place of the caption, of which nothing stays.
+    Replace,
+    /// Where the caption has the marker, which goes.
+    Marker,
 }
 
 /// A tag of a picture.
@@ -29,30 +33,132 @@ pub struct TagScore {
 /// The places of the tags with the highest scores: at most `max_tags`, each of at least `min_score`, highest first;
 /// equal scores in order of the vocabulary.
 pub fn choose(scores: &[TagScore], max_tags: usize, min_score: f32) -> Vec<usize> {
-    let mut good: Vec<_> = scores.iter().filter(|tag| tag.score >= min_score).collect();
+    choose_by(scores, max_tags, |_| min_score)
+}
+
+/// As [`choose`], with a minimum score for each tag by its place in the vocabulary.
+pub fn choose_by(scores: &[TagScore], max_tags: usize, min_score: impl Fn(usize) -> f32) -> Vec<usize> {
+    let mut good: Vec<_> = scores.iter().filter(|tag| tag.score >= min_score(tag.tag)).collect();
     good.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.tag.cmp(&b.tag)));
     good.into_iter().take(max_tags).map(|tag| tag.tag).collect()
 }
+
+/// How a caption and tags are put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joining<'a> {
+    /// Where the tags go.
+    pub position: Position,
+    /// What is between them, and between them and the caption.
+    pub separator: &'a str,
+    /// What the caption has where the tags are to be, with [`Position::Marker`].
+    pub marker: &'a str,
+    /// Whether `(`, `)` and `\\` of tags get a `\\` before them, as A1111's and ComfyUI's prompts want it.
+    pub escape: bool,
+    /// What stands at the head of every caption, as it is spelled here: trigger words.
+    pub fixed: &'a [String],
+}
+
+impl Default for Joining<'_> {
+    fn default() -> Self {
+        Self { position: Position::Prepend, separator: ", ", marker: MARKER, escape: false, fixed: &[] }
+    }
+}
+
+/// The usual marker.
+pub const MARKER: &str = "{tags}";
 
 /// Puts tags, given by their canonical names, before or after a caption, separated by `, `.
 ///
 /// A tag that is already one of the caption's comma-separated parts, in whatever case and with spaces or underscores,
 /// is not said twice; so composing again with the same tags changes nothing.
 pub fn compose(caption: &str, tags: &[impl AsRef<str>], position: Position) -> String {
-    let caption = caption.trim();
-    let mut said: BTreeSet<_> = caption.split(',').map(canonical).collect();
-    let mut parts = Vec::new();
-    for tag in tags {
-        let shown = displayed(tag.as_ref());
-        if said.insert(canonical(&shown)) {
-            parts.push(shown.trim().to_owned());
+    Joining { position, ..Joining::default() }.compose(caption, tags)
+}
+
+impl Joining<'_> {
+    /// Puts tags, given by their canonical names, into a caption.
+    ///
+    /// What the caption says is not said twice: neither a tag nor a fixed one that is among its parts, in whatever case,
+    /// with spaces or underscores, escaped or not. Parts are what commas (and the separator) separate: a tag within a
+    /// longer part is another thing.
+    pub fn compose(&self, caption: &str, tags: &[impl AsRef<str>]) -> String {
+        let caption = caption.trim();
+        let (fixed, tags) = self.news(caption, tags);
+        let tags = tags.join(self.separator);
+        let body = match self.position {
+            Position::Prepend => self.join(&[&tags, caption]),
+            Position::Append => self.join(&[caption, &tags]),
+            Position::Replace => tags,
+            Position::Marker => fill(caption, self.marker, &tags),
+        };
+        self.join(&[&fixed.join(self.separator), &body])
+    }
+
+    /// Of the fixed tags and of the tags, as they are shown, those that the caption does not say yet.
+    pub fn news(&self, caption: &str, tags: &[impl AsRef<str>]) -> (Vec<String>, Vec<String>) {
+        let mut said = self.said(caption);
+        let fixed = self.fixed.iter().map(|tag| tag.trim().to_owned());
+        let fixed = fixed.filter(|tag| said.insert(canonical(tag))).collect();
+        let shown = tags.iter().map(|tag| displayed(tag.as_ref()).trim().to_owned());
+        let tags = shown.filter(|tag| said.insert(canonical(tag))).map(|tag| self.shown(tag)).collect();
+        (fixed, tags)
+    }
+
+    /// A displayed tag as prompts want it.
+    pub fn shown(&self, displayed: String) -> String {
+        if !self.escape {
+            return displayed;
         }
+        let escaped = displayed.chars().flat_map(|c| {
+            let before = matches!(c, '(' | ')' | '\\').then_some('\\');
+            before.into_iter().chain([c])
+        });
+        escaped.collect()
     }
-    if !caption.is_empty() {
-        let at = if position == Position::Prepend { parts.len() } else { 0 };
-        parts.insert(at, caption.to_owned());
+
+    /// The canonical names of what the caption says, also of what it says with escapes; and of nothing.
+    fn said(&self, caption: &str) -> BTreeSet<String> {
+        let caption = match self.position {
+            Position::Replace => String::new(),
+            Position::Marker => caption.replace(self.marker, ","),
+            Position::Prepend | Position::Append => caption.to_owned(),
+        };
+        let separator = Some(self.separator.trim()).filter(|separator| !separator.is_empty()).unwrap_or(",");
+        let mut said = BTreeSet::from([String::new()]);
+        for part in caption.split(',').flat_map(|part| part.split(separator)) {
+            said.insert(canonical(part));
+            if part.contains('\\') {
+                said.insert(canonical(&unescaped(part)));
+            }
+        }
+        said
     }
-    parts.join(", ")
+
+    fn join(&self, parts: &[&str]) -> String {
+        let there: Vec<_> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+        there.join(self.separator)
+    }
+}
+
+/// A prompt's part without the `\\` before brackets and before itself.
+fn unescaped(part: &str) -> String {
+    part.replace("\\(", "(").replace("\\)", ")").replace("\\\\", "\\")
+}
+
+/// The caption with the marker's place taken by the tags; without tags a comma goes with the marker.
+fn fill(caption: &str, marker: &str, tags: &str) -> String {
+    let Some((before, after)) = caption.split_once(marker) else { return caption.to_owned() };
+    if !tags.is_empty() {
+        return format!("{before}{tags}{after}");
+    }
+    let (before, after) = (before.trim_end(), after.trim_start());
+    let before = match before.strip_suffix(',') {
+        Some(shorter) if after.is_empty() || after.starts_with(',') => shorter,
+        _ => before,
+    };
+    let after = if before.is_empty() { after.trim_start_matches([',', ' ']) } else { after };
+    let space = if before.is_empty() || after.is_empty() || after.starts_with(',') { "" } else { " " };
+    format!("{before}{space}{after}")
 }
 
 /// The places of the most frequent tags that together cover at least the share `coverage` of all occurrences, most
@@ -98,6 +204,48 @@ mod tests {
         assert_eq!(compose("  "), "blurry background, solo");
         assert_eq!(super::compose("a heart", &tags[1..], Position::Append), "a heart, solo");
         assert_eq!(super::compose("a heart", &[""; 0], Position::Append), "a heart");
+    }
+
+    #[test]
+    fn tags_go_where_they_are_wanted() {
+        let tags = ["blurry_background", "solo"];
+        let compose = |caption: &str, joining: Joining| joining.compose(caption, &tags);
+        let at = |position| Joining { position, ..Joining::default() };
+        assert_eq!(compose("a heart, solo", at(Position::Replace)), "blurry background, solo");
+        let marker = || at(Position::Marker);
+        assert_eq!(compose("a heart, {tags}, in red", marker()), "a heart, blurry background, solo, in red");
+        assert_eq!(compose("a heart, {tags}, solo", marker()), "a heart, blurry background, solo");
+        let none = |caption: &str| marker().compose(caption, &[""; 0]);
+        assert_eq!(none("a heart, {tags}, in red"), "a heart, in red");
+        assert_eq!(none("{tags}, a heart"), "a heart");
+        assert_eq!(none("a heart, {tags}"), "a heart");
+        assert_eq!(none("a {tags} heart"), "a heart");
+        assert_eq!(none("{tags}"), "");
+        let bars = Joining { separator: " | ", position: Position::Append, ..Joining::default() };
+        assert_eq!(compose("a heart | solo", bars), "a heart | solo | blurry background");
+    }
+
+    #[test]
+    fn fixed_tags_come_first_as_they_are_spelled() {
+        let fixed = ["sks_Style".to_owned(), "photo".to_owned()];
+        for (position, expected) in [
+            (Position::Prepend, "sks_Style, solo, a photo, Photo"),
+            (Position::Append, "sks_Style, a photo, Photo, solo"),
+            (Position::Replace, "sks_Style, photo, solo"),
+        ] {
+            let joining = Joining { position, fixed: &fixed, ..Joining::default() };
+            assert_eq!(joining.compose("a photo, Photo", &["solo", "photo"]), expected);
+        }
+    }
+
+    #[test]
+    fn brackets_are_escaped_and_known_again() {
+        let escape = Joining { escape: true, ..Joining::default() };
+        let tags = ["poster_(object)", ";)", r"\m/"];
+        let once = escape.compose("a heart", &tags);
+        assert_eq!(once, r"poster \(object\), ;\), \\m/, a heart");
+        assert_eq!(escape.compose(&once, &tags), once);
+        assert_eq!(compose(&once, &tags, Position::Prepend), once, "also without escaping");
     }
 
     #[test]

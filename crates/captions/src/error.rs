@@ -161,15 +161,15 @@ pub enum Error {
         /// A picture of the folder.
         held: String,
     },
-    /// Two pictures would have the same caption.
-    #[error("the pictures `{first}` and `{second}` share the caption `{caption}`: rename one of them")]
+    /// Several pictures would have the same caption.
+    #[error("the pictures {pictures} share the caption `{caption}`: rename all but one of them{}", match others { 0 => String::new(), n => format!(" (and so with {n} more captions)") })]
     SharedCaption {
-        /// A picture.
-        first: PathBuf,
-        /// Another.
-        second: PathBuf,
-        /// The caption of both.
+        /// All of them.
+        pictures: String,
+        /// The caption of all.
         caption: PathBuf,
+        /// How many more captions are shared.
+        others: usize,
     },
     /// Pictures without a caption, where that is forbidden.
     #[error("{count} pictures in `{root}` have no caption: {examples}")]
@@ -448,5 +448,85 @@ pub enum Error {
         path: PathBuf,
         /// What it names.
         image: String,
+    },
+    /// A setting that is not one of those that there are.
+    #[error("{setting}: expected {expected}, found {found:?}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What would do.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A text file that is not what it says, or the user.
+    #[error("`{path}` is not {encoding}, as its mark or the settings say")]
+    NotInEncoding {
+        /// The file.
+        path: PathBuf,
+        /// The encoding's name.
+        encoding: &'static str,
+    },
+    /// A template that cannot be used.
+    #[error("the template's line {line}: {reason}")]
+    Template {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A file of captions that is not in the format that it should be in.
+    #[error("`{path}` {place}: expected {expected}, found {found}")]
+    CaptionFile {
+        /// The file.
+        path: PathBuf,
+        /// The line or key.
+        place: String,
+        /// What would do.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A picture that has two captions which say different things.
+    #[error("two captions for the picture `{image}`: {first} and {second}; keep one of them")]
+    TwoCaptions {
+        /// The picture.
+        image: String,
+        /// Where one of them is.
+        first: String,
+        /// Where the other is.
+        second: String,
+    },
+    /// A row of a table that may be about several pictures.
+    #[error("{place} names `{key}`, which may be any of {pictures}")]
+    AmbiguousKey {
+        /// The file, and the place in it.
+        place: String,
+        /// The name there.
+        key: String,
+        /// The pictures.
+        pictures: String,
+    },
+    /// A `.orig` that no run has kept.
+    #[error(
+        "`{original}` is there, but `.vodka-captions` does not say that a run has kept it: put it back in its caption's place, or move it away"
+    )]
+    ForeignOriginal {
+        /// The file.
+        original: PathBuf,
+    },
+    /// A picture that is not the PNG that its name says.
+    #[error("`{path}` is not a PNG whose text can be read: {reason}")]
+    Png {
+        /// The picture.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file or folder that is to be changed, and that its permissions say is not.
+    #[error("`{path}` is read-only: allow writing, or write the captions to another folder")]
+    ReadOnly {
+        /// The file or folder.
+        path: PathBuf,
     },
 }

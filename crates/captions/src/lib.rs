@@ -1,7 +1,8 @@
 //! Tag tables, tag selection, analysis, caption writing.
 //!
 //! Three stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`report`] shows what the
-//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions. What they share is
+//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions, which [`undo`] takes back.
+//! Captions are read ([`read_captions`]) and written in every [`CaptionFormat`]. What they share is
 //! plain: [`canonical`] names, [`choose`] and [`compose`] on values, [`TagTable`] and [`Selection`] on files.
 //!
 //! ```
@@ -13,19 +14,25 @@
 //! ```
 
 pub mod caption;
+pub mod clean;
 pub mod duplicates;
 pub mod filter;
-pub mod query;
-pub mod clean;
 pub mod mix;
+pub mod query;
 pub mod recaption;
 pub mod report;
 pub mod segment;
 pub mod select;
+pub mod undo;
 
 mod caption_table;
 mod compose;
+#[cfg(test)]
+mod crash;
+mod disk;
+mod encoding;
 mod error;
+mod formats;
 mod lists;
 mod names;
 mod originals;
@@ -36,14 +43,19 @@ mod selection;
 mod sheet;
 mod sidecar;
 mod table;
+mod template;
 mod written;
 
 pub use caption_table::CaptionPair;
-pub use compose::{Position, TagScore, choose, compose, head};
+pub use compose::{Joining, MARKER, Position, TagScore, choose, choose_by, compose, head};
+pub use encoding::{Decoded, decode, encoding_named};
 pub use error::{Error, Result};
+pub use formats::{CaptionFormat, CaptionSet, CaptionSource, FoundCaption, Guessed, read_captions};
+pub(crate) use formats::{Edits, Gathered, Place, gather, named, new_key, png};
 pub use lists::IMAGE_PRODUCTION;
 pub use names::{KAOMOJI, canonical, displayed};
 pub use rules::{ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles};
 pub use selection::{Selected, Selection};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
 pub use table::{Double, Scores, TagFrequency, TagTable};
+pub use template::Facts;

@@ -7,7 +7,7 @@ use std::{
 
 use vodka_stage::{Hasher, Input};
 
-use crate::{Caption, Picture, Result, pictures, sheet::decode, sidecar::read_bytes};
+use crate::{Caption, Picture, Result, encoding::decode, pictures, sidecar::read_bytes};
 
 /// A picture and the caption that a run starts from.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Original {
         let Some(bytes) = &self.bytes else { return Ok(None) };
         let caption = root.join(&self.picture.caption);
         let path = if self.kept { original_path(&caption) } else { caption };
-        Ok(Some(Caption::new(&decode(&path, bytes.clone())?)))
+        Ok(Some(Caption::new(&decode(&path, bytes, None)?.text)))
     }
 
     /// The names of the pictures and the bytes of their captions, as an input of a run. In place, a missing caption and

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, sheet::decode};
+use crate::{Error, Result, encoding::decode};
 
 /// A picture and where its caption lies, relative to the folder of pictures.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,10 @@ pub struct Caption {
 impl Caption {
     /// A caption from a file's text.
     pub fn new(text: &str) -> Self {
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // Editors that join files leave byte-order marks in the middle of them.
+        let is_blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+        let lines = text.lines().map(|line| line.trim_matches(is_blank));
+        let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
         Self { text: lines.join(" "), joined: lines.len() > 1 }
     }
 }
@@ -37,31 +40,53 @@ impl Caption {
 /// The pictures in `root` and below, in order of name.
 ///
 /// # Errors
-/// No pictures; two pictures that would share a caption, such as `a.png` and `a.jpg`.
+/// No pictures; pictures that would share a caption, such as `a.png` and `a.jpg`: with all of them.
 pub fn pictures(root: &Path) -> Result<Vec<Picture>> {
-    let mut owners = BTreeMap::new();
-    let mut pictures = Vec::new();
-    for path in vodka_images::find(root)? {
-        let caption = path.with_extension("txt");
-        if let Some(first) = owners.insert(caption.clone(), path.clone()) {
-            let [first, second, caption] = [first, path, caption].map(|path| root.join(path));
-            return Err(Error::SharedCaption { first, second, caption });
-        }
-        pictures.push(Picture { image: vodka_images::relative_name(&path), caption });
-    }
+    let pictures = all_pictures(root)?;
+    check_shared(root, pictures.iter().map(|picture| (picture.caption.as_path(), picture.image.as_str())))?;
+    Ok(pictures)
+}
+
+/// The pictures in `root` and below, in order of name, also those that would share a caption.
+pub(crate) fn all_pictures(root: &Path) -> Result<Vec<Picture>> {
+    let picture = |path: PathBuf| Picture {
+        image: vodka_images::relative_name(&path),
+        caption: path.with_extension("txt"),
+    };
+    let pictures: Vec<_> = vodka_images::find(root)?.into_iter().map(picture).collect();
     match pictures.is_empty() {
         true => Err(Error::NoImages { root: root.to_path_buf() }),
         false => Ok(pictures),
     }
 }
 
-/// Reads a caption file: UTF-8, with or without a byte-order mark. `None` where there is no such file.
+/// Each caption (relative to the root, or a whole path) may be that of one picture.
+pub(crate) fn check_shared<'a>(
+    root: &Path,
+    captions: impl IntoIterator<Item = (&'a Path, &'a str)>,
+) -> Result<()> {
+    let mut owners: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (caption, image) in captions {
+        owners.entry(caption).or_default().push(image);
+    }
+    let mut shared = owners.iter().filter(|(_, images)| images.len() > 1);
+    let Some((caption, images)) = shared.next() else { return Ok(()) };
+    let images: Vec<_> = images.iter().map(|image| format!("`{}`", root.join(image).display())).collect();
+    let (last, first) = images.split_last().expect("more than one");
+    Err(Error::SharedCaption {
+        pictures: format!("{} and {last}", first.join(", ")),
+        caption: root.join(caption),
+        others: shared.count(),
+    })
+}
+
+/// Reads a caption file, in whatever encoding it is. `None` where there is no such file.
 ///
 /// # Errors
-/// The file cannot be read, or is not UTF-8: then with the byte offset.
+/// The file cannot be read, or is not in the encoding that its byte-order mark says.
 pub fn read_caption(path: &Path) -> Result<Option<Caption>> {
     match read_bytes(path)? {
-        Some(bytes) => Ok(Some(Caption::new(&decode(path, bytes)?))),
+        Some(bytes) => Ok(Some(Caption::new(&decode(path, &bytes, None)?.text))),
         None => Ok(None),
     }
 }
@@ -93,8 +118,8 @@ mod tests {
         assert_eq!(text(b""), "");
         let two = read(b"a heart\n  and a star\n").unwrap().unwrap();
         assert_eq!(two, Caption { text: "a heart and a star".to_owned(), joined: true });
-        let error = read(b"a sch\xf6nes Herz").unwrap_err().to_string();
-        assert!(error.ends_with("a.txt` is not UTF-8: found the byte 0xf6 at offset 5"), "{error}");
+        assert_eq!(text(b"a sch\xf6nes Herz"), "a schönes Herz");
+        assert_eq!(text(b"\xff\xfea\0 \0b\0"), "a b");
         assert_eq!(read_caption(&dir.path().join("b.txt")).unwrap(), None);
         assert!(matches!(read_caption(dir.path()), Err(Error::Read { .. })), "a folder is no caption");
     }
@@ -112,7 +137,19 @@ mod tests {
         let images: Vec<_> = pictures(dir.path()).unwrap().into_iter().map(|picture| picture.image).collect();
         assert_eq!(images, ["a.png", "sub/a.jpg"]);
         write("sub/a.WebP");
+        write("sub/a.bmp");
+        let error =
+            pictures(dir.path()).unwrap_err().to_string().replace(&dir.path().display().to_string(), "");
+        assert_eq!(
+            error,
+            "the pictures `/sub/a.WebP`, `/sub/a.bmp` and `/sub/a.jpg` share the caption `/sub/a.txt`: rename all but one of them"
+        );
+        write("b.png");
+        write("b.gif");
         let error = pictures(dir.path()).unwrap_err().to_string();
-        assert!(["a.WebP", "a.jpg", "a.txt"].iter().all(|name| error.contains(name)), "{error}");
+        assert!(
+            error.ends_with("b.txt`: rename all but one of them (and so with 1 more captions)"),
+            "{error}"
+        );
     }
 }

@@ -9,8 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 use vodka_captions::{
-    Position,
-    caption::{self, CaptionConfig, Missing},
+    CaptionSource, Position,
+    caption::{self, CaptionConfig, Missing, Style},
     report::{self, ReportConfig},
     select::{self, SelectConfig},
 };
@@ -77,6 +77,9 @@ fn the_captions_are_those_of_pandas() {
         min_score: 0.3,
         position: Position::Prepend,
         missing: Missing::Error,
+        source: CaptionSource::default(),
+        format: None,
+        style: Style::default(),
     };
     let report = caption::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
     assert_eq!(report.outcome, Outcome::Done);

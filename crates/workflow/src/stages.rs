@@ -4,7 +4,8 @@ use std::{error, path::PathBuf};
 
 use serde::Serialize;
 use vodka_captions::{
-    caption::{self, CaptionConfig, CaptionEvent, CaptionPlan},
+    CaptionSource,
+    caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Style},
     report::{self, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
@@ -131,6 +132,9 @@ impl Workflow {
             min_score: recipe.min_score,
             position: recipe.position,
             missing: recipe.missing,
+            source: CaptionSource::default(),
+            format: None,
+            style: Style::default(),
         }
     }
 

@@ -1,0 +1,227 @@
+//! Puts the best tags of each picture into its caption.
+
+mod diff;
+mod documents;
+mod prepare;
+mod report;
+mod settings;
+mod vocabulary;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use vodka_stage::{Interrupt, Outcome, RunKey, create_dir, record_path};
+
+pub use self::{
+    diff::{CaptionDiff, Change, diff},
+    report::{CaptionEvent, CaptionReport, Skipped, TooLong},
+    settings::{CaptionConfig, CaptionPlan, Destination, Missing, Style},
+};
+use self::{
+    documents::{Action, Decision, Desk, Document},
+    prepare::{Read, prepare},
+};
+pub(crate) use self::{
+    documents::{check_writable, put_back},
+    report::list,
+};
+pub use crate::Position;
+use crate::{CaptionFormat, Error, Result, disk::Disk, written::Written};
+
+/// So many files are written between two looks at the interrupt.
+const BATCH: usize = 128;
+
+/// So many pictures with captions in them, which are larger.
+const PICTURES: usize = 8;
+
+/// So many threads write them: they mostly wait until the disk has what was written.
+const WRITERS: usize = 8;
+
+/// Writes the captions, unless they are there already.
+///
+/// Everything is read and checked before the first caption is written. A caption is one line of UTF-8; files beside
+/// pictures end with a line feed. Each file is replaced as a whole. One that is already as it should be is not touched. Nor
+/// is any that somebody else has written or edited: what runs have written is on a list in the output folder. In a folder of
+/// their own, files on that list that are not wanted now are removed.
+///
+/// In place, captions are always made from the original, `a.txt.orig`, which the first run keeps: other settings leave
+/// no old tags behind, and a second run puts none in twice. Where a picture is skipped that was not before, its original
+/// is put back. [`crate::undo`] puts all of them back.
+///
+/// # Errors
+/// No pictures; some that share a caption; a caption that cannot be read; a table or selection that cannot be read, or is
+/// about other pictures; pictures without a caption where [`Missing::Error`] is set; a caption edited after an earlier run,
+/// or another file in its place; a caption that cannot be written.
+pub fn run(
+    plan: &CaptionPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(CaptionEvent),
+) -> Result<CaptionReport> {
+    run_on(&Disk::default(), plan, interrupt, on_event)
+}
+
+pub(crate) fn run_on(
+    disk: &Disk,
+    plan: &CaptionPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(CaptionEvent),
+) -> Result<CaptionReport> {
+    let read = Read::new(plan)?;
+    let key = read.key(plan)?;
+    let record = record_path(plan.output());
+    if let Some(report) = key.made::<CaptionReport>(&record)? {
+        return Ok(CaptionReport {
+            outcome: Outcome::Unchanged,
+            output: plan.output().to_path_buf(),
+            ..report
+        });
+    }
+    let (mut documents, mut report) = prepare(plan, &read)?;
+    let mut written = read.written;
+    let desk = Desk::new(plan, disk)?;
+    let due = check(&desk, &mut documents, &written, &mut report)?;
+    let count = |documents: &[Document]| documents.iter().map(|document| document.wants.len() as u64).sum();
+    on_event(CaptionEvent::Started { images: count(&documents) });
+    report.skipped.iter().for_each(|skipped| on_event(CaptionEvent::Skipped(skipped.clone())));
+    let batches = documents.chunks(batch_size(&documents)).zip(due.chunks(batch_size(&documents)));
+    for (batch, due) in batches {
+        if interrupt.is_raised() {
+            return Ok(CaptionReport { outcome: Outcome::Interrupted, ..report });
+        }
+        let due: Vec<_> =
+            batch.iter().zip(due).filter(|(_, due)| **due).map(|(document, _)| document).collect();
+        write_batch(&desk, disk, &mut written, &due)?;
+        report.captions += count(batch);
+        let wants = batch.iter().flat_map(|document| &document.wants);
+        report.with_tags += wants.filter(|want| want.text != want.before).count() as u64;
+        on_event(CaptionEvent::Captioned { images: report.captions });
+    }
+    finish(plan, disk, written, &documents)?;
+    write_record(plan, &key, &record, &documents, &report)?;
+    Ok(report)
+}
+
+fn batch_size(documents: &[Document]) -> usize {
+    let large = |document: &Document| matches!(document.format, CaptionFormat::Png | CaptionFormat::FileName);
+    if documents.iter().any(large) { PICTURES } else { BATCH }
+}
+
+/// Which files are to be changed, after it was made sure that all of them can be. A picture that cannot hold a caption is
+/// skipped.
+fn check(
+    desk: &Desk,
+    documents: &mut Vec<Document>,
+    written: &Written,
+    report: &mut CaptionReport,
+) -> Result<Vec<bool>> {
+    let decisions: Vec<_> =
+        documents.par_iter().map(|document| Ok(desk.decide(document, written)?.action)).collect();
+    let (mut due, mut good) = (Vec::new(), Vec::new());
+    for (document, decision) in documents.drain(..).zip(decisions) {
+        match decision {
+            Err(Error::Png { reason, .. }) => {
+                let images = document.wants.into_iter().map(|want| want.image);
+                report.skipped.extend(images.map(|image| Skipped { image, reason: reason.clone() }));
+            }
+            decision => {
+                due.push(decision? != Action::Nothing);
+                good.push(document);
+            }
+        }
+    }
+    *documents = good;
+    report.settle();
+    Ok(due)
+}
+
+/// Writes a few files at once: the time goes into waiting until the disk has them, and waits can be shared.
+fn write_batch(desk: &Desk, disk: &Disk, written: &mut Written, due: &[&Document]) -> Result<()> {
+    let decisions: Vec<_> =
+        due.par_iter().map(|document| desk.decide(document, written)).collect::<Result<_>>()?;
+    let named: Vec<_> = due.iter().map(|document| written.name(&document.path)).collect();
+    let facts = || named.iter().cloned().zip(&decisions);
+    let writes = facts().filter_map(|(name, decision)| Some((name, decision.writes()?)));
+    let keeps = facts().filter_map(|(name, decision)| Some((name, decision.keeps_absent()?)));
+    let (writes, keeps): (Vec<_>, Vec<_>) = (writes.collect(), keeps.collect());
+    written.announce(disk, writes, keeps)?;
+    let mut work: Vec<(&Document, Decision)> = due.iter().copied().zip(decisions).collect();
+    let share = work.len().div_ceil(WRITERS).max(1);
+    std::thread::scope(|scope| {
+        let mut writers = Vec::new();
+        while !work.is_empty() {
+            let share: Vec<_> = work.drain(..share.min(work.len())).collect();
+            writers.push(scope.spawn(move || {
+                share.into_iter().try_for_each(|(document, decision)| desk.act(document, decision))
+            }));
+        }
+        writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
+    })
+}
+
+/// Removes what was written before and is not wanted any more, and what a crash has left, and brings the list up to date.
+fn finish(plan: &CaptionPlan, disk: &Disk, written: Written, documents: &[Document]) -> Result<()> {
+    if let Destination::Folder(folder) = &plan.destination {
+        create_dir(folder)?;
+        let wanted: BTreeSet<_> = documents.iter().map(|document| written.name(&document.path)).collect();
+        written.remove_others(disk, &wanted)?;
+    }
+    written.remove_partials(disk)?;
+    written.compact(disk)
+}
+
+fn write_record(
+    plan: &CaptionPlan,
+    key: &RunKey,
+    record: &Path,
+    documents: &[Document],
+    report: &CaptionReport,
+) -> Result<()> {
+    let outputs: Vec<&Path> = match &plan.destination {
+        Destination::Folder(folder) => vec![folder],
+        Destination::InPlace => documents
+            .iter()
+            .filter(|document| !document.wants.is_empty())
+            .map(|document| document.path.as_path())
+            .collect(),
+    };
+    key.write(record, &outputs, report)?;
+    Ok(())
+}
+
+/// The minimum score must be a score.
+pub(crate) fn check_min_score(found: f32) -> Result<()> {
+    match (0.0..=1.0).contains(&found) {
+        true => Ok(()),
+        false => {
+            Err(Error::Range { setting: "min_score", found: decimal(found), expected: "a score from 0 to 1" })
+        }
+    }
+}
+
+/// The number that a user means by an f32: 0.3, not 0.30000001192092896.
+pub(crate) fn decimal(score: f32) -> f64 {
+    score.to_string().parse().unwrap_or_else(|_| score.into())
+}
+
+/// Neither folder may lie in the other.
+pub(crate) fn check_apart(output: &Path, images: &Path) -> Result<()> {
+    let (a, b) = (resolved(output), resolved(images));
+    match a.starts_with(&b) || b.starts_with(&a) {
+        true => Err(Error::Overlap { output: output.to_path_buf(), images: images.to_path_buf() }),
+        false => Ok(()),
+    }
+}
+
+/// An absolute path, links followed as far as the path exists.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let real = path.ancestors().find_map(|ancestor| Some((ancestor, fs::canonicalize(ancestor).ok()?)));
+    match real {
+        Some((ancestor, real)) => real.join(path.strip_prefix(ancestor).unwrap_or(Path::new(""))),
+        None => path,
+    }
+}

@@ -1,0 +1,140 @@
+//! What captioning tells, while it runs and when it is through.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vodka_prompt::MAX_TOKENS;
+use vodka_stage::{Outcome, Report};
+
+use crate::{Double, Guessed};
+
+/// What captioning tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaptionEvent {
+    /// Everything has been read; this many pictures will get a caption.
+    Started {
+        /// How many.
+        images: u64,
+    },
+    /// A picture gets no caption.
+    Skipped(Skipped),
+    /// Captions have been written.
+    Captioned {
+        /// How many have been so far.
+        images: u64,
+    },
+}
+
+/// What captioning has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaptionReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The folder with the captions.
+    pub output: PathBuf,
+    /// How many captions there are now.
+    pub captions: u64,
+    /// How many of them got at least one tag.
+    pub with_tags: u64,
+    /// Pictures that got no caption, and why.
+    pub skipped: Vec<Skipped>,
+    /// Pictures that the tag table does not name; their captions are as they were.
+    pub untagged: Vec<String>,
+    /// How many pictures the tag table names that are not in the folder.
+    pub absent: usize,
+    /// Pictures whose caption had several lines, now joined by a space.
+    pub joined: Vec<String>,
+    /// Pictures whose caption has more than 75 CLIP tokens now; trainers cut off the rest.
+    pub too_long: Vec<TooLong>,
+    /// Files whose encoding had to be guessed.
+    pub guessed: Vec<Guessed>,
+    /// What tables of captions name that is no picture of the folder.
+    pub unknown: Vec<String>,
+    /// Tags that pictures have more than once in the table; the highest score counted.
+    pub doubles: Vec<Double>,
+}
+
+/// A picture whose caption is longer than trainers take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TooLong {
+    /// The picture.
+    pub image: String,
+    /// How many CLIP tokens its caption has.
+    pub tokens: usize,
+}
+
+/// A picture that got no caption.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The picture.
+    pub image: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Report for CaptionReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for CaptionReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let output = self.output.display();
+        let Self { captions, with_tags, absent, .. } = self;
+        match self.outcome {
+            Outcome::Unchanged => write!(f, "the captions in `{output}` are up to date ({captions})")?,
+            Outcome::Interrupted => write!(f, "stopped after {captions} captions in `{output}`")?,
+            Outcome::Done | Outcome::Skipped => {
+                write!(f, "wrote {captions} captions to `{output}`, {with_tags} of them with tags")?;
+            }
+        }
+        let skipped =
+            self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}"));
+        list(f, &skipped.collect::<Vec<_>>())?;
+        for (images, what) in [
+            (&self.untagged, "not in the tag table, caption as it was"),
+            (&self.joined, "several lines joined"),
+        ] {
+            list(f, &images.iter().map(|image| format!("`{image}`: {what}")).collect::<Vec<_>>())?;
+        }
+        let long = self.too_long.iter().map(|TooLong { image, tokens }| {
+            format!("`{image}`: {tokens} tokens, of which trainers take {MAX_TOKENS}")
+        });
+        list(f, &long.collect::<Vec<_>>())?;
+        let guessed = self.guessed.iter().map(|Guessed { file, encoding }| {
+            format!("`{}`: not UTF-8, taken for {encoding}", file.display())
+        });
+        list(f, &guessed.collect::<Vec<_>>())?;
+        let unknown =
+            self.unknown.iter().map(|key| format!("`{key}`: a caption for no picture in the folder"));
+        list(f, &unknown.collect::<Vec<_>>())?;
+        for Double { tag, spellings, images } in &self.doubles {
+            let spellings: Vec<_> = spellings.iter().map(|name| format!("{name:?}")).collect();
+            write!(f, "\n{images} pictures have `{tag}` more than once ({})", spellings.join(", "))?;
+        }
+        if *absent > 0 {
+            write!(f, "\n{absent} pictures of the tag table are not in the folder")?;
+        }
+        Ok(())
+    }
+}
+
+/// The first lines of a list, and how many there are more; JSON has them all.
+pub(crate) fn list(f: &mut fmt::Formatter<'_>, lines: &[String]) -> fmt::Result {
+    const SHOWN: usize = 20;
+    lines.iter().take(SHOWN).try_for_each(|line| write!(f, "\n{line}"))?;
+    match lines.len().saturating_sub(SHOWN) {
+        0 => Ok(()),
+        more => write!(f, "\n... and {more} more like that"),
+    }
+}
+
+impl CaptionReport {
+    /// Tells by the outcome whether anything was left out.
+    pub(super) fn settle(&mut self) {
+        if !(self.skipped.is_empty() && self.untagged.is_empty()) {
+            self.outcome = Outcome::Skipped;
+        }
+    }
+}

@@ -28,8 +28,13 @@ pub(crate) struct Row {
 impl Sheet {
     /// Reads a table separated by commas, semicolons or tabs: whichever the header has a column `name` with.
     pub(crate) fn read(path: &Path) -> Result<Self> {
+        Self::read_with(path, "name")
+    }
+
+    /// The same for a table that has another column for certain.
+    pub(crate) fn read_with(path: &Path, column: &str) -> Result<Self> {
         let text = read_text(path)?;
-        let separator = separator(&text, "name").unwrap_or(b',');
+        let separator = separator(&text, column).unwrap_or(b',');
         let mut reader = ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
         let broken = |source| Error::Csv { path: path.to_path_buf(), source };
         let header = reader.headers().map_err(broken)?.iter().map(|cell| cell.trim().to_owned()).collect();

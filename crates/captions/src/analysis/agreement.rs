@@ -6,7 +6,9 @@ use super::{SharpnessAgreement, SharpnessBucket};
 const BUCKETS: usize = 10;
 
 /// How scores agree with sharpness, in pairs of one picture each; a picture has the tag at `min_score`.
-pub(super) fn agreement(tag: &str, pairs: &[(f32, f32)], min_score: f32) -> SharpnessAgreement {
+pub(super) fn agreement(tag: &str, mut pairs: Vec<(f32, f32)>, min_score: f32) -> SharpnessAgreement {
+    // Sums then do not depend on the order of the table.
+    pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let (scores, sharpness): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
     let sharpness_ranks = ranks(&sharpness);
     let has_tag: Vec<_> = scores.iter().map(|score| *score >= min_score).collect();
@@ -15,7 +17,7 @@ pub(super) fn agreement(tag: &str, pairs: &[(f32, f32)], min_score: f32) -> Shar
         images: pairs.len() as u64,
         spearman: correlation(&ranks(&scores), &sharpness_ranks),
         auc: auc(&sharpness_ranks, &has_tag),
-        buckets: buckets(pairs),
+        buckets: buckets(&pairs),
     }
 }
 
@@ -91,7 +93,7 @@ mod tests {
     #[test]
     fn agreement_of_a_few_pictures() {
         let pairs = [(0.9, 10.0), (0.8, 20.0), (0.0, 20.0), (0.0, 90.0)];
-        let found = agreement("blurry", &pairs, 0.3);
+        let found = agreement("blurry", pairs.to_vec(), 0.3);
         // Without the tag 20 and 90, with it 10 and 20: 3.5 of 4 pairs.
         assert_eq!((found.images, found.auc), (4, 0.875));
         // Ranks 4 3 1.5 1.5 and 1 2.5 2.5 4: covariance -3.75, variances 4.5 each.
@@ -105,10 +107,10 @@ mod tests {
 
     #[test]
     fn what_is_constant_says_nothing() {
-        let found = agreement("blurry", &[(0.5, 1.0), (0.5, 2.0)], 0.3);
+        let found = agreement("blurry", vec![(0.5, 1.0), (0.5, 2.0)], 0.3);
         assert_eq!((found.spearman, found.auc), (0.0, 0.5));
-        let none = agreement("blurry", &[], 0.3);
+        let none = agreement("blurry", vec![], 0.3);
         assert_eq!((none.images, none.spearman, none.auc), (0, 0.0, 0.5));
-        assert_eq!(agreement("blurry", &[(1.0, 5.0), (0.1, 5.0)], 0.3).auc, 0.5, "ties count half");
+        assert_eq!(agreement("blurry", vec![(1.0, 5.0), (0.1, 5.0)], 0.3).auc, 0.5, "ties count half");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs::File, path::Path};
 
-use polars::prelude::{DataType, Engine, ParquetReader, PolarsResult, col};
+use polars::prelude::{DataType, Engine, ParquetReader, PolarsResult, SerReader, col};
 use vodka_stage::{RunRecord, record_path};
 
 use super::{broken, is_parquet, is_text, scan_csv, scan_parquet};

@@ -5,13 +5,18 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     mem,
     path::{Path, PathBuf},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
 };
 
-use polars::prelude::{Column, DataFrame, Engine};
+use polars::prelude::{Column, DataFrame, Engine, PlanCallback};
 use vodka_stage::Interrupt;
 
 use super::{broken, scan};
 use crate::{Error, Result, canonical};
+
+/// So many batches of rows may wait.
+const BATCHES: usize = 2;
 
 /// What looks at the pictures of a table. What it finds out must not depend on the order of pictures, of scores, or of
 /// a tag's spellings.
@@ -71,14 +76,30 @@ enum Passed<V> {
     Interrupted,
 }
 
-fn pass<V: Visitor>(path: &Path, interrupt: &Interrupt, mut walker: Walker<V>) -> Result<Passed<V>> {
-    let broken = |source| broken(path, source);
-    let batches = scan(path)?.collect_batches(Engine::Streaming, true, None, false).map_err(broken)?;
-    for batch in batches {
+fn pass<V: Visitor>(path: &Path, interrupt: &Interrupt, walker: Walker<V>) -> Result<Passed<V>> {
+    let (send, batches) = sync_channel(BATCHES);
+    // Polars stops where nobody wants more.
+    let hand_over = PlanCallback::new(move |batch| Ok(send.send(batch).is_err()));
+    let rows = scan(path)?.sink_batches(hand_over, true, None).map_err(|source| broken(path, source))?;
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || rows.collect_with_engine(Engine::Streaming));
+        let passed = take_all(batches, interrupt, walker);
+        let read = reader.join().expect("polars says by an error what went wrong");
+        // After a failure to read, what was taken is not the whole table.
+        read.map_err(|source| broken(path, source))?;
+        passed
+    })
+}
+
+fn take_all<V: Visitor>(
+    batches: Receiver<DataFrame>,
+    interrupt: &Interrupt,
+    mut walker: Walker<V>,
+) -> Result<Passed<V>> {
+    for mut batch in batches {
         if interrupt.is_raised() {
             return Ok(Passed::Interrupted);
         }
-        let mut batch = batch.map_err(broken)?;
         batch.rechunk_mut();
         if !walker.take(&batch)? {
             return Ok(Passed::Scattered);
@@ -144,9 +165,8 @@ impl<V: Visitor> Walker<V> {
             self.picture.lowest = self.picture.lowest.min(score);
             let view = tags.views()[row];
             let key = Key { view: view.as_u128(), is_inline: view.is_inline() };
-            let number = self.tags.number(key, || {
-                (tags.value(row), if categories.is_null(row) { "" } else { categories.value(row) })
-            }, &mut self.visitor);
+            let text = || (tags.value(row), categories.get(row).unwrap_or_default());
+            let number = self.tags.number(key, text, &mut self.visitor);
             if let Some(number) = number {
                 self.picture.push(number, score);
             }

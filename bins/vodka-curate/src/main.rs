@@ -4,12 +4,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vodka_captions::{
-    Position,
+    Position, analysis,
     caption::{self, CaptionConfig, CaptionEvent, Missing},
     report::{self, ReportConfig, ReportEvent},
     select::{self, SelectConfig},
 };
 use vodka_cli::{Common, Session};
+
+mod analyse;
 
 /// Selects the tags worth having, shows what they do, and puts the best of them into the captions
 ///
@@ -27,6 +29,8 @@ struct Arguments {
 enum Command {
     /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
     Select(Select),
+    /// Count the selected tags at any threshold, together and apart, and suggest thresholds: analysis.json and CSV
+    Analyse(analyse::Analyse),
     /// Write tables of tag frequencies, score histograms and captions, and a report.md
     Report(Report),
     /// Put the best selected tags of each picture into its caption
@@ -165,6 +169,9 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             select::run(plan, session.interrupt(), &mut |_| {})
+        }),
+        Command::Analyse(arguments) => session.stage(arguments.config().plan(), |plan, session| {
+            analysis::run(plan, session.interrupt(), &mut |_| {})
         }),
         Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             let bar = session.progress("tables", 5);

@@ -232,7 +232,9 @@ pub enum Error {
         second: u64,
     },
     /// A tag table without any of the selected tags: it comes from a tagger with another vocabulary.
-    #[error("`{table}` has none of the {selected} selected tags: it is from a model with another vocabulary (it has `{example}`)")]
+    #[error(
+        "`{table}` has none of the {selected} selected tags: it is from a model with another vocabulary (it has `{example}`)"
+    )]
     OtherVocabulary {
         /// The tag table.
         table: PathBuf,

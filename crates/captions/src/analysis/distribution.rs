@@ -62,28 +62,25 @@ impl Distribution {
 
     /// The knee of the curve of count against threshold, in steps of 0.01 from `floor` to 1: where it lies furthest below
     /// the straight line between its ends, after both axes are scaled to 0..1. This is Kneedle for a convex, falling
-    /// curve (Satopaa, Albrecht, Irwin and Raghavan 2011, section III), whose highest maximum is taken. None where
-    /// the curve lies on the line or above it everywhere, and of fewer than ten scores.
+    /// curve (Satopaa, Albrecht, Irwin and Raghavan 2011, section III), of whose maxima the highest is taken. None where
+    /// the curve is nowhere 0.01 below the line, and of fewer than ten scores.
     pub(super) fn knee(&self, floor: f32) -> Option<f32> {
         const SCORES_MIN: u64 = 10;
-        let thresholds: Vec<_> = (0..=CURVE_STEPS)
-            .map(|step| step as f32 / CURVE_STEPS as f32)
-            .filter(|threshold| *threshold >= floor)
-            .collect();
-        let counts = self.at_thresholds(&thresholds);
-        let (&from, &most, &least) = (thresholds.first()?, counts.first()?, counts.last()?);
+        const DEPTH_MIN: f64 = 0.01;
+        let threshold = |step: u32| step as f32 / CURVE_STEPS as f32;
+        let first = (0..CURVE_STEPS).find(|step| threshold(*step) >= floor)?;
+        let [most, least] = [first, CURVE_STEPS].map(|step| self.at_least(threshold(step)));
         if self.len() < SCORES_MIN || most == least {
             return None;
         }
-        let below_line = |(threshold, count): (&f32, &u64)| {
-            let x = f64::from(threshold - from) / f64::from(1.0 - from);
-            let y = (count - least) as f64 / (most - least) as f64;
-            1.0 - x - y
+        let depth = |step: u32| {
+            let x = f64::from(step - first) / f64::from(CURVE_STEPS - first);
+            let y = (self.at_least(threshold(step)) - least) as f64 / (most - least) as f64;
+            (step, 1.0 - x - y)
         };
-        let depths = thresholds.iter().zip(&counts).map(below_line);
         // Of equal depths the lowest threshold.
-        let deepest = depths.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
-        deepest.filter(|(_, depth)| *depth > 1e-9).map(|(place, _)| thresholds[place])
+        let deepest = (first..=CURVE_STEPS).map(depth).reduce(|best, next| if next.1 > best.1 { next } else { best });
+        deepest.filter(|(_, depth)| *depth >= DEPTH_MIN).map(|(step, _)| threshold(step))
     }
 }
 
@@ -95,7 +92,11 @@ mod tests {
     fn counts_and_quantiles_can_be_checked_by_hand() {
         let scores = Distribution::new(vec![1.0, 0.05, 0.3, 0.1, 0.3]);
         assert_eq!(scores.len(), 5);
-        assert_eq!(scores.at_thresholds(&[0.0, 0.3, 0.300_001, 1.0]), [5, 3, 1, 1], "the threshold itself counts");
+        assert_eq!(
+            scores.at_thresholds(&[0.0, 0.3, 0.300_001, 1.0]),
+            [5, 3, 1, 1],
+            "the threshold itself counts"
+        );
         let histogram = scores.histogram();
         assert_eq!(histogram.len(), HISTOGRAM_BUCKETS);
         let there: Vec<_> = histogram.iter().enumerate().filter(|(_, count)| **count > 0).collect();
@@ -116,7 +117,7 @@ mod tests {
         let bent: Vec<_> = [0.15; 90].into_iter().chain([0.95; 10]).collect();
         assert_eq!(Distribution::new(bent).knee(0.1), Some(0.16));
         let uniform = Distribution::new((10..=100).map(|k| k as f32 / 100.0).collect());
-        assert!(uniform.knee(0.1).is_none_or(|knee| knee > 0.98), "a straight line has no bend");
+        assert_eq!(uniform.knee(0.1), None, "a straight line has no bend");
         assert_eq!(Distribution::new(vec![0.95; 50]).knee(0.1), None, "nothing is lost before the end");
         assert_eq!(Distribution::new(vec![0.2; 9]).knee(0.1), None, "too few to tell");
         assert_eq!(Distribution::new(vec![1.0; 50]).knee(0.1), None);

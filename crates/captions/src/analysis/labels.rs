@@ -54,7 +54,8 @@ impl Labels {
 pub(super) fn best(judged: &[(Option<f32>, bool)]) -> Option<LabelledThreshold> {
     let labels = judged.len() as u64;
     let positives = judged.iter().filter(|(_, has_tag)| *has_tag).count() as f64;
-    let mut scored: Vec<_> = judged.iter().filter_map(|(score, has_tag)| Some(((*score)?, *has_tag))).collect();
+    let mut scored: Vec<_> =
+        judged.iter().filter_map(|(score, has_tag)| Some(((*score)?, *has_tag))).collect();
     scored.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     let (mut found, mut right) = (0.0, 0.0);
     let mut best: Option<LabelledThreshold> = None;
@@ -102,7 +103,10 @@ mod tests {
             said("image,tag,label\na.png,blurry,yes\n"),
             " line 2, column `label`: expected 0 (the picture lacks the tag) or 1 (it has it), found \"yes\""
         );
-        assert_eq!(said("image,tag,label\n,blurry,1\n"), " line 2, column `image`: expected a picture, found \"\"");
+        assert_eq!(
+            said("image,tag,label\n,blurry,1\n"),
+            " line 2, column `image`: expected a picture, found \"\""
+        );
         assert_eq!(said("image,tag\n"), ": expected a column `label`, found the columns image, tag");
         assert_eq!(
             said("image,tag,label\na.png,blurry,1\nb.png,blurry,1\na.png,BLURRY,0\n"),
@@ -112,7 +116,8 @@ mod tests {
 
     #[test]
     fn the_best_threshold_weighs_precision_against_recall() {
-        let judged = [(Some(0.9), true), (Some(0.8), true), (Some(0.7), false), (Some(0.6), true), (Some(0.2), false)];
+        let judged =
+            [(Some(0.9), true), (Some(0.8), true), (Some(0.7), false), (Some(0.6), true), (Some(0.2), false)];
         let found = best(&judged).unwrap();
         // At 0.6: 3 of 4 right, all 3 found.
         assert_eq!((found.threshold, found.precision, found.recall, found.labels), (0.6, 0.75, 1.0, 5));

@@ -74,7 +74,9 @@ impl Lengths {
     /// Adds a picture, with its own caption and the places and scores of its selected tags.
     pub(super) fn add(&mut self, caption: &str, scores: impl Iterator<Item = (u32, f32)>) {
         self.captions += 1;
-        let (Some(lowest), Some(most)) = (self.min_scores.first(), self.max_tags.iter().max()) else { return };
+        let (Some(lowest), Some(most)) = (self.min_scores.first(), self.max_tags.iter().max()) else {
+            return;
+        };
         let caption = caption.trim();
         self.order.clear();
         self.order.extend(scores.filter(|(_, score)| score >= lowest));
@@ -139,18 +141,35 @@ mod tests {
     use crate::{Position, TagScore, choose, compose};
 
     fn selection() -> Vec<String> {
-        let names = ["blurry_background", "poster_(object)", ";)", "^_^", "solo", r"\m/", "don't_say_\"lazy\"", "re:zero"];
+        let names = [
+            "blurry_background",
+            "poster_(object)",
+            ";)",
+            "^_^",
+            "solo",
+            r"\m/",
+            "don't_say_\"lazy\"",
+            "re:zero",
+        ];
         names.map(ToOwned::to_owned).to_vec()
     }
 
     /// The same by writing each caption.
     fn written(captions: &[(String, Vec<(u32, f32)>)], min_score: f32, max_tags: usize) -> LengthEffect {
         let selection = selection();
-        let mut sum = LengthEffect { max_tags, min_score, images_with_tags: 0, mean_tokens: 0.0, max_tokens: 0, over_75: 0 };
+        let mut sum = LengthEffect {
+            max_tags,
+            min_score,
+            images_with_tags: 0,
+            mean_tokens: 0.0,
+            max_tokens: 0,
+            over_75: 0,
+        };
         for (caption, scores) in captions {
             let scores: Vec<_> =
                 scores.iter().map(|(tag, score)| TagScore { tag: *tag as usize, score: *score }).collect();
-            let tags: Vec<_> = choose(&scores, max_tags, min_score).into_iter().map(|tag| &selection[tag]).collect();
+            let tags: Vec<_> =
+                choose(&scores, max_tags, min_score).into_iter().map(|tag| &selection[tag]).collect();
             let tokens = token_count(&compose(caption, &tags, Position::Prepend));
             sum.images_with_tags += u64::from(!tags.is_empty());
             sum.mean_tokens += tokens as f64 / captions.len() as f64;

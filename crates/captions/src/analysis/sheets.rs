@@ -56,9 +56,10 @@ fn histogram(path: &Path, analysis: &Analysis) -> Result<()> {
     let bound = |k: usize| k as f64 / HISTOGRAM_BUCKETS as f64;
     let buckets = (0..HISTOGRAM_BUCKETS).map(|k| format!("{:.2} to {:.2}", bound(k), bound(k + 1)));
     let header: Vec<_> = ["tag".to_owned()].into_iter().chain(buckets).collect();
-    let rows = analysis.tags.iter().map(|tag| {
-        [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)).collect()
-    });
+    let rows = analysis
+        .tags
+        .iter()
+        .map(|tag| [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)).collect());
     sheet::write(path, &header, rows)
 }
 
@@ -90,8 +91,8 @@ fn cooccurrence(path: &Path, analysis: &Analysis) -> Result<()> {
     let together = &analysis.cooccurrence;
     let header: Vec<_> = ["tag".to_owned()].iter().chain(&together.tags).cloned().collect();
     let rows = together.tags.iter().zip(&together.counts);
-    let rows =
-        rows.map(|(tag, counts)| [tag.clone()].into_iter().chain(counts.iter().map(u64::to_string)).collect());
+    let rows = rows
+        .map(|(tag, counts)| [tag.clone()].into_iter().chain(counts.iter().map(u64::to_string)).collect());
     sheet::write(path, &header, rows)
 }
 

@@ -254,10 +254,15 @@ impl fmt::Display for AnalyseReport {
         let output = self.output.display();
         match self.outcome {
             Outcome::Unchanged => write!(f, "the analysis in `{output}` is up to date")?,
-            Outcome::Interrupted => return write!(f, "stopped before the analysis in `{output}` was complete"),
+            Outcome::Interrupted => {
+                return write!(f, "stopped before the analysis in `{output}` was complete");
+            }
             Outcome::Done | Outcome::Skipped => {
                 let Self { tags, images, tagged, rows, .. } = self;
-                write!(f, "analysed {tags} tags of {images} pictures ({tagged} tagged, {rows} rows) to `{output}`")?;
+                write!(
+                    f,
+                    "analysed {tags} tags of {images} pictures ({tagged} tagged, {rows} rows) to `{output}`"
+                )?;
             }
         }
         for group in &self.groups {

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{
-    CoOccurrence, LengthEffect, Settings, labels::Labels, lengths::Lengths,
-};
+use super::{CoOccurrence, LengthEffect, Settings, labels::Labels, lengths::Lengths};
 use crate::table::{Scored, Visitor};
 
 /// What the pass looks up.
@@ -128,7 +126,11 @@ impl<'a> Survey<'a> {
         let min_score = self.wanted.settings.min_score;
         let together = &mut self.scratch.together;
         together.clear();
-        let good = self.scratch.selected.iter().filter(|(place, score)| (*place as usize) < tags && *score >= min_score);
+        let good = self
+            .scratch
+            .selected
+            .iter()
+            .filter(|(place, score)| (*place as usize) < tags && *score >= min_score);
         together.extend(good.map(|(place, _)| *place));
         together.sort_unstable();
         for (k, a) in together.iter().enumerate() {
@@ -142,7 +144,8 @@ impl<'a> Survey<'a> {
         self.judged_images += 1;
         for (tag, has_tag) in judged {
             let Some(place) = self.places.get(tag.as_str()) else { continue };
-            let score = self.scratch.selected.iter().find(|(other, _)| other == place).map(|(_, score)| *score);
+            let score =
+                self.scratch.selected.iter().find(|(other, _)| other == place).map(|(_, score)| *score);
             self.judged[*place as usize].push((score, *has_tag));
         }
     }

@@ -46,7 +46,8 @@ pub(super) fn warnings(
 /// Thresholds that count no more than the table's floor does.
 fn below_floor(inputs: &AnalysisInputs, floor: f32) -> Option<String> {
     let settings = &inputs.settings;
-    let below = settings.thresholds.iter().chain([&settings.min_score]).filter(|threshold| **threshold < floor);
+    let below =
+        settings.thresholds.iter().chain([&settings.min_score]).filter(|threshold| **threshold < floor);
     let mut below: Vec<_> = below.map(ToString::to_string).collect();
     below.dedup();
     below.sort();
@@ -97,10 +98,13 @@ fn empty_groups<'a>(inputs: &'a AnalysisInputs, survey: &Survey<'_>) -> Vec<&'a 
 }
 
 fn unused_labels(inputs: &AnalysisInputs, labels: &Labels, survey: &Survey<'_>) -> Vec<String> {
-    let unselected = labels.tags().into_iter().filter(|tag| !inputs.selection.iter().any(|other| other == tag));
-    let tags = list(unselected.collect()).map(|names| format!("labels of tags that are not selected: {names}"));
+    let unselected =
+        labels.tags().into_iter().filter(|tag| !inputs.selection.iter().any(|other| other == tag));
+    let tags =
+        list(unselected.collect()).map(|names| format!("labels of tags that are not selected: {names}"));
     let absent = labels.0.len() as u64 - survey.judged_images;
-    let images = (absent > 0).then(|| format!("labels of {absent} pictures that the tag table does not name"));
+    let images =
+        (absent > 0).then(|| format!("labels of {absent} pictures that the tag table does not name"));
     tags.into_iter().chain(images).collect()
 }
 

@@ -49,7 +49,8 @@ impl About {
 
     /// A record that is not there, or not a tagger's, tells nothing.
     fn from_record(path: &Path) -> Self {
-        let Some(record) = RunRecord::read(&record_path(path)).ok().filter(|record| record.stage == "tag") else {
+        let Some(record) = RunRecord::read(&record_path(path)).ok().filter(|record| record.stage == "tag")
+        else {
             return Self::default();
         };
         let hash = |name: &str| record.inputs.get(name).map(|input| input.sha256.to_string());

@@ -215,8 +215,8 @@ impl<V: Visitor> Walker<V> {
 
     fn check_nulls(&self, columns: [&Column; 3]) -> Result<()> {
         let Some(row) = columns.iter().filter_map(|column| first_null(column)).min() else { return Ok(()) };
-        let [image, tag, score] =
-            columns.map(|column| column.get(row).map(|cell| cell.str_value().into_owned()).unwrap_or_default());
+        let [image, tag, score] = columns
+            .map(|column| column.get(row).map(|cell| cell.str_value().into_owned()).unwrap_or_default());
         Err(self.wrong(&image, &tag, &score))
     }
 
@@ -407,7 +407,8 @@ impl Tags {
 
     fn spellings(&mut self) -> Vec<(String, String)> {
         let spelled = mem::take(&mut self.spelled).into_keys();
-        let mut spellings: Vec<_> = spelled.map(|spelling| (spelling.clone(), canonical(&spelling))).collect();
+        let mut spellings: Vec<_> =
+            spelled.map(|spelling| (spelling.clone(), canonical(&spelling))).collect();
         spellings.sort();
         spellings
     }

@@ -79,7 +79,8 @@ impl Distribution {
             (step, 1.0 - x - y)
         };
         // Of equal depths the lowest threshold.
-        let deepest = (first..=CURVE_STEPS).map(depth).reduce(|best, next| if next.1 > best.1 { next } else { best });
+        let deepest =
+            (first..=CURVE_STEPS).map(depth).reduce(|best, next| if next.1 > best.1 { next } else { best });
         deepest.filter(|(_, depth)| *depth >= DEPTH_MIN).map(|(step, _)| threshold(step))
     }
 }
@@ -118,7 +119,7 @@ mod tests {
         assert_eq!(Distribution::new(bent).knee(0.1), Some(0.16));
         let uniform = Distribution::new((10..=100).map(|k| k as f32 / 100.0).collect());
         assert_eq!(uniform.knee(0.1), None, "a straight line has no bend");
-        assert_eq!(Distribution::new(vec![0.95; 50]).knee(0.1), None, "nothing is lost before the end");
+        assert_eq!(Distribution::new(vec![0.995; 50]).knee(0.1), None, "nothing is lost before the end");
         assert_eq!(Distribution::new(vec![0.2; 9]).knee(0.1), None, "too few to tell");
         assert_eq!(Distribution::new(vec![1.0; 50]).knee(0.1), None);
     }

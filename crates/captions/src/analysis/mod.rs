@@ -13,7 +13,7 @@ use vodka_stage::Interrupt;
 
 use crate::{
     Error, Result,
-    table::{Walked, respelled, sharpness, walk},
+    table::{Sharpness, Walked, categories, respelled, walk},
 };
 use agreement::agreement;
 use distribution::Distribution;
@@ -108,7 +108,7 @@ pub fn analyse(inputs: &AnalysisInputs, interrupt: &Interrupt) -> Result<Option<
         Some(path) => Labels::read(path)?,
         None => Labels::default(),
     };
-    let sharpness = inputs.pictures.as_deref().map(sharpness).transpose()?;
+    let sharpness = inputs.pictures.as_deref().map(Sharpness::read).transpose()?;
     let wanted = Wanted {
         selection: &inputs.selection,
         settings: &inputs.settings,
@@ -119,14 +119,29 @@ pub fn analyse(inputs: &AnalysisInputs, interrupt: &Interrupt) -> Result<Option<
     let Some(walked) = walk(&inputs.tags, interrupt, || Survey::new(&wanted))? else { return Ok(None) };
     check(inputs, &walked)?;
     let warnings = warnings::warnings(inputs, &labels, &walked)?;
+    let categories = selected_categories(inputs, &walked)?;
     let spellings = respelled(&walked.spellings);
-    Ok(Some(Analysed { analysis: made(inputs, walked.visitor, spellings), warnings }))
+    Ok(Some(Analysed { analysis: made(inputs, walked.visitor, categories, spellings), warnings }))
+}
+
+/// The category of each selected tag; empty where the table does not have the tag.
+fn selected_categories(inputs: &AnalysisInputs, walked: &Walked<Survey<'_>>) -> Result<Vec<String>> {
+    let first_rows: Vec<_> = inputs.selection.iter().map(|tag| walked.first_rows.get(tag).copied()).collect();
+    let mut rows: Vec<_> = first_rows.iter().copied().flatten().collect();
+    rows.sort_unstable();
+    let found = categories(&inputs.tags, &rows)?;
+    let category = |row: Option<u64>| {
+        let place = row.and_then(|row| rows.binary_search(&row).ok());
+        place.and_then(|place| found.get(place)).cloned().unwrap_or_default()
+    };
+    Ok(first_rows.into_iter().map(category).collect())
 }
 
 /// Tables that have nothing to do with the selection or the pictures.
-fn check(inputs: &AnalysisInputs, Walked { visitor, spellings }: &Walked<Survey<'_>>) -> Result<()> {
+fn check(inputs: &AnalysisInputs, walked: &Walked<Survey<'_>>) -> Result<()> {
+    let Walked { visitor, spellings, .. } = walked;
     if let Some((_, tag)) = spellings.first()
-        && visitor.categories.iter().all(Option::is_none)
+        && !visitor.is_there.contains(&true)
     {
         let (selected, example) = (inputs.selection.len(), tag.clone());
         return Err(Error::OtherVocabulary { table: inputs.tags.clone(), selected, example });
@@ -144,17 +159,22 @@ fn check(inputs: &AnalysisInputs, Walked { visitor, spellings }: &Walked<Survey<
     Ok(())
 }
 
-fn made(inputs: &AnalysisInputs, mut survey: Survey<'_>, spellings: Vec<(String, Vec<String>)>) -> Analysis {
+fn made(
+    inputs: &AnalysisInputs,
+    mut survey: Survey<'_>,
+    categories: Vec<String>,
+    spellings: Vec<(String, Vec<String>)>,
+) -> Analysis {
     let settings = &inputs.settings;
     let tagged = survey.tagged;
     let lowest_score = if survey.rows > 0 { survey.lowest_score } else { 0.0 };
     let (lengths, cooccurrence) = (survey.lengths(), survey.cooccurrence());
     let scores = Distribution::all(survey.scores);
-    let tags = inputs.selection.iter().zip(survey.categories).zip(scores.iter().zip(&survey.judged));
+    let tags = inputs.selection.iter().zip(categories).zip(scores.iter().zip(&survey.judged));
     let tags = tags
         .map(|((tag, category), (scores, judged))| TagAnalysis {
             tag: tag.clone(),
-            category: category.unwrap_or_default(),
+            category,
             images: scores.len(),
             mean_score: scores.mean(),
             at_threshold: scores.at_thresholds(&settings.thresholds),

@@ -100,8 +100,8 @@ impl AnalyseConfig {
     /// A threshold or minimum score outside 0 to 1; an output folder in the folder of pictures, or the other way round.
     pub fn plan(&self) -> Result<AnalysePlan> {
         check_min_score(self.min_score)?;
-        for found in self.thresholds.iter().copied().filter(|score| !(0.0..=1.0).contains(score)) {
-            let found = decimal(found);
+        if let Some(found) = self.thresholds.iter().find(|score| !(0.0..=1.0).contains(*score)) {
+            let found = decimal(*found);
             return Err(Error::Range { setting: "thresholds", found, expected: "scores from 0 to 1" });
         }
         if let Some(images) = &self.images {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{CoOccurrence, LengthEffect, Settings, labels::Labels, lengths::Lengths};
-use crate::table::{Scored, Visitor};
+use crate::table::{Scored, Sharpness, Visitor};
 
 /// What the pass looks up.
 pub(super) struct Wanted<'a> {
@@ -12,7 +12,7 @@ pub(super) struct Wanted<'a> {
     pub(super) settings: &'a Settings,
     /// The pictures that count, with their captions; without it all count.
     pub(super) captions: Option<&'a BTreeMap<String, String>>,
-    pub(super) sharpness: Option<&'a HashMap<String, f32>>,
+    pub(super) sharpness: Option<&'a Sharpness>,
     pub(super) labels: &'a Labels,
 }
 
@@ -30,8 +30,8 @@ pub(super) struct Survey<'a> {
     pub(super) example: Option<String>,
     /// How many pictures of the table do not count.
     pub(super) absent: u64,
-    /// By place: category, and the scores of all pictures.
-    pub(super) categories: Vec<Option<String>>,
+    /// By place: whether the table has the tag, and the scores of all pictures.
+    pub(super) is_there: Vec<bool>,
     pub(super) scores: Vec<Vec<f32>>,
     /// By group: its tags, and the highest score of each picture that has one.
     pub(super) group_tags: Vec<Vec<String>>,
@@ -41,6 +41,8 @@ pub(super) struct Survey<'a> {
     lengths: Lengths,
     /// Score and sharpness of each picture.
     pub(super) sharpness: Vec<(f32, f32)>,
+    /// Where the next one's sharpness should be.
+    cursor: u32,
     /// By place: score and judgement.
     pub(super) judged: Vec<Vec<(Option<f32>, bool)>>,
     /// The judged pictures that the table names.
@@ -82,13 +84,14 @@ impl<'a> Survey<'a> {
             lowest_score: f32::INFINITY,
             example: None,
             absent: 0,
-            categories: vec![None; tags],
+            is_there: vec![false; tags],
             scores: vec![Vec::new(); tags],
             group_tags: vec![Vec::new(); groups],
             group_scores: vec![Vec::new(); groups],
             pairs: vec![0; together * together],
             lengths: Lengths::new(wanted.selection, &settings.thresholds, &settings.max_tags),
             sharpness: Vec::new(),
+            cursor: 0,
             judged: vec![Vec::new(); tags],
             judged_images: 0,
             seen: HashSet::new(),
@@ -160,13 +163,13 @@ impl<'a> Survey<'a> {
 }
 
 impl Visitor for Survey<'_> {
-    fn tag(&mut self, tag: &str, category: &str) -> bool {
+    fn tag(&mut self, tag: &str) -> bool {
         let Settings { groups, sharpness_tag, .. } = self.wanted.settings;
         let place = self.places.get(tag).copied();
         let of = (0..).zip(groups).filter(|(_, word)| has_word(tag, word)).map(|(group, _)| group);
         let found = Tag { place, groups: of.collect(), tells_sharpness: tag == sharpness_tag };
         if let Some(place) = place {
-            self.categories[place as usize] = Some(category.to_owned());
+            self.is_there[place as usize] = true;
         }
         found.groups.iter().for_each(|group| self.group_tags[*group as usize].push(tag.to_owned()));
         let is_wanted = place.is_some() || !found.groups.is_empty() || found.tells_sharpness;
@@ -208,8 +211,10 @@ impl Visitor for Survey<'_> {
             }
             *best = -1.0;
         }
-        if let Some(sharpness) = self.wanted.sharpness.and_then(|sharpness| sharpness.get(picture.image)) {
-            self.sharpness.push((tells_sharpness, *sharpness));
+        if let Some(table) = self.wanted.sharpness
+            && let Some(sharpness) = table.of(picture.image, &mut self.cursor)
+        {
+            self.sharpness.push((tells_sharpness, sharpness));
         }
         self.count_pairs();
         self.lengths.add(caption, self.scratch.selected.iter().copied());

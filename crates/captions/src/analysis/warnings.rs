@@ -86,7 +86,7 @@ fn other_pictures(inputs: &AnalysisInputs, tags: &About) -> Result<Option<String
 }
 
 fn missing_tags(inputs: &AnalysisInputs, survey: &Survey<'_>) -> Option<String> {
-    let missing = inputs.selection.iter().zip(&survey.categories).filter(|(_, category)| category.is_none());
+    let missing = inputs.selection.iter().zip(&survey.is_there).filter(|(_, is_there)| !**is_there);
     let missing: Vec<_> = missing.map(|(tag, _)| tag.as_str()).collect();
     let count = missing.len();
     list(missing).map(|names| format!("{count} selected tags are not in the tag table: {names}"))

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, fs::File, path::Path};
 
-use polars::prelude::{DataType, Engine, ParquetReader, PolarsResult, SerReader, col};
+use polars::prelude::{
+    DataType, Engine, LazyFrame, ParquetReader, PolarsResult, SerReader, StringChunked, col,
+};
 use vodka_stage::{RunRecord, record_path};
 
 use super::{broken, is_parquet, is_text, scan_csv, scan_parquet};
@@ -64,46 +66,84 @@ impl About {
     }
 }
 
-/// The sharpness of each picture, from a tagger's table of pictures: Parquet or CSV with the columns `image` and
-/// `sharpness`.
-///
-/// # Errors
-/// The file cannot be read; a column is missing or of another type; a sharpness is no number of 0 or more; a picture
-/// stands there twice.
-pub(crate) fn sharpness(path: &Path) -> Result<HashMap<String, f32>> {
-    let told = |expected: String, found: String| Error::Columns { path: path.to_path_buf(), expected, found };
+/// The sharpness of pictures, in order of their names.
+pub(crate) struct Sharpness {
+    names: StringChunked,
+    values: Vec<f32>,
+    /// The places of the names in ascending order.
+    order: Vec<u32>,
+}
+
+impl Sharpness {
+    /// Reads a tagger's table of pictures: Parquet or CSV with the columns `image` and `sharpness`.
+    ///
+    /// # Errors
+    /// The file cannot be read; a column is missing or of another type; a sharpness is no number of 0 or more; a
+    /// picture stands there twice.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let told = |expected, found| Error::Columns { path: path.to_path_buf(), expected, found };
+        let frame = rows(path)?.collect_with_engine(Engine::Streaming);
+        let mut frame = frame.map_err(|source| broken(path, source))?.unwrap_single();
+        frame.rechunk_mut();
+        let read = || -> PolarsResult<_> {
+            Ok((frame.column("image")?.str()?.clone(), frame.column("sharpness")?.f32()?.clone()))
+        };
+        let (names, numbers) = read().map_err(|source| broken(path, source))?;
+        let mut values = Vec::with_capacity(names.len());
+        for (name, value) in names.iter().zip(numbers.iter()) {
+            let name = name.unwrap_or("null");
+            match value {
+                Some(value) if value >= 0.0 && value.is_finite() => values.push(value),
+                found => {
+                    let found = found.map_or("no number".to_owned(), |value| value.to_string());
+                    return Err(told(format!("a sharpness of 0 or more for `{name}`"), found));
+                }
+            }
+        }
+        let mut order: Vec<_> = (0..names.len() as u32).collect();
+        // Nearly sorted as a rule, which this sort makes use of.
+        order.sort_by(|a, b| names.get(*a as usize).cmp(&names.get(*b as usize)));
+        let sharpness = Self { names, values, order };
+        let twice =
+            sharpness.order.windows(2).find(|pair| sharpness.name(pair[0]) == sharpness.name(pair[1]));
+        match twice {
+            Some(pair) => Err(told(format!("one row for `{}`", sharpness.name(pair[0])), "two".to_owned())),
+            None => Ok(sharpness),
+        }
+    }
+
+    /// The sharpness of a picture. `cursor`, at first 0, goes along where pictures are asked for in the order of the table.
+    pub(crate) fn of(&self, image: &str, cursor: &mut u32) -> Option<f32> {
+        if (*cursor as usize) < self.values.len() && self.name(*cursor) == image {
+            *cursor += 1;
+            return Some(self.values[*cursor as usize - 1]);
+        }
+        let place = self.order.binary_search_by(|place| self.name(*place).cmp(image)).ok()?;
+        *cursor = self.order[place] + 1;
+        Some(self.values[self.order[place] as usize])
+    }
+
+    fn name(&self, place: u32) -> &str {
+        self.names.get(place as usize).unwrap_or("null")
+    }
+}
+
+/// The columns `image` as text and `sharpness` as f32, null where it is no number.
+fn rows(path: &Path) -> Result<LazyFrame> {
+    let told = |expected: &str, found| Error::Columns {
+        path: path.to_path_buf(),
+        expected: expected.to_owned(),
+        found,
+    };
     let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
         .map_err(|source| broken(path, source))?;
     let schema = rows.collect_schema().map_err(|source| broken(path, source))?;
     let names: Vec<_> = schema.iter_names().map(|name| name.as_str()).collect();
     if !["image", "sharpness"].iter().all(|name| names.contains(name)) {
-        let expected = "the columns image, sharpness".to_owned();
-        return Err(told(expected, format!("the columns {}", names.join(", "))));
+        return Err(told("the columns image, sharpness", format!("the columns {}", names.join(", "))));
     }
     if let Some(other) = schema.get("image").filter(|dtype| !is_text(dtype)) {
-        return Err(told("text in the column `image`".to_owned(), format!("{other}")));
+        return Err(told("text in the column `image`", format!("{other}")));
     }
-    let columns = [
-        col("image").cast(DataType::String),
-        // Not strict: what is no number becomes null, and is told below with its picture.
-        col("sharpness").cast(DataType::Float32),
-    ];
-    let frame = rows.select(columns).collect_with_engine(Engine::Streaming);
-    let frame = frame.map_err(|source| broken(path, source))?.unwrap_single();
-    let read = || -> PolarsResult<_> {
-        Ok((frame.column("image")?.str()?.clone(), frame.column("sharpness")?.f32()?.clone()))
-    };
-    let (images, values) = read().map_err(|source| broken(path, source))?;
-    let mut sharpness = HashMap::with_capacity(images.len());
-    for (image, value) in images.iter().zip(values.iter()) {
-        let image = image.unwrap_or("null");
-        let Some(value) = value.filter(|value| *value >= 0.0 && value.is_finite()) else {
-            let found = value.map_or("no number".to_owned(), |value| value.to_string());
-            return Err(told(format!("a sharpness of 0 or more for `{image}`"), found));
-        };
-        if sharpness.insert(image.to_owned(), value).is_some() {
-            return Err(told(format!("one row for `{image}`"), "two".to_owned()));
-        }
-    }
-    Ok(sharpness)
+    Ok(rows.select([col("image").cast(DataType::String), col("sharpness").cast(DataType::Float32)]))
 }

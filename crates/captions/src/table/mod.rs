@@ -17,8 +17,8 @@ use polars::prelude::{
 };
 use serde::{Deserialize, Serialize};
 
-pub(crate) use about::{About, sharpness};
-pub(crate) use walk::{Scored, Visitor, Walked, walk};
+pub(crate) use about::{About, Sharpness};
+pub(crate) use walk::{Scored, Visitor, Walked, categories, walk};
 
 use crate::{Error, Result, TagScore, canonical, sheet};
 

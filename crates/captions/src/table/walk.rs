@@ -1,15 +1,13 @@
 //! A tag table picture by picture, in one pass that holds no more than a few batches of rows.
 
 use std::{
-    collections::{HashMap, HashSet},
-    hash::{DefaultHasher, Hash, Hasher},
-    mem,
+    collections::HashMap,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, sync_channel},
+    sync::mpsc::sync_channel,
     thread,
 };
 
-use polars::prelude::{Column, DataFrame, Engine, PlanCallback};
+use polars::prelude::{Column, DataFrame, Engine, LazyFrame, PlanCallback, StringChunked, col};
 use vodka_stage::Interrupt;
 
 use super::{broken, scan};
@@ -23,7 +21,7 @@ const BATCHES: usize = 2;
 pub(crate) trait Visitor {
     /// A tag that the table names, by its canonical name, before its first score. Tags are numbered from 0 in the order
     /// of these calls. Tells whether the scores of this tag are wanted.
-    fn tag(&mut self, tag: &str, category: &str) -> bool;
+    fn tag(&mut self, tag: &str) -> bool;
 
     /// A picture; each is handed over once.
     fn picture(&mut self, picture: &Scored<'_>);
@@ -45,12 +43,14 @@ pub(crate) struct Walked<V> {
     pub(crate) visitor: V,
     /// Each spelling in the table, with its canonical form.
     pub(crate) spellings: Vec<(String, String)>,
+    /// The first row of each wanted tag, by canonical name.
+    pub(crate) first_rows: HashMap<String, u64>,
 }
 
 /// Hands over each picture of a table; none if interrupted.
 ///
-/// Tables that have the rows of each picture together, as taggers write them, are passed through; of others the
-/// wanted scores are gathered first.
+/// Tables in order of their pictures, as the tagger writes them, are passed through; of others the wanted scores are
+/// gathered first.
 ///
 /// # Errors
 /// As [`TagTable::open`](super::TagTable::open).
@@ -69,43 +69,67 @@ pub(crate) fn walk<V: Visitor>(
     unreachable!("who gathers can take any order")
 }
 
+/// The category in each of these rows, which are in ascending order.
+///
+/// # Errors
+/// The table cannot be read.
+pub(crate) fn categories(path: &Path, rows: &[u64]) -> Result<Vec<String>> {
+    let mut categories = Vec::with_capacity(rows.len());
+    let mut before = 0;
+    // A query of its own, as for every row of the table it would take a third of the time.
+    for_each_batch(path, scan(path)?.select([col("category")]), |batch| {
+        let column = batch.column("category").and_then(Column::str).map_err(|source| broken(path, source))?;
+        let end = before + batch.height() as u64;
+        let here = rows[categories.len()..].iter().take_while(|row| **row < end);
+        let here: Vec<_> =
+            here.map(|row| column.get((row - before) as usize).unwrap_or_default().to_owned()).collect();
+        categories.extend(here);
+        before = end;
+        Ok(categories.len() < rows.len())
+    })?;
+    Ok(categories)
+}
+
+/// Hands over batches of rows in order, as long as `take` says to go on.
+fn for_each_batch(
+    path: &Path,
+    rows: LazyFrame,
+    mut take: impl FnMut(DataFrame) -> Result<bool>,
+) -> Result<()> {
+    let (send, batches) = sync_channel(BATCHES);
+    // Polars stops where nobody wants more.
+    let hand_over = PlanCallback::new(move |batch| Ok(send.send(batch).is_err()));
+    let rows = rows.sink_batches(hand_over, true, None).map_err(|source| broken(path, source))?;
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || rows.collect_with_engine(Engine::Streaming));
+        // Consumed, and with it the end of the channel, before the reader is waited for.
+        let taken = batches.into_iter().map(&mut take).find(|taken| !matches!(taken, Ok(true)));
+        let read = reader.join().expect("polars says by an error what went wrong");
+        read.map_err(|source| broken(path, source))?;
+        taken.unwrap_or(Ok(true)).map(|_| ())
+    })
+}
+
 enum Passed<V> {
     Through(Walked<V>),
-    /// The rows of a picture do not stand together.
+    /// The pictures do not stand in order.
     Scattered,
     Interrupted,
 }
 
-fn pass<V: Visitor>(path: &Path, interrupt: &Interrupt, walker: Walker<V>) -> Result<Passed<V>> {
-    let (send, batches) = sync_channel(BATCHES);
-    // Polars stops where nobody wants more.
-    let hand_over = PlanCallback::new(move |batch| Ok(send.send(batch).is_err()));
-    let rows = scan(path)?.sink_batches(hand_over, true, None).map_err(|source| broken(path, source))?;
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || rows.collect_with_engine(Engine::Streaming));
-        let passed = take_all(batches, interrupt, walker);
-        let read = reader.join().expect("polars says by an error what went wrong");
-        // After a failure to read, what was taken is not the whole table.
-        read.map_err(|source| broken(path, source))?;
-        passed
-    })
-}
-
-fn take_all<V: Visitor>(
-    batches: Receiver<DataFrame>,
-    interrupt: &Interrupt,
-    mut walker: Walker<V>,
-) -> Result<Passed<V>> {
-    for mut batch in batches {
-        if interrupt.is_raised() {
-            return Ok(Passed::Interrupted);
-        }
+fn pass<V: Visitor>(path: &Path, interrupt: &Interrupt, mut walker: Walker<V>) -> Result<Passed<V>> {
+    let rows = scan(path)?.select([col("image"), col("tag"), col("score")]);
+    let mut is_scattered = false;
+    for_each_batch(path, rows, |mut batch| {
         batch.rechunk_mut();
-        if !walker.take(&batch)? {
-            return Ok(Passed::Scattered);
-        }
-    }
-    Ok(walker.finish().map_or(Passed::Scattered, Passed::Through))
+        is_scattered = !walker.take(&batch)?;
+        Ok(!is_scattered && !interrupt.is_raised())
+    })?;
+    Ok(match (interrupt.is_raised(), is_scattered) {
+        (true, _) => Passed::Interrupted,
+        (_, true) => Passed::Scattered,
+        (false, false) => Passed::Through(walker.finish()),
+    })
 }
 
 struct Walker<V> {
@@ -113,8 +137,8 @@ struct Walker<V> {
     visitor: V,
     tags: Tags,
     picture: Picture,
-    /// The hashes of the pictures that are complete.
-    complete: HashSet<u64>,
+    /// How many rows came in earlier batches.
+    rows: u64,
     gathered: Option<Gathered>,
 }
 
@@ -125,35 +149,32 @@ impl<V: Visitor> Walker<V> {
             visitor,
             tags: Tags::new(),
             picture: Picture::default(),
-            complete: HashSet::new(),
+            rows: 0,
             gathered: gathers.then(Gathered::default),
         }
     }
 
-    /// Takes rows; false where a picture comes again, unless rows are gathered.
+    /// Takes rows; false where the pictures are not in order, unless rows are gathered.
     fn take(&mut self, batch: &DataFrame) -> Result<bool> {
-        let column = |name| batch.column(name).map_err(|source| broken(&self.path, source));
-        let (image, tag, category, score) =
-            (column("image")?, column("tag")?, column("category")?, column("score")?);
+        let path = self.path.clone();
+        let column = |name| batch.column(name).map_err(|source| broken(&path, source));
+        let (image, tag, score) = (column("image")?, column("tag")?, column("score")?);
         self.check_nulls([image, tag, score])?;
-        let text = |column: &'_ Column| column.str().cloned().map_err(|source| broken(&self.path, source));
-        let (images, tags, categories) = (text(image)?, text(tag)?, text(category)?);
-        let scores = score.f32().cloned().map_err(|source| broken(&self.path, source))?;
-        let (Some(images), Some(tags), Some(categories), Some(scores)) = (
-            images.downcast_iter().next(),
-            tags.downcast_iter().next(),
-            categories.downcast_iter().next(),
-            scores.downcast_iter().next(),
-        ) else {
+        let (images, tags) = (text(&path, image)?, text(&path, tag)?);
+        let scores = score.f32().map_err(|source| broken(&path, source))?;
+        let (Some(images), Some(tags), Some(scores)) =
+            (images.downcast_iter().next(), tags.downcast_iter().next(), scores.downcast_iter().next())
+        else {
             return Ok(true);
         };
         self.tags.next_batch();
         // Equal views are equal texts, within a batch.
         let mut last = None;
-        for (row, score) in scores.values().iter().copied().enumerate() {
-            let view = images.views()[row].as_u128();
-            if last != Some(view) {
-                last = Some(view);
+        let views = images.views().iter().zip(tags.views().iter()).zip(scores.values().iter());
+        for (row, ((image, tag), score)) in views.enumerate() {
+            let (image, score) = (image.as_u128(), *score);
+            if last != Some(image) {
+                last = Some(image);
                 if !self.begin(images.value(row)) {
                     return Ok(false);
                 }
@@ -163,54 +184,50 @@ impl<V: Visitor> Walker<V> {
             }
             self.picture.rows += 1;
             self.picture.lowest = self.picture.lowest.min(score);
-            let view = tags.views()[row];
-            let key = Key { view: view.as_u128(), is_inline: view.is_inline() };
-            let text = || (tags.value(row), categories.get(row).unwrap_or_default());
-            let number = self.tags.number(key, text, &mut self.visitor);
-            if let Some(number) = number {
+            let key = Key { view: tag.as_u128(), is_inline: tag.is_inline() };
+            let met = || (tags.value(row), self.rows + row as u64);
+            if let Some(number) = self.tags.number(key, met, &mut self.visitor) {
                 self.picture.push(number, score);
             }
         }
+        self.rows += batch.height() as u64;
         Ok(true)
     }
 
-    /// Goes on with this picture; false where it was complete already.
+    /// Goes on with this picture; false where it is not the next in order.
     fn begin(&mut self, image: &str) -> bool {
-        if self.picture.rows > 0 && self.picture.image == image {
-            return true;
-        }
-        if !self.end() {
-            return false;
+        if self.picture.rows > 0 {
+            if self.picture.image == image {
+                return true;
+            }
+            // In a strict order no picture comes again.
+            if self.gathered.is_none() && !comes_before(&self.picture.image, image) {
+                return false;
+            }
+            self.end();
         }
         self.picture.begin(image);
         true
     }
 
-    /// Hands over the picture in hand; false where it had been already.
-    fn end(&mut self) -> bool {
+    /// Hands over the picture in hand.
+    fn end(&mut self) {
         if self.picture.rows == 0 {
-            return true;
+            return;
         }
-        if let Some(gathered) = &mut self.gathered {
-            gathered.add(&self.picture);
-            return true;
+        match &mut self.gathered {
+            Some(gathered) => gathered.add(&self.picture),
+            None => self.visitor.picture(&self.picture.scored()),
         }
-        // Two pictures of one hash are gathered for nothing, once in ten million tables of a million pictures.
-        if !self.complete.insert(hash(&self.picture.image)) {
-            return false;
-        }
-        self.visitor.picture(&self.picture.scored());
-        true
     }
 
-    fn finish(mut self) -> Option<Walked<V>> {
-        if !self.end() {
-            return None;
-        }
+    fn finish(mut self) -> Walked<V> {
+        self.end();
         if let Some(gathered) = self.gathered {
             gathered.hand_over(&mut self.visitor);
         }
-        Some(Walked { visitor: self.visitor, spellings: self.tags.spellings() })
+        let (spellings, first_rows) = self.tags.finish();
+        Walked { visitor: self.visitor, spellings, first_rows }
     }
 
     fn check_nulls(&self, columns: [&Column; 3]) -> Result<()> {
@@ -231,10 +248,20 @@ fn first_null(column: &Column) -> Option<usize> {
     (column.null_count() > 0).then(|| nulls.iter().position(|null| null == Some(true))).flatten()
 }
 
-fn hash(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
+fn text<'a>(path: &Path, column: &'a Column) -> Result<&'a StringChunked> {
+    column.str().map_err(|source| broken(path, source))
+}
+
+/// Whether a picture comes before another as the tagger lists them: folder by folder, so that `/` is the lowest of all
+/// characters.
+fn comes_before(a: &str, b: &str) -> bool {
+    let differ = a.bytes().zip(b.bytes()).find(|(a, b)| a != b);
+    match differ {
+        None => a.len() < b.len(),
+        Some((b'/', _)) => true,
+        Some((_, b'/')) => false,
+        Some((a, b)) => a < b,
+    }
 }
 
 /// The picture in hand.
@@ -330,8 +357,10 @@ impl Gathered {
 struct Tags {
     /// By spelling: the tag's number where its scores are wanted.
     spelled: HashMap<String, Option<u32>>,
-    /// By canonical name.
+    /// The same by canonical name.
     named: HashMap<String, Option<u32>>,
+    /// By canonical name, of wanted tags.
+    first_rows: HashMap<String, u64>,
     /// The tags of the last rows, by their views: hashing every name would take most of the time.
     recent: Box<[Recent]>,
     batch: u32,
@@ -359,19 +388,19 @@ impl Tags {
 
     fn new() -> Self {
         let recent = vec![Recent::default(); 1 << Self::RECENT].into_boxed_slice();
-        Self { spelled: HashMap::new(), named: HashMap::new(), recent, batch: 0 }
+        Self { spelled: HashMap::new(), named: HashMap::new(), first_rows: HashMap::new(), recent, batch: 0 }
     }
 
     fn next_batch(&mut self) {
         self.batch += 1;
     }
 
-    /// The number of a tag whose scores are wanted; `text` gives its spelling and its category.
+    /// The number of a tag whose scores are wanted; `met` gives its spelling and its row.
     #[inline]
     fn number<'a>(
         &mut self,
         key: Key,
-        text: impl FnOnce() -> (&'a str, &'a str),
+        met: impl FnOnce() -> (&'a str, u64),
         visitor: &mut impl Visitor,
     ) -> Option<u32> {
         // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4) of both halves.
@@ -381,22 +410,25 @@ impl Tags {
         if recent.view == key.view && (recent.batch == self.batch || (key.is_inline && recent.batch > 0)) {
             return recent.number;
         }
-        let (spelling, category) = text();
+        let (spelling, row) = met();
         let number = match self.spelled.get(spelling) {
             Some(number) => *number,
-            None => self.meet(spelling, category, visitor),
+            None => self.meet(spelling, row, visitor),
         };
         self.recent[slot] = Recent { view: key.view, batch: self.batch, number };
         number
     }
 
-    fn meet(&mut self, spelling: &str, category: &str, visitor: &mut impl Visitor) -> Option<u32> {
+    fn meet(&mut self, spelling: &str, row: u64, visitor: &mut impl Visitor) -> Option<u32> {
         let name = canonical(spelling);
         let next = self.named.len() as u32;
         let number = match self.named.get(&name) {
             Some(number) => *number,
             None => {
-                let number = visitor.tag(&name, category).then_some(next);
+                let number = visitor.tag(&name).then_some(next);
+                if number.is_some() {
+                    self.first_rows.insert(name.clone(), row);
+                }
                 self.named.insert(name, number);
                 number
             }
@@ -405,11 +437,28 @@ impl Tags {
         number
     }
 
-    fn spellings(&mut self) -> Vec<(String, String)> {
-        let spelled = mem::take(&mut self.spelled).into_keys();
+    fn finish(self) -> (Vec<(String, String)>, HashMap<String, u64>) {
+        let spelled = self.spelled.into_keys();
         let mut spellings: Vec<_> =
             spelled.map(|spelling| (spelling.clone(), canonical(&spelling))).collect();
         spellings.sort();
-        spellings
+        (spellings, self.first_rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_in_the_order_of_paths() {
+        let order = ["a", "a/b.png", "a/b/c.png", "a b/c.png", "a.png", "b", "b.png"];
+        let paths: Vec<_> = order.iter().map(Path::new).collect();
+        assert!(paths.is_sorted(), "as the tagger lists them");
+        for (k, a) in order.iter().enumerate() {
+            for (l, b) in order.iter().enumerate() {
+                assert_eq!(comes_before(a, b), k < l, "{a} {b}");
+            }
+        }
     }
 }

@@ -233,3 +233,264 @@ proptest! {
         prop_assert_eq!(analysed(&inputs(&ordered, &SELECTION)).analysis, csv, "the order of rows changes nothing");
     }
 }
+
+/// A small table in a folder, its pictures with captions, and a stage that analyses it.
+struct Small {
+    dir: tempfile::TempDir,
+}
+
+impl Small {
+    fn new() -> Self {
+        let small = Self { dir: tempfile::tempdir().unwrap() };
+        let rows = "a.png,1,blurry,general,0.9\na.png,2,solo,general,0.35\na.png,3,night,general,0.1\n\
+                    b.png,1,Blurry,general,0.35\nb.png,4,blurry_background,general,0.95\nc.png,2,solo,general,0.5\n";
+        small.write("tags.csv", &(HEADER.to_owned() + rows));
+        small.write("selection.csv", "name,include\nblurry,1\nsolo,1\nnight,0\n");
+        small.write("tags.pictures.csv", "image,width,sharpness\na.png,1,10\nb.png,1,20.5\nc.png,1,300\n");
+        for (name, caption) in [("a", "a red circle"), ("b", ""), ("c", "solo, a star"), ("d", "a heart")] {
+            small.write(&format!("images/{name}.png"), "");
+            small.write(&format!("images/{name}.txt"), caption);
+        }
+        small
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.at(name).parent().unwrap()).unwrap();
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn config(&self) -> AnalyseConfig {
+        let paths = json!({
+            "tags": self.at("tags.csv"), "selection": self.at("selection.csv"), "output": self.at("out"),
+            "thresholds": [0.5, 0.3, 0.9, 0.5],
+        });
+        serde_json::from_value(paths).unwrap()
+    }
+
+    fn run(&self, config: &AnalyseConfig) -> vodka_captions::Result<AnalyseReport> {
+        run(&config.plan()?, &Interrupt::new(), &mut |_| {})
+    }
+
+    fn said(&self, config: &AnalyseConfig) -> String {
+        let text = self.run(config).unwrap_err().to_string();
+        text.replace(&format!("{}/", self.dir.path().display()), "")
+    }
+
+    fn warnings(&self, config: &AnalyseConfig) -> Vec<String> {
+        let folder = format!("{}/", self.dir.path().display());
+        self.run(config).unwrap().warnings.iter().map(|warning| warning.replace(&folder, "")).collect()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at("out").join(name)).unwrap()
+    }
+}
+
+#[test]
+fn the_stage_writes_what_can_be_checked_by_hand() {
+    let small = Small::new();
+    let config = AnalyseConfig { max_tags: vec![1, 3], ..small.config() };
+    let report = small.run(&config).unwrap();
+    assert_eq!((report.outcome, report.images, report.tagged, report.rows), (Outcome::Done, 3, 3, 6));
+    let text = report.to_string();
+    for line in [
+        "analysed 2 tags of 3 pictures (3 tagged, 6 rows) to `",
+        "\n66.7 % of the pictures have a tag with `blurry` at any score",
+        "\n`blurry` and sharpness: Spearman -1.000, area under the curve 1.000",
+        "\n`blurry` is spelled in 2 ways",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let tags = small.read("tags.csv");
+    assert_eq!(
+        tags,
+        "tag,category,images,mean_score,at_0.3,at_0.5,at_0.9,knee,best_threshold,best_f1,precision,recall,labels\n\
+         blurry,general,2,0.6250,2,1,1,,,,,,\nsolo,general,2,0.4250,2,1,0,,,,,,\n"
+    );
+    assert_eq!(small.read("cooccurrence.csv"), "tag,blurry,solo\nblurry,2,1\nsolo,1,2\n");
+    assert_eq!(
+        small.read("groups.csv"),
+        "word,tags,images,share,at_0.3,at_0.5,at_0.9\nblurry,blurry blurry_background,2,0.6667,2,2,2\n"
+    );
+    assert!(small.read("histogram.csv").contains("blurry,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,1,0\n"));
+    assert!(small.read("quantiles.csv").contains("solo,0.35,0.365,0.38"), "{}", small.read("quantiles.csv"));
+    let sharpness = small.read("sharpness.csv");
+    assert!(sharpness.contains("blurry,0,1,3,,-1.0000,1.0000\nblurry,0,0.1,1,300,,\n"), "{sharpness}");
+    // `blurry`, `blurry` and `solo` alone; then `blurry, solo`, `blurry` and `solo`.
+    let lengths = small.read("lengths.csv");
+    assert!(lengths.contains("1,0.3,3,1.0000,1,0\n3,0.3,3,1.6667,3,0\n"), "{lengths}");
+    let analysis: Analysis = serde_json::from_str(&small.read("analysis.json")).unwrap();
+    assert_eq!((analysis.lowest_score, analysis.thresholds), (0.1, vec![0.3, 0.5, 0.9]));
+
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Unchanged);
+    small.write("out/tags.csv", "");
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "a table was changed");
+    small.write("tags.pictures.csv", "image,sharpness\na.png,1\n");
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "the table beside it counts");
+}
+
+#[test]
+fn with_a_folder_its_pictures_count_and_its_captions() {
+    let small = Small::new();
+    fs::remove_file(small.at("images/b.png")).unwrap();
+    let images = Some(small.at("images"));
+    let config = AnalyseConfig { images, max_tags: vec![3], thresholds: vec![0.3], ..small.config() };
+    let report = small.run(&config).unwrap();
+    assert_eq!((report.images, report.tagged, report.rows), (3, 2, 4));
+    assert_eq!(
+        report.warnings,
+        [
+            "1 pictures of the tag table are not in the folder",
+            "1 pictures of the folder are not in the tag table"
+        ]
+    );
+    // `blurry, solo, a red circle` (7 tokens), `solo, a star` as it is (4), and `a heart` (2).
+    assert!(small.read("lengths.csv").contains("3,0.3,2,4.3333,7,0\n"), "{}", small.read("lengths.csv"));
+    small.write("images/a.txt", "a red square");
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "a caption was changed");
+    small.write("elsewhere/z.png", "");
+    let config = AnalyseConfig { images: Some(small.at("elsewhere")), ..config };
+    assert_eq!(
+        small.said(&config),
+        "`tags.csv` is not about the pictures in `elsewhere`: it names `a.png`, the folder holds `z.png`"
+    );
+}
+
+#[test]
+fn an_interrupted_analysis_leaves_no_record() {
+    let small = Small::new();
+    let (config, interrupt) = (small.config(), Interrupt::new());
+    interrupt.raise();
+    let report = run(&config.plan().unwrap(), &interrupt, &mut |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
+    assert!(report.to_string().starts_with("stopped before the analysis in"), "{report}");
+    assert!(!small.at("out").exists() && !record_path(&small.at("out")).exists());
+    let interrupt = Interrupt::new();
+    let mut files = 0;
+    let report = run(&config.plan().unwrap(), &interrupt, &mut |_| {
+        files += 1;
+        if files == 2 {
+            interrupt.raise();
+        }
+    });
+    assert_eq!((report.unwrap().outcome, files), (Outcome::Interrupted, 2));
+    assert!(!record_path(&small.at("out")).exists());
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done);
+}
+
+#[test]
+fn labels_suggest_thresholds() {
+    let small = Small::new();
+    small.write(
+        "labels.csv",
+        "image,tag,label\na.png,blurry,1\nb.png,blurry,0\nz.png,blurry,1\nc.png,night,0\n",
+    );
+    let config = AnalyseConfig { labels: Some(small.at("labels.csv")), ..small.config() };
+    assert_eq!(
+        small.warnings(&config),
+        [
+            "labels of tags that are not selected: `night`",
+            "labels of 1 pictures that the tag table does not name"
+        ]
+    );
+    assert!(small.read("tags.csv").contains(",,0.9,1.0000,1.0000,1.0000,2\n"), "{}", small.read("tags.csv"));
+}
+
+#[test]
+fn a_table_of_another_floor_or_model_is_told() {
+    let small = Small::new();
+    small.write("vocabulary.csv", "tag_id,name,category,count\n");
+    let record = |stage: &str, file: &str, labels: &str| {
+        let key = vodka_stage::RunKey::new("tag", &json!({ "min_score": 0.35 }), None);
+        let hash = |text: &str| vodka_stage::hash_bytes(text);
+        let key = key.input_hashed("labels", Path::new("l"), hash(labels)).input_hashed(
+            "model",
+            Path::new("m"),
+            hash(stage),
+        );
+        key.write(&record_path(&small.at(file)), &[], &"").unwrap();
+    };
+    record("one", "tags.csv", "v3");
+    record("other", "tags.pictures.csv", "v3");
+    record("select", "selection.csv", "v2");
+    assert_eq!(
+        small.warnings(&small.config()),
+        [
+            "`tags.csv` was written from the score 0.35 on: what is below is not in it, counts at 0.3 are those at 0.35",
+            "`tags.csv` and the selection `selection.csv` are of models with different vocabularies",
+            "`tags.csv` and `tags.pictures.csv` are of different models",
+        ]
+    );
+    small.write("selection.csv", "name,include\nsunset,1\nsketch,1\n");
+    assert_eq!(
+        small.said(&small.config()),
+        "`tags.csv` has none of the 2 selected tags: it is from a model with another vocabulary (it has `Blurry`)"
+    );
+}
+
+#[test]
+fn wrong_inputs_are_told() {
+    let small = Small::new();
+    let config = small.config();
+    let with = |change: &dyn Fn(&mut AnalyseConfig)| {
+        let mut config = small.config();
+        change(&mut config);
+        small.said(&config)
+    };
+    assert_eq!(with(&|c| c.thresholds = vec![0.3, 1.5]), "thresholds is 1.5, expected scores from 0 to 1");
+    assert_eq!(with(&|c| c.min_score = -0.1), "min_score is -0.1, expected a score from 0 to 1");
+    assert!(with(&|c| c.images = Some(small.at("out/images"))).contains("lie in each other"));
+    for (score, found) in [("1.5", "1.5"), ("NaN", "NaN"), ("", "null")] {
+        small.write(
+            "tags.csv",
+            &format!("{HEADER}a.png,1,solo,general,0.5\nb.png,1,blurry,general,{score}\n"),
+        );
+        assert_eq!(
+            small.said(&config),
+            format!(
+                "`tags.csv`: the tag `blurry` of the picture `b.png`: expected a score from 0 to 1, found {found}"
+            )
+        );
+    }
+    small.write("tags.csv", &format!("{HEADER}a.png,1,blurry,general,high\n"));
+    assert_eq!(small.said(&config), "cannot read the tag table `tags.csv`");
+    small.write("tags.csv", &format!("{HEADER}a.png,1,blurry,general,0.5\n"));
+    small.write("tags.pictures.csv", "image,sharpness\na.png,sharp\n");
+    assert_eq!(
+        small.said(&config),
+        "`tags.pictures.csv`: expected a sharpness of 0 or more for `a.png`, found no number"
+    );
+    small.write("tags.pictures.csv", "image,sharpness\nb.png,1\na.png,2\nb.png,3\n");
+    assert_eq!(small.said(&config), "`tags.pictures.csv`: expected one row for `b.png`, found two");
+    small.write("tags.pictures.csv", "image,width\na.png,1\n");
+    assert_eq!(
+        small.said(&config),
+        "`tags.pictures.csv`: expected the columns image, sharpness, found the columns image, width"
+    );
+    small.write("tags.pictures.csv", "image,sharpness\na.png,1\n");
+    small.write("tags.csv", HEADER);
+    let report = small.run(&config).unwrap();
+    assert_eq!((report.images, report.rows), (0, 0), "an empty table is no error");
+    assert!(matches!(with(&|c| c.tags = small.at("no.csv")), text if text.starts_with("cannot read")));
+}
+
+#[test]
+fn the_floor_in_the_metadata_of_parquet_counts() {
+    let small = Small::new();
+    let path = small.at("tags.parquet");
+    parquet_table(&path, &[("a.png".to_owned(), "blurry".to_owned(), 0.5)]);
+    assert_eq!(analysed(&inputs(&path, &["blurry"])).warnings, [""; 0]);
+    let rows: Vec<Row> = (0..40).map(|k| (format!("{k:02}.png"), "blurry".to_owned(), 0.5)).collect();
+    parquet_table(&path, &rows);
+    assert_eq!(analysed(&inputs(&path, &["blurry"])).analysis.tags[0].images, 40, "several row groups");
+    let error = analyse(&inputs(&small.at("no.parquet"), &["blurry"]), &Interrupt::new()).unwrap_err();
+    assert!(matches!(error, Error::Read { .. }), "{error}");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let error = analyse(&inputs(&path, &["blurry"]), &Interrupt::new()).unwrap_err();
+    assert!(matches!(error, Error::Table { .. }), "{error}");
+}

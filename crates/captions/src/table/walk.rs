@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn pictures_are_in_the_order_of_paths() {
-        let order = ["a", "a/b.png", "a/b/c.png", "a b/c.png", "a.png", "b", "b.png"];
+        let order = ["a", "a/b/c.png", "a/b.png", "a b/c.png", "a.png", "b", "b.png"];
         let paths: Vec<_> = order.iter().map(Path::new).collect();
         assert!(paths.is_sorted(), "as the tagger lists them");
         for (k, a) in order.iter().enumerate() {

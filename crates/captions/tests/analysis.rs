@@ -428,7 +428,7 @@ fn a_table_of_another_floor_or_model_is_told() {
     small.write("selection.csv", "name,include\nsunset,1\nsketch,1\n");
     assert_eq!(
         small.said(&small.config()),
-        "`tags.csv` has none of the 2 selected tags: it is from a model with another vocabulary (it has `Blurry`)"
+        "`tags.csv` has none of the 2 selected tags: it is from a model with another vocabulary (it has `blurry`)"
     );
 }
 

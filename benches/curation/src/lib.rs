@@ -186,11 +186,16 @@ pub fn image(number: usize) -> String {
 /// A file with the columns of a row group.
 type Writer = SerializedFileWriter<File>;
 
-/// Writes a tag table as `vodka-tag` does: so many pictures, so many tags each.
+/// Writes a tag table as `vodka-tag` does. Of each picture there are the number that its tags depend on and the number
+/// of its name; so many tags each.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_tags(path: &Path, images: usize, tags_per_image: usize) -> Result<()> {
+pub fn write_tags(
+    path: &Path,
+    images: impl ExactSizeIterator<Item = (usize, usize)>,
+    tags_per_image: usize,
+) -> Result<()> {
     let mut writer = writer(
         path,
         "REQUIRED BYTE_ARRAY image (UTF8); REQUIRED INT64 tag_id; REQUIRED BYTE_ARRAY tag (UTF8); \
@@ -200,15 +205,16 @@ pub fn write_tags(path: &Path, images: usize, tags_per_image: usize) -> Result<(
     let general = ByteArray::from("general");
     let mut tags = Tags::new();
     let mut group: (Vec<ByteArray>, Vec<i64>, Vec<ByteArray>, Vec<f32>) = Default::default();
-    for number in 0..images {
-        let image = ByteArray::from(image(number).as_str());
+    let mut left = images.len() * tags_per_image;
+    for (number, name) in images {
+        let image = ByteArray::from(image(name).as_str());
         for (place, score) in tags.of(number, tags_per_image) {
             group.0.push(image.clone());
             group.1.push(place as i64);
             group.2.push(names[place].clone());
             group.3.push(score);
-            let is_last = number + 1 == images && group.0.len() == (images * tags_per_image) % ROWS_PER_GROUP;
-            if group.0.len() == ROWS_PER_GROUP || is_last {
+            left -= 1;
+            if group.0.len() == ROWS_PER_GROUP || left == 0 {
                 let categories = vec![general.clone(); group.0.len()];
                 let mut columns = writer.next_row_group()?;
                 column::<ByteArrayType>(&mut columns, &group.0)?;

@@ -1,7 +1,7 @@
 //! Tag tables, tag selection, analysis, caption writing.
 //!
-//! Three stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`report`] shows what the
-//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions. What they share is
+//! The stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`analysis`] counts them in a
+//! tag table, [`report`] shows what they do, and [`caption`] puts the best few of them into the captions. What they share is
 //! plain: [`canonical`] names, [`choose`] and [`compose`] on values, [`TagTable`] and [`Selection`] on files.
 //!
 //! ```

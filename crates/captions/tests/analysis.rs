@@ -471,7 +471,8 @@ fn wrong_inputs_are_told() {
         small.said(&config),
         "`tags.pictures.csv`: expected the columns image, sharpness, found the columns image, width"
     );
-    small.write("tags.pictures.csv", "image,sharpness\na.png,1\n");
+    small.write("tags.pictures.csv", "image,sharpness\nz.png,1\n");
+    assert_eq!(small.warnings(&config)[0], "`tags.pictures.csv` has none of the pictures of the tag table");
     small.write("tags.csv", HEADER);
     let report = small.run(&config).unwrap();
     assert_eq!((report.images, report.rows), (0, 0), "an empty table is no error");

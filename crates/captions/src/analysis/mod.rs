@@ -3,10 +3,7 @@
 //! [`analyse`] goes through the table once, picture by picture, and holds the scores of the tags of interest, not the
 //! table. What it finds does not depend on the order of the rows.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vodka_stage::Interrupt;
@@ -208,11 +205,4 @@ fn made(
 
 fn suggestion(knee: Option<f32>, from_labels: Option<LabelledThreshold>) -> Option<Suggestion> {
     (knee.is_some() || from_labels.is_some()).then_some(Suggestion { knee, from_labels })
-}
-
-/// The folder of a table's name without what follows the first dot: `x/tags.parquet` and `x/tags.pictures.csv` are made
-/// together.
-fn stem(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(name.split('.').next().unwrap_or_default())
 }

@@ -113,7 +113,8 @@ pub struct CoOccurrence {
 pub struct SharpnessAgreement {
     /// The tag's canonical name.
     pub tag: String,
-    /// How many pictures have both a score for it and a sharpness.
+    /// How many tagged pictures have a sharpness. Those without the tag count as having the score 0, for theirs is below
+    /// the table's floor.
     pub images: u64,
     /// Spearman's rank correlation of score and sharpness over those, -1 to 1; ties have their mean rank. 0 where
     /// either is the same for all.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, record_path, write_atomic};
 
-use super::{Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse, sheets::SHEETS, stem};
+use super::{Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse, sheets::SHEETS};
 use crate::{
     Error, Result, Selection, canonical,
     caption::{check_apart, check_min_score, decimal},
@@ -129,7 +129,7 @@ impl AnalyseConfig {
 /// The table of pictures that the tagger has written beside a table of tags.
 fn beside(tags: &Path) -> Option<PathBuf> {
     let extension = tags.extension()?.to_string_lossy().into_owned();
-    Some(stem(tags).with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
+    Some(tags.with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
 }
 
 impl AnalysePlan {

@@ -23,6 +23,10 @@ pub(super) fn warnings(
     warnings.extend(about.floor.and_then(|floor| below_floor(inputs, floor)));
     warnings.extend(other_vocabulary(inputs, &about));
     warnings.extend(other_pictures(inputs, &about)?);
+    if let Some(path) = inputs.pictures.as_ref().filter(|_| survey.sharpness.is_empty() && survey.tagged > 0)
+    {
+        warnings.push(format!("`{}` has none of the pictures of the tag table", path.display()));
+    }
     warnings.extend(missing_tags(inputs, survey));
     if inputs.captions.is_some() && survey.absent > 0 {
         warnings.push(format!("{} pictures of the tag table are not in the folder", survey.absent));

@@ -1,14 +1,22 @@
 //! What a table says about how it was made, and the table of pictures beside it.
 
-use std::{collections::HashMap, fs::File, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    path::Path,
+    sync::OnceLock,
+};
 
 use polars::prelude::{
     DataType, Engine, LazyFrame, ParquetReader, PolarsResult, SerReader, StringChunked, col,
 };
 use vodka_stage::{RunRecord, record_path};
 
-use super::{broken, is_parquet, is_text, scan_csv, scan_parquet};
+use super::{broken, is_parquet, is_text, scan_csv, scan_parquet, walk::comes_before};
 use crate::{Error, Result};
+
+/// So many pictures ahead the next one is looked for.
+const AHEAD: usize = 4;
 
 /// How a table was made, as far as it or the record beside it tells.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,12 +74,12 @@ impl About {
     }
 }
 
-/// The sharpness of pictures, in order of their names.
+/// The sharpness of pictures.
 pub(crate) struct Sharpness {
     names: StringChunked,
     values: Vec<f32>,
-    /// The places of the names in ascending order.
-    order: Vec<u32>,
+    /// The place of each name, where it is needed.
+    places: OnceLock<HashMap<String, u32>>,
 }
 
 impl Sharpness {
@@ -100,27 +108,34 @@ impl Sharpness {
                 }
             }
         }
-        let mut order: Vec<_> = (0..names.len() as u32).collect();
-        // Nearly sorted as a rule, which this sort makes use of.
-        order.sort_by(|a, b| names.get(*a as usize).cmp(&names.get(*b as usize)));
-        let sharpness = Self { names, values, order };
-        let twice =
-            sharpness.order.windows(2).find(|pair| sharpness.name(pair[0]) == sharpness.name(pair[1]));
-        match twice {
-            Some(pair) => Err(told(format!("one row for `{}`", sharpness.name(pair[0])), "two".to_owned())),
-            None => Ok(sharpness),
+        let sharpness = Self { names, values, places: OnceLock::new() };
+        let places = 1..sharpness.names.len() as u32;
+        // In a strict order no picture stands there twice.
+        let is_ordered =
+            places.into_iter().all(|place| comes_before(sharpness.name(place - 1), sharpness.name(place)));
+        if !is_ordered && sharpness.places().len() < sharpness.values.len() {
+            let mut seen = HashSet::new();
+            let twice = sharpness.names.iter().flatten().find(|name| !seen.insert(*name));
+            return Err(told(format!("one row for `{}`", twice.unwrap_or_default()), "two".to_owned()));
         }
+        Ok(sharpness)
     }
 
     /// The sharpness of a picture. `cursor`, at first 0, goes along where pictures are asked for in the order of the table.
     pub(crate) fn of(&self, image: &str, cursor: &mut u32) -> Option<f32> {
-        if (*cursor as usize) < self.values.len() && self.name(*cursor) == image {
-            *cursor += 1;
-            return Some(self.values[*cursor as usize - 1]);
-        }
-        let place = self.order.binary_search_by(|place| self.name(*place).cmp(image)).ok()?;
-        *cursor = self.order[place] + 1;
-        Some(self.values[self.order[place] as usize])
+        // Pictures without any tag are in this table and not in the other.
+        let ahead = (*cursor..self.values.len() as u32).take(AHEAD);
+        let place = match ahead.into_iter().find(|place| self.name(*place) == image) {
+            Some(place) => place,
+            None => *self.places().get(image)?,
+        };
+        *cursor = place + 1;
+        Some(self.values[place as usize])
+    }
+
+    fn places(&self) -> &HashMap<String, u32> {
+        let place = |(place, name): (u32, Option<&str>)| (name.unwrap_or("null").to_owned(), place);
+        self.places.get_or_init(|| (0..).zip(self.names.iter()).map(place).collect())
     }
 
     fn name(&self, place: u32) -> &str {

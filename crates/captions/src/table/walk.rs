@@ -254,7 +254,7 @@ fn text<'a>(path: &Path, column: &'a Column) -> Result<&'a StringChunked> {
 
 /// Whether a picture comes before another as the tagger lists them: folder by folder, so that `/` is the lowest of all
 /// characters.
-fn comes_before(a: &str, b: &str) -> bool {
+pub(super) fn comes_before(a: &str, b: &str) -> bool {
     let differ = a.bytes().zip(b.bytes()).find(|(a, b)| a != b);
     match differ {
         None => a.len() < b.len(),
@@ -344,7 +344,7 @@ impl Gathered {
         let mut picture = Picture::default();
         for ((image, number), (rows, lowest)) in images.into_iter().zip(self.rows) {
             let here;
-            (here, rest) = rest.split_at(rest.partition_point(|(picture, ..)| *picture <= number));
+            (here, rest) = rest.split_at(rest.iter().take_while(|(picture, ..)| *picture == number).count());
             picture.begin(&image);
             (picture.rows, picture.lowest) = (rows, lowest);
             here.iter().for_each(|(_, tag, score)| picture.push(*tag, *score));

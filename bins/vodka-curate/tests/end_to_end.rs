@@ -285,3 +285,20 @@ fn table_rows(truth: &str) -> String {
     let (image, tags) = (cells.next().unwrap(), cells.next().unwrap());
     tags.split(' ').map(|tag| format!("{image},0,{tag},general,0.9\n")).collect()
 }
+
+#[test]
+fn the_tags_are_analysed() {
+    let dir = selected();
+    let analyse = "analyse --tags tags.csv --selection selection.csv --thresholds 0.1,0.3 --output analysis";
+    let text = said(&dir, analyse, 0);
+    assert!(text.contains("analysed 4 tags of 2 pictures (2 tagged, 5 rows) to `analysis`"), "{text}");
+    assert!(
+        read(&dir, "analysis/tags.csv").contains("blurry,general,2,0.2750,2,1,"),
+        "counts at both thresholds"
+    );
+    let found: Value = serde_json::from_str(&read(&dir, "analysis/analysis.json")).unwrap();
+    assert_eq!(found["cooccurrence"]["counts"][0].as_array().map(Vec::len), Some(4));
+    assert!(said(&dir, analyse, 0).contains("the analysis in `analysis` is up to date"));
+    let text = said(&dir, &analyse.replace("0.1,0.3", "0.1,3"), 2);
+    assert!(text.contains("thresholds is 3, expected scores from 0 to 1"), "{text}");
+}

@@ -59,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vodka", &["vodka-stage", "vodka-cli", "vodka-workflow"]),
     ("xtask", &["vodka-stage", "vodka-testkit"]),
     ("vodka-bench-light", &[]),
+    ("vodka-bench-curation", &[]),
 ];
 
 /// The features of shared dependencies, which every package takes.
@@ -82,6 +83,9 @@ const WITH_LIBTORCH: &[&str] = &[
     "vodka-grid",
     "vodka",
 ];
+
+/// What needs no libtorch and is run by name only: it takes minutes, and a gigabyte of disk.
+const BY_NAME: &[&str] = &["vodka-bench-curation"];
 
 /// The most that `fixtures/` may hold.
 const FIXTURES_BYTES_MAX: u64 = 15_000_000;
@@ -159,7 +163,8 @@ fn default_member_faults(metadata: &Metadata) -> Vec<String> {
     let default: BTreeSet<_> =
         metadata.workspace_default_packages().iter().map(|p| p.name.to_string()).collect();
     let all = metadata.workspace_packages();
-    let light = all.iter().map(|p| p.name.to_string()).filter(|name| !WITH_LIBTORCH.contains(&name.as_str()));
+    let elsewhere = |name: &str| WITH_LIBTORCH.contains(&name) || BY_NAME.contains(&name);
+    let light = all.iter().map(|p| p.name.to_string()).filter(|name| !elsewhere(name));
     let light: BTreeSet<_> = light.collect();
     let differing = default.symmetric_difference(&light);
     differing.map(|name| format!("{name}: `default-members` are the packages without libtorch")).collect()

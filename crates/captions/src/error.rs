@@ -379,6 +379,16 @@ pub enum Error {
     NoSegments,
     },
         /// Counted from 1; in Parquet the row.
+    /// A tag of a picture that was judged to be there and not to be there.
+    #[error("`{path}` judges the tag `{tag}` of `{image}` both 1 and 0, on the lines {first} and {second}")]
+    Judgement {
+        /// The labels.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+        /// The tag's canonical name.
+        tag: String,
+        /// Counted from 1.
         first: u64,
         /// Counted from 1.
         second: u64,
@@ -528,5 +538,17 @@ pub enum Error {
     ReadOnly {
         /// The file or folder.
         path: PathBuf,
+    },
+    /// A tag table without any of the selected tags: it comes from a tagger with another vocabulary.
+    #[error(
+        "`{table}` has none of the {selected} selected tags: it is from a model with another vocabulary (it has `{example}`)"
+    )]
+    OtherVocabulary {
+        /// The tag table.
+        table: PathBuf,
+        /// How many tags are selected.
+        selected: usize,
+        /// A tag of the table.
+        example: String,
     },
 }

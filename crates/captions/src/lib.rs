@@ -1,8 +1,10 @@
 //! Tag tables, tag selection, analysis, caption writing.
 //!
-//! Three stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`report`] shows what the
-//! selected tags do in a tag table, and [`caption`] puts the best few of them into the captions, which [`undo`] takes back.
-//! Captions are read ([`read_captions`]) and written in every [`CaptionFormat`]. What they share is
+//! The stages: [`select`] marks the tags worth having in the tagger's `selected_tags.csv`, [`clean`] puts a tag table
+//! through rules, [`analysis`] counts tags, [`report`] shows what they do, and [`caption`] puts the best few of them into the
+//! captions, which [`undo`] takes back. [`recaption`] gets captions from elsewhere, and [`mix`] takes a share of them.
+//! [`filter`], [`segment`] and [`duplicates`] choose pictures, the first two by a [`query`]. Captions are read
+//! ([`read_captions`]) and written in every [`CaptionFormat`]. What they share is
 //! plain: [`canonical`] names, [`choose`] and [`compose`] on values, [`TagTable`] and [`Selection`] on files.
 //!
 //! ```
@@ -13,6 +15,7 @@
 //! assert_eq!(compose("a red circle", &best, Position::Prepend), "^_^, blurry background, a red circle");
 //! ```
 
+pub mod analysis;
 pub mod caption;
 pub mod clean;
 pub mod duplicates;

@@ -1,4 +1,7 @@
-//! Tag tables: which tagger score each picture has for each tag. The only file that knows polars.
+//! Tag tables: which tagger score each picture has for each tag. Only this module knows polars.
+
+mod about;
+mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +16,9 @@ use polars::prelude::{
     col, len, lit,
 };
 use serde::{Deserialize, Serialize};
+
+pub(crate) use about::{About, Sharpness};
+pub(crate) use walk::{Scored, Visitor, Walked, categories, walk};
 
 use crate::{Error, Result, TagScore, canonical, sheet};
 
@@ -101,12 +107,7 @@ impl TagTable {
 
     /// The tags that the table spells in several ways, with their spellings.
     pub fn respelled(&self) -> Vec<(String, Vec<String>)> {
-        let mut spelled: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for (spelling, name) in &self.spellings {
-            spelled.entry(name).or_default().push(spelling.clone());
-        }
-        let several = spelled.into_iter().filter(|(_, spellings)| spellings.len() > 1);
-        several.map(|(name, spellings)| (name.to_owned(), spellings)).collect()
+        respelled(&self.spellings)
     }
 
     /// The pictures that the table names.
@@ -263,6 +264,16 @@ impl TagFrequency {
     }
 }
 
+/// Of spellings with their canonical forms, the forms that are spelled in several ways.
+pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<String>)> {
+    let mut spelled: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (spelling, name) in spellings {
+        spelled.entry(name).or_default().push(spelling.clone());
+    }
+    let several = spelled.into_iter().filter(|(_, spellings)| spellings.len() > 1);
+    several.map(|(name, spellings)| (name.to_owned(), spellings)).collect()
+}
+
 fn broken(path: &Path, source: PolarsError) -> Error {
     Error::Table { path: path.to_path_buf(), source: Box::new(source) }
 }
@@ -275,7 +286,7 @@ fn join(rows: LazyFrame, wanted: LazyFrame, column: &str) -> LazyFrame {
     rows.join(wanted, [col(column)], [col(column)], JoinArgs::new(JoinType::Inner))
 }
 
-/// The rows of a table, with `image` and `tag` as text and `score` as f32.
+/// The rows of a table, with `image`, `tag` and `category` as text and `score` as f32.
 fn scan(path: &Path) -> Result<LazyFrame> {
     let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
         .map_err(|source| broken(path, source))?;
@@ -298,6 +309,7 @@ fn scan(path: &Path) -> Result<LazyFrame> {
     Ok(rows.select([
         col("image").cast(DataType::String),
         col("tag").cast(DataType::String),
+        col("category").cast(DataType::String),
         col("score").strict_cast(DataType::Float32),
     ]))
 }

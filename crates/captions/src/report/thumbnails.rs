@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::UNIX_EPOCH,
 };
 
@@ -24,7 +25,7 @@ const QUALITY: f32 = 82.0;
 /// What is known of the pictures shown. Hidden, for it holds times of modification.
 const INDEX: &str = ".thumbnails.json";
 
-/// How many are made between two looks at the clock, so to speak: then events are told and the index is written.
+/// How many are made at once; between them, events are told.
 const CHUNK: usize = 64;
 
 /// The thumbnails of a report.
@@ -34,6 +35,8 @@ pub(super) struct Thumbnails {
     output: PathBuf,
     px: u32,
     index: BTreeMap<String, Known>,
+    /// Held while a thumbnail is written: equal pictures have one.
+    writing: Mutex<()>,
 }
 
 /// The file that keeps the index; other settings make other thumbnails.
@@ -90,7 +93,7 @@ impl Thumbnails {
         let index = index.and_then(|bytes| serde_json::from_slice::<Index>(&bytes).ok());
         let index = index.filter(|index| index.px == px && index.quality == QUALITY);
         let index = index.map(|index| index.pictures).unwrap_or_default();
-        Self { images: images.to_path_buf(), output: output.to_path_buf(), px, index }
+        Self { images: images.to_path_buf(), output: output.to_path_buf(), px, index, writing: Mutex::new(()) }
     }
 
     /// Makes those that are missing; `false` where it was interrupted. Tells how many are done.
@@ -183,7 +186,8 @@ impl Thumbnails {
             Ok((webp, width, height)) => {
                 let path = self.output.join(THUMBNAILS).join(name(sha256));
                 let made = hash_bytes(&webp);
-                // Pictures may be equal, and a killed run may have made it: what is there is not written again.
+                let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                // Another picture may be equal, and a killed run may have made it.
                 if hash_file(&path).ok() != Some(made) {
                     write_atomic(path, webp)?;
                 }

@@ -1,12 +1,13 @@
 //! Selects tags, reports on them, and writes captions.
 
+mod report;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vodka_captions::{
     Position,
     caption::{self, CaptionConfig, CaptionEvent, Missing},
-    report::{self, ReportConfig, ReportEvent},
     select::{self, SelectConfig},
 };
 use vodka_cli::{Common, Session};
@@ -27,8 +28,8 @@ struct Arguments {
 enum Command {
     /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
     Select(Select),
-    /// Write tables of tag frequencies, score histograms and captions, and a report.md
-    Report(Report),
+    /// Write pages to look at: numbers, charts, and for each tag pictures by score
+    Report(report::Report),
     /// Put the best selected tags of each picture into its caption
     Caption(Caption),
 }
@@ -67,18 +68,6 @@ struct Inputs {
     /// The lowest score of a tag that counts as there, 0 to 1
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     min_score: f32,
-}
-
-#[derive(Args)]
-struct Report {
-    #[command(flatten)]
-    inputs: Inputs,
-    /// A word, or several in a row: report the share of pictures that have any tag with it in its name; may be given again
-    #[arg(long = "group", value_name = "WORD", default_value = "blurry")]
-    groups: Vec<String>,
-    /// The folder to write
-    #[arg(long, short, value_name = "DIR")]
-    output: PathBuf,
 }
 
 #[derive(Args)]
@@ -134,13 +123,6 @@ impl Select {
     }
 }
 
-impl Report {
-    fn config(self) -> ReportConfig {
-        let Self { inputs: Inputs { tags, selection, images, min_score }, groups, output } = self;
-        ReportConfig { tags, selection, images, output, min_score, groups }
-    }
-}
-
 impl Caption {
     fn config(self) -> CaptionConfig {
         let Inputs { tags, selection, images, min_score } = self.inputs;
@@ -166,14 +148,7 @@ fn main() -> ExitCode {
         Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             select::run(plan, session.interrupt(), &mut |_| {})
         }),
-        Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            let bar = session.progress("tables", 5);
-            let mut tables = 0;
-            report::run(plan, session.interrupt(), &mut |ReportEvent::Wrote { .. }| {
-                tables += 1;
-                bar.set(tables);
-            })
-        }),
+        Command::Report(arguments) => report::run(arguments, session),
         Command::Caption(arguments) => session.stage(arguments.config().plan(), |plan, session| {
             let bar = session.progress("captions", 0);
             caption::run(plan, session.interrupt(), &mut |event| match event {

@@ -12,6 +12,7 @@
 //! assert_eq!(compose("a red circle", &best, Position::Prepend), "^_^, blurry background, a red circle");
 //! ```
 
+pub mod analysis;
 pub mod caption;
 pub mod report;
 pub mod select;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vodka_captions::{
     Position,
     caption::{self, CaptionConfig, Missing},
-    report::{self, ReportConfig},
+    report::{self, GalleryConfig, ReportConfig},
     select::{self, SelectConfig},
 };
 use vodka_stage::{Interrupt, Outcome};
@@ -101,6 +101,7 @@ fn the_frequencies_are_those_of_pandas() {
         output: output.clone(),
         min_score: 0.3,
         groups: vec!["blurry".to_owned()],
+        gallery: GalleryConfig::default(),
     };
     let summary = report::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
     assert_same_text(&output.join("tags.csv"), &golden("golden-tags.csv"));

@@ -5,7 +5,7 @@ use std::{error, path::PathBuf};
 use serde::Serialize;
 use vodka_captions::{
     caption::{self, CaptionConfig, CaptionEvent, CaptionPlan},
-    report::{self, ReportConfig, ReportPlan},
+    report::{self, GalleryConfig, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
 use vodka_merger::{MergeConfig, MergeEvent, MergePlan};
@@ -113,6 +113,7 @@ impl Workflow {
             output: self.output_of(&Job::Report),
             min_score: self.recipe.caption.min_score,
             groups: self.recipe.report.clone().unwrap_or_default().groups,
+            gallery: GalleryConfig::default(),
         }
     }
 

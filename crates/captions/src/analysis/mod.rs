@@ -303,7 +303,9 @@ fn lengths(inputs: &AnalysisInputs<'_>, scores: &ByImage) -> Vec<LengthEffect> {
                     .map(|tag| crate::displayed(inputs.selected[tag]))
                     .collect();
                 images_with_tags += u64::from(!names.is_empty());
-                tokens.push(own + vodka_prompt::token_count(&names.join(", ")) + usize::from(!names.is_empty()));
+                tokens.push(
+                    own + vodka_prompt::token_count(&names.join(", ")) + usize::from(!names.is_empty()),
+                );
             }
             effects.push(LengthEffect {
                 max_tags,

@@ -1,5 +1,6 @@
 //! The charts of a report as SVG: inside a page, where the page's colours hold, or as a file with its own.
 
+use minijinja::Value;
 use serde::Serialize;
 
 use super::{
@@ -29,22 +30,15 @@ pub(super) enum Place {
 }
 
 /// A chart to be drawn.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Chart {
     template: &'static str,
     width: f64,
     height: f64,
     /// What it shows, for those who cannot see it.
     label: String,
-    body: Body,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Body {
-    Rows(Rows),
-    Columns(Columns),
-    Heat(Heat),
+    /// What its template asks for.
+    body: Value,
 }
 
 impl Chart {
@@ -113,7 +107,7 @@ pub(super) fn tags(data: &ReportData) -> Chart {
         width: WIDTH,
         height: TOP + STEP * rows.len() as f64 + 4.0,
         label: "Pictures of each tag".to_owned(),
-        body: Body::Rows(Rows {
+        body: Value::from_serialize(Rows {
             legend: [format!("at {} or more", data.min_score), "at any score".to_owned()],
             rows,
         }),
@@ -204,7 +198,7 @@ fn columns(
         width: WIDTH,
         height: 192.0,
         label,
-        body: Body::Columns(Columns {
+        body: Value::from_serialize(Columns {
             lines,
             ticks: ticks.into_iter().map(tick).collect(),
             columns: bars.into_iter().enumerate().map(column).collect(),
@@ -392,7 +386,7 @@ pub(super) fn cooccurrence(data: &ReportData) -> Option<Chart> {
         width: LEFT + side + 90.0,
         height: TOP + side + 4.0,
         label: "Tags that stand together".to_owned(),
-        body: Body::Heat(Heat {
+        body: Value::from_serialize(Heat {
             rows: shown.iter().enumerate().map(label(TOP)).collect(),
             columns: shown.iter().enumerate().map(label(LEFT)).collect(),
             cells,
@@ -419,7 +413,8 @@ pub(super) fn spark(histogram: &[u64]) -> String {
     let step = 40.0 / histogram.len().max(1) as f64;
     let bar = |(place, images): (usize, &u64)| {
         let height = round((12.0 * *images as f64 / most).max(0.6));
-        (*images > 0).then(|| format!("M{} 12v-{height}h{}v{height}z", round(step * place as f64), step - 0.3))
+        (*images > 0)
+            .then(|| format!("M{} 12v-{height}h{}v{height}z", round(step * place as f64), step - 0.3))
     };
     histogram.iter().enumerate().filter_map(bar).collect()
 }

@@ -69,8 +69,9 @@ impl Folder {
     /// A file of that name that no report has written.
     pub(super) fn claim<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Result<()> {
         let names: Vec<_> = names.collect();
-        if let Some(name) =
-            names.iter().find(|name| !self.known.contains(**name) && self.path(name).symlink_metadata().is_ok())
+        if let Some(name) = names
+            .iter()
+            .find(|name| !self.known.contains(**name) && self.path(name).symlink_metadata().is_ok())
         {
             return Err(Error::ForeignFile { path: self.path(name) });
         }
@@ -80,7 +81,7 @@ impl Folder {
     }
 
     /// Removes the files of former runs that are no longer wanted.
-    pub(super) fn keep(&mut self, names: &BTreeSet<&str>, thumbnails: &BTreeSet<&str>) -> Result<()> {
+    pub(super) fn keep(&mut self, names: &BTreeSet<&str>, thumbnails: &BTreeSet<String>) -> Result<()> {
         let (kept, old): (BTreeSet<_>, BTreeSet<_>) =
             self.known.iter().cloned().partition(|name| names.contains(name.as_str()));
         for name in &old {
@@ -88,7 +89,7 @@ impl Folder {
         }
         let folder = self.path(THUMBNAILS);
         for name in names_in(&folder)? {
-            if is_thumbnail(&name) && !thumbnails.contains(name.as_str()) {
+            if is_thumbnail(&name) && !thumbnails.contains(&name) {
                 remove(&folder.join(name))?;
             }
         }
@@ -122,8 +123,9 @@ fn first_visible(folder: &Path) -> Result<Option<String>> {
 
 /// The names in a folder, in order; none where it is missing.
 fn names_in(folder: &Path) -> Result<BTreeSet<String>> {
-    let names = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect());
+    let names = fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    });
     match names {
         Err(error) if is_absent(&error) => Ok(BTreeSet::new()),
         names => names.map_err(|source| Error::Read { path: folder.to_path_buf(), source }),

@@ -93,8 +93,11 @@ mod tests {
     #[test]
     fn pictures_are_spread_over_a_bucket() {
         let names: Vec<_> = (0..100).map(|i| format!("{i:03}.png")).collect();
-        let scores: Vec<_> =
-            names.iter().enumerate().map(|(i, image)| Scored { image, score: 0.9 + i as f32 / 1e4 }).collect();
+        let scores: Vec<_> = names
+            .iter()
+            .enumerate()
+            .map(|(i, image)| Scored { image, score: 0.9 + i as f32 / 1e4 })
+            .collect();
         let found = buckets(&scores, 4);
         assert_eq!((found.len(), found[0].place, found[0].images), (1, 18, 100));
         let shown: Vec<_> = found[0].shown.iter().map(|scored| scored.image).collect();

@@ -125,7 +125,9 @@ fn whole(path: &Path) -> PathBuf {
 fn encode(bytes: &[u8], link: &mut String) {
     for byte in bytes {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => link.push(char::from(*byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                link.push(char::from(*byte))
+            }
             // Writing to a string cannot fail.
             byte => {
                 let _ = write!(link, "%{byte:02X}");
@@ -142,8 +144,22 @@ mod tests {
     fn slugs_are_safe_and_unique() {
         let long = "very_".repeat(100);
         let tags = [
-            "blurry", ";)", ":)", r"\m/", "don't_say_\"lazy\"", "..", "", &long, "con", "com1", "ö", "é",
-            "tag-2", "<b>", "a/b", "a&b",
+            "blurry",
+            ";)",
+            ":)",
+            r"\m/",
+            "don't_say_\"lazy\"",
+            "..",
+            "",
+            &long,
+            "con",
+            "com1",
+            "ö",
+            "é",
+            "tag-2",
+            "<b>",
+            "a/b",
+            "a&b",
         ];
         let slugs = slugs(&tags);
         assert_eq!(slugs[0], "blurry");
@@ -158,7 +174,10 @@ mod tests {
     #[test]
     fn a_tag_that_is_called_like_the_file_of_another_gets_a_name_of_its_own() {
         let smile = slug(";)");
-        assert_eq!(slugs(&[";)", &smile, &smile]), [smile.clone(), format!("{smile}-2"), format!("{smile}-3")]);
+        assert_eq!(
+            slugs(&[";)", &smile, &smile]),
+            [smile.clone(), format!("{smile}-2"), format!("{smile}-3")]
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! Tables to look at before tags are written: frequencies, histograms, groups, and the captions as they are.
+//! A folder of pages to look at before tags are written: numbers, charts, and pictures for each tag and score.
+//!
+//! What the pages show is [`ReportData`], which `data.json` holds; how they show it is in `templates/`.
 
 use std::{
-    fmt::{self, Write},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -10,13 +13,42 @@ use serde_json::json;
 use vodka_prompt::{MAX_TOKENS, token_count};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path, write_atomic};
 
+use self::{
+    charts::{Chart, Place},
+    folder::{Folder, INDEX},
+    gallery::{Scored, buckets, by_tag},
+    thumbnails::Thumbnails,
+};
 use crate::{
-    Caption, Result, Selection, TagFrequency, TagTable, canonical,
+    Caption, Error, Result, Selection, TagTable,
+    analysis::{Analysis, AnalysisInputs, analyse, pictures_table},
+    canonical,
     caption::{check_apart, check_min_score, decimal},
     originals::Original,
-    sheet,
-    table::BUCKETS,
+    table::Scores,
 };
+
+mod charts;
+mod data;
+mod folder;
+mod gallery;
+mod links;
+mod page;
+mod tables;
+mod templates;
+mod thumbnails;
+
+pub use data::{BucketData, PictureData, ReportData, TagData};
+pub use thumbnails::Thumbnail;
+
+/// The stage's name in records.
+const STAGE: &str = "report";
+
+/// The thresholds at which pictures are counted, besides the minimum score.
+const THRESHOLDS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+
+/// The problems that are named on the screen; `problems.csv` has all.
+const NAMED: usize = 20;
 
 /// A report as a user wants it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,7 +60,7 @@ pub struct ReportConfig {
     pub selection: PathBuf,
     /// The folder of pictures, with a `.txt` caption beside each.
     pub images: PathBuf,
-    /// The folder to write the tables to.
+    /// The folder to write: missing, empty, or a former report.
     pub output: PathBuf,
     /// The score from which on a tag counts as good enough to write, 0 to 1.
     #[serde(default = "three_tenths")]
@@ -36,6 +68,25 @@ pub struct ReportConfig {
     /// Words, or several in a row: for each, the share of pictures that have any tag with them in its name.
     #[serde(default = "blurry")]
     pub groups: Vec<String>,
+    /// The pictures that are shown for each tag.
+    #[serde(default)]
+    pub gallery: GalleryConfig,
+}
+
+/// Which pictures are shown, and how large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GalleryConfig {
+    /// The most pictures of a tag for each 5 % of score. 8 by default; 0 for none.
+    pub pictures: usize,
+    /// The longer side of a thumbnail in pixels, 64 to 1024. 256 by default.
+    pub thumbnail_px: u32,
+}
+
+impl Default for GalleryConfig {
+    fn default() -> Self {
+        Self { pictures: 8, thumbnail_px: 256 }
+    }
 }
 
 /// A report whose settings have been checked; nothing has been read.
@@ -47,12 +98,14 @@ pub struct ReportPlan {
     pub selection: PathBuf,
     /// The folder of pictures.
     pub images: PathBuf,
-    /// The folder to write the tables to.
+    /// The folder to write.
     pub output: PathBuf,
     /// The score from which on a tag counts as good enough to write.
     pub min_score: f32,
     /// Words, canonical.
     pub groups: Vec<String>,
+    /// The pictures that are shown for each tag.
+    pub gallery: GalleryConfig,
 }
 
 fn three_tenths() -> f32 {
@@ -67,45 +120,90 @@ impl ReportConfig {
     /// Checks what can be checked without reading.
     ///
     /// # Errors
-    /// A minimum score outside 0 to 1; an output folder in the folder of pictures, or the other way round.
+    /// A minimum score outside 0 to 1; thumbnails of another size than 64 to 1024 px; an output folder in the folder of
+    /// pictures, or the other way round.
     pub fn plan(&self) -> Result<ReportPlan> {
         check_min_score(self.min_score)?;
+        let px = self.gallery.thumbnail_px;
+        if !(64..=1024).contains(&px) {
+            let (setting, expected) = ("thumbnail_px", "64 to 1024 pixels");
+            return Err(Error::Range { setting, found: px.into(), expected });
+        }
         check_apart(&self.output, &self.images)?;
-        let Self { tags, selection, images, output, min_score, .. } = self.clone();
+        let Self { tags, selection, images, output, min_score, gallery, .. } = self.clone();
         let groups = self.groups.iter().map(|word| canonical(word)).collect();
-        Ok(ReportPlan { tags, selection, images, output, min_score, groups })
+        Ok(ReportPlan { tags, selection, images, output, min_score, groups, gallery })
     }
 }
 
 impl ReportPlan {
-    /// All that the tables depend on: settings, tag table, selection, and the captions.
+    /// All that the report depends on: settings, tag table, selection, captions, and the pictures that it shows.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(&Original::read_all(&self.images, false)?)
+        let originals = Original::read_all(&self.images, false)?;
+        let read = Read::new(self, &originals)?;
+        let thumbnails = Thumbnails::open(&self.images, &self.output, self.gallery.thumbnail_px);
+        self.key_of(&originals, &read.shown(), &thumbnails)
     }
 
-    fn key_of(&self, originals: &[Original]) -> Result<RunKey> {
-        let settings = json!({ "min_score": decimal(self.min_score), "groups": self.groups });
-        let mut key = RunKey::new("report", &settings, None).input("tags", &self.tags, |_| true)?.input(
+    fn key_of(
+        &self,
+        originals: &[Original],
+        shown: &BTreeSet<&str>,
+        thumbnails: &Thumbnails,
+    ) -> Result<RunKey> {
+        let settings = json!({
+            "min_score": decimal(self.min_score),
+            "groups": self.groups,
+            "gallery": self.gallery,
+            "link_to_images": links::link_to_folder(&self.output, &self.images),
+            "templates": templates::version(),
+        });
+        let mut key = RunKey::new(STAGE, &settings, None).input("tags", &self.tags, |_| true)?.input(
             "selection",
             &self.selection,
             |_| true,
         )?;
+        let pictures = pictures_table(&self.tags);
+        if pictures.exists() {
+            key = key.input("pictures", &pictures, |_| true)?;
+        }
         key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals, false));
+        key.inputs.insert("shown".to_owned(), thumbnails.input(shown));
         Ok(key)
+    }
+
+    /// The thresholds at which pictures are counted, ascending.
+    fn thresholds(&self) -> Vec<f32> {
+        let mut thresholds = THRESHOLDS.to_vec();
+        if !thresholds.contains(&self.min_score) {
+            thresholds.push(self.min_score);
+        }
+        thresholds.sort_by(f32::total_cmp);
+        thresholds
     }
 }
 
 /// What a report tells while it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReportEvent {
-    /// A table has been written.
+    /// The pictures to be shown are known.
+    Started {
+        /// How many.
+        pictures: u64,
+    },
+    /// Thumbnails have been made or found.
+    Thumbnails {
+        /// How many so far.
+        done: u64,
+    },
+    /// A file has been written.
     Wrote {
         /// The file.
         path: PathBuf,
     },
 }
 
-/// What a report says in short; the tables say it at length.
+/// What a report says in short; the pages say it at length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReportSummary {
     /// How it ended.
@@ -118,12 +216,25 @@ pub struct ReportSummary {
     pub tagged: usize,
     /// How many tags are selected.
     pub tags: usize,
+    /// How many pictures are shown.
+    pub shown: usize,
     /// The groups.
     pub groups: Vec<Group>,
     /// The captions.
     pub captions: CaptionStatistics,
     /// Tags that the table spells in several ways, and how; they were counted as one.
     pub spellings: Vec<(String, Vec<String>)>,
+    /// Pictures that are missing, or were to be shown and cannot be read.
+    pub skipped: Vec<Problem>,
+}
+
+/// A picture that was left out, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The picture's name in the tag table.
+    pub image: String,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// The tags that share a word, or several in a row.
@@ -181,8 +292,9 @@ impl fmt::Display for ReportSummary {
             Outcome::Interrupted => return write!(f, "stopped before the report in `{output}` was complete"),
             Outcome::Done | Outcome::Skipped => {}
         }
-        let Self { tags, images, tagged, .. } = self;
-        write!(f, "wrote a report on {tags} tags of {images} pictures ({tagged} tagged) to `{output}`")?;
+        let Self { tags, images, tagged, shown, .. } = self;
+        write!(f, "wrote a report on {tags} tags of {images} pictures ({tagged} tagged, {shown} shown) to ")?;
+        write!(f, "`{}`", self.output.join(INDEX).display())?;
         for group in &self.groups {
             let Group { word, share, .. } = group;
             write!(f, "\n{:.1} % of the pictures have a tag with `{word}` at any score", 100.0 * share)?;
@@ -191,7 +303,13 @@ impl fmt::Display for ReportSummary {
         for (tag, spellings) in &self.spellings {
             write!(f, "\n`{tag}` is spelled in {} ways", spellings.len())?;
         }
-        Ok(())
+        for Problem { image, problem } in self.skipped.iter().take(NAMED) {
+            write!(f, "\nskipped `{image}`: {problem}")?;
+        }
+        match self.skipped.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more, see `{}`", self.output.join("problems.csv").display()),
+        }
     }
 }
 
@@ -203,82 +321,273 @@ struct Measured {
     parts: usize,
 }
 
-/// Writes `tags.csv`, `histogram.csv`, `groups.csv`, `captions.csv` and `report.md`, unless they are there already.
+/// What is read before it is known whether there is anything to do.
+struct Read {
+    selection: Selection,
+    /// Without the pictures that are missing.
+    table: TagTable,
+    /// Of the selected tags.
+    scores: Scores,
+    /// Pictures that the table names and the folder lacks.
+    missing: Vec<String>,
+    /// Pictures that the folder has and the table does not name.
+    untagged: Vec<String>,
+    /// The most pictures to show in a bucket.
+    pictures: usize,
+}
+
+impl Read {
+    fn new(plan: &ReportPlan, originals: &[Original]) -> Result<Self> {
+        let selection = Selection::read(&plan.selection)?;
+        let mut table = TagTable::open(&plan.tags)?;
+        let named = table.images()?;
+        let held: BTreeSet<_> = originals.iter().map(|original| original.picture.image.as_str()).collect();
+        let missing: Vec<_> = named.iter().filter(|image| !held.contains(image.as_str())).cloned().collect();
+        if let Some(named) = missing.first().filter(|_| missing.len() == named.len()) {
+            return Err(Error::OtherImages {
+                table: plan.tags.clone(),
+                images: plan.images.clone(),
+                named: named.clone(),
+                held: held.first().copied().unwrap_or_default().to_owned(),
+            });
+        }
+        let untagged = held.iter().filter(|image| !named.contains(**image));
+        let untagged = untagged.map(|image| (*image).to_owned()).collect();
+        table.restrict(held.iter().copied())?;
+        let scores = table.scores(&selection.names())?;
+        Ok(Self { selection, table, scores, missing, untagged, pictures: plan.gallery.pictures })
+    }
+
+    /// The scores of each selected tag.
+    fn by_tag(&self) -> Vec<Vec<Scored<'_>>> {
+        by_tag(&self.scores.by_image, self.selection.tags.len())
+    }
+
+    /// The pictures that any gallery shows.
+    fn shown(&self) -> BTreeSet<&str> {
+        let by_tag = self.by_tag();
+        let shown = by_tag.iter().flat_map(|scores| buckets(scores, self.pictures));
+        shown.flat_map(|bucket| bucket.shown).map(|scored| scored.image).collect()
+    }
+}
+
+/// Writes the report, unless it is there already.
 ///
 /// # Errors
-/// No pictures; two that share a caption; a caption, table or selection that cannot be read; an output that cannot be
-/// written.
+/// No pictures; two that share a caption; a caption, table or selection that cannot be read; a table about other
+/// pictures; an output folder that holds something else, or cannot be written.
 pub fn run(
     plan: &ReportPlan,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(ReportEvent),
 ) -> Result<ReportSummary> {
-    let originals = Original::read_all(&plan.images, false)?;
-    let key = plan.key_of(&originals)?;
     let record = record_path(&plan.output);
+    let mut folder = Folder::open(&plan.output, &record)?;
+    let originals = Original::read_all(&plan.images, false)?;
+    let read = Read::new(plan, &originals)?;
+    let shown = read.shown();
+    let mut thumbnails = Thumbnails::open(&plan.images, &plan.output, plan.gallery.thumbnail_px);
+    let key = plan.key_of(&originals, &shown, &thumbnails)?;
     if let Some(summary) = key.made::<ReportSummary>(&record)? {
         return Ok(ReportSummary { outcome: Outcome::Unchanged, output: plan.output.clone(), ..summary });
     }
-    let selection = Selection::read(&plan.selection)?;
-    let names = selection.names();
-    let mut table = TagTable::open(&plan.tags)?;
-    table.restrict(originals.iter().map(|original| original.picture.image.as_str()))?;
-    let mut frequencies = table.frequencies(&names, plan.min_score)?;
-    // Stable: tags that are equally frequent stay in order of the vocabulary.
-    frequencies.sort_by_key(|tag| std::cmp::Reverse(tag.images_at_min_score));
-    let measured =
-        originals.iter().map(|original| measure(&plan.images, original)).collect::<Result<Vec<_>>>()?;
-    let summary = ReportSummary {
-        outcome: Outcome::Done,
-        output: plan.output.clone(),
-        images: originals.len(),
-        tagged: table.images()?.len(),
-        tags: selection.tags.len(),
-        groups: plan
-            .groups
-            .iter()
-            .map(|word| group(&table, &names, word, originals.len()))
-            .collect::<Result<_>>()?,
-        captions: statistics(&measured),
-        spellings: table.respelled(),
-    };
-    let tables: [(&str, Writer<'_>); 5] = [
-        ("tags.csv", &|path| write_tags(path, &frequencies, &selection)),
-        ("histogram.csv", &|path| write_histogram(path, &frequencies)),
-        ("groups.csv", &|path| write_groups(path, &summary.groups)),
-        ("captions.csv", &|path| write_captions(path, &measured)),
-        ("report.md", &|path| Ok(write_atomic(path, markdown(plan, &summary, &frequencies))?)),
-    ];
-    for (name, write) in &tables {
+    let measured = originals.iter().map(|original| measure(plan, original)).collect::<Result<Vec<_>>>()?;
+    let analysis = analysis(plan, &read, &measured)?;
+    let mut data = data(plan, &read, &measured, analysis);
+    if interrupt.is_raised() {
+        return Ok(summary(plan, data, &shown, Outcome::Interrupted));
+    }
+    // A folder that a killed run leaves behind must be known as a report's.
+    folder.claim([INDEX].into_iter())?;
+    on_event(ReportEvent::Started { pictures: shown.len() as u64 });
+    let made = &mut |done| on_event(ReportEvent::Thumbnails { done });
+    if !thumbnails.make(&shown, interrupt, made)? {
+        return Ok(summary(plan, data, &shown, Outcome::Interrupted));
+    }
+    add_thumbnails(&mut data, &thumbnails);
+    let files = files(&data, &measured);
+    folder.claim(files.iter().map(|file| file.name.as_str()))?;
+    for file in &files {
         if interrupt.is_raised() {
-            return Ok(ReportSummary { outcome: Outcome::Interrupted, ..summary });
+            return Ok(summary(plan, data, &shown, Outcome::Interrupted));
         }
-        let path = plan.output.join(name);
-        write(&path)?;
+        let path = folder.path(&file.name);
+        write_atomic(&path, (file.content)(&data))?;
         on_event(ReportEvent::Wrote { path });
     }
+    let names = files.iter().map(|file| file.name.as_str()).collect();
+    folder.keep(&names, &thumbnails.names())?;
+    let outcome = if data.problems.is_empty() { Outcome::Done } else { Outcome::Skipped };
+    let summary = summary(plan, data, &shown, outcome);
     key.write(&record, &[&plan.output], &summary)?;
     Ok(summary)
 }
 
-/// Writes one of the report's files.
-type Writer<'a> = &'a dyn Fn(&Path) -> Result<()>;
-
-fn group(table: &TagTable, selected: &[&str], word: &str, images: usize) -> Result<Group> {
-    let has_word = |tag: &&str| format!("_{tag}_").contains(&format!("_{word}_"));
-    let tags: Vec<_> = table.tags().into_iter().filter(has_word).collect();
-    let with_any = table.images_with_any(&tags)?;
-    Ok(Group {
-        word: word.to_owned(),
-        tags: tags.into_iter().map(ToOwned::to_owned).collect(),
-        selected: selected.iter().copied().filter(has_word).map(ToOwned::to_owned).collect(),
-        images: with_any,
-        share: with_any as f64 / images as f64,
+fn analysis(plan: &ReportPlan, read: &Read, measured: &[Measured]) -> Result<Analysis> {
+    analyse(&AnalysisInputs {
+        table: &read.table,
+        path: &plan.tags,
+        selected: &read.selection.names(),
+        groups: &plan.groups,
+        thresholds: &plan.thresholds(),
+        min_score: plan.min_score,
+        tokens: &measured.iter().map(|caption| (caption.image.as_str(), caption.tokens)).collect(),
     })
 }
 
-fn measure(root: &Path, original: &Original) -> Result<Measured> {
-    let caption = original.caption(root)?;
+/// All but what the thumbnails tell.
+fn data(plan: &ReportPlan, read: &Read, measured: &[Measured], analysis: Analysis) -> ReportData {
+    let missing = read.missing.iter().map(|image| Problem {
+        image: image.clone(),
+        problem: format!("it is not in `{}`", plan.images.display()),
+    });
+    ReportData {
+        min_score: plan.min_score,
+        images: measured.len() as u64,
+        tagged: (measured.len() - read.untagged.len()) as u64,
+        groups: groups(&analysis, &read.selection.names(), measured.len()),
+        captions: statistics(measured),
+        caption_tokens: caption_tokens(measured),
+        tags: tag_data(plan, read, &analysis),
+        unused: analysis.tags.iter().filter(|tag| tag.images == 0).map(|tag| tag.tag.clone()).collect(),
+        analysis,
+        problems: missing.collect(),
+        untagged: read.untagged.clone(),
+    }
+}
+
+/// The selected tags, the most frequent first.
+fn tag_data(plan: &ReportPlan, read: &Read, analysis: &Analysis) -> Vec<TagData> {
+    let names = read.selection.names();
+    let link_to_images = links::link_to_folder(&plan.output, &plan.images);
+    let picture = |Scored { image, score }: &Scored<'_>| PictureData {
+        image: (*image).to_owned(),
+        score: *score,
+        link: links::link_to_picture(&link_to_images, image),
+        thumbnail: None,
+        problem: None,
+    };
+    let percent = |place: usize| (100 * place / gallery::BUCKETS) as u32;
+    let places: BTreeMap<_, _> =
+        analysis.tags.iter().enumerate().map(|(place, tag)| (tag.tag.as_str(), place)).collect();
+    let by_tag = read.by_tag();
+    let tags = names.iter().zip(links::slugs(&names)).zip(&by_tag).zip(&read.selection.tags);
+    let mut tags: Vec<_> = tags
+        .filter_map(|(((name, slug), scores), selected)| {
+            let enough = scores.iter().filter(|scored| scored.score >= plan.min_score);
+            let buckets = buckets(scores, plan.gallery.pictures).into_iter().map(|bucket| BucketData {
+                from_percent: percent(bucket.place),
+                to_percent: percent(bucket.place + 1),
+                images: bucket.images as u64,
+                pictures: bucket.shown.iter().map(picture).collect(),
+            });
+            Some(TagData {
+                tag: (*name).to_owned(),
+                place: *places.get(name)?,
+                slug,
+                count: selected.count,
+                images_at_min_score: enough.count() as u64,
+                buckets: buckets.collect(),
+            })
+        })
+        .collect();
+    // Stable: tags that are equally frequent stay in order of the vocabulary.
+    tags.sort_by_key(|tag| std::cmp::Reverse(tag.images_at_min_score));
+    tags
+}
+
+fn add_thumbnails(data: &mut ReportData, thumbnails: &Thumbnails) {
+    let mut broken = BTreeMap::new();
+    let buckets = data.tags.iter_mut().flat_map(|tag| &mut tag.buckets);
+    for picture in buckets.flat_map(|bucket| &mut bucket.pictures) {
+        match thumbnails.of(&picture.image) {
+            Some(Ok(thumbnail)) => picture.thumbnail = Some(thumbnail),
+            Some(Err(problem)) => {
+                picture.problem = Some(problem.to_owned());
+                broken.insert(picture.image.clone(), problem.to_owned());
+            }
+            None => {}
+        }
+    }
+    data.problems.extend(broken.into_iter().map(|(image, problem)| Problem { image, problem }));
+}
+
+/// A file of the report.
+struct File<'a> {
+    name: String,
+    content: Box<dyn Fn(&ReportData) -> String + 'a>,
+}
+
+impl<'a> File<'a> {
+    fn new(name: impl Into<String>, content: impl Fn(&ReportData) -> String + 'a) -> Self {
+        Self { name: name.into(), content: Box::new(content) }
+    }
+
+    fn chart(name: impl Into<String>, chart: impl Fn(&ReportData) -> Option<Chart> + 'a) -> Self {
+        Self::new(name, move |data| chart(data).map(|chart| chart.svg(Place::File)).unwrap_or_default())
+    }
+}
+
+/// The files in the order in which they are written: the index last, for it says that all are there.
+fn files<'a>(data: &ReportData, measured: &'a [Measured]) -> Vec<File<'a>> {
+    let mut files: Vec<_> = tables::TABLES.map(|(name, _, table)| File::new(name, table)).into();
+    files.push(File::new("captions.csv", |_| tables::captions(measured)));
+    files.push(File::chart("charts/tags.svg", |data| Some(charts::tags(data))));
+    files.push(File::chart("charts/captions.svg", |data| Some(charts::captions(data))));
+    if charts::cooccurrence(data).is_some() {
+        files.push(File::chart("charts/cooccurrence.svg", charts::cooccurrence));
+    }
+    if data.analysis.sharpness.is_some() {
+        files.push(File::chart("charts/sharpness.svg", charts::sharpness));
+    }
+    for (place, tag) in data.tags.iter().enumerate() {
+        let chart = format!("charts/tag-{}.svg", tag.slug);
+        files.push(File::chart(chart, move |data| Some(charts::histogram(data, &data.tags[place]))));
+        files.push(File::new(format!("tags/{}.html", tag.slug), move |data| page::tag(data, place)));
+    }
+    files.push(File::new("style.css", |_| templates::render("style.css", ())));
+    files.push(File::new("report.js", |_| templates::SCRIPT.to_owned()));
+    files.push(File::new("data.json", json_text));
+    files.push(File::new("report.md", page::markdown));
+    files.push(File::new(INDEX, page::index));
+    files
+}
+
+fn json_text(data: &ReportData) -> String {
+    serde_json::to_string(data).expect("the data is plain") + "\n"
+}
+
+fn summary(plan: &ReportPlan, data: ReportData, shown: &BTreeSet<&str>, outcome: Outcome) -> ReportSummary {
+    ReportSummary {
+        outcome,
+        output: plan.output.clone(),
+        images: data.images as usize,
+        tagged: data.tagged as usize,
+        tags: data.tags.len(),
+        shown: shown.len(),
+        groups: data.groups,
+        captions: data.captions,
+        spellings: data.analysis.spellings,
+        skipped: data.problems,
+    }
+}
+
+fn groups(analysis: &Analysis, selected: &[&str], images: usize) -> Vec<Group> {
+    let group = |group: &crate::analysis::GroupShare| {
+        let has_word = |tag: &&str| format!("_{tag}_").contains(&format!("_{}_", group.word));
+        Group {
+            word: group.word.clone(),
+            tags: group.tags.clone(),
+            selected: selected.iter().copied().filter(has_word).map(ToOwned::to_owned).collect(),
+            images: group.images,
+            share: group.images as f64 / images.max(1) as f64,
+        }
+    };
+    analysis.groups.iter().map(group).collect()
+}
+
+fn measure(plan: &ReportPlan, original: &Original) -> Result<Measured> {
+    let caption = original.caption(&plan.images)?;
     let status = match &caption {
         None => "missing",
         Some(Caption { text, .. }) if text.is_empty() => "empty",
@@ -306,112 +615,14 @@ fn statistics(measured: &[Measured]) -> CaptionStatistics {
     }
 }
 
-/// A mean score with four digits, or nothing.
-fn mean(tag: &TagFrequency) -> String {
-    tag.mean_score.map(|mean| format!("{mean:.4}")).unwrap_or_default()
-}
-
-fn write_tags(path: &Path, frequencies: &[TagFrequency], selection: &Selection) -> Result<()> {
-    let header = ["tag", "images", "images_at_min_score", "mean_score", "count"];
-    let count =
-        |tag: &str| selection.tags.iter().find(|selected| selected.name == tag).and_then(|tag| tag.count);
-    let rows = frequencies.iter().map(|tag| {
-        let count = count(&tag.tag).map(|count| count.to_string()).unwrap_or_default();
-        vec![tag.tag.clone(), tag.images.to_string(), tag.images_at_min_score.to_string(), mean(tag), count]
-    });
-    sheet::write(path, &header, rows)
-}
-
-fn write_histogram(path: &Path, frequencies: &[TagFrequency]) -> Result<()> {
-    let bound = |k: usize| k as f64 / BUCKETS as f64;
-    let buckets = (0..BUCKETS).map(|k| format!("{:.1} to {:.1}", bound(k), bound(k + 1)));
-    let header: Vec<_> = ["tag".to_owned()].into_iter().chain(buckets).collect();
-    let rows = frequencies
-        .iter()
-        .map(|tag| [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)).collect());
-    sheet::write(path, &header, rows)
-}
-
-fn write_groups(path: &Path, groups: &[Group]) -> Result<()> {
-    let rows = groups.iter().map(|group| {
-        vec![
-            group.word.clone(),
-            group.tags.join(" "),
-            group.images.to_string(),
-            format!("{:.4}", group.share),
-        ]
-    });
-    sheet::write(path, &["word", "tags", "images", "share"], rows)
-}
-
-fn write_captions(path: &Path, measured: &[Measured]) -> Result<()> {
-    let rows = measured.iter().map(|Measured { image, status, tokens, parts }| {
-        vec![image.clone(), (*status).to_owned(), tokens.to_string(), parts.to_string()]
-    });
-    sheet::write(path, &["image", "status", "tokens", "parts"], rows)
-}
-
-/// The report for people. Writing to a string cannot fail.
-fn markdown(plan: &ReportPlan, summary: &ReportSummary, frequencies: &[TagFrequency]) -> String {
-    let ReportSummary { images, tagged, tags, captions, .. } = summary;
-    let mut text =
-        format!("# Tags\n\n{images} pictures, {tagged} of them in the tag table; {tags} selected tags.\n\n");
-    for group in &summary.groups {
-        let Group { word, tags, images, share, .. } = group;
-        let share = 100.0 * share;
-        let tags: Vec<_> = tags.iter().map(|tag| code(tag)).collect();
-        let _ = writeln!(
-            text,
-            "- **{share:.1} %** ({images}) have a tag with {} at any score{}{}{}",
-            code(word),
-            if tags.is_empty() { "" } else { ": " },
-            tags.join(", "),
-            group.note()
-        );
+/// Captions of 1 to 5 tokens, 6 to 10, and so on, and last those of more than fit.
+fn caption_tokens(measured: &[Measured]) -> Vec<u64> {
+    let mut counts = vec![0; MAX_TOKENS / 5 + 1];
+    let last = counts.len() - 1;
+    for tokens in measured.iter().map(|caption| caption.tokens).filter(|tokens| *tokens > 0) {
+        counts[((tokens - 1) / 5).min(last)] += 1;
     }
-    for (tag, spellings) in &summary.spellings {
-        let spellings: Vec<_> = spellings.iter().map(|name| code(&format!("{name:?}"))).collect();
-        let _ = writeln!(
-            text,
-            "- {} is spelled in {} ways: {}",
-            code(tag),
-            spellings.len(),
-            spellings.join(", ")
-        );
-    }
-    let min_score = plan.min_score;
-    let _ = write!(
-        text,
-        "\n| tag | pictures, any score | at {min_score} or more | mean score | scores by tenths |\n"
-    );
-    text.push_str("|---|---:|---:|---:|---|\n");
-    for tag in frequencies {
-        let TagFrequency { tag: name, images, images_at_min_score, histogram, .. } = tag;
-        let (name, mean, bars) = (code(name), mean(tag), bars(histogram));
-        let _ = writeln!(text, "| {name} | {images} | {images_at_min_score} | {mean} | {bars} |");
-    }
-    let CaptionStatistics { present, missing, empty, several_lines, mean_tokens, max_tokens, too_long } =
-        captions;
-    let _ = write!(
-        text,
-        "\n# Captions\n\n{present} pictures have a caption, {missing} have none, {empty} have an empty one; \
-         {several_lines} captions have several lines.\nTokens: {mean_tokens:.1} on average, {max_tokens} at most; \
-         {too_long} captions have more than {MAX_TOKENS}.\n"
-    );
-    text
-}
-
-/// Code in a table cell of Markdown.
-fn code(text: &str) -> String {
-    let fence = if text.contains('`') { "``" } else { "`" };
-    format!("{fence}{}{fence}", text.replace('|', "\\|"))
-}
-
-/// A histogram as a line of blocks; a space is an empty bucket.
-fn bars(histogram: &[u64]) -> String {
-    const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let most = histogram.iter().copied().max().unwrap_or(0).max(1);
-    histogram.iter().map(|n| BLOCKS[(n * 8).div_ceil(most) as usize]).collect()
+    counts
 }
 
 #[cfg(test)]
@@ -419,8 +630,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_is_drawn_to_its_highest_bucket() {
-        assert_eq!(bars(&[0, 1, 4, 8]), " ▁▄█");
-        assert_eq!(bars(&[0, 0]), "  ");
+    fn captions_are_counted_by_their_tokens() {
+        let caption = |tokens| Measured { image: String::new(), status: "ok", tokens, parts: 1 };
+        let counts = caption_tokens(&[0, 1, 5, 6, 75, 76, 300].map(caption));
+        assert_eq!((counts.len(), &counts[..2], &counts[14..]), (16, &[2, 1][..], &[1, 2][..]));
     }
 }

@@ -158,10 +158,7 @@ fn lengths(data: &ReportData) -> String {
             effect.over_75.to_string(),
         ]
     });
-    text(
-        header(["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"]),
-        rows,
-    )
+    text(header(["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"]), rows)
 }
 
 fn gallery(data: &ReportData) -> String {

@@ -93,7 +93,13 @@ impl Thumbnails {
         let index = index.and_then(|bytes| serde_json::from_slice::<Index>(&bytes).ok());
         let index = index.filter(|index| index.px == px && index.quality == QUALITY);
         let index = index.map(|index| index.pictures).unwrap_or_default();
-        Self { images: images.to_path_buf(), output: output.to_path_buf(), px, index, writing: Mutex::new(()) }
+        Self {
+            images: images.to_path_buf(),
+            output: output.to_path_buf(),
+            px,
+            index,
+            writing: Mutex::new(()),
+        }
     }
 
     /// Makes those that are missing; `false` where it was interrupted. Tells how many are done.
@@ -133,12 +139,20 @@ impl Thumbnails {
     pub(super) fn of(&self, image: &str) -> Option<Result<Thumbnail, &str>> {
         let known = self.index.get(image)?;
         Some(match (&known.made, known.sha256) {
-            (Made::Thumbnail { width, height, .. }, Some(sha256)) => {
-                Ok(Thumbnail { file: format!("{THUMBNAILS}/{}", name(sha256)), width: *width, height: *height })
-            }
+            (Made::Thumbnail { width, height, .. }, Some(sha256)) => Ok(Thumbnail {
+                file: format!("{THUMBNAILS}/{}", name(sha256)),
+                width: *width,
+                height: *height,
+            }),
             (Made::Problem(problem), _) => Err(problem),
             (Made::Thumbnail { .. }, None) => return None,
         })
+    }
+
+    /// The names of all thumbnails.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let made = self.index.values().filter(|known| matches!(known.made, Made::Thumbnail { .. }));
+        made.filter_map(|known| known.sha256).map(name).collect()
     }
 
     /// The pictures and what they hold, as an input of a run. Of those that are not known yet, the files are read.

@@ -11,13 +11,13 @@ use super::{
 
 /// The width of all charts but the heat map, in user units: readable on a phone, where a unit is a little less than a
 /// pixel, and not too large at twice that.
-const WIDTH: f64 = 400.0;
+const WIDTH: f64 = 360.0;
 
 /// The most tags of a heat map; more would be neither read nor printed.
 pub(super) const HEAT_MAX: usize = 40;
 
 /// The longest label of a row, in letters.
-const LABEL_MAX: usize = 23;
+const LABEL_MAX: usize = 22;
 
 /// Where a chart stands, which decides its links and colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,8 +75,8 @@ struct Row {
 
 /// The tags by the number of their pictures.
 pub(super) fn tags(data: &ReportData) -> Chart {
-    const LEFT: f64 = 152.0;
-    const FULL: f64 = 196.0;
+    const LEFT: f64 = 146.0;
+    const FULL: f64 = 166.0;
     const STEP: f64 = 18.0;
     const TOP: f64 = 26.0;
     let most = data.analysis.tags.iter().map(|tag| tag.images).max().unwrap_or(0).max(1);
@@ -152,7 +152,7 @@ struct Bar {
     link: Option<String>,
 }
 
-const LEFT: f64 = 46.0;
+const LEFT: f64 = 42.0;
 const RIGHT: f64 = WIDTH - 8.0;
 const TOP: f64 = 22.0;
 const BOTTOM: f64 = 158.0;

@@ -126,7 +126,7 @@ fn encode(bytes: &[u8], link: &mut String) {
     for byte in bytes {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                link.push(char::from(*byte))
+                link.push(char::from(*byte));
             }
             // Writing to a string cannot fail.
             byte => {

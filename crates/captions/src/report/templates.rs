@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, HtmlEscape, UndefinedBehavior, Value};
 use serde::Serialize;
 use vodka_stage::{ContentHash, Hasher};
 
@@ -30,11 +30,17 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
         Some((_, "html" | "svg")) => AutoEscape::Html,
         _ => AutoEscape::None,
     });
+    environment.add_filter("breakable", breakable);
     for (name, text) in TEMPLATES {
         environment.add_template(name, text).expect("the templates are ours");
     }
     environment
 });
+
+/// Escaped text that may be broken after its underscores, as the names of tags should be.
+fn breakable(text: &str) -> Value {
+    Value::from_safe_string(HtmlEscape(text).to_string().replace('_', "_<wbr>"))
+}
 
 /// Fills a template.
 ///

@@ -63,7 +63,7 @@ impl Folder {
         self.root.join(name)
     }
 
-    /// Makes these files the report's, beside those that were, and takes the index away until all are written.
+    /// Makes these files the report's, beside those that were: also one that a killed run leaves behind is known by them.
     ///
     /// # Errors
     /// A file of that name that no report has written.
@@ -76,7 +76,11 @@ impl Folder {
             return Err(Error::ForeignFile { path: self.path(name) });
         }
         self.known.extend(names.into_iter().map(ToOwned::to_owned));
-        self.write_list()?;
+        self.write_list()
+    }
+
+    /// Takes the index away until everything is written.
+    pub(super) fn begin(&self) -> Result<()> {
         remove(&self.path(INDEX))
     }
 

@@ -288,10 +288,22 @@ impl fmt::Display for ReportSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = self.output.display();
         match self.outcome {
-            Outcome::Unchanged => return write!(f, "the report in `{output}` is up to date"),
+            Outcome::Unchanged => write!(f, "the report in `{output}` is up to date")?,
             Outcome::Interrupted => return write!(f, "stopped before the report in `{output}` was complete"),
-            Outcome::Done | Outcome::Skipped => {}
+            Outcome::Done | Outcome::Skipped => self.fmt_numbers(f)?,
         }
+        for Problem { image, problem } in self.skipped.iter().take(NAMED) {
+            write!(f, "\nskipped `{image}`: {problem}")?;
+        }
+        match self.skipped.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more, see `{}`", self.output.join("problems.csv").display()),
+        }
+    }
+}
+
+impl ReportSummary {
+    fn fmt_numbers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tags, images, tagged, shown, .. } = self;
         write!(f, "wrote a report on {tags} tags of {images} pictures ({tagged} tagged, {shown} shown) to ")?;
         write!(f, "`{}`", self.output.join(INDEX).display())?;
@@ -303,13 +315,7 @@ impl fmt::Display for ReportSummary {
         for (tag, spellings) in &self.spellings {
             write!(f, "\n`{tag}` is spelled in {} ways", spellings.len())?;
         }
-        for Problem { image, problem } in self.skipped.iter().take(NAMED) {
-            write!(f, "\nskipped `{image}`: {problem}")?;
-        }
-        match self.skipped.len().saturating_sub(NAMED) {
-            0 => Ok(()),
-            more => write!(f, "\nand {more} more, see `{}`", self.output.join("problems.csv").display()),
-        }
+        Ok(())
     }
 }
 
@@ -387,40 +393,50 @@ pub fn run(
     let read = Read::new(plan, &originals)?;
     let shown = read.shown();
     let mut thumbnails = Thumbnails::open(&plan.images, &plan.output, plan.gallery.thumbnail_px);
-    let key = plan.key_of(&originals, &shown, &thumbnails)?;
-    if let Some(summary) = key.made::<ReportSummary>(&record)? {
-        return Ok(ReportSummary { outcome: Outcome::Unchanged, output: plan.output.clone(), ..summary });
+    let made = |thumbnails: &Thumbnails| made(plan, &plan.key_of(&originals, &shown, thumbnails)?);
+    // Else the pictures would have to be read to know it, and then once more for their thumbnails.
+    if thumbnails.know(&shown)
+        && let Some(summary) = made(&thumbnails)?
+    {
+        return Ok(summary);
     }
     let measured = originals.iter().map(|original| measure(plan, original)).collect::<Result<Vec<_>>>()?;
-    let analysis = analysis(plan, &read, &measured)?;
-    let mut data = data(plan, &read, &measured, analysis);
+    let mut data = data(plan, &read, &measured, analysis(plan, &read, &measured)?);
+    let files = files(&data, &measured);
     if interrupt.is_raised() {
-        return Ok(summary(plan, data, &shown, Outcome::Interrupted));
+        return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
     }
-    // A folder that a killed run leaves behind must be known as a report's.
-    folder.claim([INDEX].into_iter())?;
+    folder.claim(files.iter().map(|file| file.name.as_str()))?;
     on_event(ReportEvent::Started { pictures: shown.len() as u64 });
-    let made = &mut |done| on_event(ReportEvent::Thumbnails { done });
-    if !thumbnails.make(&shown, interrupt, made)? {
-        return Ok(summary(plan, data, &shown, Outcome::Interrupted));
+    let on_done = &mut |done| on_event(ReportEvent::Thumbnails { done });
+    if !thumbnails.make(&shown, interrupt, on_done)? {
+        return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
+    }
+    if let Some(summary) = made(&thumbnails)? {
+        return Ok(summary);
     }
     add_thumbnails(&mut data, &thumbnails);
-    let files = files(&data, &measured);
-    folder.claim(files.iter().map(|file| file.name.as_str()))?;
+    folder.begin()?;
     for file in &files {
         if interrupt.is_raised() {
-            return Ok(summary(plan, data, &shown, Outcome::Interrupted));
+            return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
         }
         let path = folder.path(&file.name);
         write_atomic(&path, (file.content)(&data))?;
         on_event(ReportEvent::Wrote { path });
     }
-    let names = files.iter().map(|file| file.name.as_str()).collect();
-    folder.keep(&names, &thumbnails.names())?;
+    folder.keep(&files.iter().map(|file| file.name.as_str()).collect(), &thumbnails.names())?;
     let outcome = if data.problems.is_empty() { Outcome::Done } else { Outcome::Skipped };
-    let summary = summary(plan, data, &shown, outcome);
-    key.write(&record, &[&plan.output], &summary)?;
+    let summary = summary(plan, data, shown.len(), outcome);
+    plan.key_of(&originals, &shown, &thumbnails)?.write(&record, &[&plan.output], &summary)?;
     Ok(summary)
+}
+
+/// The summary of the report that is there already.
+fn made(plan: &ReportPlan, key: &RunKey) -> Result<Option<ReportSummary>> {
+    let made = key.made::<ReportSummary>(&record_path(&plan.output))?;
+    let unchanged = |made| ReportSummary { outcome: Outcome::Unchanged, output: plan.output.clone(), ..made };
+    Ok(made.map(unchanged))
 }
 
 fn analysis(plan: &ReportPlan, read: &Read, measured: &[Measured]) -> Result<Analysis> {
@@ -557,14 +573,14 @@ fn json_text(data: &ReportData) -> String {
     serde_json::to_string(data).expect("the data is plain") + "\n"
 }
 
-fn summary(plan: &ReportPlan, data: ReportData, shown: &BTreeSet<&str>, outcome: Outcome) -> ReportSummary {
+fn summary(plan: &ReportPlan, data: ReportData, shown: usize, outcome: Outcome) -> ReportSummary {
     ReportSummary {
         outcome,
         output: plan.output.clone(),
         images: data.images as usize,
         tagged: data.tagged as usize,
         tags: data.tags.len(),
-        shown: shown.len(),
+        shown,
         groups: data.groups,
         captions: data.captions,
         spellings: data.analysis.spellings,

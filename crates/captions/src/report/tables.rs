@@ -3,13 +3,13 @@
 use csv::WriterBuilder;
 
 use super::{Measured, data::ReportData, gallery::BUCKETS};
-use crate::analysis::TagAnalysis;
+use crate::analysis::{CoOccurrence, TagAnalysis};
 
 /// Makes a table.
 pub(super) type Table = fn(&ReportData) -> String;
 
 /// The tables that are made of the data alone, by file name, with what is in each.
-pub(super) const TABLES: [(&str, &str, Table); 13] = [
+pub(super) const TABLES: [(&str, &str, Table); 14] = [
     ("tags.csv", "how often each tag occurs", tags),
     ("histogram.csv", "scores of each tag by tenths", histogram),
     ("buckets.csv", "scores of each tag by twentieths", buckets),
@@ -18,6 +18,7 @@ pub(super) const TABLES: [(&str, &str, Table); 13] = [
     ("suggestions.csv", "suggested thresholds", suggestions),
     ("groups.csv", "pictures with any tag of a group", groups),
     ("cooccurrence.csv", "pictures that have two tags", cooccurrence),
+    ("pairs.csv", "each pair of tags that stand together", pairs),
     ("sharpness.csv", "scores against measured sharpness", sharpness),
     ("lengths.csv", "caption length by settings", lengths),
     ("gallery.csv", "the pictures shown", gallery),
@@ -135,6 +136,16 @@ fn cooccurrence(data: &ReportData) -> String {
     let rows = pairs.tags.iter().zip(&pairs.counts);
     let rows = rows.map(|(tag, counts)| [tag.clone()].into_iter().chain(numbers(counts)));
     text(tag_and(pairs.tags.iter().cloned()), rows)
+}
+
+fn pairs(data: &ReportData) -> String {
+    let CoOccurrence { tags, counts, .. } = &data.analysis.cooccurrence;
+    let pairs = (0..tags.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
+    let pairs = pairs.filter(|(a, b)| counts[*a][*b] > 0);
+    let number = |a: usize, b: usize| counts[a][b].to_string();
+    let rows =
+        pairs.map(|(a, b)| [tags[a].clone(), tags[b].clone(), number(a, b), number(a, a), number(b, b)]);
+    text(header(["tag", "with", "images", "images_of_tag", "images_of_with"]), rows)
 }
 
 fn sharpness(data: &ReportData) -> String {

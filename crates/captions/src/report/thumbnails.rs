@@ -102,6 +102,11 @@ impl Thumbnails {
         }
     }
 
+    /// Whether nothing has happened to any of these pictures since their thumbnails were made.
+    pub(super) fn know(&self, images: &BTreeSet<&str>) -> bool {
+        images.par_iter().all(|image| self.unchanged(image).is_some())
+    }
+
     /// Makes those that are missing; `false` where it was interrupted. Tells how many are done.
     pub(super) fn make(
         &mut self,

@@ -79,8 +79,9 @@ fn from_a_vocabulary_to_captions() {
     assert!(read(&dir, "report/groups.csv").contains("blurry,blurry,2,1.0000\n"));
     assert!(read(&dir, "report/captions.csv").contains("a.png,ok,2,1\n"));
     assert!(read(&dir, "report/report.md").contains("2 pictures have a caption"));
-    assert!(read(&dir, "report/tags/outdoors.html").contains("../../images/sub%20dir/b.jpg"));
-    assert!(read(&dir, "report/index.html").contains("tags/blurry.html"));
+    let slashes = |name| read(&dir, name).replace("&#x2f;", "/");
+    assert!(slashes("report/tags/outdoors.html").contains("href=\"../../images/sub%20dir/b.jpg\""));
+    assert!(slashes("report/index.html").contains("href=\"tags/blurry.html\""));
 
     let text = said(&dir, CAPTION, 0);
     assert!(text.contains("wrote 2 captions to `captions`, 2 of them with tags"), "{text}");
@@ -144,7 +145,7 @@ fn a_report_tells_of_broken_and_missing_pictures() {
     fs::remove_file(dir.path().join("images/sub dir/b.jpg")).unwrap();
     let text = said(&dir, REPORT, 3);
     assert!(
-        text.contains("skipped `a.png`: expected PNG, JPEG, WebP, GIF or BMP, found `no picture`"),
+        text.contains("skipped `a.png`: expected PNG, JPEG, WebP, GIF or BMP, found the text \"no picture\""),
         "{text}"
     );
     assert!(text.contains("skipped `sub dir/b.jpg`: it is not in `images`"), "{text}");

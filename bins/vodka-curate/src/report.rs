@@ -16,9 +16,15 @@ pub struct Report {
     /// A word, or several in a row: report the share of pictures that have any tag with it in its name; may be given again
     #[arg(long = "group", value_name = "WORD", default_value = "blurry")]
     groups: Vec<String>,
+    /// The tagger's table of pictures, for their sharpness [default: the one beside the tag table]
+    #[arg(long, value_name = "FILE")]
+    pictures: Option<PathBuf>,
+    /// What somebody has judged, for thresholds: CSV with the columns image, tag and label (0 or 1)
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// The most pictures shown of a tag for each 5 % of score; 0 for none
-    #[arg(long, value_name = "N", default_value_t = GalleryConfig::default().pictures)]
-    pictures: usize,
+    #[arg(long, value_name = "N", default_value_t = GalleryConfig::default().per_bucket)]
+    per_bucket: usize,
     /// The longer side of a thumbnail in pixels, 64 to 1024
     #[arg(long, value_name = "PX", default_value_t = GalleryConfig::default().thumbnail_px)]
     thumbnail_px: u32,
@@ -30,8 +36,9 @@ pub struct Report {
 impl Report {
     fn config(self) -> ReportConfig {
         let Inputs { tags, selection, images, min_score } = self.inputs;
-        let gallery = GalleryConfig { pictures: self.pictures, thumbnail_px: self.thumbnail_px };
-        ReportConfig { tags, selection, images, output: self.output, min_score, groups: self.groups, gallery }
+        let Self { pictures, labels, output, groups, .. } = self;
+        let gallery = GalleryConfig { per_bucket: self.per_bucket, thumbnail_px: self.thumbnail_px };
+        ReportConfig { tags, selection, images, output, min_score, groups, pictures, labels, gallery }
     }
 }
 

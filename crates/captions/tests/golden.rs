@@ -101,6 +101,8 @@ fn the_frequencies_are_those_of_pandas() {
         output: output.clone(),
         min_score: 0.3,
         groups: vec!["blurry".to_owned()],
+        pictures: None,
+        labels: None,
         gallery: GalleryConfig::default(),
     };
     let summary = report::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();

@@ -38,6 +38,8 @@ fn config(dir: &TempDir, groups: &[&str]) -> ReportConfig {
         output: at("report"),
         min_score: 0.3,
         groups: groups.iter().map(|word| (*word).to_owned()).collect(),
+        pictures: None,
+        labels: None,
         gallery: GalleryConfig::default(),
     }
 }
@@ -414,7 +416,7 @@ fn foreign_files_stay_as_they_are() {
     write(&dir, "report/tags/notes.txt", "mine");
     write(&dir, "report/thumbnails/mine.webp", "mine");
     write(&dir, "selection.csv", "name,include\nblurry_background,1\n");
-    config.gallery.pictures = 0;
+    config.gallery.per_bucket = 0;
     assert_eq!(run(&config).outcome, Outcome::Done);
     assert!(!dir.path().join(page).exists() && !config.output.join("charts/tag-solo.svg").exists());
     assert_eq!(fs::read(config.output.join("tags/notes.txt")).unwrap(), b"mine");
@@ -461,5 +463,5 @@ fn settings_and_tables_that_cannot_be_right_are_errors() {
     assert_eq!(text, "thumbnail_px is 8, expected 64 to 1024 pixels");
     let text = r#"{"tags": "", "selection": "", "images": "i", "output": "o"}"#;
     let config: ReportConfig = serde_json::from_str(text).unwrap();
-    assert_eq!((config.gallery.pictures, config.gallery.thumbnail_px), (8, 256));
+    assert_eq!((config.gallery.per_bucket, config.gallery.thumbnail_px), (8, 256));
 }

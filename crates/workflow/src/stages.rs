@@ -113,6 +113,8 @@ impl Workflow {
             output: self.output_of(&Job::Report),
             min_score: self.recipe.caption.min_score,
             groups: self.recipe.report.clone().unwrap_or_default().groups,
+            pictures: None,
+            labels: None,
             gallery: GalleryConfig::default(),
         }
     }

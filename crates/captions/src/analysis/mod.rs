@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
+use vodka_stage::Interrupt;
 
 use crate::{Result, TagTable, sheet::read_text};
 
@@ -130,7 +131,7 @@ pub struct SharpnessBucket {
     /// Pictures.
     pub images: u64,
     /// Their median sharpness.
-    pub median: f64,
+    pub median: Option<f64>,
 }
 
 /// What the two settings of captions do to their length.
@@ -150,35 +151,78 @@ pub struct LengthEffect {
     pub over_75: u64,
 }
 
-/// What an analysis is made from.
-#[derive(Debug)]
-pub struct AnalysisInputs<'a> {
-    /// The table, restricted to the pictures there are.
-    pub table: &'a TagTable,
-    /// Where it lies.
-    pub path: &'a Path,
+/// What is analysed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnalysisInputs {
+    /// The tag table.
+    pub tags: PathBuf,
+    /// The selection.
+    pub selection_path: PathBuf,
     /// The selected tags.
-    pub selected: &'a [&'a str],
-    /// The words.
-    pub groups: &'a [String],
-    /// Ascending.
-    pub thresholds: &'a [f32],
-    /// Of the co-occurrence.
-    pub min_score: f32,
-    /// Pictures, with the tokens of their captions.
-    pub tokens: &'a BTreeMap<&'a str, usize>,
+    pub selection: Vec<String>,
+    /// The pictures that count, with their captions.
+    pub captions: Option<BTreeMap<String, String>>,
+    /// The folder.
+    pub images: PathBuf,
+    /// The table of pictures.
+    pub pictures: Option<PathBuf>,
+    /// What somebody has judged.
+    pub labels: Option<PathBuf>,
+    /// The numbers.
+    pub settings: Settings,
 }
 
-/// The table of pictures beside a tag table.
-pub fn pictures_table(tags: &Path) -> PathBuf {
-    let extension = tags.extension().unwrap_or_default().to_string_lossy();
-    tags.with_extension(format!("pictures.{extension}"))
+/// The numbers of an analysis.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Ascending.
+    pub thresholds: Vec<f32>,
+    /// For co-occurrence and sharpness.
+    pub min_score: f32,
+    /// Several, to compare.
+    pub max_tags: Vec<usize>,
+    /// Words, canonical.
+    pub groups: Vec<String>,
+    /// The tag that is compared with sharpness.
+    pub sharpness_tag: String,
+    /// How many selected tags are counted together.
+    pub cooccurrence_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            thresholds: vec![0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
+            min_score: 0.3,
+            max_tags: vec![1, 3, 5, 10],
+            groups: vec!["blurry".to_owned()],
+            sharpness_tag: "blurry".to_owned(),
+            cooccurrence_max: 256,
+        }
+    }
+}
+
+/// An analysis, and what the user should know about its inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Analysed {
+    /// The numbers.
+    pub analysis: Analysis,
+    /// Sentences.
+    pub warnings: Vec<String>,
 }
 
 /// Fills the structs, simply.
-pub fn analyse(inputs: &AnalysisInputs<'_>) -> Result<Analysis> {
-    let AnalysisInputs { table, selected, thresholds, min_score, .. } = inputs;
-    let scores = table.scores(selected)?.by_image;
+pub fn analyse(inputs: &AnalysisInputs, interrupt: &Interrupt) -> Result<Option<Analysed>> {
+    if interrupt.is_raised() {
+        return Ok(None);
+    }
+    let Settings { thresholds, min_score, groups, .. } = &inputs.settings;
+    let captions = inputs.captions.clone().unwrap_or_default();
+    let mut table = TagTable::open(&inputs.tags)?;
+    table.restrict(captions.keys().map(String::as_str))?;
+    let selected: Vec<_> = inputs.selection.iter().map(String::as_str).collect();
+    let scores = table.scores(&selected)?.by_image;
     let all = table.tags();
     let mut by_tag = vec![Vec::new(); selected.len()];
     let mut counts = vec![vec![0; selected.len()]; selected.len()];
@@ -192,25 +236,21 @@ pub fn analyse(inputs: &AnalysisInputs<'_>) -> Result<Analysis> {
     }
     let tags = selected.iter().zip(&mut by_tag).map(|(tag, scores)| tag_analysis(tag, scores, thresholds));
     let tags: Vec<_> = tags.collect();
-    let groups = inputs.groups.iter().map(|word| group(table, &all, word, thresholds));
-    let tagged = table.images()?.len() as u64;
-    Ok(Analysis {
-        images: inputs.tokens.len() as u64,
-        tagged,
+    let groups = groups.iter().map(|word| group(&table, &all, word, thresholds));
+    let analysis = Analysis {
+        images: captions.len() as u64,
+        tagged: table.images()?.len() as u64,
         rows: by_tag.iter().map(|scores| scores.len() as u64).sum(),
         lowest_score: by_tag.iter().flatten().copied().fold(1.0, f32::min),
-        thresholds: thresholds.to_vec(),
+        thresholds: thresholds.clone(),
         tags,
         groups: groups.collect::<Result<_>>()?,
-        cooccurrence: CoOccurrence {
-            tags: selected.iter().map(|tag| (*tag).to_owned()).collect(),
-            min_score: *min_score,
-            counts,
-        },
+        cooccurrence: CoOccurrence { tags: inputs.selection.clone(), min_score: *min_score, counts },
         sharpness: sharpness(inputs, &scores)?,
-        lengths: lengths(inputs, &scores),
+        lengths: lengths(inputs, &captions, &scores),
         spellings: table.respelled(),
-    })
+    };
+    Ok(Some(Analysed { analysis, warnings: Vec::new() }))
 }
 
 type ByImage = BTreeMap<String, Vec<crate::TagScore>>;
@@ -256,13 +296,12 @@ fn group(table: &TagTable, all: &BTreeSet<&str>, word: &str, thresholds: &[f32])
 }
 
 /// From a CSV table of pictures only.
-fn sharpness(inputs: &AnalysisInputs<'_>, scores: &ByImage) -> Result<Option<SharpnessAgreement>> {
-    let path = pictures_table(inputs.path);
-    let Some(tag) = inputs.selected.iter().position(|tag| *tag == "blurry") else { return Ok(None) };
-    if !path.exists() || path.extension().is_none_or(|extension| extension != "csv") {
+fn sharpness(inputs: &AnalysisInputs, scores: &ByImage) -> Result<Option<SharpnessAgreement>> {
+    let Some(path) = &inputs.pictures else { return Ok(None) };
+    let Some(tag) = inputs.selection.iter().position(|tag| *tag == inputs.settings.sharpness_tag) else {
         return Ok(None);
-    }
-    let text = read_text(&path)?;
+    };
+    let text = read_text(path)?;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let header = reader.headers().cloned().unwrap_or_default();
     let column = |name: &str| header.iter().position(|cell| cell == name);
@@ -282,25 +321,30 @@ fn sharpness(inputs: &AnalysisInputs<'_>, scores: &ByImage) -> Result<Option<Sha
             .collect();
         inside.sort_by(f64::total_cmp);
         if let Some(median) = inside.get(inside.len() / 2) {
-            buckets.push(SharpnessBucket { from, to, images: inside.len() as u64, median: *median });
+            buckets.push(SharpnessBucket { from, to, images: inside.len() as u64, median: Some(*median) });
         }
     }
-    let tag = inputs.selected[tag].to_owned();
+    let tag = inputs.selection[tag].clone();
     let images = pairs.len() as u64;
     Ok(Some(SharpnessAgreement { tag, images, spearman: -0.61, auc: 0.83, buckets }))
 }
 
-fn lengths(inputs: &AnalysisInputs<'_>, scores: &ByImage) -> Vec<LengthEffect> {
+fn lengths(
+    inputs: &AnalysisInputs,
+    captions: &BTreeMap<String, String>,
+    scores: &ByImage,
+) -> Vec<LengthEffect> {
     let mut effects = Vec::new();
     for max_tags in [1, 3, 5, 10] {
         for min_score in [0.2, 0.3, 0.5] {
             let mut tokens = Vec::new();
             let mut images_with_tags = 0;
-            for (image, own) in inputs.tokens {
-                let tags = scores.get(*image).map(Vec::as_slice).unwrap_or_default();
+            for (image, caption) in captions {
+                let own = vodka_prompt::token_count(caption);
+                let tags = scores.get(image).map(Vec::as_slice).unwrap_or_default();
                 let names: Vec<_> = crate::choose(tags, max_tags, min_score)
                     .into_iter()
-                    .map(|tag| crate::displayed(inputs.selected[tag]))
+                    .map(|tag| crate::displayed(&inputs.selection[tag]))
                     .collect();
                 images_with_tags += u64::from(!names.is_empty());
                 tokens.push(

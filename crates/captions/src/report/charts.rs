@@ -259,14 +259,14 @@ pub(super) fn bucket_name(place: usize) -> String {
 pub(super) fn sharpness(data: &ReportData) -> Option<Chart> {
     let agreement = data.analysis.sharpness.as_ref()?;
     let bars = agreement.buckets.iter().map(|bucket| Bar {
-        value: bucket.median,
+        value: bucket.median.unwrap_or_default(),
         class: "bar",
         title: format!(
             "{} at {} to {}: median sharpness {:.0}, {} pictures",
             agreement.tag,
             bucket.from,
             bucket.to,
-            bucket.median,
+            bucket.median.unwrap_or_default(),
             thousands(bucket.images)
         ),
         link: None,

@@ -30,6 +30,8 @@ pub struct ReportData {
     pub untagged: Vec<String>,
     /// Selected tags that no picture has at any score.
     pub unused: Vec<String>,
+    /// What the user should know about the inputs.
+    pub warnings: Vec<String>,
 }
 
 /// A selected tag: what its page shows besides its [`TagAnalysis`].

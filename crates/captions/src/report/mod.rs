@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use self::{
 };
 use crate::{
     Caption, Error, Result, Selection, TagTable,
-    analysis::{Analysis, AnalysisInputs, analyse, pictures_table},
+    analysis::{Analysed, Analysis, AnalysisInputs, Settings, analyse},
     canonical,
     caption::{check_apart, check_min_score, decimal},
     originals::Original,
@@ -44,9 +44,6 @@ pub use thumbnails::Thumbnail;
 /// The stage's name in records.
 const STAGE: &str = "report";
 
-/// The thresholds at which pictures are counted, besides the minimum score.
-const THRESHOLDS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-
 /// The problems that are named on the screen; `problems.csv` has all.
 const NAMED: usize = 20;
 
@@ -68,6 +65,12 @@ pub struct ReportConfig {
     /// Words, or several in a row: for each, the share of pictures that have any tag with them in its name.
     #[serde(default = "blurry")]
     pub groups: Vec<String>,
+    /// The tagger's table of pictures, for their sharpness; by default the one beside the tag table, if it is there.
+    #[serde(default)]
+    pub pictures: Option<PathBuf>,
+    /// What somebody has judged, for thresholds: CSV with the columns `image`, `tag` and `label` (0 or 1).
+    #[serde(default)]
+    pub labels: Option<PathBuf>,
     /// The pictures that are shown for each tag.
     #[serde(default)]
     pub gallery: GalleryConfig,
@@ -78,14 +81,14 @@ pub struct ReportConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct GalleryConfig {
     /// The most pictures of a tag for each 5 % of score. 8 by default; 0 for none.
-    pub pictures: usize,
+    pub per_bucket: usize,
     /// The longer side of a thumbnail in pixels, 64 to 1024. 256 by default.
     pub thumbnail_px: u32,
 }
 
 impl Default for GalleryConfig {
     fn default() -> Self {
-        Self { pictures: 8, thumbnail_px: 256 }
+        Self { per_bucket: 8, thumbnail_px: 256 }
     }
 }
 
@@ -104,6 +107,10 @@ pub struct ReportPlan {
     pub min_score: f32,
     /// Words, canonical.
     pub groups: Vec<String>,
+    /// The tagger's table of pictures.
+    pub pictures: Option<PathBuf>,
+    /// What somebody has judged.
+    pub labels: Option<PathBuf>,
     /// The pictures that are shown for each tag.
     pub gallery: GalleryConfig,
 }
@@ -130,10 +137,17 @@ impl ReportConfig {
             return Err(Error::Range { setting, found: px.into(), expected });
         }
         check_apart(&self.output, &self.images)?;
-        let Self { tags, selection, images, output, min_score, gallery, .. } = self.clone();
+        let Self { tags, selection, images, output, min_score, labels, gallery, .. } = self.clone();
         let groups = self.groups.iter().map(|word| canonical(word)).collect();
-        Ok(ReportPlan { tags, selection, images, output, min_score, groups, gallery })
+        let pictures = self.pictures.clone().or_else(|| beside(&tags));
+        Ok(ReportPlan { tags, selection, images, output, min_score, groups, pictures, labels, gallery })
     }
+}
+
+/// The table of pictures that the tagger has written beside a table of tags.
+fn beside(tags: &Path) -> Option<PathBuf> {
+    let extension = tags.extension()?.to_string_lossy().into_owned();
+    Some(tags.with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
 }
 
 impl ReportPlan {
@@ -163,23 +177,33 @@ impl ReportPlan {
             &self.selection,
             |_| true,
         )?;
-        let pictures = pictures_table(&self.tags);
-        if pictures.exists() {
-            key = key.input("pictures", &pictures, |_| true)?;
+        for (name, path) in [("pictures", &self.pictures), ("labels", &self.labels)] {
+            if let Some(path) = path {
+                key = key.input(name, path, |_| true)?;
+            }
         }
         key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals, false));
         key.inputs.insert("shown".to_owned(), thumbnails.input(shown));
         Ok(key)
     }
 
-    /// The thresholds at which pictures are counted, ascending.
-    fn thresholds(&self) -> Vec<f32> {
-        let mut thresholds = THRESHOLDS.to_vec();
-        if !thresholds.contains(&self.min_score) {
-            thresholds.push(self.min_score);
+    fn analysis_inputs(&self, read: &Read, captions: BTreeMap<String, String>) -> AnalysisInputs {
+        let mut settings =
+            Settings { min_score: self.min_score, groups: self.groups.clone(), ..Settings::default() };
+        if !settings.thresholds.contains(&self.min_score) {
+            settings.thresholds.push(self.min_score);
+            settings.thresholds.sort_by(f32::total_cmp);
         }
-        thresholds.sort_by(f32::total_cmp);
-        thresholds
+        AnalysisInputs {
+            tags: self.tags.clone(),
+            selection_path: self.selection.clone(),
+            selection: read.selection.names().into_iter().map(ToOwned::to_owned).collect(),
+            captions: Some(captions),
+            images: self.images.clone(),
+            pictures: self.pictures.clone(),
+            labels: self.labels.clone(),
+            settings,
+        }
     }
 }
 
@@ -226,6 +250,8 @@ pub struct ReportSummary {
     pub spellings: Vec<(String, Vec<String>)>,
     /// Pictures that are missing, or were to be shown and cannot be read.
     pub skipped: Vec<Problem>,
+    /// What the user should know about the inputs.
+    pub warnings: Vec<String>,
 }
 
 /// A picture that was left out, and why.
@@ -303,6 +329,22 @@ impl fmt::Display for ReportSummary {
 }
 
 impl ReportSummary {
+    fn interrupted(plan: &ReportPlan) -> Self {
+        Self {
+            outcome: Outcome::Interrupted,
+            output: plan.output.clone(),
+            images: 0,
+            tagged: 0,
+            tags: 0,
+            shown: 0,
+            groups: Vec::new(),
+            captions: CaptionStatistics::default(),
+            spellings: Vec::new(),
+            skipped: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     fn fmt_numbers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tags, images, tagged, shown, .. } = self;
         write!(f, "wrote a report on {tags} tags of {images} pictures ({tagged} tagged, {shown} shown) to ")?;
@@ -315,7 +357,7 @@ impl ReportSummary {
         for (tag, spellings) in &self.spellings {
             write!(f, "\n`{tag}` is spelled in {} ways", spellings.len())?;
         }
-        Ok(())
+        self.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
     }
 }
 
@@ -339,7 +381,7 @@ struct Read {
     /// Pictures that the folder has and the table does not name.
     untagged: Vec<String>,
     /// The most pictures to show in a bucket.
-    pictures: usize,
+    per_bucket: usize,
 }
 
 impl Read {
@@ -361,7 +403,7 @@ impl Read {
         let untagged = untagged.map(|image| (*image).to_owned()).collect();
         table.restrict(held.iter().copied())?;
         let scores = table.scores(&selection.names())?;
-        Ok(Self { selection, table, scores, missing, untagged, pictures: plan.gallery.pictures })
+        Ok(Self { selection, table, scores, missing, untagged, per_bucket: plan.gallery.per_bucket })
     }
 
     /// The scores of each selected tag.
@@ -372,7 +414,7 @@ impl Read {
     /// The pictures that any gallery shows.
     fn shown(&self) -> BTreeSet<&str> {
         let by_tag = self.by_tag();
-        let shown = by_tag.iter().flat_map(|scores| buckets(scores, self.pictures));
+        let shown = by_tag.iter().flat_map(|scores| buckets(scores, self.per_bucket));
         shown.flat_map(|bucket| bucket.shown).map(|scored| scored.image).collect()
     }
 }
@@ -400,17 +442,17 @@ pub fn run(
     {
         return Ok(summary);
     }
-    let measured = originals.iter().map(|original| measure(plan, original)).collect::<Result<Vec<_>>>()?;
-    let mut data = data(plan, &read, &measured, analysis(plan, &read, &measured)?);
+    let (captions, measured) = captions(plan, &originals)?;
+    let Some(analysed) = analyse(&plan.analysis_inputs(&read, captions), interrupt)? else {
+        return Ok(ReportSummary::interrupted(plan));
+    };
+    let mut data = data(plan, &read, &measured, analysed);
     let files = files(&data, &measured);
-    if interrupt.is_raised() {
-        return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
-    }
     folder.claim(files.iter().map(|file| file.name.as_str()))?;
     on_event(ReportEvent::Started { pictures: shown.len() as u64 });
     let on_done = &mut |done| on_event(ReportEvent::Thumbnails { done });
     if !thumbnails.make(&shown, interrupt, on_done)? {
-        return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
+        return Ok(ReportSummary::interrupted(plan));
     }
     if let Some(summary) = made(&thumbnails)? {
         return Ok(summary);
@@ -419,7 +461,7 @@ pub fn run(
     folder.begin()?;
     for file in &files {
         if interrupt.is_raised() {
-            return Ok(summary(plan, data, shown.len(), Outcome::Interrupted));
+            return Ok(ReportSummary::interrupted(plan));
         }
         let path = folder.path(&file.name);
         write_atomic(&path, (file.content)(&data))?;
@@ -439,20 +481,9 @@ fn made(plan: &ReportPlan, key: &RunKey) -> Result<Option<ReportSummary>> {
     Ok(made.map(unchanged))
 }
 
-fn analysis(plan: &ReportPlan, read: &Read, measured: &[Measured]) -> Result<Analysis> {
-    analyse(&AnalysisInputs {
-        table: &read.table,
-        path: &plan.tags,
-        selected: &read.selection.names(),
-        groups: &plan.groups,
-        thresholds: &plan.thresholds(),
-        min_score: plan.min_score,
-        tokens: &measured.iter().map(|caption| (caption.image.as_str(), caption.tokens)).collect(),
-    })
-}
-
 /// All but what the thumbnails tell.
-fn data(plan: &ReportPlan, read: &Read, measured: &[Measured], analysis: Analysis) -> ReportData {
+fn data(plan: &ReportPlan, read: &Read, measured: &[Measured], analysed: Analysed) -> ReportData {
+    let Analysed { analysis, warnings } = analysed;
     let missing = read.missing.iter().map(|image| Problem {
         image: image.clone(),
         problem: format!("it is not in `{}`", plan.images.display()),
@@ -469,6 +500,7 @@ fn data(plan: &ReportPlan, read: &Read, measured: &[Measured], analysis: Analysi
         analysis,
         problems: missing.collect(),
         untagged: read.untagged.clone(),
+        warnings,
     }
 }
 
@@ -491,7 +523,7 @@ fn tag_data(plan: &ReportPlan, read: &Read, analysis: &Analysis) -> Vec<TagData>
     let mut tags: Vec<_> = tags
         .filter_map(|(((name, slug), scores), selected)| {
             let enough = scores.iter().filter(|scored| scored.score >= plan.min_score);
-            let buckets = buckets(scores, plan.gallery.pictures).into_iter().map(|bucket| BucketData {
+            let buckets = buckets(scores, plan.gallery.per_bucket).into_iter().map(|bucket| BucketData {
                 from_percent: percent(bucket.place),
                 to_percent: percent(bucket.place + 1),
                 images: bucket.images as u64,
@@ -585,6 +617,7 @@ fn summary(plan: &ReportPlan, data: ReportData, shown: usize, outcome: Outcome) 
         captions: data.captions,
         spellings: data.analysis.spellings,
         skipped: data.problems,
+        warnings: data.warnings,
     }
 }
 
@@ -602,17 +635,29 @@ fn groups(analysis: &Analysis, selected: &[&str], images: usize) -> Vec<Group> {
     analysis.groups.iter().map(group).collect()
 }
 
-fn measure(plan: &ReportPlan, original: &Original) -> Result<Measured> {
-    let caption = original.caption(&plan.images)?;
-    let status = match &caption {
+/// The text of each picture's caption, empty where there is none, and what there is to say about it.
+fn captions(plan: &ReportPlan, originals: &[Original]) -> Result<(BTreeMap<String, String>, Vec<Measured>)> {
+    let mut texts = BTreeMap::new();
+    let mut measured = Vec::with_capacity(originals.len());
+    for original in originals {
+        let caption = original.caption(&plan.images)?;
+        let image = original.picture.image.clone();
+        measured.push(measure(image.clone(), caption.as_ref()));
+        texts.insert(image, caption.unwrap_or_default().text);
+    }
+    Ok((texts, measured))
+}
+
+fn measure(image: String, caption: Option<&Caption>) -> Measured {
+    let status = match caption {
         None => "missing",
         Some(Caption { text, .. }) if text.is_empty() => "empty",
         Some(Caption { joined: true, .. }) => "several lines",
         Some(_) => "ok",
     };
-    let text = caption.unwrap_or_default().text;
+    let text = caption.map(|caption| caption.text.as_str()).unwrap_or_default();
     let parts = text.split(',').filter(|part| !part.trim().is_empty()).count();
-    Ok(Measured { image: original.picture.image.clone(), status, tokens: token_count(&text), parts })
+    Measured { image, status, tokens: token_count(text), parts }
 }
 
 fn statistics(measured: &[Measured]) -> CaptionStatistics {

@@ -256,7 +256,7 @@ fn sharpness(data: &ReportData) -> Option<Sharpness> {
         [
             format!("{} to {}", trimmed(bucket.from), trimmed(bucket.to)),
             thousands(bucket.images),
-            format!("{:.0}", bucket.median),
+            bucket.median.map(|median| format!("{median:.0}")).unwrap_or_default(),
         ]
     };
     Some(Sharpness {
@@ -305,6 +305,7 @@ fn problems(data: &ReportData) -> Vec<List> {
     });
     let pictures = data.problems.iter().map(|problem| format!("{}: {}", problem.image, problem.problem));
     let lists = [
+        ("Warnings", data.warnings.clone(), "data.json"),
         ("Pictures that are missing or cannot be shown", pictures.collect(), "problems.csv"),
         ("Pictures that the tag table does not name", data.untagged.clone(), "problems.csv"),
         ("Tags that the table spells in several ways (counted as one)", spellings.collect(), "spellings.csv"),

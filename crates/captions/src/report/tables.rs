@@ -152,7 +152,13 @@ fn sharpness(data: &ReportData) -> String {
     let rows = data.analysis.sharpness.iter().flat_map(|agreement| {
         agreement.buckets.iter().map(|bucket| {
             let [from, to] = [bucket.from, bucket.to].map(|bound| bound.to_string());
-            [agreement.tag.clone(), from, to, bucket.images.to_string(), format!("{:.2}", bucket.median)]
+            [
+                agreement.tag.clone(),
+                from,
+                to,
+                bucket.images.to_string(),
+                optional(bucket.median.map(|median| format!("{median:.2}"))),
+            ]
         })
     });
     text(header(["tag", "from", "to", "images", "median_sharpness"]), rows)

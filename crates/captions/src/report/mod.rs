@@ -372,9 +372,7 @@ struct Measured {
 /// What is read before it is known whether there is anything to do.
 struct Read {
     selection: Selection,
-    /// Without the pictures that are missing.
-    table: TagTable,
-    /// Of the selected tags.
+    /// Of the selected tags, without the pictures that are missing.
     scores: Scores,
     /// Pictures that the table names and the folder lacks.
     missing: Vec<String>,
@@ -403,7 +401,7 @@ impl Read {
         let untagged = untagged.map(|image| (*image).to_owned()).collect();
         table.restrict(held.iter().copied())?;
         let scores = table.scores(&selection.names())?;
-        Ok(Self { selection, table, scores, missing, untagged, per_bucket: plan.gallery.per_bucket })
+        Ok(Self { selection, scores, missing, untagged, per_bucket: plan.gallery.per_bucket })
     }
 
     /// The scores of each selected tag.

@@ -153,7 +153,7 @@ struct Bar {
 }
 
 const LEFT: f64 = 42.0;
-const RIGHT: f64 = WIDTH - 8.0;
+const RIGHT: f64 = WIDTH - 12.0;
 const TOP: f64 = 22.0;
 const BOTTOM: f64 = 158.0;
 

@@ -120,8 +120,19 @@ struct Columns {
     lines: Vec<Tick>,
     ticks: Vec<Tick>,
     columns: Vec<Column>,
-    marks: Vec<Tick>,
+    /// Each with a line of text of its own, above the bars.
+    marks: Vec<Mark>,
+    /// Where the lines of the marks begin.
+    top: f64,
     axis: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Mark {
+    at: f64,
+    y: f64,
+    text: String,
+    anchor: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -154,8 +165,9 @@ struct Bar {
 
 const LEFT: f64 = 42.0;
 const RIGHT: f64 = WIDTH - 12.0;
-const TOP: f64 = 22.0;
 const BOTTOM: f64 = 158.0;
+/// What a line of text takes.
+const LINE: f64 = 14.0;
 
 /// Draws bars side by side. Ticks and marks are at places counted in bars.
 fn columns(
@@ -166,10 +178,11 @@ fn columns(
     marks: Vec<(f64, String)>,
 ) -> Chart {
     let most = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
-    let (step, top) = scale(most);
+    let (step, highest) = scale(most);
+    let top = 8.0 + LINE * marks.len().max(1) as f64;
     let width = (RIGHT - LEFT) / bars.len().max(1) as f64;
     let x = |place: f64| round(LEFT + width * place);
-    let y = |value: f64| round(BOTTOM - (BOTTOM - TOP) * value / top);
+    let y = |value: f64| round(BOTTOM - (BOTTOM - top) * value / highest);
     let column = |(place, bar): (usize, Bar)| {
         // What is there is seen, however little it is.
         let height = if bar.value > 0.0 { (BOTTOM - y(bar.value)).max(1.5) } else { 0.0 };
@@ -187,11 +200,11 @@ fn columns(
         let value = step * f64::from(n);
         Tick { at: y(value), text: short_number(value), anchor: "end" }
     };
-    let lines = (0..).take_while(|n| step * f64::from(*n) <= top * 1.001).map(line).collect();
+    let lines = (0..).take_while(|n| step * f64::from(*n) <= highest * 1.001).map(line).collect();
     let tick = |(at, text)| Tick { at: x(at), text, anchor: "middle" };
-    let mark = |(at, text)| {
-        let at = x(at);
-        Tick { at, text, anchor: if at > WIDTH / 2.0 { "end" } else { "start" } }
+    let mark = |(line, (at, text)): (usize, (f64, String))| {
+        let (at, y) = (x(at), LINE * (line + 1) as f64 - 3.0);
+        Mark { at, y, text, anchor: if at > WIDTH / 2.0 { "end" } else { "start" } }
     };
     Chart {
         template: "columns.svg",
@@ -202,7 +215,8 @@ fn columns(
             lines,
             ticks: ticks.into_iter().map(tick).collect(),
             columns: bars.into_iter().enumerate().map(column).collect(),
-            marks: marks.into_iter().map(mark).collect(),
+            marks: marks.into_iter().enumerate().map(mark).collect(),
+            top: top - 4.0,
             axis: axis.to_owned(),
         }),
     }
@@ -229,8 +243,7 @@ pub(super) fn histogram(data: &ReportData, tag: &TagData) -> Chart {
     let in_bars = |score: f32| f64::from(score) * BUCKETS as f64;
     let ticks = (0..=10_u32).step_by(2).map(|k| (f64::from(2 * k), format!("{:.1}", f64::from(k) / 10.0)));
     let mut marks = vec![(in_bars(data.min_score), format!("minimum {}", data.min_score))];
-    let suggested = suggested(data, tag).filter(|score| (score - data.min_score).abs() > 0.2);
-    marks.extend(suggested.map(|score| (in_bars(score), format!("suggested {score:.2}"))));
+    marks.extend(suggested(data, tag).map(|score| (in_bars(score), format!("suggested {score:.2}"))));
     columns(
         format!("Scores of {}", tag.tag),
         "score",

@@ -424,7 +424,9 @@ fn tag_figures(data: &ReportData, tag: &TagData) -> Vec<Figure> {
         figure("Mean score", score(numbers.mean_score), format!("median {}", score(middle))),
     ];
     if let Some(score) = suggested(data, tag) {
-        figures.push(figure("Suggested threshold", format!("{score:.2}"), "knee, or from judged pictures"));
+        let judged = numbers.suggestion.as_ref().is_some_and(|found| found.from_labels.is_some());
+        let note = if judged { "from judged pictures" } else { "where the count bends" };
+        figures.push(figure("Suggested threshold", format!("{score:.2}"), note));
     }
     if let Some(count) = tag.count {
         figures.push(figure("In the tagger's data", thousands(count), "pictures"));

@@ -1,9 +1,10 @@
 //! The command line of the analysis.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vodka_captions::analysis::AnalyseConfig;
+use vodka_captions::analysis::{self, AnalyseConfig};
+use vodka_cli::Session;
 
 /// What an analysis is made from.
 #[derive(Args)]
@@ -49,8 +50,14 @@ pub struct Analyse {
 }
 
 impl Analyse {
-    /// The analysis as it was asked for.
-    pub fn config(self) -> AnalyseConfig {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        session.stage(self.config().plan(), |plan, session| {
+            analysis::run(plan, session.interrupt(), &mut |_| {})
+        })
+    }
+
+    fn config(self) -> AnalyseConfig {
         let Self {
             tags, selection, images, pictures, labels, thresholds, min_score, max_tags, groups, ..
         } = self;

@@ -26,13 +26,15 @@ impl Clean {
     }
 }
 
-/// Runs the stage with a progress bar.
-pub fn run(session: &Session, arguments: Clean) -> ExitCode {
-    session.stage(arguments.config().plan(), |plan, session| {
-        let bar = session.progress("images", 0);
-        clean::run(plan, session.interrupt(), &mut |event| match event {
-            CleanEvent::Started { images } => bar.set_total(images),
-            CleanEvent::Cleaned { images } => bar.set(images),
+impl Clean {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        session.stage(self.config().plan(), |plan, session| {
+            let bar = session.progress("images", 0);
+            clean::run(plan, session.interrupt(), &mut |event| match event {
+                CleanEvent::Started { images } => bar.set_total(images),
+                CleanEvent::Cleaned { images } => bar.set(images),
+            })
         })
-    })
+    }
 }

@@ -1,15 +1,20 @@
-//! Selects tags, reports on them, and writes captions.
+//! Everything between a tagger's scores and captions: one subcommand a file.
 
+mod analyse;
 mod caption;
+mod clean;
+mod duplicates;
+mod filter;
+mod mix;
+mod recaption;
+mod report;
+mod segment;
+mod select;
 mod undo;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use vodka_captions::{
-    report::{self, ReportConfig, ReportEvent},
-    select::{self, SelectConfig},
-};
 use vodka_cli::{Common, Session};
 
 /// Selects the tags worth having, shows what they do, and puts the best of them into the captions
@@ -26,33 +31,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Mark the most frequent general tags of a tagger's vocabulary in a column `include` of 0 and 1
-    Select(Select),
-    /// Write tables of tag frequencies, score histograms and captions, and a report.md
-    Report(Report),
+    /// Mark the tags worth having in a tagger's vocabulary, in a column `include` of 0 and 1
+    Select(select::Select),
+    /// Put a tag table through cleaning rules: aliases, implications, blacklist, replacements, regular expressions
+    Clean(clean::Clean),
+    /// Count the selected tags at any threshold, together and apart, and suggest thresholds: analysis.json and CSV
+    Analyse(analyse::Analyse),
+    /// Write pages to look at: numbers, charts, and for each tag pictures by score
+    Report(report::Report),
     /// Put the best selected tags of each picture into its caption
     Caption(Box<caption::Caption>),
     /// Put the originals back that `caption --in-place` has kept, and remove what it has made
     Undo(undo::Undo),
-}
-
-#[derive(Args)]
-struct Select {
-    /// The tagger's selected_tags.csv (columns: name, category, count)
-    #[arg(long, value_name = "FILE")]
-    labels: PathBuf,
-    /// The share of all occurrences of general tags that the selected ones cover, from the most frequent down; 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
-    coverage: f64,
-    /// Tags to take besides, whatever their count; separated by commas
-    #[arg(long, value_name = "TAGS", value_delimiter = ',')]
-    include: Vec<String>,
-    /// Tags to leave out; separated by commas
-    #[arg(long, value_name = "TAGS", value_delimiter = ',')]
-    exclude: Vec<String>,
-    /// The CSV file to write
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
+    /// Get captions from an external captioner, beside those that the pictures have
+    Recaption(recaption::Recaption),
+    /// Write captions of which a share is new and the rest original
+    Mix(mix::Mix),
+    /// List, exclude, copy or link the pictures that fit a query
+    Filter(Box<filter::Arguments>),
+    /// Divide a dataset into folders by queries, each with EveryDream2's settings for a folder
+    Segment(segment::Arguments),
+    /// Find pictures that are there more than once: the same file, or one that looks the same
+    Duplicates(duplicates::Arguments),
 }
 
 /// What a report and captions are made from.
@@ -64,7 +64,7 @@ struct Inputs {
     /// The selection: any CSV with a column `name` and a column `include` (or `keep`) of 0 and 1
     #[arg(long, value_name = "FILE")]
     selection: PathBuf,
-    /// The folder of pictures, with a .txt caption beside each
+    /// The folder of pictures, with a caption beside each
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
     /// The lowest score of a tag that counts as there, 0 to 1
@@ -72,51 +72,20 @@ struct Inputs {
     min_score: f32,
 }
 
-#[derive(Args)]
-struct Report {
-    #[command(flatten)]
-    inputs: Inputs,
-    /// A word, or several in a row: report the share of pictures that have any tag with it in its name; may be given again
-    #[arg(long = "group", value_name = "WORD", default_value = "blurry")]
-    groups: Vec<String>,
-    /// The folder to write
-    #[arg(long, short, value_name = "DIR")]
-    output: PathBuf,
-}
-
-impl Select {
-    fn config(self) -> SelectConfig {
-        let Self { labels, coverage, include, exclude, output } = self;
-        SelectConfig { labels, coverage, include, exclude, output }
-    }
-}
-
-impl Report {
-    fn config(self) -> ReportConfig {
-        let Self { inputs: Inputs { tags, selection, images, min_score }, groups, output } = self;
-        ReportConfig { tags, selection, images, output, min_score, groups }
-    }
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let session = Session::start(arguments.common);
     match arguments.command {
-        Command::Select(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            select::run(plan, session.interrupt(), &mut |_| {})
-        }),
-        Command::Report(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            let bar = session.progress("tables", 5);
-            let mut tables = 0;
-            report::run(plan, session.interrupt(), &mut |ReportEvent::Wrote { .. }| {
-                tables += 1;
-                bar.set(tables);
-            })
-        }),
+        Command::Select(arguments) => arguments.run(&session),
+        Command::Clean(arguments) => arguments.run(&session),
+        Command::Analyse(arguments) => arguments.run(&session),
+        Command::Report(arguments) => arguments.run(&session),
         Command::Caption(arguments) => arguments.run(&session),
-        Command::Undo(arguments) => session.stage(arguments.config().plan(), |plan, session| {
-            let bar = session.progress("files", 0);
-            vodka_captions::undo::run(plan, session.interrupt(), &mut |done| bar.set(done))
-        }),
+        Command::Undo(arguments) => arguments.run(&session),
+        Command::Recaption(arguments) => arguments.run(&session),
+        Command::Mix(arguments) => arguments.run(&session),
+        Command::Filter(arguments) => arguments.run(&session),
+        Command::Segment(arguments) => arguments.run(&session),
+        Command::Duplicates(arguments) => arguments.run(&session),
     }
 }

@@ -29,13 +29,15 @@ impl Mix {
     }
 }
 
-/// Runs the stage with a progress bar.
-pub fn run(session: &Session, arguments: Mix) -> ExitCode {
-    session.stage(arguments.config().plan(), |plan, session| {
-        let bar = session.progress("captions", 0);
-        mix::run(plan, session.interrupt(), &mut |event| match event {
-            MixEvent::Started { images } => bar.set_total(images),
-            MixEvent::Wrote { images } => bar.set(images),
+impl Mix {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        session.stage(self.config().plan(), |plan, session| {
+            let bar = session.progress("captions", 0);
+            mix::run(plan, session.interrupt(), &mut |event| match event {
+                MixEvent::Started { images } => bar.set_total(images),
+                MixEvent::Wrote { images } => bar.set(images),
+            })
         })
-    })
+    }
 }

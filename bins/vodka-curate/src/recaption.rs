@@ -88,21 +88,23 @@ impl Recaption {
     }
 }
 
-/// Runs the stage with a progress bar.
-pub fn run(session: &Session, arguments: Recaption) -> ExitCode {
-    let config = match arguments.config() {
-        Ok(config) => config,
-        Err(error) => return session.fail(&error, Exit::Usage),
-    };
-    session.stage(config.plan(), |plan, session| {
-        let bar = session.progress("images", 0);
-        recaption::run(plan, session.interrupt(), &mut |event| match event {
-            RecaptionEvent::Started { images, answered } => {
-                bar.set_total(images);
-                bar.start_at(answered);
-            }
-            RecaptionEvent::Answered { images } => bar.set(images),
-            RecaptionEvent::Skipped(_) => {}
+impl Recaption {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        let config = match self.config() {
+            Ok(config) => config,
+            Err(error) => return session.fail(&error, Exit::Usage),
+        };
+        session.stage(config.plan(), |plan, session| {
+            let bar = session.progress("images", 0);
+            recaption::run(plan, session.interrupt(), &mut |event| match event {
+                RecaptionEvent::Started { images, answered } => {
+                    bar.set_total(images);
+                    bar.start_at(answered);
+                }
+                RecaptionEvent::Answered { images } => bar.set(images),
+                RecaptionEvent::Skipped(_) => {}
+            })
         })
-    })
+    }
 }

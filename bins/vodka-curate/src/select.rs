@@ -39,8 +39,10 @@ impl Select {
     }
 }
 
-/// Runs the stage.
-pub fn run(session: &Session, arguments: Select) -> ExitCode {
-    session
-        .stage(arguments.config().plan(), |plan, session| select::run(plan, session.interrupt(), &mut |_| {}))
+impl Select {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        session
+            .stage(self.config().plan(), |plan, session| select::run(plan, session.interrupt(), &mut |_| {}))
+    }
 }

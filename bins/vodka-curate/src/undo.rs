@@ -1,9 +1,10 @@
 //! The arguments of `undo`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vodka_captions::undo::UndoConfig;
+use vodka_captions::undo::{self, UndoConfig};
+use vodka_cli::Session;
 
 #[derive(Args)]
 pub struct Undo {
@@ -16,7 +17,15 @@ pub struct Undo {
 }
 
 impl Undo {
-    pub fn config(self) -> UndoConfig {
+    /// Runs the stage.
+    pub fn run(self, session: &Session) -> ExitCode {
+        session.stage(self.config().plan(), |plan, session| {
+            let bar = session.progress("files", 0);
+            undo::run(plan, session.interrupt(), &mut |done| bar.set(done))
+        })
+    }
+
+    fn config(self) -> UndoConfig {
         let Self { images, force } = self;
         UndoConfig { images, force }
     }

@@ -42,9 +42,11 @@ const IN_PLACE: &str = "caption --tags tags.csv --selection selection.csv --imag
 fn world() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(fixture("captions/v3_rule/selected_tags.csv"), dir.path().join("selected_tags.csv")).unwrap();
-    write(&dir, "images/a.png", "");
+    // What they show does not matter here, nor that they are called what they are not.
+    let picture = fs::read(fixture("world/images/000.webp")).unwrap();
+    write(&dir, "images/a.png", &picture);
     write(&dir, "images/a.txt", "a heart\n");
-    write(&dir, "images/sub dir/b.jpg", "");
+    write(&dir, "images/sub dir/b.jpg", &picture);
     write(&dir, "images/sub dir/b.txt", "two stars");
     let rows = [
         "a.png,101,solo,general,0.98",
@@ -77,6 +79,9 @@ fn from_a_vocabulary_to_captions() {
     assert!(read(&dir, "report/groups.csv").contains("blurry,blurry,2,1.0000\n"));
     assert!(read(&dir, "report/captions.csv").contains("a.png,ok,2,1\n"));
     assert!(read(&dir, "report/report.md").contains("2 pictures have a caption"));
+    let slashes = |name| read(&dir, name).replace("&#x2f;", "/");
+    assert!(slashes("report/tags/outdoors.html").contains("href=\"../../images/sub%20dir/b.jpg\""));
+    assert!(slashes("report/index.html").contains("href=\"tags/blurry.html\""));
 
     let text = said(&dir, CAPTION, 0);
     assert!(text.contains("wrote 2 captions to `captions`, 2 of them with tags"), "{text}");
@@ -171,6 +176,19 @@ fn a_dry_run_prints_the_plan_and_json_the_report() {
 }
 
 #[test]
+fn a_report_tells_of_broken_and_missing_pictures() {
+    let dir = selected();
+    write(&dir, "images/a.png", "no picture");
+    fs::remove_file(dir.path().join("images/sub dir/b.jpg")).unwrap();
+    let text = said(&dir, REPORT, 3);
+    assert!(
+        text.contains("skipped `a.png`: expected PNG, JPEG, WebP, GIF or BMP, found the text \"no picture\""),
+        "{text}"
+    );
+    assert!(text.contains("skipped `sub dir/b.jpg`: it is not in `images`"), "{text}");
+}
+
+#[test]
 fn pictures_without_a_caption_are_skipped_or_captioned_or_refused() {
     let dir = selected();
     fs::remove_file(dir.path().join("images/a.txt")).unwrap();
@@ -193,6 +211,7 @@ fn wrong_usage_is_exit_code_2() {
         (SELECT.replace("selection.csv", "./selected_tags.csv"), "is the input"),
         (format!("{CAPTION} --min-score 30"), "min_score is 30, expected a score from 0 to 1"),
         (format!("{REPORT} --min-score 30"), "min_score is 30"),
+        (format!("{REPORT} --thumbnail-px 8"), "thumbnail_px is 8, expected 64 to 1024 pixels"),
         (CAPTION.replace("captions", "images/new"), "lie in each other"),
         (format!("{CAPTION} --in-place"), "cannot be used with"),
         (IN_PLACE.replace("--in-place", ""), "required arguments were not provided"),

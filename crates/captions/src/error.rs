@@ -551,4 +551,18 @@ pub enum Error {
         /// A tag of the table.
         example: String,
     },
+    /// A folder for a report that holds something else.
+    #[error("`{path}` holds `{found}`, which no report has written: choose an empty folder, or a new one")]
+    NotAReport {
+        /// The folder.
+        path: PathBuf,
+        /// A name in it.
+        found: String,
+    },
+    /// A file that no report has written where one of a report is to be.
+    #[error("`{path}` is in the way of the report, which has not written it: move or delete it")]
+    ForeignFile {
+        /// The file.
+        path: PathBuf,
+    },
 }

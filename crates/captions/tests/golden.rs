@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vodka_captions::{
     CaptionSource, Position,
     caption::{self, CaptionConfig, Missing, Style},
-    report::{self, ReportConfig},
+    report::{self, GalleryConfig, ReportConfig},
     select::{self, SelectConfig},
 };
 use vodka_stage::{Interrupt, Outcome};
@@ -106,6 +106,9 @@ fn the_frequencies_are_those_of_pandas() {
         output: output.clone(),
         min_score: 0.3,
         groups: vec!["blurry".to_owned()],
+        pictures: None,
+        labels: None,
+        gallery: GalleryConfig::default(),
     };
     let summary = report::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
     assert_same_text(&output.join("tags.csv"), &golden("golden-tags.csv"));

@@ -112,7 +112,7 @@ impl Workflow {
     fn look_at(&self) -> Vec<PathBuf> {
         let sheets = self.jobs().iter().filter_map(|job| match job {
             Job::Grid(_) => Some(self.output_of(job).join("grid.png")),
-            Job::Report => Some(self.output_of(job).join("report.md")),
+            Job::Report => Some(self.output_of(job).join("index.html")),
             _ => None,
         });
         sheets.collect()

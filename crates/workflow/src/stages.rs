@@ -6,7 +6,7 @@ use serde::Serialize;
 use vodka_captions::{
     CaptionSource,
     caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Style},
-    report::{self, ReportConfig, ReportPlan},
+    report::{self, GalleryConfig, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
 use vodka_merger::{MergeConfig, MergeEvent, MergePlan};
@@ -117,6 +117,9 @@ impl Workflow {
             output: self.output_of(&Job::Report),
             min_score: self.recipe.caption.min_score,
             groups: self.recipe.report.clone().unwrap_or_default().groups,
+            pictures: None,
+            labels: None,
+            gallery: GalleryConfig::default(),
         }
     }
 

@@ -1,0 +1,287 @@
+//! Thumbnails: one for each picture that a gallery shows, kept while the picture is what it was.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::UNIX_EPOCH,
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use vodka_images::{DecodeOptions, Fault, Filter, RgbImage, decode_bytes, resize};
+use vodka_stage::{ContentHash, Hasher, Input, Interrupt, hash_bytes, hash_file, write_atomic};
+
+use super::folder::THUMBNAILS;
+use crate::Result;
+
+/// How many digits of a picture's hash its thumbnail is called by.
+pub(super) const NAME_DIGITS: usize = 24;
+
+/// WebP's quality, of 100: blur must still be told from sharpness.
+const QUALITY: f32 = 82.0;
+
+/// What is known of the pictures shown. Hidden, for it holds times of modification.
+const INDEX: &str = ".thumbnails.json";
+
+/// How many are made at once; between them, events are told.
+const CHUNK: usize = 64;
+
+/// The thumbnails of a report.
+#[derive(Debug)]
+pub(super) struct Thumbnails {
+    images: PathBuf,
+    output: PathBuf,
+    px: u32,
+    index: BTreeMap<String, Known>,
+    /// Held while a thumbnail is written: equal pictures have one.
+    writing: Mutex<()>,
+}
+
+/// The file that keeps the index; other settings make other thumbnails.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Index {
+    px: u32,
+    quality: f32,
+    pictures: BTreeMap<String, Known>,
+}
+
+/// What is known of a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    /// Size and time of modification: while both are what they were, the file is not read.
+    stamp: Option<Stamp>,
+    /// The content; none where the file cannot be read.
+    sha256: Option<ContentHash>,
+    made: Made,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: u64,
+}
+
+/// What came of a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Made {
+    Thumbnail { width: u32, height: u32, sha256: ContentHash },
+    Problem(String),
+}
+
+/// A thumbnail as pages use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thumbnail {
+    /// The file, below the report's folder.
+    pub file: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+impl Thumbnails {
+    /// What former runs have left in the folder of a report.
+    pub(super) fn open(images: &Path, output: &Path, px: u32) -> Self {
+        let index = fs::read(output.join(INDEX)).ok();
+        let index = index.and_then(|bytes| serde_json::from_slice::<Index>(&bytes).ok());
+        let index = index.filter(|index| index.px == px && index.quality == QUALITY);
+        let index = index.map(|index| index.pictures).unwrap_or_default();
+        Self {
+            images: images.to_path_buf(),
+            output: output.to_path_buf(),
+            px,
+            index,
+            writing: Mutex::new(()),
+        }
+    }
+
+    /// Whether nothing has happened to any of these pictures since their thumbnails were made.
+    pub(super) fn know(&self, images: &BTreeSet<&str>) -> bool {
+        images.par_iter().all(|image| self.unchanged(image).is_some())
+    }
+
+    /// Makes those that are missing; `false` where it was interrupted. Tells how many are done.
+    pub(super) fn make(
+        &mut self,
+        images: &BTreeSet<&str>,
+        interrupt: &Interrupt,
+        on_done: &mut dyn FnMut(u64),
+    ) -> Result<bool> {
+        let before = self.index.clone();
+        self.index.retain(|image, _| images.contains(image.as_str()));
+        let images: Vec<_> = images.iter().copied().collect();
+        for (chunk, images) in images.chunks(CHUNK).enumerate() {
+            let looked_at = images
+                .par_iter()
+                .map(|image| match interrupt.is_raised() {
+                    true => Ok(None),
+                    false => self.look_at(image).map(|known| Some(((*image).to_owned(), known))),
+                })
+                .collect::<Result<Option<Vec<_>>>>()?;
+            let Some(looked_at) = looked_at else {
+                self.save(&before)?;
+                return Ok(false);
+            };
+            let changed = looked_at.iter().any(|(image, known)| self.index.get(image) != Some(known));
+            self.index.extend(looked_at);
+            if changed && chunk % 8 == 7 {
+                self.save(&before)?;
+            }
+            on_done((chunk * CHUNK + images.len()) as u64);
+        }
+        self.save(&before)?;
+        Ok(true)
+    }
+
+    /// The thumbnail of a picture, or what is wrong with the picture.
+    pub(super) fn of(&self, image: &str) -> Option<Result<Thumbnail, &str>> {
+        let known = self.index.get(image)?;
+        Some(match (&known.made, known.sha256) {
+            (Made::Thumbnail { width, height, .. }, Some(sha256)) => Ok(Thumbnail {
+                file: format!("{THUMBNAILS}/{}", name(sha256)),
+                width: *width,
+                height: *height,
+            }),
+            (Made::Problem(problem), _) => Err(problem),
+            (Made::Thumbnail { .. }, None) => return None,
+        })
+    }
+
+    /// The names of all thumbnails.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let made = self.index.values().filter(|known| matches!(known.made, Made::Thumbnail { .. }));
+        made.filter_map(|known| known.sha256).map(name).collect()
+    }
+
+    /// The pictures and what they hold, as an input of a run. Of those that are not known yet, the files are read.
+    pub(super) fn input(&self, images: &BTreeSet<&str>) -> Input {
+        let hash = |image: &&str| match self.unchanged(image) {
+            Some(known) => known.sha256,
+            None => hash_file(self.images.join(image)).ok(),
+        };
+        let images: Vec<_> = images.iter().copied().collect();
+        let hashes: Vec<_> = images.par_iter().map(hash).collect();
+        let mut hasher = Hasher::default();
+        for (image, hash) in images.iter().zip(hashes) {
+            hasher.piece(image).piece(hash.map(|hash| hash.to_string()).unwrap_or_default());
+        }
+        Input { path: self.images.clone(), sha256: hasher.finish() }
+    }
+
+    /// What is known of a picture, if its file is what it was.
+    fn unchanged(&self, image: &str) -> Option<&Known> {
+        let known = self.index.get(image)?;
+        (known.stamp.is_some() && known.stamp == stamp(&self.images.join(image))).then_some(known)
+    }
+
+    fn look_at(&self, image: &str) -> Result<Known> {
+        if let Some(known) = self.unchanged(image).filter(|known| self.is_there(known)) {
+            return Ok(known.clone());
+        }
+        let path = self.images.join(image);
+        let stamp = stamp(&path);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(source) => {
+                let made = Made::Problem(Fault::Read { source }.reason());
+                return Ok(Known { stamp: None, sha256: None, made });
+            }
+        };
+        let sha256 = hash_bytes(&bytes);
+        if let Some(known) = self.index.get(image).filter(|known| known.sha256 == Some(sha256))
+            && self.is_there(known)
+        {
+            return Ok(Known { stamp, ..known.clone() });
+        }
+        let made = match thumbnail(&bytes, self.px) {
+            Err(problem) => Made::Problem(problem),
+            Ok((webp, width, height)) => {
+                let path = self.output.join(THUMBNAILS).join(name(sha256));
+                let made = hash_bytes(&webp);
+                let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                // Another picture may be equal, and a killed run may have made it.
+                if hash_file(&path).ok() != Some(made) {
+                    write_atomic(path, webp)?;
+                }
+                Made::Thumbnail { width, height, sha256: made }
+            }
+        };
+        Ok(Known { stamp, sha256: Some(sha256), made })
+    }
+
+    /// Whether what was made of a picture is still there, as it was made.
+    fn is_there(&self, known: &Known) -> bool {
+        match (&known.made, known.sha256) {
+            (Made::Thumbnail { sha256, .. }, Some(picture)) => {
+                let path = self.output.join(THUMBNAILS).join(name(picture));
+                hash_file(path).is_ok_and(|found| found == *sha256)
+            }
+            (Made::Problem(_), _) => true,
+            (Made::Thumbnail { .. }, None) => false,
+        }
+    }
+
+    fn save(&self, before: &BTreeMap<String, Known>) -> Result<()> {
+        let path = self.output.join(INDEX);
+        if self.index == *before && (self.index.is_empty() || path.exists()) {
+            return Ok(());
+        }
+        let index = Index { px: self.px, quality: QUALITY, pictures: self.index.clone() };
+        let text = serde_json::to_string(&index).expect("an index is plain data");
+        Ok(write_atomic(path, text + "\n")?)
+    }
+}
+
+fn name(picture: ContentHash) -> String {
+    format!("{}.webp", picture.short(NAME_DIGITS))
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(path).ok()?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Stamp { bytes: metadata.len(), modified: u64::try_from(modified.as_nanos()).ok()? })
+}
+
+/// A picture as WebP with a longer side of at most `px`, with its width and height, or what is wrong with it.
+fn thumbnail(bytes: &[u8], px: u32) -> Result<(Vec<u8>, u32, u32), String> {
+    let options = DecodeOptions { reduce_to: Some(2 * px), ..DecodeOptions::default() };
+    let decoded = decode_bytes(bytes, &options).map_err(|fault| fault.reason())?;
+    let small = shrink(decoded.picture.into_rgb(), px);
+    let (width, height) = small.dimensions();
+    let webp = webp::Encoder::from_rgb(small.as_raw(), width, height).encode_simple(false, QUALITY);
+    let webp = webp.map_err(|error| format!("it cannot be written as WebP: {error:?}"))?;
+    Ok((webp.to_vec(), width, height))
+}
+
+/// A small picture stays as it is.
+fn shrink(image: RgbImage, px: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let longer = width.max(height);
+    if longer <= px {
+        return image;
+    }
+    let side = |side: u32| {
+        let side = (u64::from(side) * u64::from(px) + u64::from(longer) / 2) / u64::from(longer);
+        (side as u32).max(1)
+    };
+    resize(&image, side(width), side(height), Filter::Bicubic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_side_is_what_was_asked_for() {
+        let sizes = [(1000, 500), (500, 1000), (3, 2000), (100, 256), (256, 257)];
+        let small = sizes.map(|(width, height)| shrink(RgbImage::new(width, height), 256).dimensions());
+        assert_eq!(small, [(256, 128), (128, 256), (1, 256), (100, 256), (255, 256)]);
+    }
+}

@@ -219,34 +219,6 @@ pub enum Error {
         /// The original, which captions are made from.
         original: PathBuf,
     },
-    /// A query that cannot be understood or answered.
-    #[error(transparent)]
-    Query(#[from] crate::query::QueryError),
-    /// The same, of a query in a file or of a segment.
-    #[error("in {place}")]
-    QueryIn {
-        /// Where the query stands.
-        place: String,
-        /// What is wrong with it.
-        source: crate::query::QueryError,
-    },
-    /// Neither or both of two ways to give a query.
-    #[error("expected either a query or a file with one, found {found}")]
-    OneQuery {
-        /// `both` or `neither`.
-        found: &'static str,
-    },
-    /// A dataset of nothing.
-    #[error("expected a folder of pictures, a tag table or a table of pictures, found none of them")]
-    NoDataset,
-    /// A folder of pictures is needed.
-    #[error("{what} needs the folder of pictures, and none is given")]
-    NoFolder {
-        /// What needs it.
-        what: &'static str,
-    },
-    /// A picture with two rows in a table that has one for each.
-    #[error("`{path}` names the picture `{image}` twice")]
     /// A configuration file of ours that does not parse.
     #[error(transparent)]
     Config(#[from] vodka_stage::ConfigError),
@@ -337,58 +309,7 @@ pub enum Error {
         path: PathBuf,
         /// The picture.
         image: String,
-    },
-    /// A hash that is none.
-    #[error(
-        "`{path}`: the `{column}` of the picture `{image}`: expected hexadecimal digits, found `{found}`"
-    )]
-    PictureHash {
-        /// The table.
-        path: PathBuf,
-        /// The picture.
-        image: String,
-        /// `sha256` (64 digits) or `phash` (16).
-        column: &'static str,
-        /// What is there.
-        found: String,
-    },
-    /// A table that lacks what is to be compared.
-    #[error("`{path}` has no {what} of any picture")]
-    NoFacts {
-        /// The table of pictures.
-        path: PathBuf,
-        /// What is missing.
-        what: &'static str,
-    },
-    /// A file that is not ours, or was changed since, where one is to be put.
-    #[error("`{path}` is in the way: no run has put it there as it is; move or delete it")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A segment that cannot be.
-    #[error("segment `{name}`: {fault}")]
-    Segment {
-        /// Its name.
-        name: String,
-        /// What is wrong, with what would do.
-        fault: String,
-    },
-    /// A division into nothing.
-    #[error("expected a segment with a query, found none")]
-    NoSegments,
-    },
         /// Counted from 1; in Parquet the row.
-    /// A tag of a picture that was judged to be there and not to be there.
-    #[error("`{path}` judges the tag `{tag}` of `{image}` both 1 and 0, on the lines {first} and {second}")]
-    Judgement {
-        /// The labels.
-        path: PathBuf,
-        /// The picture.
-        image: String,
-        /// The tag's canonical name.
-        tag: String,
-        /// Counted from 1.
         first: u64,
         /// Counted from 1.
         second: u64,
@@ -539,6 +460,20 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
+    /// A tag of a picture that was judged to be there and not to be there.
+    #[error("`{path}` judges the tag `{tag}` of `{image}` both 1 and 0, on the lines {first} and {second}")]
+    Judgement {
+        /// The labels.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+        /// The tag's canonical name.
+        tag: String,
+        /// Counted from 1.
+        first: u64,
+        /// Counted from 1.
+        second: u64,
+    },
     /// A tag table without any of the selected tags: it comes from a tagger with another vocabulary.
     #[error(
         "`{table}` has none of the {selected} selected tags: it is from a model with another vocabulary (it has `{example}`)"
@@ -565,4 +500,77 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A query that cannot be understood or answered.
+    #[error(transparent)]
+    Query(#[from] crate::query::QueryError),
+    /// The same, of a query in a file or of a segment.
+    #[error("in {place}")]
+    QueryIn {
+        /// Where the query stands.
+        place: String,
+        /// What is wrong with it.
+        source: crate::query::QueryError,
+    },
+    /// Neither or both of two ways to give a query.
+    #[error("expected either a query or a file with one, found {found}")]
+    OneQuery {
+        /// `both` or `neither`.
+        found: &'static str,
+    },
+    /// A dataset of nothing.
+    #[error("expected a folder of pictures, a tag table or a table of pictures, found none of them")]
+    NoDataset,
+    /// A folder of pictures is needed.
+    #[error("{what} needs the folder of pictures, and none is given")]
+    NoFolder {
+        /// What needs it.
+        what: &'static str,
+    },
+    /// A picture with two rows in a table that has one for each.
+    #[error("`{path}` names the picture `{image}` twice")]
+    ListedTwice {
+        /// The table.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+    },
+    /// A hash that is none.
+    #[error(
+        "`{path}`: the `{column}` of the picture `{image}`: expected hexadecimal digits, found `{found}`"
+    )]
+    PictureHash {
+        /// The table.
+        path: PathBuf,
+        /// The picture.
+        image: String,
+        /// `sha256` (64 digits) or `phash` (16).
+        column: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A table that lacks what is to be compared.
+    #[error("`{path}` has no {what} of any picture")]
+    NoFacts {
+        /// The table of pictures.
+        path: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A file that is not ours, or was changed since, where one is to be put.
+    #[error("`{path}` is in the way: no run has put it there as it is; move or delete it")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A segment that cannot be.
+    #[error("segment `{name}`: {fault}")]
+    Segment {
+        /// Its name.
+        name: String,
+        /// What is wrong, with what would do.
+        fault: String,
+    },
+    /// A division into nothing.
+    #[error("expected a segment with a query, found none")]
+    NoSegments,
 }

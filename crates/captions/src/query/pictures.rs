@@ -86,7 +86,7 @@ impl PictureTable {
         let mut names: Vec<_> = rows.iter().map(|row| row.image.as_str()).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(Error::PictureTwice { path: path.to_path_buf(), image: pair[0].to_owned() }),
+            Some(pair) => Err(Error::ListedTwice { path: path.to_path_buf(), image: pair[0].to_owned() }),
             None => Ok(Self { path: path.to_path_buf(), rows }),
         }
     }

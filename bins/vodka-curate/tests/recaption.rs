@@ -100,7 +100,8 @@ fn holds_key(folder: &Path) -> bool {
     })
 }
 
-const RECAPTION: &str = "recaption --images images --model m --api-key-env MY_KEY --concurrency 1 --output new.csv";
+const RECAPTION: &str =
+    "recaption --images images --model m --api-key-env MY_KEY --concurrency 1 --output new.csv";
 
 #[test]
 fn a_killed_run_asks_nothing_twice_that_was_answered() {

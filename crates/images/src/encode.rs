@@ -22,6 +22,8 @@ mod tests {
         let grey = RgbImage::from_pixel(40, 30, Rgb([90, 120, 150]));
         let read = decode_bytes(&jpeg(&grey, 90), &DecodeOptions::default()).unwrap().picture.into_rgb();
         assert_eq!(read.dimensions(), (40, 30));
-        assert!(read.pixels().all(|pixel| pixel.0.iter().zip([90, 120, 150]).all(|(a, b)| a.abs_diff(b) < 3)));
+        assert!(
+            read.pixels().all(|pixel| pixel.0.iter().zip([90, 120, 150]).all(|(a, b)| a.abs_diff(b) < 3))
+        );
     }
 }

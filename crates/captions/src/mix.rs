@@ -1,7 +1,6 @@
 //! Mixes original and new captions: of each picture one or the other, by a share.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     path::{Component, Path, PathBuf},
 };
@@ -17,6 +16,7 @@ use crate::{
     Caption, Error, Result,
     caption::{Skipped, resolved},
     caption_table::{self, CaptionPair},
+    sidecar::check_shared,
 };
 
 /// So many captions are written between two looks at the interrupt.
@@ -242,13 +242,12 @@ fn choose(plan: &MixPlan, pairs: &[CaptionPair]) -> Result<(Vec<(PathBuf, String
         fell_back: Vec::new(),
         skipped: Vec::new(),
     };
-    let mut owners: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    let paths =
+        pairs.iter().map(|pair| caption_path(&plan.captions, &pair.image)).collect::<Result<Vec<_>>>()?;
+    let owners = paths.iter().zip(pairs).map(|(path, pair)| (path.as_path(), pair.image.as_str()));
+    check_shared(Path::new(""), owners)?;
     let mut captions = Vec::with_capacity(pairs.len());
-    for CaptionPair { image, original, new, .. } in pairs {
-        let path = caption_path(&plan.captions, image)?;
-        if let Some(first) = owners.insert(path.clone(), image) {
-            return Err(Error::SharedCaption { first: first.into(), second: image.into(), caption: path });
-        }
+    for (CaptionPair { image, original, new, .. }, path) in pairs.iter().zip(paths) {
         let [original, new] = [original, new].map(|text| Caption::new(text).text);
         let wants_new = takes_new(image, plan.share, plan.seed);
         let is_new = if wants_new { !new.is_empty() } else { original.is_empty() };

@@ -175,7 +175,6 @@ impl Maker<'_> {
     ) -> Result<Result<String, String>> {
         let (selected, besides): (Vec<_>, Vec<_>) =
             scores.iter().copied().partition(|tag| tag.tag < self.vocabulary.selected);
-        // Rules work here: on `selected`, before the best of them are chosen.
         let tags = self.best(&selected, self.plan.max_tags);
         let before = found.map_or("", |found| found.caption.text.as_str());
         if let Some(reason) = self.refusal(found, before, &tags) {

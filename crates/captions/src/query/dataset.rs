@@ -1,7 +1,7 @@
 //! The dataset that a query is asked of: a folder of pictures, its captions, and the tagger's tables.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,7 @@ use super::{
     Facts, Names, PictureFacts, PictureTable, Query, QueryFault, pictures,
     syntax::{Flag, NumberField, Test, TextField},
 };
-use crate::{Error, Result, TagTable, read_caption, sheet::Sheet};
+use crate::{Error, Result, TagTable, read_caption, sheet::Sheet, sidecar};
 
 /// A dataset as a user names it. All paths are optional; a query says which of them it needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -459,13 +459,7 @@ fn below_floor(query: &Query, lowest: Option<f64>) -> Vec<String> {
 
 /// That no two pictures have the same caption.
 pub(crate) fn check_shared<'a>(root: &Path, images: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let mut owners: BTreeMap<PathBuf, &str> = BTreeMap::new();
-    for image in images {
-        let caption = Path::new(image).with_extension("txt");
-        if let Some(first) = owners.insert(caption.clone(), image) {
-            let (first, second) = (root.join(first), root.join(image));
-            return Err(Error::SharedCaption { first, second, caption: root.join(caption) });
-        }
-    }
-    Ok(())
+    let owners: Vec<_> =
+        images.into_iter().map(|image| (Path::new(image).with_extension("txt"), image)).collect();
+    sidecar::check_shared(root, owners.iter().map(|(caption, image)| (caption.as_path(), *image)))
 }

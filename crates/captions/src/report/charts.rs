@@ -439,7 +439,7 @@ fn round(value: f64) -> f64 {
 
 /// A name of at most so many letters; those of East Asian scripts, which are twice as wide, count as two.
 fn shortened(name: &str, most: usize) -> String {
-    let width = |c: char| if c >= '\u{1100}' && c != '…' { 2 } else { 1 };
+    let width = |c: char| if c >= '\u{2e80}' { 2 } else { 1 };
     if name.chars().map(width).sum::<usize>() <= most {
         return name.to_owned();
     }

@@ -437,12 +437,19 @@ fn round(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
-/// A name of at most so many letters.
+/// A name of at most so many letters; those of East Asian scripts, which are twice as wide, count as two.
 fn shortened(name: &str, most: usize) -> String {
-    if name.chars().count() <= most {
+    let width = |c: char| if c >= '\u{2e80}' { 2 } else { 1 };
+    if name.chars().map(width).sum::<usize>() <= most {
         return name.to_owned();
     }
-    name.chars().take(most - 1).chain(['…']).collect()
+    let mut room = most - 1;
+    let fits = |c: &char| {
+        let left = room.checked_sub(width(*c));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    name.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// A number with a comma before every third digit from the end.
@@ -486,6 +493,8 @@ mod tests {
         assert_eq!([0.5, 20.0, 1500.0, 12_500.0].map(short_number), ["0.5", "20", "1,500", "12.5k"]);
         assert_eq!(shortened("blurry", 6), "blurry");
         assert_eq!(shortened("blurry_background", 6), "blurr…");
+        assert_eq!(shortened("日本語写真", 10), "日本語写真");
+        assert_eq!(shortened("日本語写真", 6), "日本…");
         assert_eq!([7, 19].map(bucket_name), ["35 to 40 %", "95 % and above"]);
     }
 

@@ -29,6 +29,7 @@ pub mod select;
 pub mod undo;
 
 mod caption_table;
+mod captioned;
 mod compose;
 #[cfg(test)]
 mod crash;
@@ -38,7 +39,6 @@ mod error;
 mod formats;
 mod lists;
 mod names;
-mod originals;
 mod place;
 mod rows;
 mod rules;

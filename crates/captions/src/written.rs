@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vodka_images::relative_name;
 use vodka_stage::{ContentHash, hash_bytes};
 
-use crate::{Result, disk::Disk, originals::original_path, sidecar::read_bytes};
+use crate::{Result, disk::Disk, sidecar::read_bytes};
 
 /// The list's name; hidden files are neither pictures nor part of an output's hash.
 pub(crate) const LIST: &str = ".vodka-captions";
@@ -196,6 +197,13 @@ fn caption_line(name: &str, hash: ContentHash) -> String {
 fn kept_line(name: &str, absent: bool) -> String {
     let kept = Kept { kept: name.to_owned(), absent };
     format!("\n{}", serde_json::to_string(&kept).expect("a name and a flag are plain data"))
+}
+
+/// Where the original of a caption is kept: `a.txt.orig` for `a.txt`.
+pub(crate) fn original_path(caption: &Path) -> PathBuf {
+    let mut name = OsString::from(caption);
+    name.push(".orig");
+    name.into()
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, record_path
 
 use super::{Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse, sheets::SHEETS};
 use crate::{
-    Error, Result, Selection, canonical,
+    Error, Picture, Result, Selection, canonical,
     caption::{check_apart, check_min_score, decimal},
-    pictures, read_caption,
+    captioned::Captioned,
+    table::pictures_beside,
 };
 
 /// An analysis as a user wants it.
@@ -121,15 +122,9 @@ impl AnalyseConfig {
             sharpness_tag: canonical(&self.sharpness_tag),
             ..Settings::default()
         };
-        let pictures = self.pictures.clone().or_else(|| beside(&tags));
+        let pictures = self.pictures.clone().or_else(|| pictures_beside(&tags));
         Ok(AnalysePlan { tags, selection, images, pictures, labels, settings, output })
     }
-}
-
-/// The table of pictures that the tagger has written beside a table of tags.
-fn beside(tags: &Path) -> Option<PathBuf> {
-    let extension = tags.extension()?.to_string_lossy().into_owned();
-    Some(tags.with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
 }
 
 impl AnalysePlan {
@@ -141,11 +136,12 @@ impl AnalysePlan {
     /// The caption of each picture in the folder.
     fn captions(&self) -> Result<Option<BTreeMap<String, String>>> {
         let Some(images) = &self.images else { return Ok(None) };
-        let read = |picture: crate::Picture| {
-            let caption = read_caption(&images.join(&picture.caption))?.unwrap_or_default();
-            Ok((picture.image, caption.text))
+        let Captioned { pictures, mut captions, .. } = Captioned::read(images)?;
+        let caption = |picture: Picture| {
+            let caption = captions.remove(&picture.image).unwrap_or_default();
+            (picture.image, caption.text)
         };
-        pictures(images)?.into_iter().map(read).collect::<Result<_>>().map(Some)
+        Ok(Some(pictures.into_iter().map(caption).collect()))
     }
 
     fn key_of(&self, captions: Option<&BTreeMap<String, String>>) -> Result<RunKey> {

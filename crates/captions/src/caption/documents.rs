@@ -11,8 +11,12 @@ use vodka_stage::{ContentHash, hash_bytes};
 
 use super::CaptionPlan;
 use crate::{
-    Caption, CaptionFormat, Edits, Error, Place, Result, disk::Disk, encoding::encoding_named,
-    originals::original_path, png, sidecar::read_bytes, written::Written,
+    Caption, CaptionFormat, Edits, Error, Place, Result,
+    disk::Disk,
+    encoding::encoding_named,
+    png,
+    sidecar::read_bytes,
+    written::{Written, original_path},
 };
 
 /// A file with the captions of one picture or of many.

@@ -12,8 +12,8 @@ use vodka_stage::{ContentHash, Hasher, hash_bytes};
 
 use super::{CaptionFormat, CaptionSource, Place, file_name, keys::Keys, png};
 use crate::{
-    Caption, Error, Picture, Result, encoding::encoding_named, originals::original_path, sidecar::read_bytes,
-    written::Written,
+    Caption, Error, Picture, Result, encoding::encoding_named, sidecar::read_bytes, written::Written,
+    written::original_path,
 };
 
 /// The captions of the pictures of a folder.

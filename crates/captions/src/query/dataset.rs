@@ -15,7 +15,9 @@ use super::{
     Facts, Names, PictureFacts, PictureTable, Query, QueryFault, pictures,
     syntax::{Flag, NumberField, Test, TextField},
 };
-use crate::{Error, Result, TagTable, read_caption, sheet::Sheet, sidecar};
+use crate::{
+    Error, Picture, Result, TagTable, captioned::Captioned, sheet::Sheet, sidecar, table::pictures_beside,
+};
 
 /// A dataset as a user names it. All paths are optional; a query says which of them it needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,16 +117,9 @@ impl Dataset {
         if self.images.is_none() && self.tags.is_none() && self.pictures.is_none() {
             return Err(Error::NoDataset);
         }
-        let beside = || self.tags.as_ref().map(|tags| second_table(tags)).filter(|path| path.is_file());
+        let beside = || self.tags.as_deref().and_then(pictures_beside);
         Ok(DatasetPlan(Self { pictures: self.pictures.clone().or_else(beside), ..self.clone() }))
     }
-}
-
-/// `tags.pictures.parquet` for `tags.parquet`.
-fn second_table(tags: &Path) -> PathBuf {
-    let stem = tags.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let extension = tags.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    tags.with_file_name(format!("{stem}.pictures{extension}"))
 }
 
 impl Needs {
@@ -225,11 +220,14 @@ impl DatasetPlan {
 
     fn read_captions(&self, pictures: &mut [Facts]) -> Result<()> {
         let Some(root) = self.captions() else { return Ok(()) };
-        pictures.par_iter_mut().try_for_each(|facts| {
-            let caption = read_caption(&root.join(&facts.image).with_extension("txt"))?;
-            facts.caption = caption.map(|caption| caption.text);
-            Ok::<_, Error>(())
-        })?;
+        let picture = |facts: &Facts| Picture {
+            image: facts.image.clone(),
+            caption: Path::new(&facts.image).with_extension("txt"),
+        };
+        let mut captions = Captioned::of(root, pictures.iter().map(picture).collect())?.captions;
+        for facts in pictures.iter_mut() {
+            facts.caption = captions.remove(&facts.image).map(|caption| caption.text);
+        }
         let captioned = pictures.iter().filter(|facts| facts.caption.is_some());
         check_shared(root, captioned.map(|facts| facts.image.as_str()))
     }

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -20,12 +20,12 @@ use self::{
     thumbnails::Thumbnails,
 };
 use crate::{
-    Caption, Error, Result, Selection, TagTable,
+    Caption, Error, Picture, Result, Selection, TagTable,
     analysis::{Analysed, Analysis, AnalysisInputs, Settings, analyse},
     canonical,
     caption::{check_apart, check_min_score, decimal},
-    originals::Original,
-    table::Scores,
+    captioned::Captioned,
+    table::{Scores, pictures_beside},
 };
 
 mod charts;
@@ -139,29 +139,23 @@ impl ReportConfig {
         check_apart(&self.output, &self.images)?;
         let Self { tags, selection, images, output, min_score, labels, gallery, .. } = self.clone();
         let groups = self.groups.iter().map(|word| canonical(word)).collect();
-        let pictures = self.pictures.clone().or_else(|| beside(&tags));
+        let pictures = self.pictures.clone().or_else(|| pictures_beside(&tags));
         Ok(ReportPlan { tags, selection, images, output, min_score, groups, pictures, labels, gallery })
     }
-}
-
-/// The table of pictures that the tagger has written beside a table of tags.
-fn beside(tags: &Path) -> Option<PathBuf> {
-    let extension = tags.extension()?.to_string_lossy().into_owned();
-    Some(tags.with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
 }
 
 impl ReportPlan {
     /// All that the report depends on: settings, tag table, selection, captions, and the pictures that it shows.
     pub fn key(&self) -> Result<RunKey> {
-        let originals = Original::read_all(&self.images, false)?;
-        let read = Read::new(self, &originals)?;
+        let captioned = Captioned::read(&self.images)?;
+        let read = Read::new(self, &captioned)?;
         let thumbnails = Thumbnails::open(&self.images, &self.output, self.gallery.thumbnail_px);
-        self.key_of(&originals, &read.shown(), &thumbnails)
+        self.key_of(&captioned, &read.shown(), &thumbnails)
     }
 
     fn key_of(
         &self,
-        originals: &[Original],
+        captioned: &Captioned,
         shown: &BTreeSet<&str>,
         thumbnails: &Thumbnails,
     ) -> Result<RunKey> {
@@ -182,7 +176,7 @@ impl ReportPlan {
                 key = key.input(name, path, |_| true)?;
             }
         }
-        key.inputs.insert("captions".to_owned(), Original::input(&self.images, originals, false));
+        key.inputs.insert("captions".to_owned(), captioned.input(&self.images));
         key.inputs.insert("shown".to_owned(), thumbnails.input(shown));
         Ok(key)
     }
@@ -383,11 +377,11 @@ struct Read {
 }
 
 impl Read {
-    fn new(plan: &ReportPlan, originals: &[Original]) -> Result<Self> {
+    fn new(plan: &ReportPlan, captioned: &Captioned) -> Result<Self> {
         let selection = Selection::read(&plan.selection)?;
         let mut table = TagTable::open(&plan.tags)?;
         let named = table.images()?;
-        let held: BTreeSet<_> = originals.iter().map(|original| original.picture.image.as_str()).collect();
+        let held: BTreeSet<_> = captioned.pictures.iter().map(|picture| picture.image.as_str()).collect();
         let missing: Vec<_> = named.iter().filter(|image| !held.contains(image.as_str())).cloned().collect();
         if let Some(named) = missing.first().filter(|_| missing.len() == named.len()) {
             return Err(Error::OtherImages {
@@ -429,18 +423,18 @@ pub fn run(
 ) -> Result<ReportSummary> {
     let record = record_path(&plan.output);
     let mut folder = Folder::open(&plan.output, &record)?;
-    let originals = Original::read_all(&plan.images, false)?;
-    let read = Read::new(plan, &originals)?;
+    let captioned = Captioned::read(&plan.images)?;
+    let read = Read::new(plan, &captioned)?;
     let shown = read.shown();
     let mut thumbnails = Thumbnails::open(&plan.images, &plan.output, plan.gallery.thumbnail_px);
-    let made = |thumbnails: &Thumbnails| made(plan, &plan.key_of(&originals, &shown, thumbnails)?);
+    let made = |thumbnails: &Thumbnails| made(plan, &plan.key_of(&captioned, &shown, thumbnails)?);
     // Else the pictures would have to be read to know it, and then once more for their thumbnails.
     if thumbnails.know(&shown)
         && let Some(summary) = made(&thumbnails)?
     {
         return Ok(summary);
     }
-    let (captions, measured) = captions(plan, &originals)?;
+    let (captions, measured) = captions(&captioned);
     let Some(analysed) = analyse(&plan.analysis_inputs(&read, captions), interrupt)? else {
         return Ok(ReportSummary::interrupted(plan));
     };
@@ -468,7 +462,7 @@ pub fn run(
     folder.keep(&files.iter().map(|file| file.name.as_str()).collect(), &thumbnails.names())?;
     let outcome = if data.problems.is_empty() { Outcome::Done } else { Outcome::Skipped };
     let summary = summary(plan, data, shown.len(), outcome);
-    plan.key_of(&originals, &shown, &thumbnails)?.write(&record, &[&plan.output], &summary)?;
+    plan.key_of(&captioned, &shown, &thumbnails)?.write(&record, &[&plan.output], &summary)?;
     Ok(summary)
 }
 
@@ -634,16 +628,15 @@ fn groups(analysis: &Analysis, selected: &[&str], images: usize) -> Vec<Group> {
 }
 
 /// The text of each picture's caption, empty where there is none, and what there is to say about it.
-fn captions(plan: &ReportPlan, originals: &[Original]) -> Result<(BTreeMap<String, String>, Vec<Measured>)> {
+fn captions(captioned: &Captioned) -> (BTreeMap<String, String>, Vec<Measured>) {
     let mut texts = BTreeMap::new();
-    let mut measured = Vec::with_capacity(originals.len());
-    for original in originals {
-        let caption = original.caption(&plan.images)?;
-        let image = original.picture.image.clone();
-        measured.push(measure(image.clone(), caption.as_ref()));
-        texts.insert(image, caption.unwrap_or_default().text);
+    let mut measured = Vec::with_capacity(captioned.pictures.len());
+    for Picture { image, .. } in &captioned.pictures {
+        let caption = captioned.captions.get(image);
+        measured.push(measure(image.clone(), caption));
+        texts.insert(image.clone(), caption.map_or(String::new(), |caption| caption.text.clone()));
     }
-    Ok((texts, measured))
+    (texts, measured)
 }
 
 fn measure(image: String, caption: Option<&Caption>) -> Measured {

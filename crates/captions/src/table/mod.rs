@@ -344,3 +344,9 @@ fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
         .with_glob(false)
         .finish()
 }
+/// The table of pictures that the tagger has written beside a tag table, `tags.pictures.parquet` for `tags.parquet`, if it
+/// is there.
+pub(crate) fn pictures_beside(tags: &Path) -> Option<PathBuf> {
+    let extension = tags.extension()?.to_string_lossy().into_owned();
+    Some(tags.with_extension(format!("pictures.{extension}"))).filter(|path| path.is_file())
+}

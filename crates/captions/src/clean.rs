@@ -231,7 +231,7 @@ struct Survey {
     /// By spelling: the canonical name.
     names: HashMap<String, String>,
     /// By canonical name: how the table spells it, and what it says about it.
-    tags: BTreeMap<String, Tag>,
+    tags: HashMap<String, Tag>,
 }
 
 #[derive(Default)]

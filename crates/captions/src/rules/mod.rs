@@ -240,17 +240,23 @@ impl Rules {
 
     /// Blacklist, replacements and regular expressions. False where the tag is dropped.
     fn settle(&self, name: &mut String, hits: &mut RuleHits) -> bool {
-        if !hits.fates.contains_key(name) {
-            hits.fates.insert(name.clone(), self.fate(name));
+        let RuleHits { fates, counts, .. } = hits;
+        let mut apply = |fate: &Fate, name: &mut String| {
+            fate.rules.iter().for_each(|rule| counts[*rule as usize] += 1);
+            match &fate.name {
+                Some(new) if new != name => name.clone_from(new),
+                Some(_) => {}
+                None => return false,
+            }
+            true
+        };
+        if let Some(fate) = fates.get(name) {
+            return apply(fate, name);
         }
-        let fate = &hits.fates[name];
-        fate.rules.iter().for_each(|rule| hits.counts[*rule as usize] += 1);
-        match &fate.name {
-            Some(new) if new != name => name.clone_from(new),
-            Some(_) => {}
-            None => return false,
-        }
-        true
+        let (fate, key) = (self.fate(name), name.clone());
+        let stays = apply(&fate, name);
+        fates.insert(key, fate);
+        stays
     }
 
     fn fate(&self, name: &str) -> Fate {
@@ -325,18 +331,27 @@ impl Rules {
 /// Makes one tag of those that have the same name, with the highest score, in the place of the first; tells how many
 /// went.
 pub fn merge_doubles(tags: &mut Vec<ScoredTag>) -> u64 {
-    let before = tags.len();
-    let mut best: HashMap<String, f32> = HashMap::with_capacity(before);
-    for tag in tags.iter() {
-        match best.get_mut(&tag.name) {
-            Some(score) => *score = score.max(tag.score),
-            None => drop(best.insert(tag.name.clone(), tag.score)),
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(tags.len());
+    let mut doubles = Vec::new();
+    for (place, tag) in tags.iter().enumerate() {
+        match places.get(tag.name.as_str()) {
+            Some(first) => doubles.push((*first, place)),
+            None => drop(places.insert(&tag.name, place)),
         }
     }
-    if best.len() < before {
-        tags.retain_mut(|tag| best.remove(&tag.name).map(|score| tag.score = score).is_some());
+    for (first, double) in &doubles {
+        tags[*first].score = tags[*first].score.max(tags[*double].score);
     }
-    (before - tags.len()) as u64
+    // They are in order of place.
+    let mut gone = doubles.iter().map(|(_, double)| *double).peekable();
+    let mut place = 0;
+    if gone.peek().is_some() {
+        tags.retain(|_| {
+            place += 1;
+            gone.next_if(|double| *double == place - 1).is_none()
+        });
+    }
+    doubles.len() as u64
 }
 
 #[cfg(test)]

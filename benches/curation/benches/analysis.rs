@@ -64,12 +64,17 @@ fn main() {
     println!("analysis of {} rows, {images} pictures", images * TAGS_PER_IMAGE);
     let python = variable("VODKA_PEER_PYTHON");
     for (task, what) in PAIRED {
-        let ours: Vec<_> = (0..turns).map(|_| ours(task, &folder)).collect();
-        println!("  {what:<52} {}", list(&ours));
-        if let Some(python) = &python {
-            let peers: Vec<_> = (0..turns).map(|_| peer(python, task, &folder)).collect();
-            assert_eq!(ours[0].said, peers[0].said, "both find the same");
-            println!("  {:<52} {}: {:.1} times", "  pandas", list(&peers), best(&peers) / best(&ours));
+        let (mut our_runs, mut peer_runs) = (Vec::new(), Vec::new());
+        // In turns, as the machine itself varies.
+        for _ in 0..turns {
+            our_runs.push(ours(task, &folder));
+            peer_runs.extend(python.as_ref().map(|python| peer(python, task, &folder)));
+        }
+        println!("  {what:<52} {}", list(&our_runs));
+        if let Some(first) = peer_runs.first() {
+            assert_eq!(our_runs[0].said, first.said, "both find the same");
+            let times = median(&peer_runs) / median(&our_runs);
+            println!("  {:<52} {}: {times:.1} times by the medians", "  pandas", list(&peer_runs));
         }
     }
     // What an earlier benchmark has written here is not to be found up to date.
@@ -93,8 +98,10 @@ fn list(runs: &[Run]) -> String {
     format!("{} s, {memory:.0} MB", times.join(" "))
 }
 
-fn best(runs: &[Run]) -> f64 {
-    runs.iter().map(|run| run.seconds).fold(f64::INFINITY, f64::min)
+fn median(runs: &[Run]) -> f64 {
+    let mut seconds: Vec<_> = runs.iter().map(|run| run.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
 /// Makes the tables, unless they are there.

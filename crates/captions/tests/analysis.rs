@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use polars::prelude::{DataFrame, NamedFrom, ParquetWriter, Series};
+use polars::{
+    io::parquet::write::KeyValueMetadata,
+    prelude::{DataFrame, NamedFrom, ParquetWriter, Series},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use vodka_captions::{
@@ -136,7 +139,9 @@ fn parquet_table(path: &Path, rows: &[Row]) {
         text(vec!["general".to_owned(); rows.len()], "category"),
         Series::new("score".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()).into(),
     ];
+    let floor = KeyValueMetadata::from_static(vec![("vodka.min_score".to_owned(), "0.25".to_owned())]);
     let writer = ParquetWriter::new(File::create(path).unwrap()).with_row_group_size(Some(7));
+    let writer = writer.with_key_value_metadata(Some(floor));
     writer.finish(&mut DataFrame::new(rows.len(), columns).unwrap()).unwrap();
 }
 
@@ -484,7 +489,11 @@ fn the_floor_in_the_metadata_of_parquet_counts() {
     let small = Small::new();
     let path = small.at("tags.parquet");
     parquet_table(&path, &[("a.png".to_owned(), "blurry".to_owned(), 0.5)]);
-    assert_eq!(analysed(&inputs(&path, &["blurry"])).warnings, [""; 0]);
+    let mut low = inputs(&path, &["blurry"]);
+    assert_eq!(analysed(&low).warnings, [""; 0]);
+    low.settings.thresholds = vec![0.1, 0.2, 0.25];
+    let warnings = analysed(&low).warnings;
+    assert!(warnings[0].ends_with("was written from the score 0.25 on: what is below is not in it, counts at 0.1, 0.2 are those at 0.25"), "{warnings:?}");
     let rows: Vec<Row> = (0..40).map(|k| (format!("{k:02}.png"), "blurry".to_owned(), 0.5)).collect();
     parquet_table(&path, &rows);
     assert_eq!(analysed(&inputs(&path, &["blurry"])).analysis.tags[0].images, 40, "several row groups");

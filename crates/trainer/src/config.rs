@@ -11,12 +11,12 @@ use crate::{
         Neutral::{self, Any, Bool, Null, Number, Text},
         Refused, Vocabulary, read_json, set_field,
     },
+    rates::Shape,
 };
 
 /// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here.
 /// That is EveryDream2's, but for what is not supported yet: an absent `loss_type` is `mse` here and `mse_huber` there,
-/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, an absent `optimizer` `adamw` and
-/// `adamw8bit`, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
+/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
 ///
 /// [`TrainConfig::read`] and [`TrainConfig::set`] accept the other keys of EveryDream2 at the value at which they ask for
 /// nothing (`"flip_p": 0.0`), and refuse them by name at any other. Unknown and repeated keys are errors.
@@ -54,7 +54,16 @@ pub struct TrainConfig {
     pub max_epochs: u64,
     /// Learning rate of UNet and text encoder; goes before those of `optimizer.json`.
     pub lr: Option<f64>,
-    /// `optimizer.json`, in either of its forms. Default: AdamW with EveryDream2's numbers.
+    /// How the learning rate goes: `constant`, `linear`, `cosine` or `polynomial`; `optimizer.json` goes before it.
+    /// Default: `constant`.
+    pub lr_scheduler: Option<Shape>,
+    /// Batches until a schedule has come down. Default, also with 0: one and a half times those of the run.
+    pub lr_decay_steps: Option<u64>,
+    /// Batches until a schedule has risen to the learning rate. Default: a fiftieth of `lr_decay_steps`.
+    pub lr_warmup_steps: Option<u64>,
+    /// The largest norm of each network's gradients in one step. Default: any.
+    pub clip_grad_norm: Option<f64>,
+    /// `optimizer.json`, in either of its forms. Default: EveryDream2's, AdamW8bit.
     pub optimizer_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
     pub seed: i64,
@@ -100,6 +109,10 @@ impl Default for TrainConfig {
             grad_accum: 1,
             max_epochs: 300,
             lr: None,
+            lr_scheduler: None,
+            lr_decay_steps: None,
+            lr_warmup_steps: None,
+            clip_grad_norm: None,
             optimizer_config: None,
             seed: 555,
             clip_skip: 0,
@@ -131,12 +144,8 @@ const REFUSED: &[Refused] = &[
     ("gradient_checkpointing", OFF),
     ("lowvram", OFF),
     ("gpuid", NOUGHT),
-    ("lr_scheduler", &[Text("constant"), Null]),
-    ("lr_decay_steps", NOUGHT),
-    ("lr_warmup_steps", NOUGHT),
     ("scale_lr", OFF),
     ("useadam8bit", OFF),
-    ("clip_grad_norm", ABSENT),
     ("flip_p", NOUGHT),
     ("shuffle_tags", OFF),
     ("keep_tags", NOUGHT),
@@ -252,7 +261,7 @@ mod tests {
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
         let text = r#"{"wandb": false, "flip_p": 0.0, "ema_decay_rate": null, "amp": false, "disable_amp": true,
-            "lr_scheduler": "constant", "lr_warmup_steps": 0, "log_step": 25, "ema_device": "cpu"}"#;
+            "log_step": 25, "ema_device": "cpu"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 
@@ -263,8 +272,8 @@ mod tests {
             "`flip_p` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
         );
         assert_eq!(
-            said(r#"{"lr_scheduler": "cosine"}"#),
-            "`lr_scheduler` is not supported yet: expected \"constant\" or null, found \"cosine\" at line 1 column 26"
+            said(r#"{"train_sampler": "pndm"}"#),
+            "`train_sampler` is not supported yet: expected \"ddpm\" or null, found \"pndm\" at line 1 column 25"
         );
     }
 

@@ -12,7 +12,6 @@
 //! # }
 //! ```
 
-pub mod adamw;
 mod buckets;
 mod config;
 mod data;
@@ -21,8 +20,10 @@ mod error;
 mod keys;
 mod losses;
 mod optimizer;
+pub mod optimizers;
 mod plan;
 pub mod random;
+pub mod rates;
 mod report;
 mod run;
 mod state;
@@ -33,7 +34,8 @@ pub use config::TrainConfig;
 pub use data::Skipped;
 pub use epoch::{batches, batches_per_epoch, saved_epochs};
 pub use error::{Error, Result};
-pub use optimizer::{AdamWSettings, OptimizerConfig};
+pub use optimizer::OptimizerConfig;
+pub use optimizers::OptimizerSettings;
 pub use plan::{Settings, TrainPlan};
 pub use report::{TrainEvent, TrainReport};
 pub use run::run;

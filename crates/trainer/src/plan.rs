@@ -8,7 +8,12 @@ use vodka_images::is_image;
 use vodka_sd15::{check_device_name, device_type};
 use vodka_stage::{RunKey, RunRecord, record_path};
 
-use crate::{AdamWSettings, Error, OptimizerConfig, Result, TrainConfig, data::CAPTION_EXTENSION, state};
+use crate::{
+    Error, OptimizerConfig, Result, TrainConfig,
+    data::CAPTION_EXTENSION,
+    optimizer::{MainRates, PartSettings},
+    state,
+};
 
 /// A checked training configuration.
 #[derive(Debug, Clone, Serialize)]
@@ -58,10 +63,12 @@ pub struct Settings {
     pub clip_skip: i64,
     /// Probability of replacing a caption with a single space.
     pub cond_dropout: f64,
+    /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
+    pub clip_grad_norm: Option<f64>,
     /// How the UNet is trained; `None` leaves it as it is.
-    pub unet: Option<AdamWSettings>,
+    pub unet: Option<PartSettings>,
     /// How the text encoder is trained; `None` leaves it as it is.
-    pub text_encoder: Option<AdamWSettings>,
+    pub text_encoder: Option<PartSettings>,
 }
 
 impl TrainConfig {
@@ -95,7 +102,13 @@ impl TrainConfig {
     fn settings(&self, output: &Path) -> Result<Settings> {
         let from_file = || self.optimizer_config.as_ref().map(OptimizerConfig::read).transpose();
         let optimizer = self.optimizer.clone().map_or_else(from_file, |optimizer| Ok(Some(optimizer)))?;
-        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(self.lr)?;
+        let main = MainRates {
+            lr: self.lr,
+            lr_scheduler: self.lr_scheduler,
+            lr_warmup_steps: self.lr_warmup_steps,
+            lr_decay_steps: self.lr_decay_steps,
+        };
+        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(&main)?;
         let name = self.project_name.as_ref().or(self.run_name.as_ref());
         Ok(Settings {
             name: name.map_or("vodka", String::as_str).to_owned(),
@@ -108,6 +121,7 @@ impl TrainConfig {
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
             cond_dropout: self.cond_dropout,
+            clip_grad_norm: self.clip_grad_norm,
             unet: (!self.disable_unet_training).then_some(unet),
             text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
         })
@@ -148,6 +162,9 @@ impl TrainConfig {
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let dropout = self.cond_dropout;
         within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
+        let clip = self.clip_grad_norm.unwrap_or(1.0);
+        let good = clip.is_finite() && clip > 0.0;
+        within("clip_grad_norm", clip.to_string(), good, "a number above 0, or null")?;
         for (key, name) in [("project_name", &self.project_name), ("run_name", &self.run_name)] {
             let name = name.clone().unwrap_or("x".into());
             let good = !name.is_empty() && !name.contains(['/', '\\', '\0']);
@@ -171,12 +188,6 @@ impl TrainPlan {
             .input("images", &self.data_root, is_image)?
             .input("captions", &self.caption_root, is_caption)?;
         Ok(key)
-    }
-
-    /// The learning rates that `losses.csv` lists: UNet and text encoder, 0 for what is left as it is.
-    pub(crate) fn rates(&self) -> (f64, f64) {
-        let rate = |settings: &Option<AdamWSettings>| settings.map_or(0.0, |settings| settings.lr);
-        (rate(&self.settings.unet), rate(&self.settings.text_encoder))
     }
 }
 
@@ -212,7 +223,7 @@ mod tests {
         assert_eq!(plan.caption_root, Path::new("pictures"));
         let settings = plan.settings;
         assert_eq!((settings.clip_skip, settings.name.as_str(), settings.seed), (1, "v3", 555));
-        assert_eq!(settings.unet.unwrap().lr, 1e-6);
+        assert_eq!(settings.unet.unwrap().optimizer.lr, 1e-6);
         assert_eq!(settings.text_encoder, None);
     }
 

@@ -10,12 +10,13 @@ use vodka_sd15::{Network, StableDiffusion, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
-    AdamWSettings, Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
-    adamw::AdamW,
+    Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
     buckets::buckets,
     data::{self, Example},
     epoch::{batches, batches_per_epoch, saved_epochs},
     losses::{LossesFile, Row},
+    optimizer::PartSettings,
+    optimizers::Optimizer,
     random::{Purpose, Stream},
     state::{self, Progress},
     step::{Batch, losses},
@@ -85,15 +86,33 @@ impl Drop for Threads {
     }
 }
 
+/// The learning rates of UNet and text encoder in each batch of a run; 0 for what is left as it is.
+#[derive(Clone, Copy)]
+struct Rates {
+    settings: [Option<PartSettings>; 2],
+    /// All batches of the run.
+    steps: u64,
+}
+
+impl Rates {
+    /// For the batch `step`, counted from 1.
+    fn at(&self, step: u64) -> [f64; 2] {
+        self.settings.map(|settings| {
+            settings.map_or(0.0, |part| part.schedule(self.steps).rate(part.optimizer.lr, step - 1))
+        })
+    }
+}
+
 /// A training run in memory.
 struct Run<'a> {
     plan: &'a TrainPlan,
     key: ContentHash,
     base: ContentHash,
     model: StableDiffusion,
-    unet: Option<AdamW>,
-    text_encoder: Option<AdamW>,
+    unet: Option<Optimizer>,
+    text_encoder: Option<Optimizer>,
     schedule: Schedule,
+    rates: Rates,
     examples: Vec<Example>,
     /// The bucket of each example.
     buckets: Vec<Bucket>,
@@ -133,9 +152,9 @@ impl<'a> Run<'a> {
         if examples.is_empty() {
             return Err(no_good_pictures(plan, &skipped));
         }
-        let mut unet = plan.settings.unet.map(|settings| optimizer(&mut model.unet, settings));
+        let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings));
         let mut text_encoder =
-            plan.settings.text_encoder.map(|settings| optimizer(&mut model.clip, settings));
+            plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings));
         let progress = match plan.start_over {
             true => None,
             false => {
@@ -149,8 +168,13 @@ impl<'a> Run<'a> {
         let progress = progress.unwrap_or_default();
         let buckets: Vec<_> = examples.iter().map(|example| example.bucket).collect();
         let steps_per_epoch = batches_per_epoch(&buckets, plan.settings.batch_size) as u64;
+        let rates = Rates {
+            settings: [plan.settings.unet, plan.settings.text_encoder],
+            steps: steps_per_epoch * plan.settings.max_epochs,
+        };
         let run = Self {
-            losses_file: LossesFile::start(&plan.output, plan.rates(), rows(&progress, steps_per_epoch))?,
+            losses_file: LossesFile::start(&plan.output, rows(&progress, steps_per_epoch, rates))?,
+            rates,
             key: key.hash(),
             base: key.inputs["checkpoint"].sha256,
             schedule: Schedule::scaled_linear(),
@@ -216,21 +240,26 @@ impl<'a> Run<'a> {
                 return Err(self.not_finite("loss", epoch, step, pictures));
             }
             (losses.sum(Kind::Float) / full).backward();
-            rows.push(Row { epoch, step, loss });
+            rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
         }
-        let mut optimizers = by_name_mut(&mut self.unet, &mut self.text_encoder);
-        if !optimizers.iter().all(|(_, optimizer)| optimizer.gradients_are_finite()) {
-            let step = self.progress.step() + group.len() as u64;
+        // Schedules go by batches; the last of the group says the rate.
+        let step = self.progress.step() + group.len() as u64;
+        let rates = self.rates.at(step);
+        let clip = settings.clip_grad_norm;
+        let optimizers = [&self.unet, &self.text_encoder];
+        if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
             return Err(self.not_finite("gradient", epoch, step, &group.concat()));
         }
-        for (_, optimizer) in &mut optimizers {
-            optimizer.step();
+        for (optimizer, rate) in [&mut self.unet, &mut self.text_encoder].into_iter().zip(rates) {
+            let Some(optimizer) = optimizer else { continue };
+            clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
+            optimizer.step(rate);
             optimizer.zero_grad();
         }
         for row in rows {
             self.progress.losses.push(row.loss);
             self.losses_file.append(row)?;
-            let Row { epoch, step, loss } = row;
+            let Row { epoch, step, loss, .. } = row;
             on_event(TrainEvent::Step { epoch, step, loss });
         }
         Ok(())
@@ -301,8 +330,9 @@ impl<'a> Run<'a> {
 
     fn save_state(&self) -> Result<()> {
         self.losses_file.sync()?;
-        let optimizers = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
-        let optimizers: Vec<_> = optimizers.into_iter().filter_map(|(name, o)| Some((name, o?))).collect();
+        let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
+        let optimizers: Vec<_> =
+            parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
         state::save(&self.plan.output, self.key, self.plan.settings.seed, &self.progress, &optimizers)
     }
 
@@ -382,23 +412,26 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
 }
 
 /// Makes a network trainable; its parameters go by name, so that their order is always the same.
-fn optimizer(network: &mut impl Network, settings: AdamWSettings) -> AdamW {
+fn trainable(network: &mut impl Network, settings: PartSettings) -> Optimizer {
     network.unfreeze();
-    AdamW::new(network.vars().variables().into_iter().collect::<BTreeMap<_, _>>(), settings)
+    let parameters: BTreeMap<_, _> = network.vars().variables().into_iter().collect();
+    Optimizer::new(parameters, settings.optimizer)
 }
 
 fn by_name_mut<'o>(
-    unet: &'o mut Option<AdamW>,
-    text_encoder: &'o mut Option<AdamW>,
-) -> Vec<(&'static str, &'o mut AdamW)> {
+    unet: &'o mut Option<Optimizer>,
+    text_encoder: &'o mut Option<Optimizer>,
+) -> Vec<(&'static str, &'o mut Optimizer)> {
     let both = [("unet", unet.as_mut()), ("text_encoder", text_encoder.as_mut())];
     both.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect()
 }
 
 /// The lines of `losses.csv` for the steps that are done.
-fn rows(progress: &Progress, steps_per_epoch: u64) -> impl Iterator<Item = Row> {
-    let losses = progress.losses.iter().enumerate();
-    losses.map(move |(i, &loss)| Row { epoch: i as u64 / steps_per_epoch + 1, step: i as u64 + 1, loss })
+fn rows(progress: &Progress, steps_per_epoch: u64, rates: Rates) -> impl Iterator<Item = Row> {
+    progress.losses.iter().zip(1..).map(move |(&loss, step)| {
+        let epoch = (step - 1) / steps_per_epoch + 1;
+        Row { epoch, step, loss, rates: rates.at(step) }
+    })
 }
 
 fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {

@@ -8,14 +8,19 @@ use vodka_noise::Schedule;
 use vodka_sd15::{Network, StableDiffusion};
 use vodka_testkit::Case;
 use vodka_trainer::{
-    AdamWSettings,
-    adamw::AdamW,
+    OptimizerSettings,
+    optimizers::{Method, Optimizer},
     step::{Batch, losses},
 };
 
-const UNET: AdamWSettings =
-    AdamWSettings { lr: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.01 };
-const TEXT: AdamWSettings = AdamWSettings { lr: 5e-4, ..UNET };
+const UNET: OptimizerSettings = OptimizerSettings {
+    method: Method::AdamW,
+    lr: 1e-3,
+    betas: [0.9, 0.999],
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+};
+const TEXT: OptimizerSettings = OptimizerSettings { lr: 5e-4, ..UNET };
 
 fn model(case: &Case) -> StableDiffusion {
     let checkpoint = Checkpoint::open(case.path().join("model")).unwrap();
@@ -39,8 +44,8 @@ fn batch(case: &Case, step: usize) -> Batch {
     }
 }
 
-fn optimizer(network: &impl Network, settings: AdamWSettings) -> AdamW {
-    AdamW::new(network.vars().variables(), settings)
+fn optimizer(network: &impl Network, settings: OptimizerSettings) -> Optimizer {
+    Optimizer::new(network.vars().variables(), settings)
 }
 
 fn check(case: &Case, name: &str, tensor: &Tensor) {
@@ -61,7 +66,7 @@ fn three_steps_are_those_of_pytorch_and_diffusers() {
         check(&case, &format!("loss/{step}"), &loss.view([1]));
         for optimizer in &mut optimizers {
             assert!(optimizer.gradients_are_finite());
-            optimizer.step();
+            optimizer.step(optimizer.settings().lr);
             optimizer.zero_grad();
         }
     }

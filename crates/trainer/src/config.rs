@@ -12,6 +12,7 @@ use crate::{
         Refused, Vocabulary, read_json, set_field,
     },
     rates::Shape,
+    target::LossType,
 };
 
 /// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here.
@@ -71,6 +72,23 @@ pub struct TrainConfig {
     pub clip_skip: i64,
     /// Probability of replacing a caption with a single space. Default: 0.04.
     pub cond_dropout: f64,
+    /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`.
+    pub loss_type: LossType,
+    /// The largest signal-to-noise ratio that counts in a loss's weight (5 as a rule). Default: all weigh the same.
+    pub min_snr_gamma: Option<f64>,
+    /// The least noisy timestep that is trained, 0 to 999. Default: 0.
+    pub timestep_start: i64,
+    /// The first timestep that is too noisy, 1 to 1000. Default: 1000.
+    pub timestep_end: i64,
+    /// Offset noise: so much of one random number for each picture and channel is added to the noise. Default: 0.
+    pub zero_frequency_noise_ratio: Option<f64>,
+    /// Pyramid noise: noise of several sizes, each weighing this times the finer one, 0 to 1. Default: none.
+    pub pyramid_noise_discount: Option<f64>,
+    /// Train with nothing but noise at the last timestep; for `v_prediction`. Default: false.
+    pub enable_zero_terminal_snr: Option<bool>,
+    /// Random numbers of this standard deviation, over the square root of their number in a token, are added to the text
+    /// encoder's output. Default: 0.
+    pub embedding_perturbation: Option<f64>,
     /// A checkpoint after each so many epochs; there is always one after the last epoch. Default: none but that.
     pub save_every_n_epochs: Option<u64>,
     /// Checkpoints with 32 bits a weight in place of 16. Default: false.
@@ -117,6 +135,14 @@ impl Default for TrainConfig {
             seed: 555,
             clip_skip: 0,
             cond_dropout: 0.04,
+            loss_type: LossType::Mse,
+            min_snr_gamma: None,
+            timestep_start: 0,
+            timestep_end: 1000,
+            zero_frequency_noise_ratio: None,
+            pyramid_noise_discount: None,
+            enable_zero_terminal_snr: None,
+            embedding_perturbation: None,
             save_every_n_epochs: None,
             save_full_precision: false,
             state_every_n_steps: None,
@@ -152,15 +178,8 @@ const REFUSED: &[Refused] = &[
     ("rated_dataset", OFF),
     // Says nothing without `rated_dataset`.
     ("rated_dataset_target_dropout_percent", &[Any]),
-    ("timestep_start", NOUGHT),
-    ("timestep_end", &[Number(1000.0), Null]),
-    ("train_sampler", &[Text("ddpm"), Null]),
-    ("loss_type", &[Text("mse"), Null]),
-    ("min_snr_gamma", ABSENT),
-    ("zero_frequency_noise_ratio", NOUGHT),
-    ("pyramid_noise_discount", NOUGHT),
-    ("enable_zero_terminal_snr", OFF),
-    ("embedding_perturbation", NOUGHT),
+    // All three add noise alike.
+    ("train_sampler", &[Text("ddpm"), Text("pndm"), Text("ddim"), Null]),
     ("validation_config", ABSENT),
     ("sample_prompts", ABSENT),
     // Says nothing without `sample_prompts`.
@@ -272,8 +291,8 @@ mod tests {
             "`flip_p` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
         );
         assert_eq!(
-            said(r#"{"train_sampler": "pndm"}"#),
-            "`train_sampler` is not supported yet: expected \"ddpm\" or null, found \"pndm\" at line 1 column 25"
+            said(r#"{"attn_type": "slice"}"#),
+            "`attn_type` is not supported yet: expected \"sdp\" or null, found \"slice\" at line 1 column 22"
         );
     }
 

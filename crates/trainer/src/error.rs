@@ -118,14 +118,6 @@ pub enum Error {
         /// How many pixels one position of the deepest level covers.
         stride: u32,
     },
-    /// A model that predicts something else than the noise.
-    #[error("`{path}` predicts `{found}`; only training of epsilon prediction is supported yet")]
-    Prediction {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What it predicts.
-        found: String,
-    },
     /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.
     #[error("the {what} is not finite in epoch {epoch}, step {step}, with the pictures {}", listed(pictures))]
     NotFinite {

@@ -28,6 +28,7 @@ mod report;
 mod run;
 mod state;
 pub mod step;
+pub mod target;
 
 pub use buckets::{Bucket, buckets, nearest};
 pub use config::TrainConfig;
@@ -39,3 +40,4 @@ pub use optimizers::OptimizerSettings;
 pub use plan::{Settings, TrainPlan};
 pub use report::{TrainEvent, TrainReport};
 pub use run::run;
+pub use target::LossType;

@@ -13,6 +13,7 @@ use crate::{
     data::CAPTION_EXTENSION,
     optimizer::{MainRates, PartSettings},
     state,
+    target::LossType,
 };
 
 /// A checked training configuration.
@@ -63,6 +64,20 @@ pub struct Settings {
     pub clip_skip: i64,
     /// Probability of replacing a caption with a single space.
     pub cond_dropout: f64,
+    /// How an error becomes a loss.
+    pub loss_type: LossType,
+    /// The largest signal-to-noise ratio that counts in a loss's weight; `None`: all weigh the same.
+    pub min_snr_gamma: Option<f64>,
+    /// The timesteps that are trained: from the first to before the second.
+    pub timesteps: (i64, i64),
+    /// How much of one random number for each picture and channel is added to the noise.
+    pub offset_noise: f64,
+    /// What each level of pyramid noise weighs to the finer one; `None`: only the finest is there.
+    pub pyramid_noise_discount: Option<f64>,
+    /// Nothing but noise at the last timestep.
+    pub zero_terminal_snr: bool,
+    /// The standard deviation of what is added to the text encoder's output, times the square root of its channels.
+    pub embedding_perturbation: f64,
     /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
     pub clip_grad_norm: Option<f64>,
     /// How the UNet is trained; `None` leaves it as it is.
@@ -121,6 +136,13 @@ impl TrainConfig {
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
             cond_dropout: self.cond_dropout,
+            loss_type: self.loss_type,
+            min_snr_gamma: self.min_snr_gamma,
+            timesteps: (self.timestep_start, self.timestep_end),
+            offset_noise: self.zero_frequency_noise_ratio.unwrap_or(0.0).max(0.0),
+            pyramid_noise_discount: self.pyramid_noise_discount.filter(|discount| *discount > 0.0),
+            zero_terminal_snr: self.enable_zero_terminal_snr.unwrap_or(false),
+            embedding_perturbation: self.embedding_perturbation.unwrap_or(0.0),
             clip_grad_norm: self.clip_grad_norm,
             unet: (!self.disable_unet_training).then_some(unet),
             text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
@@ -162,6 +184,7 @@ impl TrainConfig {
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let dropout = self.cond_dropout;
         within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
+        self.check_noise()?;
         let clip = self.clip_grad_norm.unwrap_or(1.0);
         let good = clip.is_finite() && clip > 0.0;
         within("clip_grad_norm", clip.to_string(), good, "a number above 0, or null")?;
@@ -174,6 +197,27 @@ impl TrainConfig {
             true => Err(Error::NothingToTrain),
             false => Ok(()),
         }
+    }
+}
+
+impl TrainConfig {
+    fn check_noise(&self) -> Result<()> {
+        let within = |key, value: f64, good: bool, expected| match good {
+            true => Ok(()),
+            false => Err(Error::OutOfRange { key, value: value.to_string(), expected }),
+        };
+        let gamma = self.min_snr_gamma.unwrap_or(5.0);
+        within("min_snr_gamma", gamma, gamma.is_finite() && gamma > 0.0, "a number above 0, or null")?;
+        let (start, end) = (self.timestep_start, self.timestep_end);
+        within("timestep_start", start as f64, (0..end).contains(&start), "0 to below `timestep_end`")?;
+        within("timestep_end", end as f64, (1..=1000).contains(&end), "1 to 1000")?;
+        let ratio = self.zero_frequency_noise_ratio.unwrap_or(0.0);
+        within("zero_frequency_noise_ratio", ratio, ratio.is_finite() && ratio <= 1.0, "at most 1")?;
+        let discount = self.pyramid_noise_discount.unwrap_or(0.0);
+        within("pyramid_noise_discount", discount, (0.0..=1.0).contains(&discount), "0 to 1")?;
+        let perturbation = self.embedding_perturbation.unwrap_or(0.0);
+        let good = perturbation.is_finite() && perturbation >= 0.0;
+        within("embedding_perturbation", perturbation, good, "a number from 0")
     }
 }
 

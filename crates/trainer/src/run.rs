@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tch::{Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
+use vodka_checkpoint::{Checkpoint, ModelConfig};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
@@ -19,7 +19,8 @@ use crate::{
     optimizers::Optimizer,
     random::{Purpose, Stream},
     state::{self, Progress},
-    step::{Batch, losses},
+    step::{Batch, Objective},
+    target::{pyramid_noise, pyramid_sizes},
 };
 
 /// The caption that stands for no caption, as in EveryDream2.
@@ -111,7 +112,7 @@ struct Run<'a> {
     model: StableDiffusion,
     unet: Option<Optimizer>,
     text_encoder: Option<Optimizer>,
-    schedule: Schedule,
+    objective: Objective,
     rates: Rates,
     examples: Vec<Example>,
     /// The bucket of each example.
@@ -177,7 +178,7 @@ impl<'a> Run<'a> {
             rates,
             key: key.hash(),
             base: key.inputs["checkpoint"].sha256,
-            schedule: Schedule::scaled_linear(),
+            objective: objective(plan, &checkpoint),
             long_captions: data::too_long(&pairs),
             plan,
             model,
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
         for (step, pictures) in (self.progress.step() + 1..).zip(group) {
             let batch = self.batch(epoch, pictures);
             let (clip, unet) = (&self.model.clip, &self.model.unet);
-            let losses = losses(clip, unet, &self.schedule, &batch, settings.clip_skip); // (B)
+            let losses = self.objective.losses(clip, unet, &batch); // (B)
             let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
             if !loss.is_finite() {
                 return Err(self.not_finite("loss", epoch, step, pictures));
@@ -273,24 +274,52 @@ impl<'a> Run<'a> {
             let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
             Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
         };
-        let noise = |purpose, picture: usize| {
-            let shape = self.examples[picture].moments.mean.size();
-            let count = shape.iter().product::<i64>() as usize;
-            Tensor::from_slice(&stream(purpose, picture).normals(count)).view(&shape[..])
+        let posterior = |picture: usize| {
+            let moments = &self.examples[picture].moments;
+            moments.sample(&normals(&mut stream(Purpose::Posterior, picture), &moments.mean.size()))
         };
         let scale = self.model.config.vae.scaling_factor;
-        let timesteps = self.schedule.timesteps() as i64;
+        let (first, end) = settings.timesteps;
+        let timestep = |picture: usize| first + stream(Purpose::Timestep, picture).below(end - first);
+        let perturbation = |picture: usize| {
+            let size = [1, CONTEXT_LENGTH as i64, self.model.config.clip.hidden_size];
+            let deviation =
+                settings.embedding_perturbation / (self.model.config.clip.hidden_size as f64).sqrt();
+            normals(&mut stream(Purpose::Perturbation, picture), &size) * deviation
+        };
         let ids = |picture: usize| {
             let dropped = stream(Purpose::Dropout, picture).uniform() < settings.cond_dropout;
             let ids = if dropped { token_ids(DROPPED) } else { self.examples[picture].ids };
             Tensor::from_slice(&ids).unsqueeze(0)
         };
         Batch {
-            latents: cat(&|i| self.examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
-            noise: cat(&|i| noise(Purpose::Noise, i)),
-            timesteps: pictures.iter().map(|&i| stream(Purpose::Timestep, i).below(timesteps)).collect(),
+            latents: cat(&|i| posterior(i) * scale),
+            noise: cat(&|i| self.noise(epoch, i)),
+            timesteps: pictures.iter().map(|&i| timestep(i)).collect(),
             ids: cat(&ids),
+            perturbation: (settings.embedding_perturbation > 0.0).then(|| cat(&perturbation)),
         }
+    }
+
+    /// What is added to a picture's latents in an epoch: standard normal noise, of one size or several, and an offset
+    /// for each channel. `(1, 4, h, w)`
+    fn noise(&self, epoch: u64, picture: usize) -> Tensor {
+        let settings = &self.plan.settings;
+        let stream = |purpose| Stream::new(settings.seed, purpose, epoch, picture as u64);
+        let size = self.examples[picture].moments.mean.size();
+        let mut noise = normals(&mut stream(Purpose::Noise), &size);
+        if let Some(discount) = settings.pyramid_noise_discount {
+            let mut stream = stream(Purpose::Pyramid);
+            let sizes = pyramid_sizes(size[2], size[3], || stream.between(2.0, 4.0));
+            let coarser = sizes.into_iter().map(|(h, w)| normals(&mut stream, &[1, size[1], h, w]));
+            let levels: Vec<_> = [noise].into_iter().chain(coarser).collect();
+            noise = pyramid_noise(&levels, discount);
+        }
+        if settings.offset_noise > 0.0 {
+            let offset = normals(&mut stream(Purpose::OffsetNoise), &[1, size[1], 1, 1]);
+            noise += offset * settings.offset_noise;
+        }
+        noise
     }
 
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
@@ -396,12 +425,7 @@ impl<'a> Run<'a> {
 fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(&plan.base)?;
     checkpoint.verify()?;
-    let ModelConfig { prediction, clip, .. } = checkpoint.config();
-    if *prediction != Prediction::Epsilon {
-        let found = serde_json::to_value(prediction).expect("a prediction is plain data");
-        let found = found.as_str().unwrap_or_default().to_owned();
-        return Err(Error::Prediction { path: plan.base.clone(), found });
-    }
+    let ModelConfig { clip, .. } = checkpoint.config();
     checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
     let clip_skip = plan.settings.clip_skip;
     if clip_skip > clip.layers {
@@ -409,6 +433,24 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
         return Err(Error::OutOfRange { key: "clip_skip", value, expected });
     }
     Ok(checkpoint)
+}
+
+/// What the plan and the base checkpoint ask of the networks.
+fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
+    let settings = &plan.settings;
+    let schedule = Schedule::scaled_linear();
+    Objective {
+        schedule: if settings.zero_terminal_snr { schedule.zero_terminal_snr() } else { schedule },
+        prediction: checkpoint.config().prediction,
+        loss_type: settings.loss_type,
+        min_snr_gamma: settings.min_snr_gamma,
+        clip_skip: settings.clip_skip,
+    }
+}
+
+/// Random numbers from the standard normal distribution.
+fn normals(stream: &mut Stream, size: &[i64]) -> Tensor {
+    Tensor::from_slice(&stream.normals(size.iter().product::<i64>() as usize)).view(size)
 }
 
 /// Makes a network trainable; its parameters go by name, so that their order is always the same.

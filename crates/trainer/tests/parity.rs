@@ -4,13 +4,12 @@
 
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::Checkpoint;
-use vodka_noise::Schedule;
 use vodka_sd15::{Network, StableDiffusion};
 use vodka_testkit::Case;
 use vodka_trainer::{
     OptimizerSettings,
     optimizers::{Method, Optimizer},
-    step::{Batch, losses},
+    step::{Batch, Objective},
 };
 
 const UNET: OptimizerSettings = OptimizerSettings {
@@ -41,6 +40,7 @@ fn batch(case: &Case, step: usize) -> Batch {
         noise: tensor("noise"),
         timesteps: Vec::try_from(tensor("timesteps").to_kind(Kind::Int64)).unwrap(),
         ids: tensor("ids").to_kind(Kind::Int64),
+        perturbation: None,
     }
 }
 
@@ -60,7 +60,7 @@ fn three_steps_are_those_of_pytorch_and_diffusers() {
     let model = model(&case);
     let mut optimizers = [optimizer(&model.unet, UNET), optimizer(&model.clip, TEXT)];
     for step in 0..3 {
-        let losses = losses(&model.clip, &model.unet, &Schedule::scaled_linear(), &batch(&case, step), 1);
+        let losses = Objective::default().losses(&model.clip, &model.unet, &batch(&case, step));
         let loss = losses.mean(Kind::Float);
         loss.backward();
         check(&case, &format!("loss/{step}"), &loss.view([1]));
@@ -85,18 +85,18 @@ fn three_steps_are_those_of_pytorch_and_diffusers() {
 #[test]
 fn accumulated_gradients_are_those_of_the_whole_batch() {
     let case = Case::open("trainer/steps");
-    let schedule = Schedule::scaled_linear();
     let whole = batch(&case, 0);
     let part = |i: i64| Batch {
         latents: whole.latents.narrow(0, i, 1),
         noise: whole.noise.narrow(0, i, 1),
         timesteps: vec![whole.timesteps[i as usize]],
         ids: whole.ids.narrow(0, i, 1),
+        perturbation: None,
     };
     let gradients = |batches: &[Batch]| {
         let model = model(&case);
         for batch in batches {
-            let losses = losses(&model.clip, &model.unet, &schedule, batch, 1);
+            let losses = Objective::default().losses(&model.clip, &model.unet, batch);
             (losses.sum(Kind::Float) / 2.0).backward();
         }
         let variables = model.unet.vars().variables().into_iter().chain(model.clip.vars().variables());

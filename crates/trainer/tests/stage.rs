@@ -155,6 +155,48 @@ fn a_run_that_dies_goes_on_from_its_last_state_to_the_same_files() {
 }
 
 #[test]
+fn every_option_changes_the_run_and_goes_on_to_the_same_files() {
+    let world = World::new();
+    let plain = world.undisturbed("plain", json!({})).losses;
+    for (i, option) in [
+        json!({"loss_type": "huber"}),
+        json!({"min_snr_gamma": 0.5}),
+        json!({"timestep_start": 700}),
+        json!({"zero_frequency_noise_ratio": 0.1}),
+        json!({"pyramid_noise_discount": 0.4}),
+        json!({"enable_zero_terminal_snr": true}),
+        json!({"embedding_perturbation": 20.0}),
+        json!({"clip_grad_norm": 1e-3}),
+        json!({"lr_scheduler": "cosine"}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}-{i}"));
+        assert_ne!(world.undisturbed(&whole, option.clone()).losses, plain, "{option}");
+        world.train(&parts, option.clone(), &mut at_step(4, Interrupt::raise)).unwrap();
+        world.undisturbed(&parts, option.clone());
+        assert_eq!(world.files(&parts), world.files(&whole), "{option}");
+    }
+}
+
+#[test]
+fn every_optimizer_trains_and_goes_on_to_the_same_files() {
+    let world = World::new();
+    for optimizer in ["adamw", "adamw8bit", "lion", "dadapt_adam", "prodigy"] {
+        let file = world.at("optimizer.json");
+        fs::write(&file, json!({"optimizer": optimizer, "lr": 1e-3, "d0": 1e-3}).to_string()).unwrap();
+        let keys = json!({"optimizer_config": file});
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}-{optimizer}"));
+        let (first, last) = world.undisturbed(&whole, keys.clone()).losses.unwrap();
+        assert_ne!(first, last);
+        world.train(&parts, keys.clone(), &mut at_step(4, Interrupt::raise)).unwrap();
+        world.undisturbed(&parts, keys);
+        assert_eq!(world.files(&parts), world.files(&whole), "{optimizer}");
+    }
+}
+
+#[test]
 fn another_setting_starts_anew_and_never_starts_over() {
     let world = World::new();
     let started = |changes: Value, start_over: bool| {

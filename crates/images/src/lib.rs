@@ -39,7 +39,7 @@ mod rows;
 mod simd;
 mod square;
 
-pub use crop::{Anchor, crop, fit_crop};
+pub use crop::{Anchor, crop, fit_crop, flip_horizontal};
 pub use decode::{DecodeOptions, Decoded, MAX_SIDE_PX, decode, decode_bytes, decode_with};
 pub use error::{Error, Fault, Result};
 pub use find::{EXTENSIONS, find, is_image, relative_name};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
 
 use crate::{
-    OptimizerConfig, Result,
+    Compat, OptimizerConfig, Result,
     keys::{
         Neutral::{self, Any, Bool, Null, Number, Text},
         Refused, Vocabulary, read_json, set_field,
@@ -20,7 +20,7 @@ use crate::{
 /// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
 ///
 /// [`TrainConfig::read`] and [`TrainConfig::set`] accept the other keys of EveryDream2 at the value at which they ask for
-/// nothing (`"flip_p": 0.0`), and refuse them by name at any other. Unknown and repeated keys are errors.
+/// nothing (`"wandb": false`), and refuse them by name at any other. Unknown and repeated keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -70,8 +70,20 @@ pub struct TrainConfig {
     pub seed: i64,
     /// Which of the text encoder's last layers is used, 0 and 1 the last, 2 the one before; at most 4. Default: 0.
     pub clip_skip: i64,
+    /// Ours: whose behaviour the run has, `ed2-2023-04`, `ed2-head` or `vodka`. Default: `vodka`.
+    pub compat: Compat,
     /// Probability of replacing a caption with a single space. Default: 0.04.
     pub cond_dropout: f64,
+    /// Probability of flipping a picture. Default: 0.
+    pub flip_p: f64,
+    /// Put the tags of each caption, what is behind its first comma, in another order each time. Default: false.
+    pub shuffle_tags: bool,
+    /// How many tags of a caption stay where they are. Default: 0.
+    pub keep_tags: usize,
+    /// Leave out more and more pictures with every epoch, the worse rated sooner. Default: false.
+    pub rated_dataset: bool,
+    /// How many of a hundred pictures are left out in the end. Default: 50.
+    pub rated_dataset_target_dropout_percent: f64,
     /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`.
     pub loss_type: LossType,
     /// The largest signal-to-noise ratio that counts in a loss's weight (5 as a rule). Default: all weigh the same.
@@ -134,7 +146,13 @@ impl Default for TrainConfig {
             optimizer_config: None,
             seed: 555,
             clip_skip: 0,
+            compat: Compat::Vodka,
             cond_dropout: 0.04,
+            flip_p: 0.0,
+            shuffle_tags: false,
+            keep_tags: 0,
+            rated_dataset: false,
+            rated_dataset_target_dropout_percent: 50.0,
             loss_type: LossType::Mse,
             min_snr_gamma: None,
             timestep_start: 0,
@@ -172,12 +190,6 @@ const REFUSED: &[Refused] = &[
     ("gpuid", NOUGHT),
     ("scale_lr", OFF),
     ("useadam8bit", OFF),
-    ("flip_p", NOUGHT),
-    ("shuffle_tags", OFF),
-    ("keep_tags", NOUGHT),
-    ("rated_dataset", OFF),
-    // Says nothing without `rated_dataset`.
-    ("rated_dataset_target_dropout_percent", &[Any]),
     // All three add noise alike.
     ("train_sampler", &[Text("ddpm"), Text("pndm"), Text("ddim"), Null]),
     ("validation_config", ABSENT),
@@ -279,7 +291,7 @@ mod tests {
 
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
-        let text = r#"{"wandb": false, "flip_p": 0.0, "ema_decay_rate": null, "amp": false, "disable_amp": true,
+        let text = r#"{"wandb": false, "ema_decay_rate": null, "amp": false, "disable_amp": true,
             "log_step": 25, "ema_device": "cpu"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
@@ -287,8 +299,8 @@ mod tests {
     #[test]
     fn other_values_of_unsupported_keys_are_named() {
         assert_eq!(
-            said("{\n  \"flip_p\": 0.5\n}"),
-            "`flip_p` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
+            said("{\n  \"gpuid\": 0.5\n}"),
+            "`gpuid` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
         );
         assert_eq!(
             said(r#"{"attn_type": "slice"}"#),

@@ -1,39 +1,20 @@
 //! Pictures with their captions, from the folder to the latents' distribution.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use vodka_images::{Picture, RgbImage, crop, decode, find, relative_name, resize_bicubic};
+use vodka_images::{Picture, RgbImage, crop, decode, flip_horizontal, relative_name, resize_bicubic};
 use vodka_prompt::{CONTEXT_LENGTH, MAX_TOKENS, token_count, token_ids};
 use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
 
-use crate::{Bucket, Error, Result, TrainPlan, buckets::nearest};
-
-/// What caption files end with.
-pub(crate) const CAPTION_EXTENSION: &str = "txt";
-
-/// Files that EveryDream2 obeys for a whole folder.
-const FOLDER_FILES: [&str; 10] = [
-    "multiply.txt",
-    "cond_dropout.txt",
-    "flip_p.txt",
-    "batch_id.txt",
-    "loss_scale.txt",
-    "shuffle_tags.txt",
-    "local.yaml",
-    "local.yml",
-    "global.yaml",
-    "global.yml",
-];
-
-/// Other captions that EveryDream2 reads beside a picture.
-const OTHER_CAPTIONS: [&str; 3] = ["caption", "yml", "yaml"];
+use crate::{
+    Bucket, Error, Result, TrainPlan,
+    buckets::nearest,
+    items::{Item, items},
+};
 
 /// A picture that is left out, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,94 +25,49 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// A picture and its caption, before decoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pair {
-    /// Relative to the data folder.
-    pub path: PathBuf,
-    /// Not empty.
-    pub caption: String,
-}
-
 /// A picture that can be trained on.
 #[derive(Debug)]
 pub(crate) struct Example {
-    pub path: PathBuf,
-    /// The caption's token ids.
+    pub item: Item,
+    /// The token ids of the caption in its own order.
     pub ids: [i64; CONTEXT_LENGTH],
     pub bucket: Bucket,
     /// What the VAE makes of the picture's centre. `(1, 4, h, w)`, on the processor
     pub moments: Moments,
+    /// The same of the picture flipped, where it may be.
+    pub flipped: Option<Moments>,
 }
 
 /// Lists the pictures with their captions, in order of path; a picture that has no caption and cannot be read either
 /// is skipped, since no stage before this one could caption it.
 ///
 /// # Errors
-/// No pictures; good pictures without a caption; a file that EveryDream2 would obey and we do not.
-pub(crate) fn pairs(plan: &TrainPlan) -> Result<(Vec<Pair>, Vec<Skipped>)> {
-    let paths = find(&plan.data_root)?;
-    if paths.is_empty() {
-        return Err(Error::NoPictures { root: plan.data_root.clone() });
-    }
-    refuse_unsupported_files(&plan.data_root, &paths)?;
-    let mut pairs = Vec::with_capacity(paths.len());
-    let (mut without, mut skipped) = (Vec::new(), Vec::new());
-    for path in paths {
-        match caption(&plan.caption_root.join(&path))? {
-            Some(caption) => pairs.push(Pair { path, caption }),
-            None => match read(&plan.data_root.join(&path)) {
-                Ok(_) => without.push(path),
-                Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
-            },
+/// No pictures; good pictures without a caption; a file beside them that says what it cannot.
+pub(crate) fn listed(plan: &TrainPlan) -> Result<(Vec<Item>, Vec<Skipped>)> {
+    let (items, without) = items(&plan.data_root, &plan.caption_root, plan.settings.compat)?;
+    let (mut good, mut skipped) = (Vec::new(), Vec::new());
+    for path in without {
+        match read(&plan.data_root.join(&path)) {
+            Ok(_) => good.push(path),
+            Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
         }
     }
-    match without.is_empty() {
-        true => Ok((pairs, skipped)),
-        false => Err(Error::MissingCaptions { root: plan.caption_root.clone(), pictures: without }),
+    match good.is_empty() {
+        true => Ok((items, skipped)),
+        false => Err(Error::MissingCaptions { root: plan.caption_root.clone(), pictures: good }),
     }
 }
 
 /// How many captions are cut because they have more than 75 tokens.
-pub(crate) fn too_long(pairs: &[Pair]) -> usize {
-    pairs.iter().filter(|pair| token_count(&pair.caption) > MAX_TOKENS).count()
-}
-
-/// The caption beside the picture, without white space around it; `None` where there is none or an empty one.
-fn caption(picture: &Path) -> Result<Option<String>> {
-    let path = picture.with_extension(CAPTION_EXTENSION);
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let text = text.trim_start_matches('\u{feff}').trim();
-            Ok((!text.is_empty()).then(|| text.to_owned()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Caption { path, source }),
-    }
-}
-
-fn refuse_unsupported_files(root: &Path, pictures: &[PathBuf]) -> Result<()> {
-    let mut folder = None;
-    for picture in pictures {
-        let picture = root.join(picture);
-        let here = picture.parent().map(Path::to_path_buf);
-        let mut candidates: Vec<_> = OTHER_CAPTIONS.iter().map(|e| picture.with_extension(e)).collect();
-        if here != folder {
-            candidates.extend(FOLDER_FILES.iter().map(|name| picture.with_file_name(name)));
-            folder = here;
-        }
-        if let Some(path) = candidates.into_iter().find(|path| path.is_file()) {
-            return Err(Error::UnsupportedFile { path });
-        }
-    }
-    Ok(())
+pub(crate) fn too_long(items: &[Item]) -> usize {
+    items.iter().filter(|item| token_count(&item.caption.text()) > MAX_TOKENS).count()
 }
 
 /// Decodes every picture and runs it through the VAE, handing on how many are done and which are left out.
 /// `None` when interrupted.
 pub(crate) fn load(
-    root: &Path,
-    pairs: &[Pair],
+    plan: &TrainPlan,
+    items: &[Item],
     buckets: &[Bucket],
     vae: &Vae,
     interrupt: &Interrupt,
@@ -139,22 +75,28 @@ pub(crate) fn load(
 ) -> Option<(Vec<Example>, Vec<Skipped>)> {
     /// Pictures that are decoded at the same time, and in memory at the same time.
     const AT_ONCE: usize = 32;
-    let mut examples = Vec::with_capacity(pairs.len());
+    let mut examples = Vec::with_capacity(items.len());
     let mut skipped = Vec::new();
-    for chunk in pairs.chunks(AT_ONCE) {
-        let decoded: Vec<_> = chunk.par_iter().map(|pair| fit(&root.join(&pair.path), buckets)).collect();
-        for (pair, decoded) in chunk.iter().zip(decoded) {
+    for chunk in items.chunks(AT_ONCE) {
+        let fit = |item: &Item| fit(&plan.data_root.join(&item.path), buckets);
+        let decoded: Vec<_> = chunk.par_iter().map(fit).collect();
+        for (item, decoded) in chunk.iter().zip(decoded) {
             if interrupt.is_raised() {
                 return None;
             }
-            let path = pair.path.clone();
             let bad = match decoded {
                 Ok((pixels, bucket)) => {
-                    let ids = token_ids(&pair.caption);
-                    examples.push(Example { path, ids, bucket, moments: encode(vae, &pixels) });
+                    let flips = plan.settings.flip_p_of(item) > 0.0;
+                    examples.push(Example {
+                        item: item.clone(),
+                        ids: token_ids(&item.caption.text()),
+                        bucket,
+                        moments: encode(vae, &pixels),
+                        flipped: flips.then(|| encode(vae, &flip_horizontal(&pixels))),
+                    });
                     None
                 }
-                Err(reason) => Some(Skipped { image: relative_name(&path), reason }),
+                Err(reason) => Some(Skipped { image: relative_name(&item.path), reason }),
             };
             on_progress(examples.len() + skipped.len() + usize::from(bad.is_some()), bad.as_ref());
             skipped.extend(bad);
@@ -219,31 +161,5 @@ mod tests {
         assert_eq!(tall.dimensions(), (64, 128));
         let needle = trim_and_resize(&RgbImage::new(1, 4000), Bucket { width: 1024, height: 256 });
         assert_eq!(needle.dimensions(), (1024, 256));
-    }
-
-    #[test]
-    fn captions_are_trimmed_and_empty_ones_are_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let read = |text: &[u8]| {
-            fs::write(dir.path().join("a.txt"), text).unwrap();
-            caption(&dir.path().join("a.png"))
-        };
-        assert_eq!(read("\u{feff} a cat\n".as_bytes()).unwrap().unwrap(), "a cat");
-        assert_eq!(read(b" \n").unwrap(), None);
-        assert!(read(b"\xff\xfe").unwrap_err().to_string().contains("a.txt"));
-        assert_eq!(caption(&dir.path().join("b.png")).unwrap(), None);
-    }
-
-    #[test]
-    fn files_that_everydream2_would_obey_are_refused() {
-        for name in ["a.yaml", "a.caption", "sub/multiply.txt"] {
-            let dir = tempfile::tempdir().unwrap();
-            fs::create_dir(dir.path().join("sub")).unwrap();
-            let pictures = [PathBuf::from("a.png"), "sub/b.png".into()];
-            refuse_unsupported_files(dir.path(), &pictures).unwrap();
-            fs::write(dir.path().join(name), "x").unwrap();
-            let error = refuse_unsupported_files(dir.path(), &pictures).unwrap_err();
-            assert!(error.to_string().contains(name), "{error}");
-        }
     }
 }

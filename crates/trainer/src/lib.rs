@@ -13,14 +13,17 @@
 //! ```
 
 mod buckets;
+mod compat;
 mod config;
 mod data;
 mod epoch;
 mod error;
+mod items;
 mod keys;
 mod losses;
 mod optimizer;
 pub mod optimizers;
+mod options;
 mod plan;
 pub mod random;
 pub mod rates;
@@ -31,9 +34,10 @@ pub mod step;
 pub mod target;
 
 pub use buckets::{Bucket, buckets, nearest};
+pub use compat::{Compat, Runts};
 pub use config::TrainConfig;
 pub use data::Skipped;
-pub use epoch::{batches, batches_per_epoch, saved_epochs};
+pub use epoch::{Entry, EpochSettings, Planned, batches, batches_by_epoch, saved_epochs};
 pub use error::{Error, Result};
 pub use optimizer::OptimizerConfig;
 pub use optimizers::OptimizerSettings;

@@ -9,8 +9,8 @@ use vodka_sd15::{check_device_name, device_type};
 use vodka_stage::{RunKey, RunRecord, record_path};
 
 use crate::{
-    Error, OptimizerConfig, Result, TrainConfig,
-    data::CAPTION_EXTENSION,
+    Compat, Error, OptimizerConfig, Result, TrainConfig,
+    items::Item,
     optimizer::{MainRates, PartSettings},
     state,
     target::LossType,
@@ -62,8 +62,18 @@ pub struct Settings {
     pub precision: Precision,
     /// The text encoder's layer, counted from the last, which is 1.
     pub clip_skip: i64,
-    /// Probability of replacing a caption with a single space.
+    /// Whose behaviour the run has.
+    pub compat: Compat,
+    /// Probability of replacing a caption with a single space, where the picture's files say no other.
     pub cond_dropout: f64,
+    /// Probability of flipping a picture, where its files say no other.
+    pub flip_p: f64,
+    /// Shuffle the tags of all captions.
+    pub shuffle_tags: bool,
+    /// How many tags of a caption stay where they are.
+    pub keep_tags: usize,
+    /// The share of the pictures that is left out in the end, the worst rated first.
+    pub left_out: f64,
     /// How an error becomes a loss.
     pub loss_type: LossType,
     /// The largest signal-to-noise ratio that counts in a loss's weight; `None`: all weigh the same.
@@ -135,7 +145,12 @@ impl TrainConfig {
             save_every_n_epochs: self.save_every_n_epochs,
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
+            compat: self.compat,
             cond_dropout: self.cond_dropout,
+            flip_p: if self.compat.obeys_flip_p() { self.flip_p } else { 0.0 },
+            shuffle_tags: self.shuffle_tags,
+            keep_tags: if self.compat.obeys_keep_tags() { self.keep_tags } else { 0 },
+            left_out: self.left_out(),
             loss_type: self.loss_type,
             min_snr_gamma: self.min_snr_gamma,
             timesteps: (self.timestep_start, self.timestep_end),
@@ -184,6 +199,11 @@ impl TrainConfig {
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let dropout = self.cond_dropout;
         within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
+        let flip_p = self.flip_p;
+        within("flip_p", flip_p.to_string(), (0.0..=1.0).contains(&flip_p), "0.0 to 1.0")?;
+        let (key, percent) =
+            ("rated_dataset_target_dropout_percent", self.rated_dataset_target_dropout_percent);
+        within(key, percent.to_string(), (0.0..100.0).contains(&percent), "0 to below 100")?;
         self.check_noise()?;
         let clip = self.clip_grad_norm.unwrap_or(1.0);
         let good = clip.is_finite() && clip > 0.0;
@@ -201,6 +221,11 @@ impl TrainConfig {
 }
 
 impl TrainConfig {
+    /// The share of the pictures that is left out in the end.
+    fn left_out(&self) -> f64 {
+        if self.rated_dataset { self.rated_dataset_target_dropout_percent / 100.0 } else { 0.0 }
+    }
+
     fn check_noise(&self) -> Result<()> {
         let within = |key, value: f64, good: bool, expected| match good {
             true => Ok(()),
@@ -224,14 +249,28 @@ impl TrainConfig {
 impl TrainPlan {
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
     pub fn key(&self) -> Result<RunKey> {
-        let is_caption = |path: &Path| path.extension().is_some_and(|e| e == CAPTION_EXTENSION);
+        let says_something = |path: &Path| {
+            path.extension()
+                .is_some_and(|e| ["txt", "caption", "yml", "yaml"].iter().any(|known| e == *known))
+        };
         let mut settings = serde_json::to_value(&self.settings).expect("settings are plain data");
         settings["device"] = device_type(&self.device).into();
         let key = RunKey::new("train", &settings, Some(self.settings.seed))
             .input("checkpoint", &self.base, |_| true)?
             .input("images", &self.data_root, is_image)?
-            .input("captions", &self.caption_root, is_caption)?;
-        Ok(key)
+            .input("captions", &self.caption_root, says_something)?;
+        match self.caption_root == self.data_root {
+            true => Ok(key),
+            // The files of folders are obeyed where the pictures are.
+            false => Ok(key.input("options", &self.data_root, says_something)?),
+        }
+    }
+}
+
+impl Settings {
+    /// The probability of flipping a picture.
+    pub(crate) fn flip_p_of(&self, item: &Item) -> f64 {
+        item.flip_p.unwrap_or(self.flip_p)
     }
 }
 

@@ -28,6 +28,14 @@ pub enum Purpose {
     Pyramid = 7,
     /// What is added to the text encoder's output.
     Perturbation = 8,
+    /// The order of a caption's tags.
+    Tags = 9,
+    /// Whether a picture is flipped.
+    Flip = 10,
+    /// Which pictures come once more, with a fractional `multiply`.
+    Multiply = 11,
+    /// Which pictures stay, with `rated_dataset`.
+    Rating = 12,
 }
 
 /// One stream of random numbers.

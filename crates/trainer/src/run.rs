@@ -6,14 +6,14 @@ use tch::{Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
-use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_sd15::{Moments, Network, StableDiffusion, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
-    Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
+    Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
     buckets::buckets,
     data::{self, Example},
-    epoch::{batches, batches_per_epoch, saved_epochs},
+    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
     losses::{LossesFile, Row},
     optimizer::PartSettings,
     optimizers::Optimizer,
@@ -115,11 +115,12 @@ struct Run<'a> {
     objective: Objective,
     rates: Rates,
     examples: Vec<Example>,
-    /// The bucket of each example.
-    buckets: Vec<Bucket>,
+    /// What epochs are made from: the examples, in their order.
+    entries: Vec<Entry>,
+    epoch_settings: EpochSettings,
+    epochs: Epochs,
     skipped: Vec<Skipped>,
     long_captions: usize,
-    steps_per_epoch: u64,
     progress: Progress,
     losses_file: LossesFile,
 }
@@ -138,16 +139,16 @@ impl<'a> Run<'a> {
         if !resolution.is_multiple_of(stride) {
             return Err(Error::Stride { resolution, stride });
         }
-        let (pairs, mut skipped) = data::pairs(plan)?;
+        let (items, mut skipped) = data::listed(plan)?;
         skipped.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
         let all_buckets = buckets(resolution, stride);
         let on_progress = &mut |done, bad: Option<&Skipped>| {
             bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
-            on_event(TrainEvent::Loaded { done, total: pairs.len() });
+            on_event(TrainEvent::Loaded { done, total: items.len() });
         };
-        let loaded = data::load(&plan.data_root, &pairs, &all_buckets, &model.vae, interrupt, on_progress);
+        let loaded = data::load(plan, &items, &all_buckets, &model.vae, interrupt, on_progress);
         let Some((examples, bad)) = loaded else { return Ok(None) };
         skipped.extend(bad);
         if examples.is_empty() {
@@ -167,27 +168,27 @@ impl<'a> Run<'a> {
             state::delete(&plan.output)?;
         }
         let progress = progress.unwrap_or_default();
-        let buckets: Vec<_> = examples.iter().map(|example| example.bucket).collect();
-        let steps_per_epoch = batches_per_epoch(&buckets, plan.settings.batch_size) as u64;
-        let rates = Rates {
-            settings: [plan.settings.unet, plan.settings.text_encoder],
-            steps: steps_per_epoch * plan.settings.max_epochs,
-        };
+        let entries = entries(&examples);
+        let epoch_settings = epoch_settings(plan);
+        let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
+        let rates =
+            Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
         let run = Self {
-            losses_file: LossesFile::start(&plan.output, rows(&progress, steps_per_epoch, rates))?,
+            losses_file: LossesFile::start(&plan.output, rows(&progress, &epochs, rates))?,
             rates,
             key: key.hash(),
             base: key.inputs["checkpoint"].sha256,
             objective: objective(plan, &checkpoint),
-            long_captions: data::too_long(&pairs),
+            long_captions: data::too_long(&items),
             plan,
             model,
             unet,
             text_encoder,
             examples,
-            buckets,
+            entries,
+            epoch_settings,
+            epochs,
             skipped,
-            steps_per_epoch,
             progress,
         };
         run.check_earlier_checkpoints()?;
@@ -196,16 +197,15 @@ impl<'a> Run<'a> {
 
     /// Trains to the end (`true`) or to an interruption (`false`).
     fn train(&mut self, interrupt: &Interrupt, on_event: &mut dyn FnMut(TrainEvent)) -> Result<bool> {
-        let steps = self.total_steps();
-        let (done, steps_per_epoch) = (self.progress.step(), self.steps_per_epoch);
+        let steps = self.epochs.steps();
+        let (done, steps_per_epoch) = (self.progress.step(), self.epochs.end(1));
         on_event(TrainEvent::Started { steps, done, steps_per_epoch });
         while self.progress.step() < steps {
             let epoch = self.epochs_done() + 1;
-            let settings = &self.plan.settings;
-            let (size, together) = (settings.batch_size, settings.grad_accum);
-            let batches = batches(&self.buckets, size, settings.seed, epoch);
+            let batches = batches(&self.entries, &self.epoch_settings, epoch);
+            let together = self.plan.settings.grad_accum;
             // States are saved where an optimizer step ends, so what remains begins with a whole one.
-            let done = (self.progress.step() % self.steps_per_epoch) as usize;
+            let done = self.epochs.done_within(self.progress.step());
             for group in batches[done..].chunks(together) {
                 if interrupt.is_raised() {
                     self.save_state()?;
@@ -222,17 +222,19 @@ impl<'a> Run<'a> {
     /// Accumulates the gradients of a few batches and steps along them.
     ///
     /// Every picture weighs the same, whatever the size of its batch: its loss is divided by the number of pictures
-    /// that full batches would have.
+    /// that full batches would have. EveryDream2 divides by that of one batch alone.
     fn optimizer_step(
         &mut self,
         epoch: u64,
-        group: &[Vec<usize>],
+        group: &[Planned],
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
         let settings = &self.plan.settings;
-        let full = (settings.batch_size * settings.grad_accum) as f64;
+        let together = if settings.compat.averages_gradients() { settings.grad_accum } else { 1 };
+        let full = (settings.batch_size * together) as f64;
         let mut rows = Vec::with_capacity(group.len());
-        for (step, pictures) in (self.progress.step() + 1..).zip(group) {
+        for (step, planned) in (self.progress.step() + 1..).zip(group) {
+            let pictures = &planned.pictures;
             let batch = self.batch(epoch, pictures);
             let (clip, unet) = (&self.model.clip, &self.model.unet);
             let losses = self.objective.losses(clip, unet, &batch); // (B)
@@ -240,7 +242,8 @@ impl<'a> Run<'a> {
             if !loss.is_finite() {
                 return Err(self.not_finite("loss", epoch, step, pictures));
             }
-            (losses.sum(Kind::Float) / full).backward();
+            let weights = self.loss_weights(planned).to_device(losses.device()); // (B)
+            ((losses * weights).sum(Kind::Float) / full).backward();
             rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
         }
         // Schedules go by batches; the last of the group says the rate.
@@ -249,7 +252,7 @@ impl<'a> Run<'a> {
         let clip = settings.clip_grad_norm;
         let optimizers = [&self.unet, &self.text_encoder];
         if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
-            return Err(self.not_finite("gradient", epoch, step, &group.concat()));
+            return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
         }
         for (optimizer, rate) in [&mut self.unet, &mut self.text_encoder].into_iter().zip(rates) {
             let Some(optimizer) = optimizer else { continue };
@@ -275,7 +278,7 @@ impl<'a> Run<'a> {
             Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
         };
         let posterior = |picture: usize| {
-            let moments = &self.examples[picture].moments;
+            let moments = self.moments(epoch, picture);
             moments.sample(&normals(&mut stream(Purpose::Posterior, picture), &moments.mean.size()))
         };
         let scale = self.model.config.vae.scaling_factor;
@@ -287,11 +290,7 @@ impl<'a> Run<'a> {
                 settings.embedding_perturbation / (self.model.config.clip.hidden_size as f64).sqrt();
             normals(&mut stream(Purpose::Perturbation, picture), &size) * deviation
         };
-        let ids = |picture: usize| {
-            let dropped = stream(Purpose::Dropout, picture).uniform() < settings.cond_dropout;
-            let ids = if dropped { token_ids(DROPPED) } else { self.examples[picture].ids };
-            Tensor::from_slice(&ids).unsqueeze(0)
-        };
+        let ids = |picture: usize| Tensor::from_slice(&self.ids(epoch, picture)).unsqueeze(0);
         Batch {
             latents: cat(&|i| posterior(i) * scale),
             noise: cat(&|i| self.noise(epoch, i)),
@@ -299,6 +298,39 @@ impl<'a> Run<'a> {
             ids: cat(&ids),
             perturbation: (settings.embedding_perturbation > 0.0).then(|| cat(&perturbation)),
         }
+    }
+
+    /// What the losses of a batch's pictures are multiplied by. `(B)`
+    fn loss_weights(&self, planned: &Planned) -> Tensor {
+        let weight = |&i: &usize| (self.examples[i].item.loss_scale * planned.loss_scale) as f32;
+        Tensor::from_slice(&planned.pictures.iter().map(weight).collect::<Vec<_>>())
+    }
+
+    /// The picture, or its mirror image, as the VAE sees it.
+    fn moments(&self, epoch: u64, picture: usize) -> &Moments {
+        let Example { item, moments, flipped, .. } = &self.examples[picture];
+        let settings = &self.plan.settings;
+        let flip = || {
+            let mut stream = Stream::new(settings.seed, Purpose::Flip, epoch, picture as u64);
+            stream.uniform() < settings.flip_p_of(item)
+        };
+        flipped.as_ref().filter(|_| flip()).unwrap_or(moments)
+    }
+
+    /// The tokens of a picture's caption in an epoch: shuffled or dropped, where that is due.
+    fn ids(&self, epoch: u64, picture: usize) -> [i64; CONTEXT_LENGTH] {
+        let settings = &self.plan.settings;
+        let Example { item, ids, .. } = &self.examples[picture];
+        let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
+        let cond_dropout = item.cond_dropout.unwrap_or(settings.cond_dropout);
+        if stream(Purpose::Dropout, picture).uniform() < cond_dropout {
+            return token_ids(DROPPED);
+        }
+        if !settings.shuffle_tags && !item.shuffle_tags {
+            return *ids;
+        }
+        let own = if settings.compat.shuffles_apart() { picture } else { 0 };
+        token_ids(&item.caption.shuffled(&mut stream(Purpose::Tags, own), settings.keep_tags))
     }
 
     /// What is added to a picture's latents in an epoch: standard normal noise, of one size or several, and an offset
@@ -351,7 +383,7 @@ impl<'a> Run<'a> {
     fn save_state_where_due(&self, steps: u64) -> Result<()> {
         let step = self.progress.step();
         let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        match due && !step.is_multiple_of(self.steps_per_epoch) {
+        match due && self.epochs.done_within(step) > 0 {
             true => self.save_state(),
             false => Ok(()),
         }
@@ -365,12 +397,8 @@ impl<'a> Run<'a> {
         state::save(&self.plan.output, self.key, self.plan.settings.seed, &self.progress, &optimizers)
     }
 
-    fn total_steps(&self) -> u64 {
-        self.steps_per_epoch * self.plan.settings.max_epochs
-    }
-
     fn epochs_done(&self) -> u64 {
-        self.progress.step() / self.steps_per_epoch
+        self.epochs.done(self.progress.step())
     }
 
     fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
@@ -379,7 +407,7 @@ impl<'a> Run<'a> {
 
     /// EveryDream2's name for it.
     fn checkpoint_path(&self, epoch: u64) -> PathBuf {
-        let (name, step) = (&self.plan.settings.name, epoch * self.steps_per_epoch);
+        let (name, step) = (&self.plan.settings.name, self.epochs.end(epoch));
         self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
     }
 
@@ -396,13 +424,22 @@ impl<'a> Run<'a> {
     }
 
     fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
-        let pictures = pictures.iter().map(|&picture| self.examples[picture].path.clone()).collect();
+        let pictures = pictures.iter().map(|&picture| self.examples[picture].item.path.clone()).collect();
         Error::NotFinite { what, epoch, step, pictures }
     }
 
     fn report(&self, finished: bool) -> TrainReport {
         let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
-        let by_epoch: Vec<_> = self.progress.losses.chunks(self.steps_per_epoch as usize).map(mean).collect();
+        let losses = |epoch: u64| {
+            let all = &self.progress.losses;
+            let bound = |epoch| (self.epochs.end(epoch) as usize).min(all.len());
+            &all[bound(epoch - 1)..bound(epoch)]
+        };
+        let by_epoch: Vec<_> = (1..=self.plan.settings.max_epochs)
+            .map(losses)
+            .take_while(|losses| !losses.is_empty())
+            .map(mean)
+            .collect();
         TrainReport {
             outcome: match (finished, self.skipped.is_empty()) {
                 (false, _) => Outcome::Interrupted,
@@ -412,7 +449,7 @@ impl<'a> Run<'a> {
             seed: self.plan.settings.seed,
             pictures: self.examples.len(),
             steps: self.progress.step(),
-            total_steps: self.total_steps(),
+            total_steps: self.epochs.steps(),
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
             long_captions: self.long_captions,
             checkpoints: self.checkpoints().collect(),
@@ -433,6 +470,38 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
         return Err(Error::OutOfRange { key: "clip_skip", value, expected });
     }
     Ok(checkpoint)
+}
+
+/// What epochs are made from. Names of batches become numbers in the order of the pictures.
+fn entries(examples: &[Example]) -> Vec<Entry> {
+    let mut ids = BTreeMap::new();
+    let entry = |Example { item, bucket, .. }: &Example| Entry {
+        bucket: *bucket,
+        multiply: item.multiply,
+        batch_id: item.batch_id.as_ref().map(|name| {
+            let next = ids.len();
+            *ids.entry(name.clone()).or_insert(next)
+        }),
+        rating: item.rating,
+    };
+    examples.iter().map(entry).collect()
+}
+
+fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
+    let settings = &plan.settings;
+    EpochSettings {
+        batch_size: settings.batch_size,
+        grad_accum: settings.grad_accum,
+        seed: settings.seed,
+        runts: settings.compat.runts(),
+        max_epochs: settings.max_epochs,
+        left_out: settings.left_out,
+    }
+}
+
+/// The pictures of a few batches.
+fn pictures_of(group: &[Planned]) -> Vec<usize> {
+    group.iter().flat_map(|planned| &planned.pictures).copied().collect()
 }
 
 /// What the plan and the base checkpoint ask of the networks.
@@ -469,9 +538,9 @@ fn by_name_mut<'o>(
 }
 
 /// The lines of `losses.csv` for the steps that are done.
-fn rows(progress: &Progress, steps_per_epoch: u64, rates: Rates) -> impl Iterator<Item = Row> {
+fn rows(progress: &Progress, epochs: &Epochs, rates: Rates) -> impl Iterator<Item = Row> {
     progress.losses.iter().zip(1..).map(move |(&loss, step)| {
-        let epoch = (step - 1) / steps_per_epoch + 1;
+        let epoch = epochs.done(step - 1) + 1;
         Row { epoch, step, loss, rates: rates.at(step) }
     })
 }

@@ -85,7 +85,7 @@ fn drawn(entries: &[Entry], settings: &EpochSettings, epoch: u64) -> Vec<usize> 
     let mut all: Vec<_> = (0..entries.len()).collect();
     if settings.left_out > 0.0 {
         let share = 1.0 - settings.left_out * epoch.saturating_sub(1) as f64 / settings.max_epochs as f64;
-        let count = (entries.len() as f64 * share).ceil() as usize;
+        let count = (entries.len() as f64 * share - 1e-9).ceil() as usize;
         all = draw(all, count, |i| (entries[i].rating, stream(Purpose::Rating, i)));
     }
     let total: f64 = all.iter().map(|&i| entries[i].multiply).sum();

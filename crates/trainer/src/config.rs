@@ -66,6 +66,8 @@ pub struct TrainConfig {
     pub clip_grad_norm: Option<f64>,
     /// `optimizer.json`, in either of its forms. Default: EveryDream2's, AdamW8bit.
     pub optimizer_config: Option<PathBuf>,
+    /// `validation.json`. Default: no validation.
+    pub validation_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
     pub seed: i64,
     /// Which of the text encoder's last layers is used, 0 and 1 the last, 2 the one before; at most 4. Default: 0.
@@ -144,6 +146,7 @@ impl Default for TrainConfig {
             lr_warmup_steps: None,
             clip_grad_norm: None,
             optimizer_config: None,
+            validation_config: None,
             seed: 555,
             clip_skip: 0,
             compat: Compat::Vodka,
@@ -192,7 +195,6 @@ const REFUSED: &[Refused] = &[
     ("useadam8bit", OFF),
     // All three add noise alike.
     ("train_sampler", &[Text("ddpm"), Text("pndm"), Text("ddim"), Null]),
-    ("validation_config", ABSENT),
     ("sample_prompts", ABSENT),
     // Says nothing without `sample_prompts`.
     ("sample_steps", &[Any]),

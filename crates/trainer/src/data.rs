@@ -11,8 +11,8 @@ use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
 
 use crate::{
-    Bucket, Error, Result, TrainPlan,
-    buckets::nearest,
+    Bucket, Compat, Error, Result, TrainEvent, TrainPlan,
+    buckets::{buckets, nearest},
     items::{Item, items},
 };
 
@@ -38,47 +38,121 @@ pub(crate) struct Example {
     pub flipped: Option<Moments>,
 }
 
+/// All pictures of a run.
+#[derive(Debug)]
+pub(crate) struct Dataset {
+    /// Those that are trained on.
+    pub examples: Vec<Example>,
+    /// Those that are validated on, by name of the set; training pictures may be among them.
+    pub sets: Vec<(String, Vec<Example>)>,
+    /// Those that are left out.
+    pub skipped: Vec<Skipped>,
+    /// How many captions are cut because they have more than 75 tokens.
+    pub long_captions: usize,
+}
+
+impl Dataset {
+    /// Lists, decodes and encodes all pictures; `None` when interrupted.
+    ///
+    /// # Errors
+    /// No pictures, or no good ones; good pictures without a caption; a file beside them that says what it cannot.
+    pub fn load(
+        plan: &TrainPlan,
+        vae: &Vae,
+        stride: u32,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<Option<Self>> {
+        let mut skipped = Vec::new();
+        let mut listed = |root: &Path, captions: &Path, on_event: &mut dyn FnMut(TrainEvent)| {
+            let (items, bad) = listed(root, captions, plan.settings.compat)?;
+            bad.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+            skipped.extend(bad);
+            Ok::<_, Error>(items)
+        };
+        let mut items = listed(&plan.data_root, &plan.caption_root, on_event)?;
+        let long_captions = too_long(&items);
+        let mut sets = Vec::new();
+        if let Some(validation) = &plan.settings.validation {
+            let split = validation.split(&mut items).into_iter();
+            sets.extend(split.map(|(name, items)| (name.to_owned(), plan.data_root.as_path(), items)));
+            for (name, root) in validation.folders() {
+                sets.push((name.to_owned(), root, listed(root, root, on_event)?));
+            }
+        }
+        let total = items.len() + sets.iter().map(|(_, _, items)| items.len()).sum::<usize>();
+        let mut done = 0;
+        let buckets = buckets(plan.settings.resolution, stride);
+        let mut load = |root: &Path, items: &[Item]| {
+            let on_picture = &mut |bad: Option<&Skipped>| {
+                done += 1;
+                bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+                on_event(TrainEvent::Loaded { done, total });
+            };
+            load(plan, root, items, &buckets, vae, interrupt, on_picture)
+        };
+        let Some((examples, bad)) = load(&plan.data_root, &items) else { return Ok(None) };
+        skipped.extend(bad);
+        let mut loaded = Vec::new();
+        for (name, root, items) in sets {
+            let Some((examples, bad)) = load(root, &items) else { return Ok(None) };
+            // A stabilised picture has been told of already.
+            skipped.extend(bad.into_iter().filter(|bad| !skipped.contains(bad)).collect::<Vec<_>>());
+            loaded.push((name, examples));
+        }
+        match examples.is_empty() {
+            true => Err(no_good_pictures(plan, &skipped)),
+            false => Ok(Some(Self { examples, sets: loaded, skipped, long_captions })),
+        }
+    }
+}
+
+fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
+    let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
+    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
+}
+
 /// Lists the pictures with their captions, in order of path; a picture that has no caption and cannot be read either
 /// is skipped, since no stage before this one could caption it.
 ///
 /// # Errors
 /// No pictures; good pictures without a caption; a file beside them that says what it cannot.
-pub(crate) fn listed(plan: &TrainPlan) -> Result<(Vec<Item>, Vec<Skipped>)> {
-    let (items, without) = items(&plan.data_root, &plan.caption_root, plan.settings.compat)?;
+fn listed(root: &Path, captions: &Path, compat: Compat) -> Result<(Vec<Item>, Vec<Skipped>)> {
+    let (items, without) = items(root, captions, compat)?;
     let (mut good, mut skipped) = (Vec::new(), Vec::new());
     for path in without {
-        match read(&plan.data_root.join(&path)) {
+        match read(&root.join(&path)) {
             Ok(_) => good.push(path),
             Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
         }
     }
     match good.is_empty() {
         true => Ok((items, skipped)),
-        false => Err(Error::MissingCaptions { root: plan.caption_root.clone(), pictures: good }),
+        false => Err(Error::MissingCaptions { root: captions.to_path_buf(), pictures: good }),
     }
 }
 
 /// How many captions are cut because they have more than 75 tokens.
-pub(crate) fn too_long(items: &[Item]) -> usize {
+fn too_long(items: &[Item]) -> usize {
     items.iter().filter(|item| token_count(&item.caption.text()) > MAX_TOKENS).count()
 }
 
-/// Decodes every picture and runs it through the VAE, handing on how many are done and which are left out.
-/// `None` when interrupted.
-pub(crate) fn load(
+/// Decodes the pictures and runs them through the VAE, telling of each whether it is left out. `None` when interrupted.
+fn load(
     plan: &TrainPlan,
+    root: &Path,
     items: &[Item],
     buckets: &[Bucket],
     vae: &Vae,
     interrupt: &Interrupt,
-    on_progress: &mut dyn FnMut(usize, Option<&Skipped>),
+    on_picture: &mut dyn FnMut(Option<&Skipped>),
 ) -> Option<(Vec<Example>, Vec<Skipped>)> {
     /// Pictures that are decoded at the same time, and in memory at the same time.
     const AT_ONCE: usize = 32;
     let mut examples = Vec::with_capacity(items.len());
     let mut skipped = Vec::new();
     for chunk in items.chunks(AT_ONCE) {
-        let fit = |item: &Item| fit(&plan.data_root.join(&item.path), buckets);
+        let fit = |item: &Item| fit(&root.join(&item.path), buckets);
         let decoded: Vec<_> = chunk.par_iter().map(fit).collect();
         for (item, decoded) in chunk.iter().zip(decoded) {
             if interrupt.is_raised() {
@@ -98,7 +172,7 @@ pub(crate) fn load(
                 }
                 Err(reason) => Some(Skipped { image: relative_name(&item.path), reason }),
             };
-            on_progress(examples.len() + skipped.len() + usize::from(bad.is_some()), bad.as_ref());
+            on_picture(bad.as_ref());
             skipped.extend(bad);
         }
     }

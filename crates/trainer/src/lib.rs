@@ -32,6 +32,7 @@ mod run;
 mod state;
 pub mod step;
 pub mod target;
+mod validation;
 
 pub use buckets::{Bucket, buckets, nearest};
 pub use compat::{Compat, Runts};
@@ -42,6 +43,7 @@ pub use error::{Error, Result};
 pub use optimizer::OptimizerConfig;
 pub use optimizers::OptimizerSettings;
 pub use plan::{Settings, TrainPlan};
-pub use report::{TrainEvent, TrainReport};
+pub use report::{TrainEvent, TrainReport, Validated};
 pub use run::run;
 pub use target::LossType;
+pub use validation::{SplitMode, ValidationConfig, diverges};

@@ -1,4 +1,4 @@
-//! `losses.csv`: one line a batch.
+//! `losses.csv`, one line a batch, and `validation.csv`.
 
 use std::{
     fmt::Write as _,
@@ -9,7 +9,7 @@ use std::{
 
 use vodka_stage::write_atomic;
 
-use crate::{Error, Result};
+use crate::{Error, Result, epoch::Epochs, state::Progress};
 
 /// A losses file that is being written.
 #[derive(Debug)]
@@ -66,6 +66,76 @@ fn line(row: Row) -> String {
     let mut line = String::new();
     let _ = writeln!(line, "{},{},{},{unet:e},{text_encoder:e}", row.epoch, row.step, row.loss);
     line
+}
+
+/// A validation's line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ValidationRow {
+    /// Epochs that were done.
+    pub epoch: u64,
+    /// Batches that were done.
+    pub step: u64,
+    /// The name of the set.
+    pub set: String,
+    /// The mean over its pictures.
+    pub loss: f32,
+}
+
+/// `validation.csv` while it is being written: one line a set and validation.
+#[derive(Debug)]
+pub(crate) struct Validations {
+    path: PathBuf,
+    file: File,
+}
+
+impl Validations {
+    /// The path of the file in an output folder.
+    pub fn path_in(output: &Path) -> PathBuf {
+        output.join("validation.csv")
+    }
+
+    /// Starts the file with what is done; there is none without sets.
+    pub fn start<E>(
+        output: &Path,
+        sets: &[(String, Vec<E>)],
+        progress: &Progress,
+        epochs: &Epochs,
+    ) -> Result<Option<Self>> {
+        let names: Vec<_> = sets.iter().filter(|(_, set)| !set.is_empty()).map(|(name, _)| name).collect();
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let path = Self::path_in(output);
+        let mut text = "epoch,step,set,loss\n".to_owned();
+        for (&(step, loss), name) in progress.validations.iter().zip(names.iter().cycle()) {
+            let set = (*name).clone();
+            text += &validation_line(&ValidationRow { epoch: epochs.done(step), step, set, loss });
+        }
+        write_atomic(&path, text)?;
+        let opened = OpenOptions::new().append(true).open(&path);
+        let file = opened.map_err(|source| vodka_stage::Error::Write { path: path.clone(), source })?;
+        Ok(Some(Self { path, file }))
+    }
+
+    /// Adds a line.
+    pub fn append(&mut self, row: &ValidationRow) -> Result<()> {
+        let written = self.file.write_all(validation_line(row).as_bytes());
+        Ok(written.map_err(|source| vodka_stage::Error::Write { path: self.path.clone(), source })?)
+    }
+
+    /// Makes the lines survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        let synced = self.file.sync_all();
+        synced.map_err(|source| Error::Stage(vodka_stage::Error::Write { path: self.path.clone(), source }))
+    }
+}
+
+fn validation_line(row: &ValidationRow) -> String {
+    let set = match row.set.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", row.set.replace('"', "\"\"")),
+        false => row.set.clone(),
+    };
+    format!("{},{},{set},{}\n", row.epoch, row.step, row.loss)
 }
 
 #[cfg(test)]

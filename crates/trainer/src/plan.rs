@@ -14,6 +14,7 @@ use crate::{
     optimizer::{MainRates, PartSettings},
     state,
     target::LossType,
+    validation::ValidationConfig,
 };
 
 /// A checked training configuration.
@@ -90,6 +91,8 @@ pub struct Settings {
     pub embedding_perturbation: f64,
     /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
     pub clip_grad_norm: Option<f64>,
+    /// How it is validated; `None`: not.
+    pub validation: Option<ValidationConfig>,
     /// How the UNet is trained; `None` leaves it as it is.
     pub unet: Option<PartSettings>,
     /// How the text encoder is trained; `None` leaves it as it is.
@@ -134,6 +137,8 @@ impl TrainConfig {
             lr_decay_steps: self.lr_decay_steps,
         };
         let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(&main)?;
+        let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
+        let validation = validation.filter(|validation| validation.validate_training);
         let name = self.project_name.as_ref().or(self.run_name.as_ref());
         Ok(Settings {
             name: name.map_or("vodka", String::as_str).to_owned(),
@@ -159,6 +164,7 @@ impl TrainConfig {
             zero_terminal_snr: self.enable_zero_terminal_snr.unwrap_or(false),
             embedding_perturbation: self.embedding_perturbation.unwrap_or(0.0),
             clip_grad_norm: self.clip_grad_norm,
+            validation,
             unet: (!self.disable_unet_training).then_some(unet),
             text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
         })
@@ -259,11 +265,16 @@ impl TrainPlan {
             .input("checkpoint", &self.base, |_| true)?
             .input("images", &self.data_root, is_image)?
             .input("captions", &self.caption_root, says_something)?;
-        match self.caption_root == self.data_root {
-            true => Ok(key),
+        let mut key = match self.caption_root == self.data_root {
+            true => key,
             // The files of folders are obeyed where the pictures are.
-            false => Ok(key.input("options", &self.data_root, says_something)?),
+            false => key.input("options", &self.data_root, says_something)?,
+        };
+        for (name, root) in self.settings.validation.iter().flat_map(ValidationConfig::folders) {
+            let data = |path: &Path| is_image(path) || says_something(path);
+            key = key.input(&format!("validation/{name}"), root, data)?;
         }
+        Ok(key)
     }
 }
 

@@ -10,17 +10,17 @@ use vodka_sd15::{Moments, Network, StableDiffusion, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
-    Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
-    buckets::buckets,
-    data::{self, Example},
+    Error, Result, TrainEvent, TrainPlan, TrainReport, Validated,
+    data::{Dataset, Example},
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
-    losses::{LossesFile, Row},
+    losses::{LossesFile, Row, ValidationRow, Validations},
     optimizer::PartSettings,
     optimizers::Optimizer,
     random::{Purpose, Stream},
     state::{self, Progress},
     step::{Batch, Objective},
-    target::{pyramid_noise, pyramid_sizes},
+    target::{LossType, pyramid_noise, pyramid_sizes},
+    validation::diverges,
 };
 
 /// The caption that stands for no caption, as in EveryDream2.
@@ -57,7 +57,8 @@ pub fn run(
     let report = run.report(finished);
     if finished {
         let losses_file = LossesFile::path_in(&plan.output);
-        let outputs = report.checkpoints.iter().chain([&losses_file]);
+        let validations = run.validations.as_ref().map(|_| Validations::path_in(&plan.output));
+        let outputs = report.checkpoints.iter().chain([&losses_file]).chain(&validations);
         key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
         state::delete(&plan.output)?;
     }
@@ -114,15 +115,14 @@ struct Run<'a> {
     text_encoder: Option<Optimizer>,
     objective: Objective,
     rates: Rates,
-    examples: Vec<Example>,
+    dataset: Dataset,
     /// What epochs are made from: the examples, in their order.
     entries: Vec<Entry>,
     epoch_settings: EpochSettings,
     epochs: Epochs,
-    skipped: Vec<Skipped>,
-    long_captions: usize,
     progress: Progress,
     losses_file: LossesFile,
+    validations: Option<Validations>,
 }
 
 impl<'a> Run<'a> {
@@ -139,21 +139,11 @@ impl<'a> Run<'a> {
         if !resolution.is_multiple_of(stride) {
             return Err(Error::Stride { resolution, stride });
         }
-        let (items, mut skipped) = data::listed(plan)?;
-        skipped.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
-        let all_buckets = buckets(resolution, stride);
-        let on_progress = &mut |done, bad: Option<&Skipped>| {
-            bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
-            on_event(TrainEvent::Loaded { done, total: items.len() });
+        let Some(dataset) = Dataset::load(plan, &model.vae, stride, interrupt, on_event)? else {
+            return Ok(None);
         };
-        let loaded = data::load(plan, &items, &all_buckets, &model.vae, interrupt, on_progress);
-        let Some((examples, bad)) = loaded else { return Ok(None) };
-        skipped.extend(bad);
-        if examples.is_empty() {
-            return Err(no_good_pictures(plan, &skipped));
-        }
         let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings));
         let mut text_encoder =
             plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings));
@@ -168,27 +158,26 @@ impl<'a> Run<'a> {
             state::delete(&plan.output)?;
         }
         let progress = progress.unwrap_or_default();
-        let entries = entries(&examples);
+        let entries = entries(&dataset.examples);
         let epoch_settings = epoch_settings(plan);
         let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
         let rates =
             Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
         let run = Self {
             losses_file: LossesFile::start(&plan.output, rows(&progress, &epochs, rates))?,
+            validations: Validations::start(&plan.output, &dataset.sets, &progress, &epochs)?,
             rates,
             key: key.hash(),
             base: key.inputs["checkpoint"].sha256,
             objective: objective(plan, &checkpoint),
-            long_captions: data::too_long(&items),
             plan,
             model,
             unet,
             text_encoder,
-            examples,
+            dataset,
             entries,
             epoch_settings,
             epochs,
-            skipped,
             progress,
         };
         run.check_earlier_checkpoints()?;
@@ -200,6 +189,9 @@ impl<'a> Run<'a> {
         let steps = self.epochs.steps();
         let (done, steps_per_epoch) = (self.progress.step(), self.epochs.end(1));
         on_event(TrainEvent::Started { steps, done, steps_per_epoch });
+        if done == 0 {
+            self.validate(on_event)?;
+        }
         while self.progress.step() < steps {
             let epoch = self.epochs_done() + 1;
             let batches = batches(&self.entries, &self.epoch_settings, epoch);
@@ -211,7 +203,9 @@ impl<'a> Run<'a> {
                     self.save_state()?;
                     return Ok(false);
                 }
+                let before = self.progress.step();
                 self.optimizer_step(epoch, group, on_event)?;
+                self.validate_where_due(before, on_event)?;
                 self.save_state_where_due(group.len() as u64)?;
             }
             self.end_epoch(epoch, on_event)?;
@@ -302,13 +296,13 @@ impl<'a> Run<'a> {
 
     /// What the losses of a batch's pictures are multiplied by. `(B)`
     fn loss_weights(&self, planned: &Planned) -> Tensor {
-        let weight = |&i: &usize| (self.examples[i].item.loss_scale * planned.loss_scale) as f32;
+        let weight = |&i: &usize| (self.dataset.examples[i].item.loss_scale * planned.loss_scale) as f32;
         Tensor::from_slice(&planned.pictures.iter().map(weight).collect::<Vec<_>>())
     }
 
     /// The picture, or its mirror image, as the VAE sees it.
     fn moments(&self, epoch: u64, picture: usize) -> &Moments {
-        let Example { item, moments, flipped, .. } = &self.examples[picture];
+        let Example { item, moments, flipped, .. } = &self.dataset.examples[picture];
         let settings = &self.plan.settings;
         let flip = || {
             let mut stream = Stream::new(settings.seed, Purpose::Flip, epoch, picture as u64);
@@ -320,7 +314,7 @@ impl<'a> Run<'a> {
     /// The tokens of a picture's caption in an epoch: shuffled or dropped, where that is due.
     fn ids(&self, epoch: u64, picture: usize) -> [i64; CONTEXT_LENGTH] {
         let settings = &self.plan.settings;
-        let Example { item, ids, .. } = &self.examples[picture];
+        let Example { item, ids, .. } = &self.dataset.examples[picture];
         let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
         let cond_dropout = item.cond_dropout.unwrap_or(settings.cond_dropout);
         if stream(Purpose::Dropout, picture).uniform() < cond_dropout {
@@ -338,7 +332,7 @@ impl<'a> Run<'a> {
     fn noise(&self, epoch: u64, picture: usize) -> Tensor {
         let settings = &self.plan.settings;
         let stream = |purpose| Stream::new(settings.seed, purpose, epoch, picture as u64);
-        let size = self.examples[picture].moments.mean.size();
+        let size = self.dataset.examples[picture].moments.mean.size();
         let mut noise = normals(&mut stream(Purpose::Noise), &size);
         if let Some(discount) = settings.pyramid_noise_discount {
             let mut stream = stream(Purpose::Pyramid);
@@ -354,6 +348,82 @@ impl<'a> Run<'a> {
         noise
     }
 
+    fn validate_where_due(&mut self, before: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        let done = self.progress.step();
+        // Before the run's last batch the epoch is the one that goes on.
+        let epoch = self.epochs.done(before) + 1;
+        let per_epoch = self.epochs.end(epoch) - self.epochs.end(epoch - 1);
+        // Within epochs of unequal length each counts by itself.
+        let start = self.epochs.end(epoch - 1);
+        let offset = (epoch - 1) * per_epoch;
+        let due = self.plan.settings.validation.as_ref().is_some_and(|validation| {
+            validation.is_due(before - start + offset, done - start + offset, per_epoch)
+        });
+        if due { self.validate(on_event) } else { Ok(()) }
+    }
+
+    /// Measures the mean squared error on each set: always with the same noise and timesteps.
+    fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
+        let step = self.progress.step();
+        let mut rows = Vec::new();
+        for (name, examples) in &self.dataset.sets {
+            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed));
+            if losses.is_empty() {
+                continue;
+            }
+            let loss = (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32;
+            rows.push(ValidationRow { epoch: self.epochs.done(step), step, set: name.clone(), loss });
+        }
+        for row in rows {
+            on_event(TrainEvent::Validated { step, set: row.set.clone(), loss: row.loss });
+            self.progress.validations.push((step, row.loss));
+            if let Some(validations) = &mut self.validations {
+                validations.append(&row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
+    fn validation_losses(&self, examples: &[Example], seed: u64) -> Vec<f32> {
+        let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
+        let mut order: Vec<_> = (0..examples.len()).collect();
+        order.sort_by_key(|&i| examples[i].bucket);
+        let mut losses = Vec::with_capacity(order.len());
+        for same in order.chunk_by(|&a, &b| examples[a].bucket == examples[b].bucket) {
+            for pictures in same.chunks(self.plan.settings.batch_size) {
+                let batch = self.validation_batch(examples, pictures, seed);
+                let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
+                losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
+            }
+        }
+        losses
+    }
+
+    fn validation_batch(&self, examples: &[Example], pictures: &[usize], seed: u64) -> Batch {
+        let stream = |purpose, picture: usize| Stream::new(seed, purpose, 0, picture as u64);
+        let cat = |of: &dyn Fn(usize) -> Tensor| {
+            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
+            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
+        };
+        let noise = |purpose, picture: usize| {
+            normals(&mut stream(purpose, picture), &examples[picture].moments.mean.size())
+        };
+        let (first, end) = self.plan.settings.timesteps;
+        let scale = self.model.config.vae.scaling_factor;
+        Batch {
+            latents: cat(&|i| examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
+            noise: cat(&|i| noise(Purpose::Noise, i)),
+            timesteps: pictures
+                .iter()
+                .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))
+                .collect(),
+            ids: cat(&|i| Tensor::from_slice(&examples[i].ids).unsqueeze(0)),
+            perturbation: None,
+        }
+    }
+
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
@@ -364,7 +434,10 @@ impl<'a> Run<'a> {
         }
         match epoch < self.plan.settings.max_epochs {
             true => self.save_state(),
-            false => self.losses_file.sync(),
+            false => {
+                self.validations.iter().try_for_each(Validations::sync)?;
+                self.losses_file.sync()
+            }
         }
     }
 
@@ -391,6 +464,7 @@ impl<'a> Run<'a> {
 
     fn save_state(&self) -> Result<()> {
         self.losses_file.sync()?;
+        self.validations.iter().try_for_each(Validations::sync)?;
         let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
         let optimizers: Vec<_> =
             parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
@@ -423,8 +497,28 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The first and the last loss of each set, and whether it has begun to rise.
+    fn last_validations(&self) -> Vec<Validated> {
+        let names: Vec<_> =
+            self.dataset.sets.iter().filter(|(_, set)| !set.is_empty()).map(|(name, _)| name).collect();
+        let validated = |(i, name): (usize, &&String)| {
+            let losses: Vec<_> = self
+                .progress
+                .validations
+                .iter()
+                .skip(i)
+                .step_by(names.len())
+                .map(|(_, loss)| *loss)
+                .collect();
+            let (first, last) = (*losses.first()?, *losses.last()?);
+            Some(Validated { set: (*name).clone(), first, last, diverges: diverges(&losses) })
+        };
+        names.iter().enumerate().filter_map(validated).collect()
+    }
+
     fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
-        let pictures = pictures.iter().map(|&picture| self.examples[picture].item.path.clone()).collect();
+        let pictures =
+            pictures.iter().map(|&picture| self.dataset.examples[picture].item.path.clone()).collect();
         Error::NotFinite { what, epoch, step, pictures }
     }
 
@@ -441,19 +535,20 @@ impl<'a> Run<'a> {
             .map(mean)
             .collect();
         TrainReport {
-            outcome: match (finished, self.skipped.is_empty()) {
+            outcome: match (finished, self.dataset.skipped.is_empty()) {
                 (false, _) => Outcome::Interrupted,
                 (true, false) => Outcome::Skipped,
                 (true, true) => Outcome::Done,
             },
             seed: self.plan.settings.seed,
-            pictures: self.examples.len(),
+            pictures: self.dataset.examples.len(),
             steps: self.progress.step(),
             total_steps: self.epochs.steps(),
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
-            long_captions: self.long_captions,
+            long_captions: self.dataset.long_captions,
             checkpoints: self.checkpoints().collect(),
-            skipped: self.skipped.clone(),
+            validations: self.last_validations(),
+            skipped: self.dataset.skipped.clone(),
         }
     }
 }
@@ -543,9 +638,4 @@ fn rows(progress: &Progress, epochs: &Epochs, rates: Rates) -> impl Iterator<Ite
         let epoch = epochs.done(step - 1) + 1;
         Row { epoch, step, loss, rates: rates.at(step) }
     })
-}
-
-fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
-    let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
-    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
 }

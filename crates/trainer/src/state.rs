@@ -27,6 +27,8 @@ use crate::{
 pub(crate) struct Progress {
     /// The loss of each batch so far; their number is the step.
     pub losses: Vec<f32>,
+    /// For each validation and set the batches that were done, and the loss.
+    pub validations: Vec<(u64, f32)>,
 }
 
 impl Progress {
@@ -53,6 +55,7 @@ pub(crate) fn save(
         "run": key,
         "seed": seed.to_string(),
         "threads": tch::get_num_threads().to_string(),
+        "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
     });
     for (network, optimizer) in optimizers {
         let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
@@ -110,7 +113,9 @@ pub(crate) fn restore(
     }
     let losses = tensors.tensor("losses").map_err(|error| damaged(error.into()))?;
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    Ok(Some(Progress { losses: values.collect() }))
+    let validations = metadata.get("validations").map_or("[]", String::as_str);
+    let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
+    Ok(Some(Progress { losses: values.collect(), validations }))
 }
 
 /// Deletes the state: the run is done.
@@ -243,7 +248,7 @@ mod tests {
             let key = hash_bytes("run");
             let mut saved = optimizer(method);
             (0..3).for_each(|_| step(&mut saved));
-            let progress = Progress { losses: vec![0.5, 0.25, 0.1] };
+            let progress = Progress { losses: vec![0.5, 0.25, 0.1], validations: vec![(0, 0.7), (3, 0.1)] };
             save(dir.path(), key, 7, &progress, &[("unet", &saved)]).unwrap();
             assert_eq!(seed(dir.path()), Some(7));
             assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tch::{Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, ModelConfig};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
 use vodka_sd15::{Moments, Network, StableDiffusion, parse_device};
@@ -244,11 +244,13 @@ impl<'a> Run<'a> {
         let step = self.progress.step() + group.len() as u64;
         let rates = self.rates.at(step);
         let clip = settings.clip_grad_norm;
+        let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
         let optimizers = [&self.unet, &self.text_encoder];
         if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
             return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
         }
-        for (optimizer, rate) in [&mut self.unet, &mut self.text_encoder].into_iter().zip(rates) {
+        let parts = [(&mut self.unet, clip), (&mut self.text_encoder, clip_text_encoder)];
+        for ((optimizer, clip), rate) in parts.into_iter().zip(rates) {
             let Some(optimizer) = optimizer else { continue };
             clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
             optimizer.step(rate);
@@ -603,9 +605,11 @@ fn pictures_of(group: &[Planned]) -> Vec<usize> {
 fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
     let settings = &plan.settings;
     let schedule = Schedule::scaled_linear();
+    let prediction = checkpoint.config().prediction;
     Objective {
         schedule: if settings.zero_terminal_snr { schedule.zero_terminal_snr() } else { schedule },
-        prediction: checkpoint.config().prediction,
+        prediction,
+        weighted_for: if settings.compat.min_snr_ignores_v() { Prediction::Epsilon } else { prediction },
         loss_type: settings.loss_type,
         min_snr_gamma: settings.min_snr_gamma,
         clip_skip: settings.clip_skip,

@@ -33,6 +33,8 @@ pub struct Objective {
     pub loss_type: LossType,
     /// The largest signal-to-noise ratio that counts; `None`: all examples weigh the same.
     pub min_snr_gamma: Option<f64>,
+    /// The prediction that weights are made for: the UNet's, but for a defect of EveryDream2 (D6).
+    pub weighted_for: Prediction,
     /// The text encoder's layer, counted as A1111 does: 1 is the last.
     pub clip_skip: i64,
 }
@@ -45,6 +47,7 @@ impl Default for Objective {
             prediction: Prediction::Epsilon,
             loss_type: LossType::Mse,
             min_snr_gamma: None,
+            weighted_for: Prediction::Epsilon,
             clip_skip: 1,
         }
     }
@@ -73,7 +76,8 @@ impl Objective {
 
     /// `(B)`
     fn weights(&self, gamma: f64, timesteps: &[i64]) -> Tensor {
-        let weight = |&t: &i64| min_snr_weight(self.schedule.snr(t as usize), gamma, self.prediction) as f32;
+        let weight =
+            |&t: &i64| min_snr_weight(self.schedule.snr(t as usize), gamma, self.weighted_for) as f32;
         Tensor::from_slice(&timesteps.iter().map(weight).collect::<Vec<_>>())
     }
 }

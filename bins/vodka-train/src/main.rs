@@ -83,6 +83,7 @@ fn show(bar: &Progress, event: TrainEvent) {
             bar.set(step);
             bar.message(format!("epoch {epoch}, loss {loss:.4}"));
         }
+        TrainEvent::Validated { step, set, loss } => bar.line(format!("step {step}: {set} {loss:.4}")),
         TrainEvent::Saved { path } => bar.line(format!("wrote {}", path.display())),
         _ => {}
     }

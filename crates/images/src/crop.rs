@@ -28,6 +28,11 @@ pub fn crop(image: &RgbImage, left: u32, top: u32, width: u32, height: u32) -> R
     imageops::crop_imm(image, left, top, width, height).to_image()
 }
 
+/// The picture with left and right exchanged.
+pub fn flip_horizontal(image: &RgbImage) -> RgbImage {
+    imageops::flip_horizontal(image)
+}
+
 /// Scales a picture (bicubic) so that it just covers `width` x `height`, and cuts off what sticks out.
 ///
 /// # Panics

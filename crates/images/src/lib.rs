@@ -41,7 +41,7 @@ mod simd;
 mod size;
 mod square;
 
-pub use crop::{Anchor, crop, fit_crop};
+pub use crop::{Anchor, crop, fit_crop, flip_horizontal};
 pub use decode::{DecodeOptions, Decoded, MAX_SIDE_PX, decode, decode_bytes, decode_with};
 pub use encode::jpeg;
 pub use error::{Error, Fault, Result};

@@ -1,4 +1,5 @@
-//! Diffusion mathematics in f64: schedules, spacings, solver coefficients, and torch's random numbers.
+//! Diffusion mathematics in f64: schedules, spacings, solver coefficients, and the random numbers of torch
+//! and Python.
 //!
 //! Everything here is a pure function of its arguments. Networks and tensors are elsewhere: a solver is a list of
 //! [`Step`]s, each of which says what the network is to be asked and how its answer moves the latents.
@@ -9,6 +10,6 @@ mod schedule;
 mod solver;
 
 pub use error::{Error, Result};
-pub use random::TorchRng;
+pub use random::{PythonRng, TorchRng};
 pub use schedule::{Coefficients, Schedule};
 pub use solver::{SamplerName, ScheduleName, Solver, Step};

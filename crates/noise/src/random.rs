@@ -1,36 +1,58 @@
-//! The numbers that `torch.randn` draws on a processor.
+//! The random numbers of torch on a processor, and of Python.
 
 use std::{f32::consts::TAU as TAU_F32, f64::consts::TAU};
 
 const N: usize = 624;
 const M: usize = 397;
 
-/// torch's processor generator: `torch.Generator("cpu").manual_seed(seed)`.
-///
-/// Its integers are those of MT19937 (Matsumoto and Nishimura 1998) to the bit; its normal numbers are torch's within
-/// 2e-6, because torch's vectorised logarithm and cosine are not those of this machine's mathematics library
-/// (pytorch, `aten/src/ATen/native/cpu/DistributionTemplates.h`, `normal_fill`, and `ATen/core/DistributionsHelper.h`).
+/// MT19937 (Matsumoto and Nishimura 1998).
 #[derive(Debug, Clone)]
-pub struct TorchRng {
+struct MersenneTwister {
     state: [u32; N],
     next: usize,
-    spare: Option<f64>,
 }
 
-impl TorchRng {
-    /// A generator with this seed, of which torch uses the lower 32 bits.
-    pub fn new(seed: u64) -> Self {
+impl MersenneTwister {
+    fn new(seed: u32) -> Self {
         let mut state = [0; N];
-        state[0] = seed as u32;
+        state[0] = seed;
         for i in 1..N {
             let before: u32 = state[i - 1];
             state[i] = 1_812_433_253_u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
         }
-        Self { state, next: N, spare: None }
+        Self { state, next: N }
     }
 
-    /// The next 32 random bits.
-    pub fn next_u32(&mut self) -> u32 {
+    /// The authors' `init_by_array` with a key of one word or two.
+    fn by_key(key: &[u32]) -> Self {
+        let Self { mut state, .. } = Self::new(19_650_218);
+        let mixed = |state: &[u32; N], i: usize, factor: u32| {
+            let before = state[(i + N - 1) % N];
+            state[i] ^ (before ^ (before >> 30)).wrapping_mul(factor)
+        };
+        // The state is gone round from 1; where it ends, its last word becomes its first.
+        let step = |state: &mut [u32; N], i: usize| match i + 1 {
+            N => {
+                state[0] = state[N - 1];
+                1
+            }
+            next => next,
+        };
+        let mut i = 1;
+        for k in 0..N {
+            let j = k % key.len();
+            state[i] = mixed(&state, i, 1_664_525).wrapping_add(key[j]).wrapping_add(j as u32);
+            i = step(&mut state, i);
+        }
+        for _ in 1..N {
+            state[i] = mixed(&state, i, 1_566_083_941).wrapping_sub(i as u32);
+            i = step(&mut state, i);
+        }
+        state[0] = 0x8000_0000;
+        Self { state, next: N }
+    }
+
+    fn next_u32(&mut self) -> u32 {
         if self.next == N {
             self.twist();
         }
@@ -49,6 +71,59 @@ impl TorchRng {
             self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ odd;
         }
         self.next = 0;
+    }
+}
+
+/// Python's generator: `random.seed(seed)` (CPython, `Modules/_randommodule.c` and `Lib/random.py`).
+#[derive(Debug, Clone)]
+pub struct PythonRng(MersenneTwister);
+
+impl PythonRng {
+    /// A generator with this seed.
+    pub fn new(seed: u64) -> Self {
+        let words = [seed as u32, (seed >> 32) as u32];
+        Self(MersenneTwister::by_key(if words[1] == 0 { &words[..1] } else { &words }))
+    }
+
+    /// `random.shuffle(items)`, of fewer than 2^32.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u32 + 1) as usize);
+        }
+    }
+
+    /// A whole number from 0 to below `end`, which is not 0.
+    fn below(&mut self, end: u32) -> u32 {
+        let bits = u32::BITS - end.leading_zeros();
+        loop {
+            let drawn = self.0.next_u32() >> (u32::BITS - bits);
+            if drawn < end {
+                return drawn;
+            }
+        }
+    }
+}
+
+/// torch's processor generator: `torch.Generator("cpu").manual_seed(seed)`.
+///
+/// Its integers are those of MT19937 to the bit; its normal numbers are torch's within
+/// 2e-6, because torch's vectorised logarithm and cosine are not those of this machine's mathematics library
+/// (pytorch, `aten/src/ATen/native/cpu/DistributionTemplates.h`, `normal_fill`, and `ATen/core/DistributionsHelper.h`).
+#[derive(Debug, Clone)]
+pub struct TorchRng {
+    twister: MersenneTwister,
+    spare: Option<f64>,
+}
+
+impl TorchRng {
+    /// A generator with this seed, of which torch uses the lower 32 bits.
+    pub fn new(seed: u64) -> Self {
+        Self { twister: MersenneTwister::new(seed as u32), spare: None }
+    }
+
+    /// The next 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
+        self.twister.next_u32()
     }
 
     /// `torch.rand(n)`: uniform in 0..1 with 24 bits.
@@ -120,6 +195,18 @@ mod tests {
         // C++ [rand.predef]: the 10000th value of a default-constructed mt19937, whose seed is 5489.
         let mut rng = TorchRng::new(5489);
         assert_eq!((0..10_000).map(|_| rng.next_u32()).last(), Some(4_123_659_995));
+    }
+
+    #[test]
+    fn shuffles_are_pythons() {
+        let shuffled = |seed, count: u32| {
+            let mut items: Vec<_> = (0..count).collect();
+            PythonRng::new(seed).shuffle(&mut items);
+            items
+        };
+        assert_eq!(shuffled(555, 20), [11, 14, 17, 10, 9, 1, 12, 0, 7, 13, 18, 15, 19, 16, 2, 3, 4, 5, 8, 6]);
+        assert_eq!(shuffled(555, 1000)[..8], [503, 380, 240, 41, 431, 573, 58, 115]);
+        assert_eq!(shuffled(1 << 40 | 7, 10), [0, 5, 2, 3, 6, 1, 8, 4, 7, 9]);
     }
 
     #[test]

@@ -32,9 +32,22 @@ impl Schedule {
             product *= 1.0 - beta;
             product
         };
-        let alphas_cumprod: Vec<f64> = betas.into_iter().map(next).collect();
+        Self::from_alphas_cumprod(betas.into_iter().map(next).collect())
+    }
+
+    fn from_alphas_cumprod(alphas_cumprod: Vec<f64>) -> Self {
         let log_sigmas = alphas_cumprod.iter().map(|a| 0.5 * ((1.0 - a) / a).ln()).collect();
         Self { alphas_cumprod, log_sigmas }
+    }
+
+    /// The same schedule with nothing but noise at the last timestep: the signals, square roots of alphas_cumprod, are
+    /// shifted so that the last is 0 and scaled so that the first stays (Lin et al. 2023, arXiv:2305.08891, algorithm
+    /// 1; diffusers' `rescale_betas_zero_snr`).
+    pub fn zero_terminal_snr(&self) -> Self {
+        let signals: Vec<_> = self.alphas_cumprod.iter().map(|a| a.sqrt()).collect();
+        let (first, last) = (signals[0], signals[signals.len() - 1]);
+        let alphas_cumprod = signals.iter().map(|signal| ((signal - last) * first / (first - last)).powi(2));
+        Self::from_alphas_cumprod(alphas_cumprod.collect())
     }
 
     /// The number of timesteps.
@@ -132,6 +145,14 @@ mod tests {
             near(mix.signal.powi(2) + mix.noise.powi(2), 1.0, 1e-14);
             near((mix.signal / mix.noise).powi(2), schedule.snr(t), 1e-12);
         }
+    }
+
+    #[test]
+    fn without_terminal_signal_the_first_timestep_stays() {
+        let (plain, zero) = (Schedule::scaled_linear(), Schedule::scaled_linear().zero_terminal_snr());
+        near(zero.alphas_cumprod()[0], plain.alphas_cumprod()[0], 1e-14);
+        assert_eq!(zero.snr(999), 0.0);
+        assert!(zero.alphas_cumprod().windows(2).all(|pair| pair[0] > pair[1]));
     }
 
     #[test]

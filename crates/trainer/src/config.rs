@@ -6,20 +6,21 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
 
 use crate::{
-    OptimizerConfig, Result,
+    Compat, OptimizerConfig, Result,
     keys::{
         Neutral::{self, Any, Bool, Null, Number, Text},
         Refused, Vocabulary, read_json, set_field,
     },
+    rates::Shape,
+    target::LossType,
 };
 
 /// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here.
 /// That is EveryDream2's, but for what is not supported yet: an absent `loss_type` is `mse` here and `mse_huber` there,
-/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, an absent `optimizer` `adamw` and
-/// `adamw8bit`, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
+/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
 ///
 /// [`TrainConfig::read`] and [`TrainConfig::set`] accept the other keys of EveryDream2 at the value at which they ask for
-/// nothing (`"flip_p": 0.0`), and refuse them by name at any other. Unknown and repeated keys are errors.
+/// nothing (`"wandb": false`), and refuse them by name at any other. Unknown and repeated keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -54,14 +55,54 @@ pub struct TrainConfig {
     pub max_epochs: u64,
     /// Learning rate of UNet and text encoder; goes before those of `optimizer.json`.
     pub lr: Option<f64>,
-    /// `optimizer.json`, in either of its forms. Default: AdamW with EveryDream2's numbers.
+    /// How the learning rate goes: `constant`, `linear`, `cosine` or `polynomial`; `optimizer.json` goes before it.
+    /// Default: `constant`.
+    pub lr_scheduler: Option<Shape>,
+    /// Batches until a schedule has come down. Default, also with 0: one and a half times those of the run.
+    pub lr_decay_steps: Option<u64>,
+    /// Batches until a schedule has risen to the learning rate. Default: a fiftieth of `lr_decay_steps`.
+    pub lr_warmup_steps: Option<u64>,
+    /// The largest norm of each network's gradients in one step. Default: any.
+    pub clip_grad_norm: Option<f64>,
+    /// `optimizer.json`, in either of its forms. Default: EveryDream2's, AdamW8bit.
     pub optimizer_config: Option<PathBuf>,
+    /// `validation.json`. Default: no validation.
+    pub validation_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
     pub seed: i64,
     /// Which of the text encoder's last layers is used, 0 and 1 the last, 2 the one before; at most 4. Default: 0.
     pub clip_skip: i64,
+    /// Ours: whose behaviour the run has, `ed2-2023-04`, `ed2-head` or `vodka`. Default: `vodka`.
+    pub compat: Compat,
     /// Probability of replacing a caption with a single space. Default: 0.04.
     pub cond_dropout: f64,
+    /// Probability of flipping a picture. Default: 0.
+    pub flip_p: f64,
+    /// Put the tags of each caption, what is behind its first comma, in another order each time. Default: false.
+    pub shuffle_tags: bool,
+    /// How many tags of a caption stay where they are. Default: 0.
+    pub keep_tags: usize,
+    /// Leave out more and more pictures with every epoch, the worse rated sooner. Default: false.
+    pub rated_dataset: bool,
+    /// How many of a hundred pictures are left out in the end. Default: 50.
+    pub rated_dataset_target_dropout_percent: f64,
+    /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`.
+    pub loss_type: LossType,
+    /// The largest signal-to-noise ratio that counts in a loss's weight (5 as a rule). Default: all weigh the same.
+    pub min_snr_gamma: Option<f64>,
+    /// The least noisy timestep that is trained, 0 to 999. Default: 0.
+    pub timestep_start: i64,
+    /// The first timestep that is too noisy, 1 to 1000. Default: 1000.
+    pub timestep_end: i64,
+    /// Offset noise: so much of one random number for each picture and channel is added to the noise. Default: 0.
+    pub zero_frequency_noise_ratio: Option<f64>,
+    /// Pyramid noise: noise of several sizes, each weighing this times the finer one, 0 to 1. Default: none.
+    pub pyramid_noise_discount: Option<f64>,
+    /// Train with nothing but noise at the last timestep; for `v_prediction`. Default: false.
+    pub enable_zero_terminal_snr: Option<bool>,
+    /// Random numbers of this standard deviation, over the square root of their number in a token, are added to the text
+    /// encoder's output. Default: 0.
+    pub embedding_perturbation: Option<f64>,
     /// A checkpoint after each so many epochs; there is always one after the last epoch. Default: none but that.
     pub save_every_n_epochs: Option<u64>,
     /// Checkpoints with 32 bits a weight in place of 16. Default: false.
@@ -100,10 +141,29 @@ impl Default for TrainConfig {
             grad_accum: 1,
             max_epochs: 300,
             lr: None,
+            lr_scheduler: None,
+            lr_decay_steps: None,
+            lr_warmup_steps: None,
+            clip_grad_norm: None,
             optimizer_config: None,
+            validation_config: None,
             seed: 555,
             clip_skip: 0,
+            compat: Compat::Vodka,
             cond_dropout: 0.04,
+            flip_p: 0.0,
+            shuffle_tags: false,
+            keep_tags: 0,
+            rated_dataset: false,
+            rated_dataset_target_dropout_percent: 50.0,
+            loss_type: LossType::Mse,
+            min_snr_gamma: None,
+            timestep_start: 0,
+            timestep_end: 1000,
+            zero_frequency_noise_ratio: None,
+            pyramid_noise_discount: None,
+            enable_zero_terminal_snr: None,
+            embedding_perturbation: None,
             save_every_n_epochs: None,
             save_full_precision: false,
             state_every_n_steps: None,
@@ -131,28 +191,10 @@ const REFUSED: &[Refused] = &[
     ("gradient_checkpointing", OFF),
     ("lowvram", OFF),
     ("gpuid", NOUGHT),
-    ("lr_scheduler", &[Text("constant"), Null]),
-    ("lr_decay_steps", NOUGHT),
-    ("lr_warmup_steps", NOUGHT),
     ("scale_lr", OFF),
     ("useadam8bit", OFF),
-    ("clip_grad_norm", ABSENT),
-    ("flip_p", NOUGHT),
-    ("shuffle_tags", OFF),
-    ("keep_tags", NOUGHT),
-    ("rated_dataset", OFF),
-    // Says nothing without `rated_dataset`.
-    ("rated_dataset_target_dropout_percent", &[Any]),
-    ("timestep_start", NOUGHT),
-    ("timestep_end", &[Number(1000.0), Null]),
-    ("train_sampler", &[Text("ddpm"), Null]),
-    ("loss_type", &[Text("mse"), Null]),
-    ("min_snr_gamma", ABSENT),
-    ("zero_frequency_noise_ratio", NOUGHT),
-    ("pyramid_noise_discount", NOUGHT),
-    ("enable_zero_terminal_snr", OFF),
-    ("embedding_perturbation", NOUGHT),
-    ("validation_config", ABSENT),
+    // All three add noise alike.
+    ("train_sampler", &[Text("ddpm"), Text("pndm"), Text("ddim"), Null]),
     ("sample_prompts", ABSENT),
     // Says nothing without `sample_prompts`.
     ("sample_steps", &[Any]),
@@ -251,20 +293,20 @@ mod tests {
 
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
-        let text = r#"{"wandb": false, "flip_p": 0.0, "ema_decay_rate": null, "amp": false, "disable_amp": true,
-            "lr_scheduler": "constant", "lr_warmup_steps": 0, "log_step": 25, "ema_device": "cpu"}"#;
+        let text = r#"{"wandb": false, "ema_decay_rate": null, "amp": false, "disable_amp": true,
+            "log_step": 25, "ema_device": "cpu"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 
     #[test]
     fn other_values_of_unsupported_keys_are_named() {
         assert_eq!(
-            said("{\n  \"flip_p\": 0.5\n}"),
-            "`flip_p` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
+            said("{\n  \"gpuid\": 0.5\n}"),
+            "`gpuid` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
         );
         assert_eq!(
-            said(r#"{"lr_scheduler": "cosine"}"#),
-            "`lr_scheduler` is not supported yet: expected \"constant\" or null, found \"cosine\" at line 1 column 26"
+            said(r#"{"attn_type": "slice"}"#),
+            "`attn_type` is not supported yet: expected \"sdp\" or null, found \"slice\" at line 1 column 22"
         );
     }
 

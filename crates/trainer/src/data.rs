@@ -1,39 +1,20 @@
 //! Pictures with their captions, from the folder to the latents' distribution.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use vodka_images::{Picture, RgbImage, crop, decode, find, relative_name, resize_bicubic};
+use vodka_images::{Picture, RgbImage, crop, decode, flip_horizontal, relative_name, resize_bicubic};
 use vodka_prompt::{CONTEXT_LENGTH, MAX_TOKENS, token_count, token_ids};
 use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
 
-use crate::{Bucket, Error, Result, TrainPlan, buckets::nearest};
-
-/// What caption files end with.
-pub(crate) const CAPTION_EXTENSION: &str = "txt";
-
-/// Files that EveryDream2 obeys for a whole folder.
-const FOLDER_FILES: [&str; 10] = [
-    "multiply.txt",
-    "cond_dropout.txt",
-    "flip_p.txt",
-    "batch_id.txt",
-    "loss_scale.txt",
-    "shuffle_tags.txt",
-    "local.yaml",
-    "local.yml",
-    "global.yaml",
-    "global.yml",
-];
-
-/// Other captions that EveryDream2 reads beside a picture.
-const OTHER_CAPTIONS: [&str; 3] = ["caption", "yml", "yaml"];
+use crate::{
+    Bucket, Compat, Error, Result, TrainEvent, TrainPlan,
+    buckets::{buckets, nearest},
+    items::{Item, items},
+};
 
 /// A picture that is left out, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,119 +25,154 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// A picture and its caption, before decoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pair {
-    /// Relative to the data folder.
-    pub path: PathBuf,
-    /// Not empty.
-    pub caption: String,
-}
-
 /// A picture that can be trained on.
 #[derive(Debug)]
 pub(crate) struct Example {
-    pub path: PathBuf,
-    /// The caption's token ids.
+    pub item: Item,
+    /// The token ids of the caption in its own order.
     pub ids: [i64; CONTEXT_LENGTH],
     pub bucket: Bucket,
     /// What the VAE makes of the picture's centre. `(1, 4, h, w)`, on the processor
     pub moments: Moments,
+    /// The same of the picture flipped, where it may be.
+    pub flipped: Option<Moments>,
+}
+
+/// All pictures of a run.
+#[derive(Debug)]
+pub(crate) struct Dataset {
+    /// Those that are trained on.
+    pub examples: Vec<Example>,
+    /// Those that are validated on, by name of the set; training pictures may be among them.
+    pub sets: Vec<(String, Vec<Example>)>,
+    /// Those that are left out.
+    pub skipped: Vec<Skipped>,
+    /// How many captions are cut because they have more than 75 tokens.
+    pub long_captions: usize,
+}
+
+impl Dataset {
+    /// Lists, decodes and encodes all pictures; `None` when interrupted.
+    ///
+    /// # Errors
+    /// No pictures, or no good ones; good pictures without a caption; a file beside them that says what it cannot.
+    pub fn load(
+        plan: &TrainPlan,
+        vae: &Vae,
+        stride: u32,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<Option<Self>> {
+        let mut skipped = Vec::new();
+        let mut listed = |root: &Path, captions: &Path, on_event: &mut dyn FnMut(TrainEvent)| {
+            let (items, bad) = listed(root, captions, plan.settings.compat)?;
+            bad.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+            skipped.extend(bad);
+            Ok::<_, Error>(items)
+        };
+        let mut items = listed(&plan.data_root, &plan.caption_root, on_event)?;
+        let long_captions = too_long(&items);
+        let mut sets = Vec::new();
+        if let Some(validation) = &plan.settings.validation {
+            let split = validation.split(&mut items).into_iter();
+            sets.extend(split.map(|(name, items)| (name.to_owned(), plan.data_root.as_path(), items)));
+            for (name, root) in validation.folders() {
+                sets.push((name.to_owned(), root, listed(root, root, on_event)?));
+            }
+        }
+        let total = items.len() + sets.iter().map(|(_, _, items)| items.len()).sum::<usize>();
+        let mut done = 0;
+        let buckets = buckets(plan.settings.resolution, stride);
+        let mut load = |root: &Path, items: &[Item]| {
+            let on_picture = &mut |bad: Option<&Skipped>| {
+                done += 1;
+                bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+                on_event(TrainEvent::Loaded { done, total });
+            };
+            load(plan, root, items, &buckets, vae, interrupt, on_picture)
+        };
+        let Some((examples, bad)) = load(&plan.data_root, &items) else { return Ok(None) };
+        skipped.extend(bad);
+        let mut loaded = Vec::new();
+        for (name, root, items) in sets {
+            let Some((examples, bad)) = load(root, &items) else { return Ok(None) };
+            // A stabilised picture has been told of already.
+            skipped.extend(bad.into_iter().filter(|bad| !skipped.contains(bad)).collect::<Vec<_>>());
+            loaded.push((name, examples));
+        }
+        match examples.is_empty() {
+            true => Err(no_good_pictures(plan, &skipped)),
+            false => Ok(Some(Self { examples, sets: loaded, skipped, long_captions })),
+        }
+    }
+}
+
+fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
+    let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
+    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
 }
 
 /// Lists the pictures with their captions, in order of path; a picture that has no caption and cannot be read either
 /// is skipped, since no stage before this one could caption it.
 ///
 /// # Errors
-/// No pictures; good pictures without a caption; a file that EveryDream2 would obey and we do not.
-pub(crate) fn pairs(plan: &TrainPlan) -> Result<(Vec<Pair>, Vec<Skipped>)> {
-    let paths = find(&plan.data_root)?;
-    if paths.is_empty() {
-        return Err(Error::NoPictures { root: plan.data_root.clone() });
-    }
-    refuse_unsupported_files(&plan.data_root, &paths)?;
-    let mut pairs = Vec::with_capacity(paths.len());
-    let (mut without, mut skipped) = (Vec::new(), Vec::new());
-    for path in paths {
-        match caption(&plan.caption_root.join(&path))? {
-            Some(caption) => pairs.push(Pair { path, caption }),
-            None => match read(&plan.data_root.join(&path)) {
-                Ok(_) => without.push(path),
-                Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
-            },
+/// No pictures; good pictures without a caption; a file beside them that says what it cannot.
+fn listed(root: &Path, captions: &Path, compat: Compat) -> Result<(Vec<Item>, Vec<Skipped>)> {
+    let (items, without) = items(root, captions, compat)?;
+    let (mut good, mut skipped) = (Vec::new(), Vec::new());
+    for path in without {
+        match read(&root.join(&path)) {
+            Ok(_) => good.push(path),
+            Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
         }
     }
-    match without.is_empty() {
-        true => Ok((pairs, skipped)),
-        false => Err(Error::MissingCaptions { root: plan.caption_root.clone(), pictures: without }),
+    match good.is_empty() {
+        true => Ok((items, skipped)),
+        false => Err(Error::MissingCaptions { root: captions.to_path_buf(), pictures: good }),
     }
 }
 
 /// How many captions are cut because they have more than 75 tokens.
-pub(crate) fn too_long(pairs: &[Pair]) -> usize {
-    pairs.iter().filter(|pair| token_count(&pair.caption) > MAX_TOKENS).count()
+fn too_long(items: &[Item]) -> usize {
+    items.iter().filter(|item| token_count(&item.caption.text()) > MAX_TOKENS).count()
 }
 
-/// The caption beside the picture, without white space around it; `None` where there is none or an empty one.
-fn caption(picture: &Path) -> Result<Option<String>> {
-    let path = picture.with_extension(CAPTION_EXTENSION);
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let text = text.trim_start_matches('\u{feff}').trim();
-            Ok((!text.is_empty()).then(|| text.to_owned()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Caption { path, source }),
-    }
-}
-
-fn refuse_unsupported_files(root: &Path, pictures: &[PathBuf]) -> Result<()> {
-    let mut folder = None;
-    for picture in pictures {
-        let picture = root.join(picture);
-        let here = picture.parent().map(Path::to_path_buf);
-        let mut candidates: Vec<_> = OTHER_CAPTIONS.iter().map(|e| picture.with_extension(e)).collect();
-        if here != folder {
-            candidates.extend(FOLDER_FILES.iter().map(|name| picture.with_file_name(name)));
-            folder = here;
-        }
-        if let Some(path) = candidates.into_iter().find(|path| path.is_file()) {
-            return Err(Error::UnsupportedFile { path });
-        }
-    }
-    Ok(())
-}
-
-/// Decodes every picture and runs it through the VAE, handing on how many are done and which are left out.
-/// `None` when interrupted.
-pub(crate) fn load(
+/// Decodes the pictures and runs them through the VAE, telling of each whether it is left out. `None` when interrupted.
+fn load(
+    plan: &TrainPlan,
     root: &Path,
-    pairs: &[Pair],
+    items: &[Item],
     buckets: &[Bucket],
     vae: &Vae,
     interrupt: &Interrupt,
-    on_progress: &mut dyn FnMut(usize, Option<&Skipped>),
+    on_picture: &mut dyn FnMut(Option<&Skipped>),
 ) -> Option<(Vec<Example>, Vec<Skipped>)> {
     /// Pictures that are decoded at the same time, and in memory at the same time.
     const AT_ONCE: usize = 32;
-    let mut examples = Vec::with_capacity(pairs.len());
+    let mut examples = Vec::with_capacity(items.len());
     let mut skipped = Vec::new();
-    for chunk in pairs.chunks(AT_ONCE) {
-        let decoded: Vec<_> = chunk.par_iter().map(|pair| fit(&root.join(&pair.path), buckets)).collect();
-        for (pair, decoded) in chunk.iter().zip(decoded) {
+    for chunk in items.chunks(AT_ONCE) {
+        let fit = |item: &Item| fit(&root.join(&item.path), buckets);
+        let decoded: Vec<_> = chunk.par_iter().map(fit).collect();
+        for (item, decoded) in chunk.iter().zip(decoded) {
             if interrupt.is_raised() {
                 return None;
             }
-            let path = pair.path.clone();
             let bad = match decoded {
                 Ok((pixels, bucket)) => {
-                    let ids = token_ids(&pair.caption);
-                    examples.push(Example { path, ids, bucket, moments: encode(vae, &pixels) });
+                    let flips = plan.settings.flip_p_of(item) > 0.0;
+                    examples.push(Example {
+                        item: item.clone(),
+                        ids: token_ids(&item.caption.text()),
+                        bucket,
+                        moments: encode(vae, &pixels),
+                        flipped: flips.then(|| encode(vae, &flip_horizontal(&pixels))),
+                    });
                     None
                 }
-                Err(reason) => Some(Skipped { image: relative_name(&path), reason }),
+                Err(reason) => Some(Skipped { image: relative_name(&item.path), reason }),
             };
-            on_progress(examples.len() + skipped.len() + usize::from(bad.is_some()), bad.as_ref());
+            on_picture(bad.as_ref());
             skipped.extend(bad);
         }
     }
@@ -219,31 +235,5 @@ mod tests {
         assert_eq!(tall.dimensions(), (64, 128));
         let needle = trim_and_resize(&RgbImage::new(1, 4000), Bucket { width: 1024, height: 256 });
         assert_eq!(needle.dimensions(), (1024, 256));
-    }
-
-    #[test]
-    fn captions_are_trimmed_and_empty_ones_are_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let read = |text: &[u8]| {
-            fs::write(dir.path().join("a.txt"), text).unwrap();
-            caption(&dir.path().join("a.png"))
-        };
-        assert_eq!(read("\u{feff} a cat\n".as_bytes()).unwrap().unwrap(), "a cat");
-        assert_eq!(read(b" \n").unwrap(), None);
-        assert!(read(b"\xff\xfe").unwrap_err().to_string().contains("a.txt"));
-        assert_eq!(caption(&dir.path().join("b.png")).unwrap(), None);
-    }
-
-    #[test]
-    fn files_that_everydream2_would_obey_are_refused() {
-        for name in ["a.yaml", "a.caption", "sub/multiply.txt"] {
-            let dir = tempfile::tempdir().unwrap();
-            fs::create_dir(dir.path().join("sub")).unwrap();
-            let pictures = [PathBuf::from("a.png"), "sub/b.png".into()];
-            refuse_unsupported_files(dir.path(), &pictures).unwrap();
-            fs::write(dir.path().join(name), "x").unwrap();
-            let error = refuse_unsupported_files(dir.path(), &pictures).unwrap_err();
-            assert!(error.to_string().contains(name), "{error}");
-        }
     }
 }

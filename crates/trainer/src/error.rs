@@ -101,14 +101,8 @@ pub enum Error {
     Caption {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason; `InvalidData` where it is not UTF-8.
+        /// The operating system's reason.
         source: std::io::Error,
-    },
-    /// A file beside the pictures that EveryDream2 would obey and we do not.
-    #[error("`{path}` is a file of EveryDream2 that is not supported yet; move it away to train without it")]
-    UnsupportedFile {
-        /// The file.
-        path: PathBuf,
     },
     /// A resolution at which the network cannot work.
     #[error("`resolution` is {resolution}, but this model works on multiples of {stride} pixels")]
@@ -118,12 +112,34 @@ pub enum Error {
         /// How many pixels one position of the deepest level covers.
         stride: u32,
     },
-    /// A model that predicts something else than the noise.
-    #[error("`{path}` predicts `{found}`; only training of epsilon prediction is supported yet")]
-    Prediction {
-        /// The checkpoint.
+    /// A file beside a picture or in a folder that is not YAML.
+    #[error("`{path}` is not YAML")]
+    Yaml {
+        /// The file.
         path: PathBuf,
-        /// What it predicts.
+        /// What the parser says, with line and column.
+        source: serde_norway::Error,
+    },
+    /// A key that no file beside a picture may have.
+    #[error("`{path}`: unknown key `{key}`{}", nearest.as_ref().map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default())]
+    UnknownOption {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The known key most like it.
+        nearest: Option<String>,
+    },
+    /// A value that its key cannot have.
+    #[error("`{path}`: `{key}` is {found}, expected {expected}")]
+    OptionValue {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What would do.
+        expected: &'static str,
+        /// What is there.
         found: String,
     },
     /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.

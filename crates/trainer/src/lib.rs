@@ -12,28 +12,38 @@
 //! # }
 //! ```
 
-pub mod adamw;
 mod buckets;
+mod compat;
 mod config;
 mod data;
 mod epoch;
 mod error;
+mod items;
 mod keys;
 mod losses;
 mod optimizer;
+pub mod optimizers;
+mod options;
 mod plan;
 pub mod random;
+pub mod rates;
 mod report;
 mod run;
 mod state;
 pub mod step;
+pub mod target;
+mod validation;
 
 pub use buckets::{Bucket, buckets, nearest};
+pub use compat::{Compat, Runts};
 pub use config::TrainConfig;
 pub use data::Skipped;
-pub use epoch::{batches, batches_per_epoch, saved_epochs};
+pub use epoch::{Entry, EpochSettings, Planned, batches, batches_by_epoch, saved_epochs};
 pub use error::{Error, Result};
-pub use optimizer::{AdamWSettings, OptimizerConfig};
+pub use optimizer::OptimizerConfig;
+pub use optimizers::OptimizerSettings;
 pub use plan::{Settings, TrainPlan};
-pub use report::{TrainEvent, TrainReport};
+pub use report::{TrainEvent, TrainReport, Validated};
 pub use run::run;
+pub use target::LossType;
+pub use validation::{SplitMode, ValidationConfig, diverges};

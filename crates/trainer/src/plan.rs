@@ -8,7 +8,14 @@ use vodka_images::is_image;
 use vodka_sd15::{check_device_name, device_type};
 use vodka_stage::{RunKey, RunRecord, record_path};
 
-use crate::{AdamWSettings, Error, OptimizerConfig, Result, TrainConfig, data::CAPTION_EXTENSION, state};
+use crate::{
+    Compat, Error, OptimizerConfig, Result, TrainConfig,
+    items::Item,
+    optimizer::{MainRates, PartSettings},
+    state,
+    target::LossType,
+    validation::ValidationConfig,
+};
 
 /// A checked training configuration.
 #[derive(Debug, Clone, Serialize)]
@@ -56,12 +63,40 @@ pub struct Settings {
     pub precision: Precision,
     /// The text encoder's layer, counted from the last, which is 1.
     pub clip_skip: i64,
-    /// Probability of replacing a caption with a single space.
+    /// Whose behaviour the run has.
+    pub compat: Compat,
+    /// Probability of replacing a caption with a single space, where the picture's files say no other.
     pub cond_dropout: f64,
+    /// Probability of flipping a picture, where its files say no other.
+    pub flip_p: f64,
+    /// Shuffle the tags of all captions.
+    pub shuffle_tags: bool,
+    /// How many tags of a caption stay where they are.
+    pub keep_tags: usize,
+    /// The share of the pictures that is left out in the end, the worst rated first.
+    pub left_out: f64,
+    /// How an error becomes a loss.
+    pub loss_type: LossType,
+    /// The largest signal-to-noise ratio that counts in a loss's weight; `None`: all weigh the same.
+    pub min_snr_gamma: Option<f64>,
+    /// The timesteps that are trained: from the first to before the second.
+    pub timesteps: (i64, i64),
+    /// How much of one random number for each picture and channel is added to the noise.
+    pub offset_noise: f64,
+    /// What each level of pyramid noise weighs to the finer one; `None`: only the finest is there.
+    pub pyramid_noise_discount: Option<f64>,
+    /// Nothing but noise at the last timestep.
+    pub zero_terminal_snr: bool,
+    /// The standard deviation of what is added to the text encoder's output, times the square root of its channels.
+    pub embedding_perturbation: f64,
+    /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
+    pub clip_grad_norm: Option<f64>,
+    /// How it is validated; `None`: not.
+    pub validation: Option<ValidationConfig>,
     /// How the UNet is trained; `None` leaves it as it is.
-    pub unet: Option<AdamWSettings>,
+    pub unet: Option<PartSettings>,
     /// How the text encoder is trained; `None` leaves it as it is.
-    pub text_encoder: Option<AdamWSettings>,
+    pub text_encoder: Option<PartSettings>,
 }
 
 impl TrainConfig {
@@ -95,7 +130,15 @@ impl TrainConfig {
     fn settings(&self, output: &Path) -> Result<Settings> {
         let from_file = || self.optimizer_config.as_ref().map(OptimizerConfig::read).transpose();
         let optimizer = self.optimizer.clone().map_or_else(from_file, |optimizer| Ok(Some(optimizer)))?;
-        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(self.lr)?;
+        let main = MainRates {
+            lr: self.lr,
+            lr_scheduler: self.lr_scheduler,
+            lr_warmup_steps: self.lr_warmup_steps,
+            lr_decay_steps: self.lr_decay_steps,
+        };
+        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(&main)?;
+        let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
+        let validation = validation.filter(|validation| validation.validate_training);
         let name = self.project_name.as_ref().or(self.run_name.as_ref());
         Ok(Settings {
             name: name.map_or("vodka", String::as_str).to_owned(),
@@ -107,7 +150,21 @@ impl TrainConfig {
             save_every_n_epochs: self.save_every_n_epochs,
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
+            compat: self.compat,
             cond_dropout: self.cond_dropout,
+            flip_p: if self.compat.obeys_flip_p() { self.flip_p } else { 0.0 },
+            shuffle_tags: self.shuffle_tags,
+            keep_tags: if self.compat.obeys_keep_tags() { self.keep_tags } else { 0 },
+            left_out: self.left_out(),
+            loss_type: self.loss_type,
+            min_snr_gamma: self.min_snr_gamma,
+            timesteps: (self.timestep_start, self.timestep_end),
+            offset_noise: self.zero_frequency_noise_ratio.unwrap_or(0.0).max(0.0),
+            pyramid_noise_discount: self.pyramid_noise_discount.filter(|discount| *discount > 0.0),
+            zero_terminal_snr: self.enable_zero_terminal_snr.unwrap_or(false),
+            embedding_perturbation: self.embedding_perturbation.unwrap_or(0.0),
+            clip_grad_norm: self.clip_grad_norm,
+            validation,
             unet: (!self.disable_unet_training).then_some(unet),
             text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
         })
@@ -148,6 +205,15 @@ impl TrainConfig {
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let dropout = self.cond_dropout;
         within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
+        let flip_p = self.flip_p;
+        within("flip_p", flip_p.to_string(), (0.0..=1.0).contains(&flip_p), "0.0 to 1.0")?;
+        let (key, percent) =
+            ("rated_dataset_target_dropout_percent", self.rated_dataset_target_dropout_percent);
+        within(key, percent.to_string(), (0.0..100.0).contains(&percent), "0 to below 100")?;
+        self.check_noise()?;
+        let clip = self.clip_grad_norm.unwrap_or(1.0);
+        let good = clip.is_finite() && clip > 0.0;
+        within("clip_grad_norm", clip.to_string(), good, "a number above 0, or null")?;
         for (key, name) in [("project_name", &self.project_name), ("run_name", &self.run_name)] {
             let name = name.clone().unwrap_or("x".into());
             let good = !name.is_empty() && !name.contains(['/', '\\', '\0']);
@@ -160,23 +226,62 @@ impl TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// The share of the pictures that is left out in the end.
+    fn left_out(&self) -> f64 {
+        if self.rated_dataset { self.rated_dataset_target_dropout_percent / 100.0 } else { 0.0 }
+    }
+
+    fn check_noise(&self) -> Result<()> {
+        let within = |key, value: f64, good: bool, expected| match good {
+            true => Ok(()),
+            false => Err(Error::OutOfRange { key, value: value.to_string(), expected }),
+        };
+        let gamma = self.min_snr_gamma.unwrap_or(5.0);
+        within("min_snr_gamma", gamma, gamma.is_finite() && gamma > 0.0, "a number above 0, or null")?;
+        let (start, end) = (self.timestep_start, self.timestep_end);
+        within("timestep_start", start as f64, (0..end).contains(&start), "0 to below `timestep_end`")?;
+        within("timestep_end", end as f64, (1..=1000).contains(&end), "1 to 1000")?;
+        let ratio = self.zero_frequency_noise_ratio.unwrap_or(0.0);
+        within("zero_frequency_noise_ratio", ratio, ratio.is_finite() && ratio <= 1.0, "at most 1")?;
+        let discount = self.pyramid_noise_discount.unwrap_or(0.0);
+        within("pyramid_noise_discount", discount, (0.0..=1.0).contains(&discount), "0 to 1")?;
+        let perturbation = self.embedding_perturbation.unwrap_or(0.0);
+        let good = perturbation.is_finite() && perturbation >= 0.0;
+        within("embedding_perturbation", perturbation, good, "a number from 0")
+    }
+}
+
 impl TrainPlan {
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
     pub fn key(&self) -> Result<RunKey> {
-        let is_caption = |path: &Path| path.extension().is_some_and(|e| e == CAPTION_EXTENSION);
+        let says_something = |path: &Path| {
+            path.extension()
+                .is_some_and(|e| ["txt", "caption", "yml", "yaml"].iter().any(|known| e == *known))
+        };
         let mut settings = serde_json::to_value(&self.settings).expect("settings are plain data");
         settings["device"] = device_type(&self.device).into();
         let key = RunKey::new("train", &settings, Some(self.settings.seed))
             .input("checkpoint", &self.base, |_| true)?
             .input("images", &self.data_root, is_image)?
-            .input("captions", &self.caption_root, is_caption)?;
+            .input("captions", &self.caption_root, says_something)?;
+        let mut key = match self.caption_root == self.data_root {
+            true => key,
+            // The files of folders are obeyed where the pictures are.
+            false => key.input("options", &self.data_root, says_something)?,
+        };
+        for (name, root) in self.settings.validation.iter().flat_map(ValidationConfig::folders) {
+            let data = |path: &Path| is_image(path) || says_something(path);
+            key = key.input(&format!("validation/{name}"), root, data)?;
+        }
         Ok(key)
     }
+}
 
-    /// The learning rates that `losses.csv` lists: UNet and text encoder, 0 for what is left as it is.
-    pub(crate) fn rates(&self) -> (f64, f64) {
-        let rate = |settings: &Option<AdamWSettings>| settings.map_or(0.0, |settings| settings.lr);
-        (rate(&self.settings.unet), rate(&self.settings.text_encoder))
+impl Settings {
+    /// The probability of flipping a picture.
+    pub(crate) fn flip_p_of(&self, item: &Item) -> f64 {
+        item.flip_p.unwrap_or(self.flip_p)
     }
 }
 
@@ -212,7 +317,7 @@ mod tests {
         assert_eq!(plan.caption_root, Path::new("pictures"));
         let settings = plan.settings;
         assert_eq!((settings.clip_skip, settings.name.as_str(), settings.seed), (1, "v3", 555));
-        assert_eq!(settings.unet.unwrap().lr, 1e-6);
+        assert_eq!(settings.unet.unwrap().optimizer.lr, 1e-6);
         assert_eq!(settings.text_encoder, None);
     }
 

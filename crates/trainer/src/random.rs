@@ -22,6 +22,20 @@ pub enum Purpose {
     Timestep = 4,
     /// Whether the caption is dropped.
     Dropout = 5,
+    /// What is added to the noise of each channel.
+    OffsetNoise = 6,
+    /// The coarser levels of pyramid noise.
+    Pyramid = 7,
+    /// What is added to the text encoder's output.
+    Perturbation = 8,
+    /// The order of a caption's tags.
+    Tags = 9,
+    /// Whether a picture is flipped.
+    Flip = 10,
+    /// Which pictures come once more, with a fractional `multiply`.
+    Multiply = 11,
+    /// Which pictures stay, with `rated_dataset`.
+    Rating = 12,
 }
 
 /// One stream of random numbers.
@@ -47,6 +61,11 @@ impl Stream {
     /// A whole number in `0..end`.
     pub fn below(&mut self, end: i64) -> i64 {
         self.0.random_range(0..end)
+    }
+
+    /// A number in `low..high`.
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.uniform()
     }
 
     /// `count` numbers from the standard normal distribution (Box and Muller 1958).

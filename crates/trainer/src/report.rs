@@ -38,11 +38,33 @@ pub enum TrainEvent {
         /// The mean over the batch's pictures.
         loss: f32,
     },
+    /// A set of pictures was validated on.
+    Validated {
+        /// Batches that were done.
+        step: u64,
+        /// The name of the set: `val`, `stabilize-train`, or one of the user's.
+        set: String,
+        /// The mean over its pictures.
+        loss: f32,
+    },
     /// A checkpoint is written.
     Saved {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// How validation went on one set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// The name of the set.
+    pub set: String,
+    /// The loss before training.
+    pub first: f32,
+    /// The last loss.
+    pub last: f32,
+    /// Whether it has been rising lately.
+    pub diverges: bool,
 }
 
 /// What a training run has done.
@@ -60,6 +82,9 @@ pub struct TrainReport {
     pub total_steps: u64,
     /// The mean loss of the first epoch, and of the last one; of what there is of it when interrupted.
     pub losses: Option<(f32, f32)>,
+    /// How validation went.
+    #[serde(default)]
+    pub validations: Vec<Validated>,
     /// How many captions have more than 75 tokens, and are cut there.
     pub long_captions: usize,
     /// The checkpoints, oldest first.
@@ -78,6 +103,7 @@ impl TrainReport {
             steps: 0,
             total_steps: 0,
             losses: None,
+            validations: Vec::new(),
             long_captions: 0,
             checkpoints: Vec::new(),
             skipped: Vec::new(),
@@ -105,6 +131,12 @@ impl fmt::Display for TrainReport {
         }?;
         if let Some((first, last)) = self.losses {
             write!(f, ", loss {first:.4} in the first epoch, {last:.4} in the last")?;
+        }
+        for Validated { set, first, last, diverges } in &self.validations {
+            write!(f, "\n{set}: loss {first:.4} before training, {last:.4} in the end")?;
+            if *diverges {
+                write!(f, "; it has been rising: an earlier checkpoint may be better")?;
+            }
         }
         if self.long_captions > 0 {
             write!(f, "\n{} captions have more than 75 tokens and are cut there", self.long_captions)?;

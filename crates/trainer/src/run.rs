@@ -6,19 +6,21 @@ use tch::{Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
-use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_sd15::{Moments, Network, StableDiffusion, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
-    AdamWSettings, Bucket, Error, Result, Skipped, TrainEvent, TrainPlan, TrainReport,
-    adamw::AdamW,
-    buckets::buckets,
-    data::{self, Example},
-    epoch::{batches, batches_per_epoch, saved_epochs},
-    losses::{LossesFile, Row},
+    Error, Result, TrainEvent, TrainPlan, TrainReport, Validated,
+    data::{Dataset, Example},
+    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
+    losses::{LossesFile, Row, ValidationRow, Validations},
+    optimizer::PartSettings,
+    optimizers::Optimizer,
     random::{Purpose, Stream},
     state::{self, Progress},
-    step::{Batch, losses},
+    step::{Batch, Objective},
+    target::{LossType, pyramid_noise, pyramid_sizes},
+    validation::diverges,
 };
 
 /// The caption that stands for no caption, as in EveryDream2.
@@ -55,7 +57,8 @@ pub fn run(
     let report = run.report(finished);
     if finished {
         let losses_file = LossesFile::path_in(&plan.output);
-        let outputs = report.checkpoints.iter().chain([&losses_file]);
+        let validations = run.validations.as_ref().map(|_| Validations::path_in(&plan.output));
+        let outputs = report.checkpoints.iter().chain([&losses_file]).chain(&validations);
         key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
         state::delete(&plan.output)?;
     }
@@ -85,23 +88,41 @@ impl Drop for Threads {
     }
 }
 
+/// The learning rates of UNet and text encoder in each batch of a run; 0 for what is left as it is.
+#[derive(Clone, Copy)]
+struct Rates {
+    settings: [Option<PartSettings>; 2],
+    /// All batches of the run.
+    steps: u64,
+}
+
+impl Rates {
+    /// For the batch `step`, counted from 1.
+    fn at(&self, step: u64) -> [f64; 2] {
+        self.settings.map(|settings| {
+            settings.map_or(0.0, |part| part.schedule(self.steps).rate(part.optimizer.lr, step - 1))
+        })
+    }
+}
+
 /// A training run in memory.
 struct Run<'a> {
     plan: &'a TrainPlan,
     key: ContentHash,
     base: ContentHash,
     model: StableDiffusion,
-    unet: Option<AdamW>,
-    text_encoder: Option<AdamW>,
-    schedule: Schedule,
-    examples: Vec<Example>,
-    /// The bucket of each example.
-    buckets: Vec<Bucket>,
-    skipped: Vec<Skipped>,
-    long_captions: usize,
-    steps_per_epoch: u64,
+    unet: Option<Optimizer>,
+    text_encoder: Option<Optimizer>,
+    objective: Objective,
+    rates: Rates,
+    dataset: Dataset,
+    /// What epochs are made from: the examples, in their order.
+    entries: Vec<Entry>,
+    epoch_settings: EpochSettings,
+    epochs: Epochs,
     progress: Progress,
     losses_file: LossesFile,
+    validations: Option<Validations>,
 }
 
 impl<'a> Run<'a> {
@@ -118,24 +139,14 @@ impl<'a> Run<'a> {
         if !resolution.is_multiple_of(stride) {
             return Err(Error::Stride { resolution, stride });
         }
-        let (pairs, mut skipped) = data::pairs(plan)?;
-        skipped.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
-        let all_buckets = buckets(resolution, stride);
-        let on_progress = &mut |done, bad: Option<&Skipped>| {
-            bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
-            on_event(TrainEvent::Loaded { done, total: pairs.len() });
+        let Some(dataset) = Dataset::load(plan, &model.vae, stride, interrupt, on_event)? else {
+            return Ok(None);
         };
-        let loaded = data::load(&plan.data_root, &pairs, &all_buckets, &model.vae, interrupt, on_progress);
-        let Some((examples, bad)) = loaded else { return Ok(None) };
-        skipped.extend(bad);
-        if examples.is_empty() {
-            return Err(no_good_pictures(plan, &skipped));
-        }
-        let mut unet = plan.settings.unet.map(|settings| optimizer(&mut model.unet, settings));
+        let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings));
         let mut text_encoder =
-            plan.settings.text_encoder.map(|settings| optimizer(&mut model.clip, settings));
+            plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings));
         let progress = match plan.start_over {
             true => None,
             false => {
@@ -147,22 +158,26 @@ impl<'a> Run<'a> {
             state::delete(&plan.output)?;
         }
         let progress = progress.unwrap_or_default();
-        let buckets: Vec<_> = examples.iter().map(|example| example.bucket).collect();
-        let steps_per_epoch = batches_per_epoch(&buckets, plan.settings.batch_size) as u64;
+        let entries = entries(&dataset.examples);
+        let epoch_settings = epoch_settings(plan);
+        let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
+        let rates =
+            Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
         let run = Self {
-            losses_file: LossesFile::start(&plan.output, plan.rates(), rows(&progress, steps_per_epoch))?,
+            losses_file: LossesFile::start(&plan.output, rows(&progress, &epochs, rates))?,
+            validations: Validations::start(&plan.output, &dataset.sets, &progress, &epochs)?,
+            rates,
             key: key.hash(),
             base: key.inputs["checkpoint"].sha256,
-            schedule: Schedule::scaled_linear(),
-            long_captions: data::too_long(&pairs),
+            objective: objective(plan, &checkpoint),
             plan,
             model,
             unet,
             text_encoder,
-            examples,
-            buckets,
-            skipped,
-            steps_per_epoch,
+            dataset,
+            entries,
+            epoch_settings,
+            epochs,
             progress,
         };
         run.check_earlier_checkpoints()?;
@@ -171,22 +186,26 @@ impl<'a> Run<'a> {
 
     /// Trains to the end (`true`) or to an interruption (`false`).
     fn train(&mut self, interrupt: &Interrupt, on_event: &mut dyn FnMut(TrainEvent)) -> Result<bool> {
-        let steps = self.total_steps();
-        let (done, steps_per_epoch) = (self.progress.step(), self.steps_per_epoch);
+        let steps = self.epochs.steps();
+        let (done, steps_per_epoch) = (self.progress.step(), self.epochs.end(1));
         on_event(TrainEvent::Started { steps, done, steps_per_epoch });
+        if done == 0 {
+            self.validate(on_event)?;
+        }
         while self.progress.step() < steps {
             let epoch = self.epochs_done() + 1;
-            let settings = &self.plan.settings;
-            let (size, together) = (settings.batch_size, settings.grad_accum);
-            let batches = batches(&self.buckets, size, settings.seed, epoch);
+            let batches = batches(&self.entries, &self.epoch_settings, epoch);
+            let together = self.plan.settings.grad_accum;
             // States are saved where an optimizer step ends, so what remains begins with a whole one.
-            let done = (self.progress.step() % self.steps_per_epoch) as usize;
+            let done = self.epochs.done_within(self.progress.step());
             for group in batches[done..].chunks(together) {
                 if interrupt.is_raised() {
                     self.save_state()?;
                     return Ok(false);
                 }
+                let before = self.progress.step();
                 self.optimizer_step(epoch, group, on_event)?;
+                self.validate_where_due(before, on_event)?;
                 self.save_state_where_due(group.len() as u64)?;
             }
             self.end_epoch(epoch, on_event)?;
@@ -197,40 +216,50 @@ impl<'a> Run<'a> {
     /// Accumulates the gradients of a few batches and steps along them.
     ///
     /// Every picture weighs the same, whatever the size of its batch: its loss is divided by the number of pictures
-    /// that full batches would have.
+    /// that full batches would have. EveryDream2 divides by that of one batch alone.
     fn optimizer_step(
         &mut self,
         epoch: u64,
-        group: &[Vec<usize>],
+        group: &[Planned],
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
         let settings = &self.plan.settings;
-        let full = (settings.batch_size * settings.grad_accum) as f64;
+        let together = if settings.compat.averages_gradients() { settings.grad_accum } else { 1 };
+        let full = (settings.batch_size * together) as f64;
         let mut rows = Vec::with_capacity(group.len());
-        for (step, pictures) in (self.progress.step() + 1..).zip(group) {
+        for (step, planned) in (self.progress.step() + 1..).zip(group) {
+            let pictures = &planned.pictures;
             let batch = self.batch(epoch, pictures);
             let (clip, unet) = (&self.model.clip, &self.model.unet);
-            let losses = losses(clip, unet, &self.schedule, &batch, settings.clip_skip); // (B)
+            let losses = self.objective.losses(clip, unet, &batch); // (B)
             let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
             if !loss.is_finite() {
                 return Err(self.not_finite("loss", epoch, step, pictures));
             }
-            (losses.sum(Kind::Float) / full).backward();
-            rows.push(Row { epoch, step, loss });
+            let weights = self.loss_weights(planned).to_device(losses.device()); // (B)
+            ((losses * weights).sum(Kind::Float) / full).backward();
+            rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
         }
-        let mut optimizers = by_name_mut(&mut self.unet, &mut self.text_encoder);
-        if !optimizers.iter().all(|(_, optimizer)| optimizer.gradients_are_finite()) {
-            let step = self.progress.step() + group.len() as u64;
-            return Err(self.not_finite("gradient", epoch, step, &group.concat()));
+        // Schedules go by batches; the last of the group says the rate.
+        let step = self.progress.step() + group.len() as u64;
+        let rates = self.rates.at(step);
+        let clip = settings.clip_grad_norm;
+        let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
+        let optimizers = [&self.unet, &self.text_encoder];
+        if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
+            return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
         }
-        for (_, optimizer) in &mut optimizers {
-            optimizer.step();
+        let parts = [(&mut self.unet, clip), (&mut self.text_encoder, clip_text_encoder)];
+        for ((optimizer, clip), rate) in parts.into_iter().zip(rates) {
+            let Some(optimizer) = optimizer else { continue };
+            clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
+            optimizer.step(rate);
             optimizer.zero_grad();
         }
         for row in rows {
             self.progress.losses.push(row.loss);
             self.losses_file.append(row)?;
-            let Row { epoch, step, loss } = row;
+            let Row { epoch, step, loss, .. } = row;
             on_event(TrainEvent::Step { epoch, step, loss });
         }
         Ok(())
@@ -244,23 +273,156 @@ impl<'a> Run<'a> {
             let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
             Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
         };
-        let noise = |purpose, picture: usize| {
-            let shape = self.examples[picture].moments.mean.size();
-            let count = shape.iter().product::<i64>() as usize;
-            Tensor::from_slice(&stream(purpose, picture).normals(count)).view(&shape[..])
+        let posterior = |picture: usize| {
+            let moments = self.moments(epoch, picture);
+            moments.sample(&normals(&mut stream(Purpose::Posterior, picture), &moments.mean.size()))
         };
         let scale = self.model.config.vae.scaling_factor;
-        let timesteps = self.schedule.timesteps() as i64;
-        let ids = |picture: usize| {
-            let dropped = stream(Purpose::Dropout, picture).uniform() < settings.cond_dropout;
-            let ids = if dropped { token_ids(DROPPED) } else { self.examples[picture].ids };
-            Tensor::from_slice(&ids).unsqueeze(0)
+        let (first, end) = settings.timesteps;
+        let timestep = |picture: usize| first + stream(Purpose::Timestep, picture).below(end - first);
+        let perturbation = |picture: usize| {
+            let size = [1, CONTEXT_LENGTH as i64, self.model.config.clip.hidden_size];
+            let deviation =
+                settings.embedding_perturbation / (self.model.config.clip.hidden_size as f64).sqrt();
+            normals(&mut stream(Purpose::Perturbation, picture), &size) * deviation
         };
+        let ids = |picture: usize| Tensor::from_slice(&self.ids(epoch, picture)).unsqueeze(0);
         Batch {
-            latents: cat(&|i| self.examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
-            noise: cat(&|i| noise(Purpose::Noise, i)),
-            timesteps: pictures.iter().map(|&i| stream(Purpose::Timestep, i).below(timesteps)).collect(),
+            latents: cat(&|i| posterior(i) * scale),
+            noise: cat(&|i| self.noise(epoch, i)),
+            timesteps: pictures.iter().map(|&i| timestep(i)).collect(),
             ids: cat(&ids),
+            perturbation: (settings.embedding_perturbation > 0.0).then(|| cat(&perturbation)),
+        }
+    }
+
+    /// What the losses of a batch's pictures are multiplied by. `(B)`
+    fn loss_weights(&self, planned: &Planned) -> Tensor {
+        let weight = |&i: &usize| (self.dataset.examples[i].item.loss_scale * planned.loss_scale) as f32;
+        Tensor::from_slice(&planned.pictures.iter().map(weight).collect::<Vec<_>>())
+    }
+
+    /// The picture, or its mirror image, as the VAE sees it.
+    fn moments(&self, epoch: u64, picture: usize) -> &Moments {
+        let Example { item, moments, flipped, .. } = &self.dataset.examples[picture];
+        let settings = &self.plan.settings;
+        let flip = || {
+            let mut stream = Stream::new(settings.seed, Purpose::Flip, epoch, picture as u64);
+            stream.uniform() < settings.flip_p_of(item)
+        };
+        flipped.as_ref().filter(|_| flip()).unwrap_or(moments)
+    }
+
+    /// The tokens of a picture's caption in an epoch: shuffled or dropped, where that is due.
+    fn ids(&self, epoch: u64, picture: usize) -> [i64; CONTEXT_LENGTH] {
+        let settings = &self.plan.settings;
+        let Example { item, ids, .. } = &self.dataset.examples[picture];
+        let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
+        let cond_dropout = item.cond_dropout.unwrap_or(settings.cond_dropout);
+        if stream(Purpose::Dropout, picture).uniform() < cond_dropout {
+            return token_ids(DROPPED);
+        }
+        if !settings.shuffle_tags && !item.shuffle_tags {
+            return *ids;
+        }
+        let own = if settings.compat.shuffles_apart() { picture } else { 0 };
+        token_ids(&item.caption.shuffled(&mut stream(Purpose::Tags, own), settings.keep_tags))
+    }
+
+    /// What is added to a picture's latents in an epoch: standard normal noise, of one size or several, and an offset
+    /// for each channel. `(1, 4, h, w)`
+    fn noise(&self, epoch: u64, picture: usize) -> Tensor {
+        let settings = &self.plan.settings;
+        let stream = |purpose| Stream::new(settings.seed, purpose, epoch, picture as u64);
+        let size = self.dataset.examples[picture].moments.mean.size();
+        let mut noise = normals(&mut stream(Purpose::Noise), &size);
+        if let Some(discount) = settings.pyramid_noise_discount {
+            let mut stream = stream(Purpose::Pyramid);
+            let sizes = pyramid_sizes(size[2], size[3], || stream.between(2.0, 4.0));
+            let coarser = sizes.into_iter().map(|(h, w)| normals(&mut stream, &[1, size[1], h, w]));
+            let levels: Vec<_> = [noise].into_iter().chain(coarser).collect();
+            noise = pyramid_noise(&levels, discount);
+        }
+        if settings.offset_noise > 0.0 {
+            let offset = normals(&mut stream(Purpose::OffsetNoise), &[1, size[1], 1, 1]);
+            noise += offset * settings.offset_noise;
+        }
+        noise
+    }
+
+    fn validate_where_due(&mut self, before: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        let done = self.progress.step();
+        // Before the run's last batch the epoch is the one that goes on.
+        let epoch = self.epochs.done(before) + 1;
+        let per_epoch = self.epochs.end(epoch) - self.epochs.end(epoch - 1);
+        // Within epochs of unequal length each counts by itself.
+        let start = self.epochs.end(epoch - 1);
+        let offset = (epoch - 1) * per_epoch;
+        let due = self.plan.settings.validation.as_ref().is_some_and(|validation| {
+            validation.is_due(before - start + offset, done - start + offset, per_epoch)
+        });
+        if due { self.validate(on_event) } else { Ok(()) }
+    }
+
+    /// Measures the mean squared error on each set: always with the same noise and timesteps.
+    fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
+        let step = self.progress.step();
+        let mut rows = Vec::new();
+        for (name, examples) in &self.dataset.sets {
+            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed));
+            if losses.is_empty() {
+                continue;
+            }
+            let loss = (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32;
+            rows.push(ValidationRow { epoch: self.epochs.done(step), step, set: name.clone(), loss });
+        }
+        for row in rows {
+            on_event(TrainEvent::Validated { step, set: row.set.clone(), loss: row.loss });
+            self.progress.validations.push((step, row.loss));
+            if let Some(validations) = &mut self.validations {
+                validations.append(&row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
+    fn validation_losses(&self, examples: &[Example], seed: u64) -> Vec<f32> {
+        let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
+        let mut order: Vec<_> = (0..examples.len()).collect();
+        order.sort_by_key(|&i| examples[i].bucket);
+        let mut losses = Vec::with_capacity(order.len());
+        for same in order.chunk_by(|&a, &b| examples[a].bucket == examples[b].bucket) {
+            for pictures in same.chunks(self.plan.settings.batch_size) {
+                let batch = self.validation_batch(examples, pictures, seed);
+                let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
+                losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
+            }
+        }
+        losses
+    }
+
+    fn validation_batch(&self, examples: &[Example], pictures: &[usize], seed: u64) -> Batch {
+        let stream = |purpose, picture: usize| Stream::new(seed, purpose, 0, picture as u64);
+        let cat = |of: &dyn Fn(usize) -> Tensor| {
+            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
+            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
+        };
+        let noise = |purpose, picture: usize| {
+            normals(&mut stream(purpose, picture), &examples[picture].moments.mean.size())
+        };
+        let (first, end) = self.plan.settings.timesteps;
+        let scale = self.model.config.vae.scaling_factor;
+        Batch {
+            latents: cat(&|i| examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
+            noise: cat(&|i| noise(Purpose::Noise, i)),
+            timesteps: pictures
+                .iter()
+                .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))
+                .collect(),
+            ids: cat(&|i| Tensor::from_slice(&examples[i].ids).unsqueeze(0)),
+            perturbation: None,
         }
     }
 
@@ -274,7 +436,10 @@ impl<'a> Run<'a> {
         }
         match epoch < self.plan.settings.max_epochs {
             true => self.save_state(),
-            false => self.losses_file.sync(),
+            false => {
+                self.validations.iter().try_for_each(Validations::sync)?;
+                self.losses_file.sync()
+            }
         }
     }
 
@@ -293,7 +458,7 @@ impl<'a> Run<'a> {
     fn save_state_where_due(&self, steps: u64) -> Result<()> {
         let step = self.progress.step();
         let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        match due && !step.is_multiple_of(self.steps_per_epoch) {
+        match due && self.epochs.done_within(step) > 0 {
             true => self.save_state(),
             false => Ok(()),
         }
@@ -301,17 +466,15 @@ impl<'a> Run<'a> {
 
     fn save_state(&self) -> Result<()> {
         self.losses_file.sync()?;
-        let optimizers = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
-        let optimizers: Vec<_> = optimizers.into_iter().filter_map(|(name, o)| Some((name, o?))).collect();
+        self.validations.iter().try_for_each(Validations::sync)?;
+        let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
+        let optimizers: Vec<_> =
+            parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
         state::save(&self.plan.output, self.key, self.plan.settings.seed, &self.progress, &optimizers)
     }
 
-    fn total_steps(&self) -> u64 {
-        self.steps_per_epoch * self.plan.settings.max_epochs
-    }
-
     fn epochs_done(&self) -> u64 {
-        self.progress.step() / self.steps_per_epoch
+        self.epochs.done(self.progress.step())
     }
 
     fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
@@ -320,7 +483,7 @@ impl<'a> Run<'a> {
 
     /// EveryDream2's name for it.
     fn checkpoint_path(&self, epoch: u64) -> PathBuf {
-        let (name, step) = (&self.plan.settings.name, epoch * self.steps_per_epoch);
+        let (name, step) = (&self.plan.settings.name, self.epochs.end(epoch));
         self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
     }
 
@@ -336,28 +499,58 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The first and the last loss of each set, and whether it has begun to rise.
+    fn last_validations(&self) -> Vec<Validated> {
+        let names: Vec<_> =
+            self.dataset.sets.iter().filter(|(_, set)| !set.is_empty()).map(|(name, _)| name).collect();
+        let validated = |(i, name): (usize, &&String)| {
+            let losses: Vec<_> = self
+                .progress
+                .validations
+                .iter()
+                .skip(i)
+                .step_by(names.len())
+                .map(|(_, loss)| *loss)
+                .collect();
+            let (first, last) = (*losses.first()?, *losses.last()?);
+            Some(Validated { set: (*name).clone(), first, last, diverges: diverges(&losses) })
+        };
+        names.iter().enumerate().filter_map(validated).collect()
+    }
+
     fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
-        let pictures = pictures.iter().map(|&picture| self.examples[picture].path.clone()).collect();
+        let pictures =
+            pictures.iter().map(|&picture| self.dataset.examples[picture].item.path.clone()).collect();
         Error::NotFinite { what, epoch, step, pictures }
     }
 
     fn report(&self, finished: bool) -> TrainReport {
         let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
-        let by_epoch: Vec<_> = self.progress.losses.chunks(self.steps_per_epoch as usize).map(mean).collect();
+        let losses = |epoch: u64| {
+            let all = &self.progress.losses;
+            let bound = |epoch| (self.epochs.end(epoch) as usize).min(all.len());
+            &all[bound(epoch - 1)..bound(epoch)]
+        };
+        let by_epoch: Vec<_> = (1..=self.plan.settings.max_epochs)
+            .map(losses)
+            .take_while(|losses| !losses.is_empty())
+            .map(mean)
+            .collect();
         TrainReport {
-            outcome: match (finished, self.skipped.is_empty()) {
+            outcome: match (finished, self.dataset.skipped.is_empty()) {
                 (false, _) => Outcome::Interrupted,
                 (true, false) => Outcome::Skipped,
                 (true, true) => Outcome::Done,
             },
             seed: self.plan.settings.seed,
-            pictures: self.examples.len(),
+            pictures: self.dataset.examples.len(),
             steps: self.progress.step(),
-            total_steps: self.total_steps(),
+            total_steps: self.epochs.steps(),
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
-            long_captions: self.long_captions,
+            long_captions: self.dataset.long_captions,
             checkpoints: self.checkpoints().collect(),
-            skipped: self.skipped.clone(),
+            validations: self.last_validations(),
+            skipped: self.dataset.skipped.clone(),
         }
     }
 }
@@ -366,12 +559,7 @@ impl<'a> Run<'a> {
 fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(&plan.base)?;
     checkpoint.verify()?;
-    let ModelConfig { prediction, clip, .. } = checkpoint.config();
-    if *prediction != Prediction::Epsilon {
-        let found = serde_json::to_value(prediction).expect("a prediction is plain data");
-        let found = found.as_str().unwrap_or_default().to_owned();
-        return Err(Error::Prediction { path: plan.base.clone(), found });
-    }
+    let ModelConfig { clip, .. } = checkpoint.config();
     checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
     let clip_skip = plan.settings.clip_skip;
     if clip_skip > clip.layers {
@@ -381,27 +569,77 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
+/// What epochs are made from. Names of batches become numbers in the order of the pictures.
+fn entries(examples: &[Example]) -> Vec<Entry> {
+    let mut ids = BTreeMap::new();
+    let entry = |Example { item, bucket, .. }: &Example| Entry {
+        bucket: *bucket,
+        multiply: item.multiply,
+        batch_id: item.batch_id.as_ref().map(|name| {
+            let next = ids.len();
+            *ids.entry(name.clone()).or_insert(next)
+        }),
+        rating: item.rating,
+    };
+    examples.iter().map(entry).collect()
+}
+
+fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
+    let settings = &plan.settings;
+    EpochSettings {
+        batch_size: settings.batch_size,
+        grad_accum: settings.grad_accum,
+        seed: settings.seed,
+        runts: settings.compat.runts(),
+        max_epochs: settings.max_epochs,
+        left_out: settings.left_out,
+    }
+}
+
+/// The pictures of a few batches.
+fn pictures_of(group: &[Planned]) -> Vec<usize> {
+    group.iter().flat_map(|planned| &planned.pictures).copied().collect()
+}
+
+/// What the plan and the base checkpoint ask of the networks.
+fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
+    let settings = &plan.settings;
+    let schedule = Schedule::scaled_linear();
+    let prediction = checkpoint.config().prediction;
+    Objective {
+        schedule: if settings.zero_terminal_snr { schedule.zero_terminal_snr() } else { schedule },
+        prediction,
+        weighted_for: if settings.compat.min_snr_ignores_v() { Prediction::Epsilon } else { prediction },
+        loss_type: settings.loss_type,
+        min_snr_gamma: settings.min_snr_gamma,
+        clip_skip: settings.clip_skip,
+    }
+}
+
+/// Random numbers from the standard normal distribution.
+fn normals(stream: &mut Stream, size: &[i64]) -> Tensor {
+    Tensor::from_slice(&stream.normals(size.iter().product::<i64>() as usize)).view(size)
+}
+
 /// Makes a network trainable; its parameters go by name, so that their order is always the same.
-fn optimizer(network: &mut impl Network, settings: AdamWSettings) -> AdamW {
+fn trainable(network: &mut impl Network, settings: PartSettings) -> Optimizer {
     network.unfreeze();
-    AdamW::new(network.vars().variables().into_iter().collect::<BTreeMap<_, _>>(), settings)
+    let parameters: BTreeMap<_, _> = network.vars().variables().into_iter().collect();
+    Optimizer::new(parameters, settings.optimizer)
 }
 
 fn by_name_mut<'o>(
-    unet: &'o mut Option<AdamW>,
-    text_encoder: &'o mut Option<AdamW>,
-) -> Vec<(&'static str, &'o mut AdamW)> {
+    unet: &'o mut Option<Optimizer>,
+    text_encoder: &'o mut Option<Optimizer>,
+) -> Vec<(&'static str, &'o mut Optimizer)> {
     let both = [("unet", unet.as_mut()), ("text_encoder", text_encoder.as_mut())];
     both.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect()
 }
 
 /// The lines of `losses.csv` for the steps that are done.
-fn rows(progress: &Progress, steps_per_epoch: u64) -> impl Iterator<Item = Row> {
-    let losses = progress.losses.iter().enumerate();
-    losses.map(move |(i, &loss)| Row { epoch: i as u64 / steps_per_epoch + 1, step: i as u64 + 1, loss })
-}
-
-fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
-    let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
-    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
+fn rows(progress: &Progress, epochs: &Epochs, rates: Rates) -> impl Iterator<Item = Row> {
+    progress.losses.iter().zip(1..).map(move |(&loss, step)| {
+        let epoch = epochs.done(step - 1) + 1;
+        Row { epoch, step, loss, rates: rates.at(step) }
+    })
 }

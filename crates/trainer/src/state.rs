@@ -19,7 +19,7 @@ use vodka_stage::{AtomicFile, ContentHash};
 
 use crate::{
     Error, Result,
-    adamw::{AdamW, Parameter},
+    optimizers::{Numbers, Optimizer, Parameter},
 };
 
 /// How far a run has come.
@@ -27,6 +27,8 @@ use crate::{
 pub(crate) struct Progress {
     /// The loss of each batch so far; their number is the step.
     pub losses: Vec<f32>,
+    /// For each validation and set the batches that were done, and the loss.
+    pub validations: Vec<(u64, f32)>,
 }
 
 impl Progress {
@@ -47,15 +49,18 @@ pub(crate) fn save(
     key: ContentHash,
     seed: u64,
     progress: &Progress,
-    optimizers: &[(&str, &AdamW)],
+    optimizers: &[(&str, &Optimizer)],
 ) -> Result<()> {
-    let steps = optimizers.first().map_or(0, |(_, optimizer)| optimizer.steps());
-    let metadata = json!({
+    let mut metadata = json!({
         "run": key,
         "seed": seed.to_string(),
         "threads": tch::get_num_threads().to_string(),
-        "optimizer_steps": steps.to_string(),
+        "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
     });
+    for (network, optimizer) in optimizers {
+        let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
+        metadata[numbers_key(network)] = numbers.into();
+    }
     let losses = Tensor::from_slice(&progress.losses);
     let mut tensors = vec![("losses".to_owned(), losses)];
     for (network, optimizer) in optimizers {
@@ -80,7 +85,7 @@ pub(crate) fn save(
 pub(crate) fn restore(
     output: &Path,
     key: ContentHash,
-    optimizers: &mut [(&str, &mut AdamW)],
+    optimizers: &mut [(&str, &mut Optimizer)],
 ) -> Result<Option<Progress>> {
     let path = path_in(output);
     let Some(map) = open(&path)? else { return Ok(None) };
@@ -89,25 +94,28 @@ pub(crate) fn restore(
     if metadata.get("run") != Some(&key.to_string()) {
         return Ok(None);
     }
-    let steps = metadata.get("optimizer_steps").map_or("", String::as_str).parse();
-    let steps = steps.map_err(|error: std::num::ParseIntError| damaged(error.into()))?;
     let tensors = SafeTensors::deserialize(&map).map_err(|error| damaged(error.into()))?;
     for (network, optimizer) in optimizers {
-        for parameter in optimizer.restore(steps) {
+        for parameter in optimizer.parameters() {
             for (name, mut tensor) in parts(network, parameter) {
                 let data = tensors.tensor(&name).map(|view| view.data()).unwrap_or_default();
-                if data.len() != 4 * tensor.numel() {
-                    let (found, expected) = (data.len(), 4 * tensor.numel());
-                    return Err(Error::StateTensor { path, name, found, expected });
+                let expected = tensor.kind().elt_size_in_bytes() * tensor.numel();
+                if data.len() != expected {
+                    return Err(Error::StateTensor { path, name, found: data.len(), expected });
                 }
-                let values = Tensor::from_data_size(data, &tensor.size(), Kind::Float);
+                let values = Tensor::from_data_size(data, &tensor.size(), tensor.kind());
                 no_grad(|| tensor.copy_(&values));
             }
         }
+        let numbers = metadata.get(&numbers_key(network)).map_or("", String::as_str);
+        let numbers: Numbers = serde_json::from_str(numbers).map_err(|error| damaged(error.into()))?;
+        optimizer.restore(numbers);
     }
     let losses = tensors.tensor("losses").map_err(|error| damaged(error.into()))?;
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    Ok(Some(Progress { losses: values.collect() }))
+    let validations = metadata.get("validations").map_or("[]", String::as_str);
+    let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
+    Ok(Some(Progress { losses: values.collect(), validations }))
 }
 
 /// Deletes the state: the run is done.
@@ -135,11 +143,18 @@ pub(crate) fn threads(output: &Path, key: ContentHash) -> Option<i32> {
     metadata.get("threads")?.parse().ok()
 }
 
+/// Where the metadata has an optimizer's numbers.
+fn numbers_key(network: &str) -> String {
+    format!("optimizer/{network}")
+}
+
 /// The tensors of a parameter, sharing its memory, under their names in the file.
-fn parts(network: &str, parameter: &Parameter) -> [(String, Tensor); 3] {
-    let Parameter { name, value, mean, square } = parameter;
-    [("weight", value), ("exp_avg", mean), ("exp_avg_sq", square)]
-        .map(|(part, tensor)| (format!("{network}/{name}/{part}"), tensor.shallow_clone()))
+fn parts<'p>(network: &str, parameter: &'p Parameter) -> impl Iterator<Item = (String, Tensor)> + use<'p> {
+    let prefix = format!("{network}/{}", parameter.name);
+    let state = parameter.state.iter().map(|(part, tensor)| (*part, tensor));
+    std::iter::once(("weight", &parameter.value))
+        .chain(state)
+        .map(move |(part, tensor)| (format!("{prefix}/{part}"), tensor.shallow_clone()))
 }
 
 fn header(metadata: &Value, tensors: &[(String, Tensor)]) -> Vec<u8> {
@@ -147,10 +162,11 @@ fn header(metadata: &Value, tensors: &[(String, Tensor)]) -> Vec<u8> {
     header.insert("__metadata__".to_owned(), metadata.clone());
     let mut start = 0;
     for (name, tensor) in tensors {
-        let end = start + 4 * tensor.numel();
+        let end = start + tensor.kind().elt_size_in_bytes() * tensor.numel();
+        let dtype = if tensor.kind() == Kind::Uint8 { "U8" } else { "F32" };
         header.insert(
             name.clone(),
-            json!({"dtype": "F32", "shape": tensor.size(), "data_offsets": [start, end]}),
+            json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end]}),
         );
         start = end;
     }
@@ -160,9 +176,9 @@ fn header(metadata: &Value, tensors: &[(String, Tensor)]) -> Vec<u8> {
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; 4 * tensor.numel()];
-    let tensor = tensor.f_to_kind(Kind::Float).and_then(|tensor| tensor.f_contiguous());
+    let mut bytes = vec![0; tensor.kind().elt_size_in_bytes() * tensor.numel()];
     tensor
+        .f_contiguous()
         .and_then(|tensor| tensor.f_copy_data_u8(&mut bytes, tensor.numel()))
         .map_err(Error::torch("copying the training state from the device"))?;
     Ok(bytes)
@@ -188,57 +204,76 @@ mod tests {
     use vodka_stage::hash_bytes;
 
     use super::*;
-    use crate::AdamWSettings;
+    use crate::optimizers::{Adaptation, Method, OptimizerSettings};
 
-    fn optimizer() -> AdamW {
-        let settings = AdamWSettings { lr: 0.1, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.5 };
+    const PRODIGY: Adaptation = Adaptation {
+        d0: 1e-3,
+        growth_rate: f64::INFINITY,
+        decouple: true,
+        use_bias_correction: true,
+        safeguard_warmup: true,
+    };
+
+    fn optimizer(method: Method) -> Optimizer {
+        let settings =
+            OptimizerSettings { method, lr: 0.1, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.5 };
         let weight = |n: i64| Tensor::ones([n, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        AdamW::new([("a".to_owned(), weight(1)), ("b".to_owned(), weight(2))], settings)
+        Optimizer::new([("a".to_owned(), weight(1)), ("b".to_owned(), weight(3000))], settings)
     }
 
-    fn step(optimizer: &mut AdamW) {
+    fn step(optimizer: &mut Optimizer) {
         let sums: Vec<_> =
             optimizer.parameters().iter().map(|p| (p.value.square()).sum(Kind::Float)).collect();
         Tensor::stack(&sums, 0).sum(Kind::Float).backward();
-        optimizer.step();
+        optimizer.step(0.1);
         optimizer.zero_grad();
     }
 
-    fn values(optimizer: &AdamW) -> Vec<Vec<f32>> {
+    fn values(optimizer: &Optimizer) -> Vec<Vec<f32>> {
         let tensors = optimizer.parameters().iter().flat_map(|p| parts("unet", p));
-        tensors.map(|(_, tensor)| Vec::try_from(tensor.detach().flatten(0, -1)).unwrap()).collect()
+        let floats = tensors.map(|(_, tensor)| tensor.detach().flatten(0, -1).to_kind(Kind::Float));
+        floats.map(|tensor| Vec::try_from(tensor).unwrap()).collect()
     }
 
     #[test]
     fn a_restored_optimizer_goes_on_as_the_saved_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let key = hash_bytes("run");
-        let mut saved = optimizer();
-        (0..3).for_each(|_| step(&mut saved));
-        let progress = Progress { losses: vec![0.5, 0.25, 0.1] };
-        save(dir.path(), key, 7, &progress, &[("unet", &saved)]).unwrap();
-        assert_eq!(seed(dir.path()), Some(7));
-        assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));
-        assert_eq!(threads(dir.path(), hash_bytes("other")), None);
+        for method in [
+            Method::AdamW,
+            Method::AdamW8bit,
+            Method::Lion,
+            Method::DAdaptAdam(PRODIGY),
+            Method::Prodigy(PRODIGY),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let key = hash_bytes("run");
+            let mut saved = optimizer(method);
+            (0..3).for_each(|_| step(&mut saved));
+            let progress = Progress { losses: vec![0.5, 0.25, 0.1], validations: vec![(0, 0.7), (3, 0.1)] };
+            save(dir.path(), key, 7, &progress, &[("unet", &saved)]).unwrap();
+            assert_eq!(seed(dir.path()), Some(7));
+            assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));
+            assert_eq!(threads(dir.path(), hash_bytes("other")), None);
 
-        let mut restored = optimizer();
-        let found = restore(dir.path(), key, &mut [("unet", &mut restored)]).unwrap();
-        assert_eq!(found, Some(progress));
-        step(&mut saved);
-        step(&mut restored);
-        assert_eq!(values(&restored), values(&saved));
+            let mut restored = optimizer(method);
+            let found = restore(dir.path(), key, &mut [("unet", &mut restored)]).unwrap();
+            assert_eq!(found, Some(progress));
+            step(&mut saved);
+            step(&mut restored);
+            assert_eq!(values(&restored), values(&saved), "{method:?}");
+            assert_eq!(restored.numbers(), saved.numbers());
 
-        assert_eq!(restore(dir.path(), hash_bytes("other"), &mut []).unwrap(), None);
-        delete(dir.path()).unwrap();
-        assert_eq!(restore(dir.path(), key, &mut []).unwrap(), None);
-        assert_eq!(seed(dir.path()), None);
+            assert_eq!(restore(dir.path(), hash_bytes("other"), &mut []).unwrap(), None);
+            delete(dir.path()).unwrap();
+            assert_eq!(restore(dir.path(), key, &mut []).unwrap(), None);
+            assert_eq!(seed(dir.path()), None);
+        }
     }
 
     #[test]
     fn a_damaged_state_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let key = hash_bytes("run");
-        let mut saved = optimizer();
+        let mut saved = optimizer(Method::AdamW);
         save(dir.path(), key, 7, &Progress::default(), &[("unet", &saved)]).unwrap();
         let mut said = || restore(dir.path(), key, &mut [("text", &mut saved)]).unwrap_err().to_string();
         assert!(said().ends_with("`text/a/weight` has 0 bytes, expected 8"), "{}", said());

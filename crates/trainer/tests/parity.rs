@@ -4,18 +4,22 @@
 
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::Checkpoint;
-use vodka_noise::Schedule;
 use vodka_sd15::{Network, StableDiffusion};
 use vodka_testkit::Case;
 use vodka_trainer::{
-    AdamWSettings,
-    adamw::AdamW,
-    step::{Batch, losses},
+    OptimizerSettings,
+    optimizers::{Method, Optimizer},
+    step::{Batch, Objective},
 };
 
-const UNET: AdamWSettings =
-    AdamWSettings { lr: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.01 };
-const TEXT: AdamWSettings = AdamWSettings { lr: 5e-4, ..UNET };
+const UNET: OptimizerSettings = OptimizerSettings {
+    method: Method::AdamW,
+    lr: 1e-3,
+    betas: [0.9, 0.999],
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+};
+const TEXT: OptimizerSettings = OptimizerSettings { lr: 5e-4, ..UNET };
 
 fn model(case: &Case) -> StableDiffusion {
     let checkpoint = Checkpoint::open(case.path().join("model")).unwrap();
@@ -36,11 +40,12 @@ fn batch(case: &Case, step: usize) -> Batch {
         noise: tensor("noise"),
         timesteps: Vec::try_from(tensor("timesteps").to_kind(Kind::Int64)).unwrap(),
         ids: tensor("ids").to_kind(Kind::Int64),
+        perturbation: None,
     }
 }
 
-fn optimizer(network: &impl Network, settings: AdamWSettings) -> AdamW {
-    AdamW::new(network.vars().variables(), settings)
+fn optimizer(network: &impl Network, settings: OptimizerSettings) -> Optimizer {
+    Optimizer::new(network.vars().variables(), settings)
 }
 
 fn check(case: &Case, name: &str, tensor: &Tensor) {
@@ -55,13 +60,13 @@ fn three_steps_are_those_of_pytorch_and_diffusers() {
     let model = model(&case);
     let mut optimizers = [optimizer(&model.unet, UNET), optimizer(&model.clip, TEXT)];
     for step in 0..3 {
-        let losses = losses(&model.clip, &model.unet, &Schedule::scaled_linear(), &batch(&case, step), 1);
+        let losses = Objective::default().losses(&model.clip, &model.unet, &batch(&case, step));
         let loss = losses.mean(Kind::Float);
         loss.backward();
         check(&case, &format!("loss/{step}"), &loss.view([1]));
         for optimizer in &mut optimizers {
             assert!(optimizer.gradients_are_finite());
-            optimizer.step();
+            optimizer.step(optimizer.settings().lr);
             optimizer.zero_grad();
         }
     }
@@ -80,18 +85,18 @@ fn three_steps_are_those_of_pytorch_and_diffusers() {
 #[test]
 fn accumulated_gradients_are_those_of_the_whole_batch() {
     let case = Case::open("trainer/steps");
-    let schedule = Schedule::scaled_linear();
     let whole = batch(&case, 0);
     let part = |i: i64| Batch {
         latents: whole.latents.narrow(0, i, 1),
         noise: whole.noise.narrow(0, i, 1),
         timesteps: vec![whole.timesteps[i as usize]],
         ids: whole.ids.narrow(0, i, 1),
+        perturbation: None,
     };
     let gradients = |batches: &[Batch]| {
         let model = model(&case);
         for batch in batches {
-            let losses = losses(&model.clip, &model.unet, &schedule, batch, 1);
+            let losses = Objective::default().losses(&model.clip, &model.unet, batch);
             (losses.sum(Kind::Float) / 2.0).backward();
         }
         let variables = model.unet.vars().variables().into_iter().chain(model.clip.vars().variables());

@@ -155,6 +155,113 @@ fn a_run_that_dies_goes_on_from_its_last_state_to_the_same_files() {
 }
 
 #[test]
+fn every_option_changes_the_run_and_goes_on_to_the_same_files() {
+    let world = World::new();
+    let plain = world.undisturbed("plain", json!({})).losses;
+    for (i, option) in [
+        json!({"loss_type": "huber"}),
+        json!({"min_snr_gamma": 0.5}),
+        json!({"timestep_start": 700}),
+        json!({"zero_frequency_noise_ratio": 0.1}),
+        json!({"pyramid_noise_discount": 0.4}),
+        json!({"enable_zero_terminal_snr": true}),
+        json!({"embedding_perturbation": 20.0}),
+        json!({"clip_grad_norm": 1e-3}),
+        json!({"lr_scheduler": "cosine"}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}-{i}"));
+        assert_ne!(world.undisturbed(&whole, option.clone()).losses, plain, "{option}");
+        world.train(&parts, option.clone(), &mut at_step(4, Interrupt::raise)).unwrap();
+        world.undisturbed(&parts, option.clone());
+        assert_eq!(world.files(&parts), world.files(&whole), "{option}");
+    }
+}
+
+#[test]
+fn every_optimizer_trains_and_goes_on_to_the_same_files() {
+    let world = World::new();
+    for optimizer in ["adamw", "adamw8bit", "lion", "dadapt_adam", "prodigy"] {
+        let file = world.at("optimizer.json");
+        fs::write(&file, json!({"optimizer": optimizer, "lr": 1e-3, "d0": 1e-3}).to_string()).unwrap();
+        let keys = json!({"optimizer_config": file});
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}-{optimizer}"));
+        let (first, last) = world.undisturbed(&whole, keys.clone()).losses.unwrap();
+        assert_ne!(first, last);
+        world.train(&parts, keys.clone(), &mut at_step(4, Interrupt::raise)).unwrap();
+        world.undisturbed(&parts, keys);
+        assert_eq!(world.files(&parts), world.files(&whole), "{optimizer}");
+    }
+}
+
+#[test]
+fn files_beside_the_pictures_are_obeyed_and_the_run_goes_on_to_the_same_files() {
+    let world = World::new();
+    let write = |name: &str, text: &str| fs::write(world.at("data").join(name), text).unwrap();
+    write("0.yaml", "tags: [round, red]\nflip_p: 0.5\nshuffle_tags: true\ncond_dropout: 0\n");
+    write("sub/multiply.txt", "2.5");
+    write("sub/local.yaml", "loss_scale: 0.5");
+    let keys = || json!({"state_every_n_steps": 1, "grad_accum": 2});
+    let report = world.undisturbed("whole", keys());
+    // Five pictures, one of them two or three times.
+    assert_eq!((report.pictures, report.steps), (5, report.total_steps));
+    assert!(report.steps > 9, "{report:?}");
+    for step in [3, 7] {
+        let output = format!("parts-{step}");
+        world.train(&output, keys(), &mut at_step(step, Interrupt::raise)).unwrap();
+        world.undisturbed(&output, keys());
+        assert_eq!(world.files(&output), world.files("whole"), "interrupted after step {step}");
+    }
+    write("sub/multiply.txt", "often");
+    let said = world.error(keys()).to_string();
+    assert!(said.ends_with("multiply.txt`: `multiply` is often, expected a number"), "{said}");
+}
+
+#[test]
+fn held_out_pictures_are_validated_on_and_not_trained_on() {
+    let world = World::new();
+    let file = world.at("validation.json");
+    let config =
+        json!({"auto_split_proportion": 0.4, "stabilize_training_loss": true, "every_n_epochs": 0.5});
+    fs::write(&file, config.to_string()).unwrap();
+    let keys = || json!({"validation_config": file});
+    let report = world.undisturbed("whole", keys());
+    assert_eq!(report.pictures, 3);
+    let sets: Vec<_> = report.validations.iter().map(|validated| validated.set.as_str()).collect();
+    assert_eq!(sets, ["val", "stabilize-train"]);
+    let text = fs::read_to_string(world.at("whole/validation.csv")).unwrap();
+    assert!(text.starts_with("epoch,step,set,loss\n0,0,val,"), "{text}");
+    // Before training and twice in each of three epochs, on two sets.
+    assert_eq!(text.lines().count(), 1 + 2 * 7, "{text}");
+    for step in [1, 2, 4] {
+        let output = format!("parts-{step}");
+        world.train(&output, keys(), &mut at_step(step, Interrupt::raise)).unwrap();
+        world.undisturbed(&output, keys());
+        assert_eq!(world.files(&output), world.files("whole"), "interrupted after step {step}");
+    }
+    // Validation draws no random number of training's.
+    fs::write(&file, json!({"auto_split_proportion": 0.4, "every_n_epochs": 3}).to_string()).unwrap();
+    assert_eq!(world.undisturbed("seldom", keys()).losses, report.losses);
+}
+
+#[test]
+fn defects_of_everydream2_can_be_had() {
+    let world = World::new();
+    let losses = |output: &str, changes: Value| world.undisturbed(output, changes).losses;
+    let plain = losses("plain", json!({}));
+    assert_ne!(losses("runts-2023", json!({"compat": "ed2-2023-04"})), plain);
+    assert_ne!(losses("flips", json!({"flip_p": 1.0})), plain);
+    let head = losses("head", json!({"compat": "ed2-head"}));
+    assert_ne!(head, plain);
+    assert_eq!(losses("d1", json!({"compat": "ed2-head", "flip_p": 1.0})), head, "flip_p did nothing");
+    fs::remove_file(world.at("data/0.txt")).unwrap();
+    assert!(matches!(world.error(json!({})), Error::MissingCaptions { .. }));
+    losses("named", json!({"compat": "ed2-head"}));
+}
+
+#[test]
 fn another_setting_starts_anew_and_never_starts_over() {
     let world = World::new();
     let started = |changes: Value, start_over: bool| {

@@ -1,0 +1,81 @@
+//! Whose behaviour a run has, where EveryDream2 and we differ.
+
+use serde::{Deserialize, Serialize};
+
+/// Whose behaviour a run has. What each differs in is asked of it by name, so that this file is the list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compat {
+    /// EveryDream2 of April 2023 (974d3fa), which trained Vodka V2 and V3.
+    #[serde(rename = "ed2-2023-04")]
+    Ed2April2023,
+    /// EveryDream2 of May 2025 (5098db8).
+    #[serde(rename = "ed2-head")]
+    Ed2Head,
+    /// What EveryDream2 means, without its defects.
+    #[default]
+    #[serde(rename = "vodka")]
+    Vodka,
+}
+
+/// What becomes of pictures that do not fill a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Runts {
+    /// They make a smaller batch, in which each picture weighs as in any other.
+    Small,
+    /// They are repeated until the batch is full; the loss is multiplied by their share in it to this power.
+    Repeated {
+        /// 1 until 2023-06-27, 1.5 since.
+        power: f64,
+    },
+}
+
+impl Compat {
+    /// What becomes of pictures that do not fill a batch.
+    pub fn runts(self) -> Runts {
+        match self {
+            Self::Ed2April2023 => Runts::Repeated { power: 1.0 },
+            Self::Ed2Head => Runts::Repeated { power: 1.5 },
+            Self::Vodka => Runts::Small,
+        }
+    }
+
+    /// Whether accumulated gradients are averaged, rather than summed (defect D10).
+    pub fn averages_gradients(self) -> bool {
+        self == Self::Vodka
+    }
+
+    /// Whether `flip_p` of the configuration flips pictures (defect D1: only the files of folders do).
+    pub fn obeys_flip_p(self) -> bool {
+        self == Self::Vodka
+    }
+
+    /// Whether `keep_tags` keeps tags (defect D2).
+    pub fn obeys_keep_tags(self) -> bool {
+        self == Self::Vodka
+    }
+
+    /// Whether each picture's tags are shuffled in their own way, rather than all of an epoch in one.
+    pub fn shuffles_apart(self) -> bool {
+        self == Self::Vodka
+    }
+
+    /// Whether a picture without a caption is captioned by its name, up to the first `_`; else it is an error.
+    pub fn names_are_captions(self) -> bool {
+        self != Self::Vodka
+    }
+
+    /// Whether `multiply: 0` and `rating: 0` count as not said.
+    pub fn nought_is_unsaid(self) -> bool {
+        self != Self::Vodka
+    }
+
+    /// Whether min-SNR divides by the ratio alone also for v prediction (defect D6).
+    pub fn min_snr_ignores_v(self) -> bool {
+        self == Self::Ed2Head
+    }
+
+    /// Whether gradients of the text encoder are clipped (defect D3: its parameters were used up before).
+    pub fn clips_text_encoder(self) -> bool {
+        self == Self::Vodka
+    }
+}

@@ -31,7 +31,7 @@ fn world() -> TempDir {
         ("images/a.txt", "a heart"),
         ("images/sub/b.jpg", "bb"),
         ("images/sub/b.txt", "a tree, outdoors"),
-        ("images/sub/b.yaml", "main_prompt: tree\n"),
+        ("images/sub/b.yaml", "multiply: 2\n"),
         ("images/sub/c.jpg", "ccc"),
         ("tags.csv", TAGS),
     ] {

@@ -18,9 +18,11 @@ use crate::{Error, Recipe, Result};
 pub enum Job {
     /// Score every picture.
     Tag,
+    /// Put the scores through rules.
+    Clean,
     /// Choose tags.
     Select,
-    /// Write tables of the scores.
+    /// Show what the tags do.
     Report,
     /// Write captions.
     Caption,
@@ -36,6 +38,7 @@ impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tag => f.write_str("tag"),
+            Self::Clean => f.write_str("clean"),
             Self::Select => f.write_str("select"),
             Self::Report => f.write_str("report"),
             Self::Caption => f.write_str("caption"),
@@ -95,6 +98,7 @@ impl Workflow {
         let output = self.output();
         match job {
             Job::Tag => output.join("tags.parquet"),
+            Job::Clean => output.join("cleaned.parquet"),
             Job::Select => output.join("selection.csv"),
             Job::Report => output.join("report"),
             Job::Caption => output.join("captions"),
@@ -110,11 +114,17 @@ impl Workflow {
             |models: &mut dyn Iterator<Item = &String>| models.filter_map(|m| self.maker(m)).collect();
         match job {
             Job::Tag | Job::Select => Vec::new(),
-            Job::Report | Job::Caption => vec![Job::Tag, Job::Select],
+            Job::Clean => vec![Job::Tag],
+            Job::Report | Job::Caption => vec![self.table(), Job::Select],
             Job::Train => vec![Job::Caption],
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).parents()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
         }
+    }
+
+    /// The job that makes the tag table which reports and captions read.
+    pub(crate) fn table(&self) -> Job {
+        if self.recipe.clean.is_some() { Job::Clean } else { Job::Tag }
     }
 
     /// The job that makes a model; none for those that are there already.
@@ -157,7 +167,9 @@ impl Workflow {
 
 /// Each job after those it needs; of those that can run, grids before mixes, else as the recipe has them.
 fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
-    let mut jobs = vec![Job::Tag, Job::Select];
+    let mut jobs = vec![Job::Tag];
+    jobs.extend(recipe.clean.is_some().then_some(Job::Clean));
+    jobs.push(Job::Select);
     jobs.extend(recipe.report.is_some().then_some(Job::Report));
     jobs.extend([Job::Caption, Job::Train]);
     let mut there: BTreeSet<&String> = recipe.models.keys().collect();

@@ -25,6 +25,9 @@ pub struct Recipe {
     pub models: BTreeMap<String, PathBuf>,
     /// Scoring every picture.
     pub tag: Tag,
+    /// Putting the tag table through rules, before anything reads it. Default: not.
+    #[serde(default)]
+    pub clean: Option<Clean>,
     /// Choosing the tags worth having.
     #[serde(default)]
     pub select: Select,
@@ -116,6 +119,14 @@ impl Default for Select {
         let (include, exclude) = (Vec::new(), Vec::new());
         Self { labels: None, coverage: 0.8, list: None, all_head: false, include, exclude }
     }
+}
+
+/// `[clean]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clean {
+    /// The file of rules: aliases, implications, blacklist, replacements, regular expressions (docs/cleaning.md).
+    pub rules: PathBuf,
 }
 
 /// `[report]`
@@ -266,7 +277,8 @@ impl Recipe {
     fn resolve_paths(&mut self, folder: &Path) {
         let given = [&mut self.workflow.images, &mut self.workflow.output, &mut self.tag.model];
         let given = given.into_iter().chain(&mut self.tag.ensemble);
-        let given = given.chain(&mut self.select.labels).chain(&mut self.select.list);
+        let rules = self.clean.as_mut().map(|clean| &mut clean.rules);
+        let given = given.chain(&mut self.select.labels).chain(&mut self.select.list).chain(rules);
         for path in given.chain(self.models.values_mut()) {
             *path = tidy(&folder.join(&*path));
         }

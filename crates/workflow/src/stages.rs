@@ -6,6 +6,7 @@ use serde::Serialize;
 use vodka_captions::{
     CaptionSource,
     caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Style},
+    clean::{self, CleanConfig, CleanEvent, CleanPlan},
     report::{self, GalleryConfig, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
@@ -36,6 +37,7 @@ pub enum Progress {
 #[expect(missing_docs, reason = "each is the plan of the stage of that name")]
 pub enum Plan {
     Tag(TagPlan),
+    Clean(CleanPlan),
     Select(SelectPlan),
     Report(ReportPlan),
     Caption(CaptionPlan),
@@ -66,6 +68,7 @@ impl Workflow {
     fn plan_with(&self, job: &Job, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Plan> {
         let plan: Result<Plan, Cause> = match job {
             Job::Tag => self.tag().plan().map(Plan::Tag).map_err(Into::into),
+            Job::Clean => self.clean().plan().map(Plan::Clean).map_err(Into::into),
             Job::Select => self.select().plan().map(Plan::Select).map_err(Into::into),
             Job::Report => self.report().plan().map(Plan::Report).map_err(Into::into),
             Job::Caption => self.caption().plan().map(Plan::Caption).map_err(Into::into),
@@ -95,6 +98,11 @@ impl Workflow {
         config
     }
 
+    fn clean(&self) -> CleanConfig {
+        let rules = self.recipe.clean.as_ref().map(|clean| clean.rules.clone()).unwrap_or_default();
+        CleanConfig { tags: self.output_of(&Job::Tag), rules, output: self.output_of(&Job::Clean) }
+    }
+
     fn select(&self) -> SelectConfig {
         let recipe = &self.recipe.select;
         let of_model = || self.recipe.tag.model.join("selected_tags.csv");
@@ -111,13 +119,14 @@ impl Workflow {
 
     fn report(&self) -> ReportConfig {
         ReportConfig {
-            tags: self.output_of(&Job::Tag),
+            tags: self.output_of(&self.table()),
             selection: self.output_of(&Job::Select),
             images: self.recipe.workflow.images.clone(),
             output: self.output_of(&Job::Report),
             min_score: self.recipe.caption.min_score,
             groups: self.recipe.report.clone().unwrap_or_default().groups,
-            pictures: None,
+            pictures: Some(self.output_of(&Job::Tag).with_extension("pictures.parquet"))
+                .filter(|path| path.is_file()),
             labels: None,
             gallery: GalleryConfig::default(),
         }
@@ -126,7 +135,7 @@ impl Workflow {
     fn caption(&self) -> CaptionConfig {
         let recipe = &self.recipe.caption;
         CaptionConfig {
-            tags: self.output_of(&Job::Tag),
+            tags: self.output_of(&self.table()),
             selection: self.output_of(&Job::Select),
             images: self.recipe.workflow.images.clone(),
             output: Some(self.output_of(&Job::Caption)),
@@ -195,6 +204,7 @@ impl Plan {
     pub(crate) fn key(&self) -> Result<RunKey, Cause> {
         Ok(match self {
             Self::Tag(plan) => plan.key()?,
+            Self::Clean(plan) => plan.key()?,
             Self::Select(plan) => plan.key()?,
             Self::Report(plan) => plan.key()?,
             Self::Caption(plan) => plan.key()?,
@@ -215,6 +225,9 @@ impl Plan {
         let result = match self {
             Self::Tag(plan) => {
                 through(job, vodka_tagger::run(plan, interrupt, &mut |event| tell(of_tag(event))))
+            }
+            Self::Clean(plan) => {
+                through(job, clean::run(plan, interrupt, &mut |event| tell(Some(of_clean(event)))))
             }
             Self::Select(plan) => through(job, select::run(plan, interrupt, &mut |_| {})),
             Self::Report(plan) => through(job, report::run(plan, interrupt, &mut |_| {})),
@@ -250,6 +263,13 @@ fn of_tag(event: TagEvent) -> Option<Progress> {
         TagEvent::Progress { done, .. } => Progress::Done(done as u64),
         TagEvent::Skipped { image, reason } => Progress::Note(format!("skipped {image}: {reason}")),
     })
+}
+
+fn of_clean(event: CleanEvent) -> Progress {
+    match event {
+        CleanEvent::Started { images } => Progress::Units(0, images),
+        CleanEvent::Cleaned { images } => Progress::Done(images),
+    }
 }
 
 fn of_caption(event: CaptionEvent) -> Option<Progress> {

@@ -1,4 +1,4 @@
-//! The rows of tag tables, read and written a piece at a time. Beside `table.rs` the only file that knows polars.
+//! The rows of tag tables, read and written a piece at a time.
 
 use std::{
     fs::File,

@@ -19,14 +19,14 @@ use crate::{
     Caption, Error, Picture, Result,
     caption::{Skipped, check_apart, resolved},
     caption_table::{self, CaptionPair, Form},
-    pictures, read_caption,
+    captioned::Captioned,
 };
 
 /// New captions as a user wants them: from a file, or from a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecaptionConfig {
-    /// The folder of pictures, with a `.txt` caption beside each that has one.
+    /// The folder of pictures, with captions in any format for those that have one.
     pub images: PathBuf,
     /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with `image` (or `file_name`) and `caption`
     /// (or `text`).
@@ -254,15 +254,16 @@ impl RecaptionPlan {
 
     /// The pictures with their captions. What file the picture is only matters where it is sent.
     fn tasks(&self) -> Result<Vec<Task>> {
+        let Captioned { pictures, mut captions, .. } = Captioned::read(&self.images)?;
         let task = |picture: Picture| {
-            let original = read_caption(&self.images.join(&picture.caption))?.unwrap_or_default();
+            let original = captions.remove(&picture.image).unwrap_or_default();
             let hash = match self.source {
                 Source::File(_) => vodka_stage::hash_bytes(""),
                 Source::Service(_) => hash_file(self.images.join(&picture.image))?,
             };
             Ok(Task { picture, original: original.text, hash })
         };
-        pictures(&self.images)?.into_iter().map(task).collect()
+        pictures.into_iter().map(task).collect()
     }
 }
 

@@ -55,7 +55,7 @@ pub struct ReportConfig {
     pub tags: PathBuf,
     /// The selection.
     pub selection: PathBuf,
-    /// The folder of pictures, with a `.txt` caption beside each.
+    /// The folder of pictures, with captions in any format.
     pub images: PathBuf,
     /// The folder to write: missing, empty, or a former report.
     pub output: PathBuf,

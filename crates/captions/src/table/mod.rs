@@ -1,4 +1,4 @@
-//! Tag tables: which tagger score each picture has for each tag. Only this module knows polars.
+//! Tag tables: which tagger score each picture has for each tag.
 
 mod about;
 mod walk;

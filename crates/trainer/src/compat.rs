@@ -49,6 +49,11 @@ impl Compat {
         self == Self::Vodka
     }
 
+    /// Whether running means of the weights start fast.
+    pub fn warms_up_ema(self) -> bool {
+        self == Self::Vodka
+    }
+
     /// Whether `keep_tags` keeps tags (defect D2).
     pub fn obeys_keep_tags(self) -> bool {
         self == Self::Vodka

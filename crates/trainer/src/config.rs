@@ -66,6 +66,15 @@ pub struct TrainConfig {
     pub clip_grad_norm: Option<f64>,
     /// `optimizer.json`, in either of its forms. Default: EveryDream2's, AdamW8bit.
     pub optimizer_config: Option<PathBuf>,
+    /// Keep running means of the trained weights, of which so much stays in each update, 0 to 1; each checkpoint then has
+    /// a twin with `_ema` in its name. Default: none.
+    pub ema_decay_rate: Option<f64>,
+    /// The same, said by how much of the first weights stays over the whole run; goes before `ema_decay_rate`.
+    pub ema_strength_target: Option<f64>,
+    /// Batches between two updates of the means. Default: 500.
+    pub ema_update_interval: u64,
+    /// Where the means are kept: `cpu` or `cuda`. Default: `cpu`.
+    pub ema_device: String,
     /// `validation.json`. Default: no validation.
     pub validation_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
@@ -146,6 +155,10 @@ impl Default for TrainConfig {
             lr_warmup_steps: None,
             clip_grad_norm: None,
             optimizer_config: None,
+            ema_decay_rate: None,
+            ema_strength_target: None,
+            ema_update_interval: 500,
+            ema_device: "cpu".to_owned(),
             validation_config: None,
             seed: 555,
             clip_skip: 0,
@@ -212,12 +225,8 @@ const REFUSED: &[Refused] = &[
     ("load_settings_every_epoch", OFF),
     ("ed1_mode", OFF),
     ("plugins", ABSENT),
-    ("ema_decay_rate", ABSENT),
-    ("ema_strength_target", ABSENT),
     ("ema_resume_model", ABSENT),
-    // These say nothing without the first two.
-    ("ema_update_interval", &[Any]),
-    ("ema_device", &[Any]),
+    // Pictures are not sampled during training yet.
     ("ema_sample_nonema_model", &[Any]),
     ("ema_sample_ema_model", &[Any]),
 ];
@@ -294,7 +303,7 @@ mod tests {
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
         let text = r#"{"wandb": false, "ema_decay_rate": null, "amp": false, "disable_amp": true,
-            "log_step": 25, "ema_device": "cpu"}"#;
+            "log_step": 25, "ema_sample_ema_model": true}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 

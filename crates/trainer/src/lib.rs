@@ -16,6 +16,7 @@ mod buckets;
 mod compat;
 mod config;
 mod data;
+pub mod ema;
 mod epoch;
 mod error;
 mod items;

@@ -10,6 +10,7 @@ use vodka_stage::{RunKey, RunRecord, record_path};
 
 use crate::{
     Compat, Error, OptimizerConfig, Result, TrainConfig,
+    ema::{EmaSettings, EmaStrength},
     items::Item,
     optimizer::{MainRates, PartSettings},
     state,
@@ -91,6 +92,8 @@ pub struct Settings {
     pub embedding_perturbation: f64,
     /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
     pub clip_grad_norm: Option<f64>,
+    /// Running means of the weights; `None`: none.
+    pub ema: Option<EmaSettings>,
     /// How it is validated; `None`: not.
     pub validation: Option<ValidationConfig>,
     /// How the UNet is trained; `None` leaves it as it is.
@@ -164,6 +167,7 @@ impl TrainConfig {
             zero_terminal_snr: self.enable_zero_terminal_snr.unwrap_or(false),
             embedding_perturbation: self.embedding_perturbation.unwrap_or(0.0),
             clip_grad_norm: self.clip_grad_norm,
+            ema: self.ema(),
             validation,
             unet: (!self.disable_unet_training).then_some(unet),
             text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
@@ -211,6 +215,7 @@ impl TrainConfig {
             ("rated_dataset_target_dropout_percent", self.rated_dataset_target_dropout_percent);
         within(key, percent.to_string(), (0.0..100.0).contains(&percent), "0 to below 100")?;
         self.check_noise()?;
+        self.check_ema()?;
         let clip = self.clip_grad_norm.unwrap_or(1.0);
         let good = clip.is_finite() && clip > 0.0;
         within("clip_grad_norm", clip.to_string(), good, "a number above 0, or null")?;
@@ -230,6 +235,39 @@ impl TrainConfig {
     /// The share of the pictures that is left out in the end.
     fn left_out(&self) -> f64 {
         if self.rated_dataset { self.rated_dataset_target_dropout_percent / 100.0 } else { 0.0 }
+    }
+
+    fn ema(&self) -> Option<EmaSettings> {
+        let target = self.ema_strength_target.map(EmaStrength::Target);
+        let strength = target.or(self.ema_decay_rate.map(EmaStrength::Decay))?;
+        Some(EmaSettings {
+            strength,
+            interval: self.ema_update_interval,
+            warm_up: self.compat.warms_up_ema(),
+            on_processor: self.ema_device == "cpu",
+        })
+    }
+
+    fn check_ema(&self) -> Result<()> {
+        let within = |key, value: String, good: bool, expected| match good {
+            true => Ok(()),
+            false => Err(Error::OutOfRange { key, value, expected }),
+        };
+        for (key, share) in
+            [("ema_decay_rate", self.ema_decay_rate), ("ema_strength_target", self.ema_strength_target)]
+        {
+            let share = share.unwrap_or(0.5);
+            within(key, share.to_string(), share > 0.0 && share < 1.0, "above 0 and below 1, or null")?;
+        }
+        let interval = self.ema_update_interval;
+        within("ema_update_interval", interval.to_string(), interval > 0, "at least 1")?;
+        let device = &self.ema_device;
+        within(
+            "ema_device",
+            format!("{device:?}"),
+            ["cpu", "cuda"].contains(&device.as_str()),
+            "`cpu` or `cuda`",
+        )
     }
 
     fn check_noise(&self) -> Result<()> {

@@ -89,6 +89,9 @@ pub struct TrainReport {
     pub long_captions: usize,
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<PathBuf>,
+    /// Those with running means of the weights, oldest first.
+    #[serde(default)]
+    pub ema_checkpoints: Vec<PathBuf>,
     /// Pictures that were left out.
     pub skipped: Vec<Skipped>,
 }
@@ -106,6 +109,7 @@ impl TrainReport {
             validations: Vec::new(),
             long_captions: 0,
             checkpoints: Vec::new(),
+            ema_checkpoints: Vec::new(),
             skipped: Vec::new(),
         }
     }
@@ -144,7 +148,7 @@ impl fmt::Display for TrainReport {
         for Skipped { image, reason } in &self.skipped {
             write!(f, "\nskipped {image}: {reason}")?;
         }
-        for path in &self.checkpoints {
+        for path in self.checkpoints.iter().chain(&self.ema_checkpoints) {
             let verb = if self.outcome == Outcome::Unchanged { "found" } else { "wrote" };
             write!(f, "\n{verb} {}", path.display())?;
         }

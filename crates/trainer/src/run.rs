@@ -12,10 +12,11 @@ use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_pa
 use crate::{
     Error, Result, TrainEvent, TrainPlan, TrainReport, Validated,
     data::{Dataset, Example},
+    ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
     losses::{LossesFile, Row, ValidationRow, Validations},
     optimizer::PartSettings,
-    optimizers::Optimizer,
+    optimizers::{Optimizer, Parameter},
     random::{Purpose, Stream},
     state::{self, Progress},
     step::{Batch, Objective},
@@ -44,9 +45,12 @@ pub fn run(
         // Left behind by a kill between the record and this.
         state::delete(&plan.output)?;
         // The folder may have been moved since.
-        let names = report.checkpoints.iter().filter_map(|path| path.file_name());
-        let checkpoints = names.map(|name| plan.output.join(name)).collect();
-        return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ..report });
+        let moved = |paths: &[PathBuf]| {
+            let names = paths.iter().filter_map(|path| path.file_name());
+            names.map(|name| plan.output.join(name)).collect()
+        };
+        let (checkpoints, ema_checkpoints) = (moved(&report.checkpoints), moved(&report.ema_checkpoints));
+        return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ema_checkpoints, ..report });
     }
     create_dir(&plan.output)?;
     let _threads = Threads::of_run(plan, key.hash());
@@ -58,7 +62,8 @@ pub fn run(
     if finished {
         let losses_file = LossesFile::path_in(&plan.output);
         let validations = run.validations.as_ref().map(|_| Validations::path_in(&plan.output));
-        let outputs = report.checkpoints.iter().chain([&losses_file]).chain(&validations);
+        let outputs = report.checkpoints.iter().chain(&report.ema_checkpoints);
+        let outputs = outputs.chain([&losses_file]).chain(&validations);
         key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
         state::delete(&plan.output)?;
     }
@@ -113,6 +118,7 @@ struct Run<'a> {
     model: StableDiffusion,
     unet: Option<Optimizer>,
     text_encoder: Option<Optimizer>,
+    ema: Option<Ema>,
     objective: Objective,
     rates: Rates,
     dataset: Dataset,
@@ -147,20 +153,28 @@ impl<'a> Run<'a> {
         let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings));
         let mut text_encoder =
             plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings));
+        let entries = entries(&dataset.examples);
+        let epoch_settings = epoch_settings(plan);
+        let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
+        let mut ema = plan.settings.ema.map(|settings| {
+            let parts = [("unet", &unet), ("text_encoder", &text_encoder)].into_iter();
+            let parts = parts.filter_map(|(name, optimizer)| Some((name, optimizer.as_ref()?)));
+            Ema::new(
+                settings,
+                epochs.steps(),
+                parts.flat_map(|(network, optimizer)| named(network, optimizer)),
+            )
+        });
+        let optimizers = &mut by_name_mut(&mut unet, &mut text_encoder);
         let progress = match plan.start_over {
             true => None,
-            false => {
-                state::restore(&plan.output, key.hash(), &mut by_name_mut(&mut unet, &mut text_encoder))?
-            }
+            false => state::restore(&plan.output, key.hash(), optimizers, ema.as_mut())?,
         };
         if progress.is_none() {
             // That of another run would fit neither the files nor the losses that this one writes.
             state::delete(&plan.output)?;
         }
         let progress = progress.unwrap_or_default();
-        let entries = entries(&dataset.examples);
-        let epoch_settings = epoch_settings(plan);
-        let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
         let rates =
             Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
         let run = Self {
@@ -174,6 +188,7 @@ impl<'a> Run<'a> {
             model,
             unet,
             text_encoder,
+            ema,
             dataset,
             entries,
             epoch_settings,
@@ -205,6 +220,8 @@ impl<'a> Run<'a> {
                 }
                 let before = self.progress.step();
                 self.optimizer_step(epoch, group, on_event)?;
+                let done = self.progress.step();
+                self.ema.iter_mut().for_each(|ema| ema.update(before, done));
                 self.validate_where_due(before, on_event)?;
                 self.save_state_where_due(group.len() as u64)?;
             }
@@ -433,6 +450,12 @@ impl<'a> Run<'a> {
             let path = self.checkpoint_path(epoch);
             self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
             on_event(TrainEvent::Saved { path });
+            if let Some(ema) = &self.ema {
+                let path = self.ema_path(epoch);
+                let (precision, metadata) = (self.plan.settings.precision, self.metadata(epoch));
+                ema.in_place(|| self.model.save(&path, precision, &metadata))?;
+                on_event(TrainEvent::Saved { path });
+            }
         }
         match epoch < self.plan.settings.max_epochs {
             true => self.save_state(),
@@ -470,7 +493,14 @@ impl<'a> Run<'a> {
         let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
         let optimizers: Vec<_> =
             parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
-        state::save(&self.plan.output, self.key, self.plan.settings.seed, &self.progress, &optimizers)
+        state::save(
+            &self.plan.output,
+            self.key,
+            self.plan.settings.seed,
+            &self.progress,
+            &optimizers,
+            self.ema.as_ref(),
+        )
     }
 
     fn epochs_done(&self) -> u64 {
@@ -487,13 +517,26 @@ impl<'a> Run<'a> {
         self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
     }
 
+    /// EveryDream2's name for its twin.
+    fn ema_path(&self, epoch: u64) -> PathBuf {
+        let path = self.checkpoint_path(epoch);
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        path.with_file_name(format!("{stem}_ema.safetensors"))
+    }
+
+    /// Those with the running means, of the epochs that are done.
+    fn ema_checkpoints(&self) -> impl Iterator<Item = PathBuf> {
+        let done = if self.ema.is_some() { self.epochs_done() } else { 0 };
+        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.ema_path(epoch))
+    }
+
     fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
         let done = self.epochs_done();
         self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.checkpoint_path(epoch))
     }
 
     fn check_earlier_checkpoints(&self) -> Result<()> {
-        match self.checkpoints().find(|path| !path.exists()) {
+        match self.checkpoints().chain(self.ema_checkpoints()).find(|path| !path.exists()) {
             Some(path) => Err(Error::MissingCheckpoint { path }),
             None => Ok(()),
         }
@@ -549,6 +592,7 @@ impl<'a> Run<'a> {
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
             long_captions: self.dataset.long_captions,
             checkpoints: self.checkpoints().collect(),
+            ema_checkpoints: self.ema_checkpoints().collect(),
             validations: self.last_validations(),
             skipped: self.dataset.skipped.clone(),
         }
@@ -626,6 +670,11 @@ fn trainable(network: &mut impl Network, settings: PartSettings) -> Optimizer {
     network.unfreeze();
     let parameters: BTreeMap<_, _> = network.vars().variables().into_iter().collect();
     Optimizer::new(parameters, settings.optimizer)
+}
+
+/// The parameters of a network, under names that tell it from the other.
+fn named<'o>(network: &'o str, optimizer: &'o Optimizer) -> impl Iterator<Item = (String, &'o Parameter)> {
+    optimizer.parameters().iter().map(move |parameter| (format!("{network}/{}", parameter.name), parameter))
 }
 
 fn by_name_mut<'o>(

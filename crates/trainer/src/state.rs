@@ -19,6 +19,7 @@ use vodka_stage::{AtomicFile, ContentHash};
 
 use crate::{
     Error, Result,
+    ema::Ema,
     optimizers::{Numbers, Optimizer, Parameter},
 };
 
@@ -50,6 +51,7 @@ pub(crate) fn save(
     seed: u64,
     progress: &Progress,
     optimizers: &[(&str, &Optimizer)],
+    ema: Option<&Ema>,
 ) -> Result<()> {
     let mut metadata = json!({
         "run": key,
@@ -67,6 +69,10 @@ pub(crate) fn save(
         for parameter in optimizer.parameters() {
             tensors.extend(parts(network, parameter).map(|(name, tensor)| (name, tensor.detach())));
         }
+    }
+    if let Some(ema) = ema {
+        metadata["ema_updates"] = ema.updates().to_string().into();
+        tensors.extend(ema.means().map(|(name, mean)| (ema_key(name), mean.shallow_clone())));
     }
     let path = path_in(output);
     let mut file = AtomicFile::create(&path)?;
@@ -86,6 +92,7 @@ pub(crate) fn restore(
     output: &Path,
     key: ContentHash,
     optimizers: &mut [(&str, &mut Optimizer)],
+    ema: Option<&mut Ema>,
 ) -> Result<Option<Progress>> {
     let path = path_in(output);
     let Some(map) = open(&path)? else { return Ok(None) };
@@ -98,18 +105,19 @@ pub(crate) fn restore(
     for (network, optimizer) in optimizers {
         for parameter in optimizer.parameters() {
             for (name, mut tensor) in parts(network, parameter) {
-                let data = tensors.tensor(&name).map(|view| view.data()).unwrap_or_default();
-                let expected = tensor.kind().elt_size_in_bytes() * tensor.numel();
-                if data.len() != expected {
-                    return Err(Error::StateTensor { path, name, found: data.len(), expected });
-                }
-                let values = Tensor::from_data_size(data, &tensor.size(), tensor.kind());
-                no_grad(|| tensor.copy_(&values));
+                fill(&path, &tensors, name, &mut tensor)?;
             }
         }
         let numbers = metadata.get(&numbers_key(network)).map_or("", String::as_str);
         let numbers: Numbers = serde_json::from_str(numbers).map_err(|error| damaged(error.into()))?;
         optimizer.restore(numbers);
+    }
+    if let Some(ema) = ema {
+        for (name, mean) in ema.means() {
+            fill(&path, &tensors, ema_key(name), &mut mean.shallow_clone())?;
+        }
+        let updates = metadata.get("ema_updates").map_or("", String::as_str).parse();
+        ema.restore(updates.map_err(|error: std::num::ParseIntError| damaged(error.into()))?);
     }
     let losses = tensors.tensor("losses").map_err(|error| damaged(error.into()))?;
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -141,6 +149,24 @@ pub(crate) fn threads(output: &Path, key: ContentHash) -> Option<i32> {
         return None;
     }
     metadata.get("threads")?.parse().ok()
+}
+
+/// Overwrites a tensor with that of the file.
+fn fill(path: &Path, tensors: &SafeTensors<'_>, name: String, tensor: &mut Tensor) -> Result<()> {
+    let data = tensors.tensor(&name).map(|view| view.data()).unwrap_or_default();
+    let expected = tensor.kind().elt_size_in_bytes() * tensor.numel();
+    if data.len() != expected {
+        let path = path.to_path_buf();
+        return Err(Error::StateTensor { path, name, found: data.len(), expected });
+    }
+    let values = Tensor::from_data_size(data, &tensor.size(), tensor.kind());
+    no_grad(|| tensor.copy_(&values));
+    Ok(())
+}
+
+/// What a mean is called in the file.
+fn ema_key(name: &str) -> String {
+    format!("ema/{name}")
 }
 
 /// Where the metadata has an optimizer's numbers.
@@ -249,22 +275,22 @@ mod tests {
             let mut saved = optimizer(method);
             (0..3).for_each(|_| step(&mut saved));
             let progress = Progress { losses: vec![0.5, 0.25, 0.1], validations: vec![(0, 0.7), (3, 0.1)] };
-            save(dir.path(), key, 7, &progress, &[("unet", &saved)]).unwrap();
+            save(dir.path(), key, 7, &progress, &[("unet", &saved)], None).unwrap();
             assert_eq!(seed(dir.path()), Some(7));
             assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));
             assert_eq!(threads(dir.path(), hash_bytes("other")), None);
 
             let mut restored = optimizer(method);
-            let found = restore(dir.path(), key, &mut [("unet", &mut restored)]).unwrap();
+            let found = restore(dir.path(), key, &mut [("unet", &mut restored)], None).unwrap();
             assert_eq!(found, Some(progress));
             step(&mut saved);
             step(&mut restored);
             assert_eq!(values(&restored), values(&saved), "{method:?}");
             assert_eq!(restored.numbers(), saved.numbers());
 
-            assert_eq!(restore(dir.path(), hash_bytes("other"), &mut []).unwrap(), None);
+            assert_eq!(restore(dir.path(), hash_bytes("other"), &mut [], None).unwrap(), None);
             delete(dir.path()).unwrap();
-            assert_eq!(restore(dir.path(), key, &mut []).unwrap(), None);
+            assert_eq!(restore(dir.path(), key, &mut [], None).unwrap(), None);
             assert_eq!(seed(dir.path()), None);
         }
     }
@@ -274,8 +300,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = hash_bytes("run");
         let mut saved = optimizer(Method::AdamW);
-        save(dir.path(), key, 7, &Progress::default(), &[("unet", &saved)]).unwrap();
-        let mut said = || restore(dir.path(), key, &mut [("text", &mut saved)]).unwrap_err().to_string();
+        save(dir.path(), key, 7, &Progress::default(), &[("unet", &saved)], None).unwrap();
+        let mut said =
+            || restore(dir.path(), key, &mut [("text", &mut saved)], None).unwrap_err().to_string();
         assert!(said().ends_with("`text/a/weight` has 0 bytes, expected 8"), "{}", said());
         let whole = fs::read(path_in(dir.path())).unwrap();
         fs::write(path_in(dir.path()), &whole[..whole.len() - 1]).unwrap();

@@ -247,6 +247,34 @@ fn held_out_pictures_are_validated_on_and_not_trained_on() {
 }
 
 #[test]
+fn running_means_are_checkpoints_of_their_own() {
+    let world = World::new();
+    let keys = || json!({"ema_decay_rate": 0.9, "ema_update_interval": 2, "state_every_n_steps": 1});
+    let report = world.undisturbed("whole", keys());
+    let names: Vec<_> = report.ema_checkpoints.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(names[2], "tiny-ep03-gs00009_ema.safetensors");
+    let weights = |path: &PathBuf| {
+        let name = "model.diffusion_model.out.2.weight";
+        let bytes = fs::read(path).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+        let at = |i: usize| json[name]["data_offsets"][i].as_u64().unwrap() as usize + 8 + header;
+        bytes[at(0)..at(1)].to_vec()
+    };
+    let [first, live] = [0, 2].map(|i| weights(&report.checkpoints[i]));
+    let mean = weights(&report.ema_checkpoints[2]);
+    assert!(mean != live && mean != first, "a mean is neither the last weights nor the first");
+    let plain = world.undisturbed("plain", json!({}));
+    assert_eq!(weights(&plain.checkpoints[2]), live, "means do not touch the training");
+    for step in [1, 5] {
+        let output = format!("parts-{step}");
+        world.train(&output, keys(), &mut at_step(step, Interrupt::raise)).unwrap();
+        world.undisturbed(&output, keys());
+        assert_eq!(world.files(&output), world.files("whole"), "interrupted after step {step}");
+    }
+}
+
+#[test]
 fn defects_of_everydream2_can_be_had() {
     let world = World::new();
     let losses = |output: &str, changes: Value| world.undisturbed(output, changes).losses;

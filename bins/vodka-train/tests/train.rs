@@ -78,7 +78,8 @@ fn a_run_makes_checkpoints_and_the_second_one_nothing() {
     assert!(text.contains("wrote out/tiny-ep01-gs00003.safetensors"), "{text}");
     assert!(text.contains("trained on 5 pictures, 6 steps, loss "), "{text}");
     let names: Vec<_> = world.files("out").into_keys().collect();
-    assert_eq!(names, ["losses.csv", "tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors"]);
+    let checkpoints = ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors"];
+    assert_eq!(names, [&["exposures.csv", "losses.csv"], &checkpoints[..]].concat());
     assert!(world.at("out.run.json").exists());
 
     let again = world.run(&["--json"]);

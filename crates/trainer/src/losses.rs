@@ -131,11 +131,15 @@ impl Validations {
 }
 
 fn validation_line(row: &ValidationRow) -> String {
-    let set = match row.set.contains([',', '"', '\n']) {
-        true => format!("\"{}\"", row.set.replace('"', "\"\"")),
-        false => row.set.clone(),
-    };
-    format!("{},{},{set},{}\n", row.epoch, row.step, row.loss)
+    format!("{},{},{},{}\n", row.epoch, row.step, csv_cell(&row.set), row.loss)
+}
+
+/// A text as a cell of a CSV file.
+pub(crate) fn csv_cell(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

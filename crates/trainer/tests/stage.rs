@@ -108,7 +108,9 @@ fn a_run_leaves_checkpoints_losses_and_nothing_else() {
     let names: Vec<_> = world.files("out").into_keys().collect();
     let checkpoints =
         ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"];
-    assert_eq!(names, [&["losses.csv"], &checkpoints[..]].concat());
+    assert_eq!(names, [&["exposures.csv", "losses.csv"], &checkpoints[..]].concat());
+    let exposures = fs::read_to_string(world.at("out/exposures.csv")).unwrap();
+    assert_eq!(exposures, "image,exposures\n0.png,3\n1.png,3\n2.png,3\n3.png,3\nsub/4.png,3\n");
     assert_eq!(report.checkpoints, checkpoints.map(|name| world.at("out").join(name)));
     let losses = fs::read_to_string(world.at("out/losses.csv")).unwrap();
     assert_eq!(losses.lines().count(), 10);
@@ -208,6 +210,11 @@ fn files_beside_the_pictures_are_obeyed_and_the_run_goes_on_to_the_same_files() 
     // Five pictures, one of them two or three times.
     assert_eq!((report.pictures, report.steps), (5, report.total_steps));
     assert!(report.steps > 9, "{report:?}");
+    let exposures = fs::read_to_string(world.at("whole/exposures.csv")).unwrap();
+    let counts: Vec<u64> =
+        exposures.lines().skip(1).map(|line| line.rsplit_once(',').unwrap().1.parse().unwrap()).collect();
+    assert_eq!(counts[..4], [3; 4]);
+    assert!((6..=9).contains(&counts[4]), "2.5 times in each of three epochs: {exposures}");
     for step in [3, 7] {
         let output = format!("parts-{step}");
         world.train(&output, keys(), &mut at_step(step, Interrupt::raise)).unwrap();

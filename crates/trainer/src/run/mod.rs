@@ -1,31 +1,32 @@
 //! The stage: from a plan to checkpoints.
 
+mod batch;
+mod validate;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
+use vodka_images::relative_name;
 use vodka_noise::Schedule;
-use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
-use vodka_sd15::{Moments, Network, StableDiffusion, parse_device};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
+use vodka_prompt::{CONTEXT_LENGTH, EOS};
+use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path, write_atomic};
 
 use crate::{
-    Error, Result, TrainEvent, TrainPlan, TrainReport, Validated,
+    Error, Result, TrainEvent, TrainPlan, TrainReport,
     data::{Dataset, Example},
     ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
-    losses::{LossesFile, Row, ValidationRow, Validations},
+    losses::{LossesFile, Row, Validations, csv_cell},
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
-    random::{Purpose, Stream},
     state::{self, Progress},
-    step::{Batch, Objective},
-    target::{LossType, pyramid_noise, pyramid_sizes},
-    validation::diverges,
+    step::Objective,
 };
 
-/// The caption that stands for no caption, as in EveryDream2.
-const DROPPED: &str = " ";
+/// How often each picture was trained on.
+const EXPOSURES: &str = "exposures.csv";
 
 /// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
 ///
@@ -63,7 +64,8 @@ pub fn run(
         let losses_file = LossesFile::path_in(&plan.output);
         let validations = run.validations.as_ref().map(|_| Validations::path_in(&plan.output));
         let outputs = report.checkpoints.iter().chain(&report.ema_checkpoints);
-        let outputs = outputs.chain([&losses_file]).chain(&validations);
+        let exposures = plan.output.join(EXPOSURES);
+        let outputs = outputs.chain([&losses_file, &exposures]).chain(&validations);
         key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
         state::delete(&plan.output)?;
     }
@@ -127,6 +129,8 @@ struct Run<'a> {
     epoch_settings: EpochSettings,
     epochs: Epochs,
     progress: Progress,
+    /// How often each example has been in a batch.
+    exposures: Vec<u64>,
     losses_file: LossesFile,
     validations: Option<Validations>,
 }
@@ -190,6 +194,7 @@ impl<'a> Run<'a> {
             text_encoder,
             ema,
             dataset,
+            exposures: exposures(&entries, &epoch_settings, &epochs, progress.step()),
             entries,
             epoch_settings,
             epochs,
@@ -219,6 +224,7 @@ impl<'a> Run<'a> {
                     return Ok(false);
                 }
                 let before = self.progress.step();
+                expose(&mut self.exposures, group);
                 self.optimizer_step(epoch, group, on_event)?;
                 let done = self.progress.step();
                 self.ema.iter_mut().for_each(|ema| ema.update(before, done));
@@ -282,167 +288,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The inputs of a batch, with the random numbers of its pictures in this epoch.
-    fn batch(&self, epoch: u64, pictures: &[usize]) -> Batch {
-        let settings = &self.plan.settings;
-        let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
-        let cat = |of: &dyn Fn(usize) -> Tensor| {
-            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
-            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
-        };
-        let posterior = |picture: usize| {
-            let moments = self.moments(epoch, picture);
-            moments.sample(&normals(&mut stream(Purpose::Posterior, picture), &moments.mean.size()))
-        };
-        let scale = self.model.config.vae.scaling_factor;
-        let (first, end) = settings.timesteps;
-        let timestep = |picture: usize| first + stream(Purpose::Timestep, picture).below(end - first);
-        let perturbation = |picture: usize| {
-            let size = [1, CONTEXT_LENGTH as i64, self.model.config.clip.hidden_size];
-            let deviation =
-                settings.embedding_perturbation / (self.model.config.clip.hidden_size as f64).sqrt();
-            normals(&mut stream(Purpose::Perturbation, picture), &size) * deviation
-        };
-        let ids = |picture: usize| Tensor::from_slice(&self.ids(epoch, picture)).unsqueeze(0);
-        Batch {
-            latents: cat(&|i| posterior(i) * scale),
-            noise: cat(&|i| self.noise(epoch, i)),
-            timesteps: pictures.iter().map(|&i| timestep(i)).collect(),
-            ids: cat(&ids),
-            perturbation: (settings.embedding_perturbation > 0.0).then(|| cat(&perturbation)),
-        }
-    }
-
-    /// What the losses of a batch's pictures are multiplied by. `(B)`
-    fn loss_weights(&self, planned: &Planned) -> Tensor {
-        let weight = |&i: &usize| (self.dataset.examples[i].item.loss_scale * planned.loss_scale) as f32;
-        Tensor::from_slice(&planned.pictures.iter().map(weight).collect::<Vec<_>>())
-    }
-
-    /// The picture, or its mirror image, as the VAE sees it.
-    fn moments(&self, epoch: u64, picture: usize) -> &Moments {
-        let Example { item, moments, flipped, .. } = &self.dataset.examples[picture];
-        let settings = &self.plan.settings;
-        let flip = || {
-            let mut stream = Stream::new(settings.seed, Purpose::Flip, epoch, picture as u64);
-            stream.uniform() < settings.flip_p_of(item)
-        };
-        flipped.as_ref().filter(|_| flip()).unwrap_or(moments)
-    }
-
-    /// The tokens of a picture's caption in an epoch: shuffled or dropped, where that is due.
-    fn ids(&self, epoch: u64, picture: usize) -> [i64; CONTEXT_LENGTH] {
-        let settings = &self.plan.settings;
-        let Example { item, ids, .. } = &self.dataset.examples[picture];
-        let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
-        let cond_dropout = item.cond_dropout.unwrap_or(settings.cond_dropout);
-        if stream(Purpose::Dropout, picture).uniform() < cond_dropout {
-            return token_ids(DROPPED);
-        }
-        if !settings.shuffle_tags && !item.shuffle_tags {
-            return *ids;
-        }
-        let own = if settings.compat.shuffles_apart() { picture } else { 0 };
-        token_ids(&item.caption.shuffled(&mut stream(Purpose::Tags, own), settings.keep_tags))
-    }
-
-    /// What is added to a picture's latents in an epoch: standard normal noise, of one size or several, and an offset
-    /// for each channel. `(1, 4, h, w)`
-    fn noise(&self, epoch: u64, picture: usize) -> Tensor {
-        let settings = &self.plan.settings;
-        let stream = |purpose| Stream::new(settings.seed, purpose, epoch, picture as u64);
-        let size = self.dataset.examples[picture].moments.mean.size();
-        let mut noise = normals(&mut stream(Purpose::Noise), &size);
-        if let Some(discount) = settings.pyramid_noise_discount {
-            let mut stream = stream(Purpose::Pyramid);
-            let sizes = pyramid_sizes(size[2], size[3], || stream.between(2.0, 4.0));
-            let coarser = sizes.into_iter().map(|(h, w)| normals(&mut stream, &[1, size[1], h, w]));
-            let levels: Vec<_> = [noise].into_iter().chain(coarser).collect();
-            noise = pyramid_noise(&levels, discount);
-        }
-        if settings.offset_noise > 0.0 {
-            let offset = normals(&mut stream(Purpose::OffsetNoise), &[1, size[1], 1, 1]);
-            noise += offset * settings.offset_noise;
-        }
-        noise
-    }
-
-    fn validate_where_due(&mut self, before: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        let done = self.progress.step();
-        // Before the run's last batch the epoch is the one that goes on.
-        let epoch = self.epochs.done(before) + 1;
-        let per_epoch = self.epochs.end(epoch) - self.epochs.end(epoch - 1);
-        // Within epochs of unequal length each counts by itself.
-        let start = self.epochs.end(epoch - 1);
-        let offset = (epoch - 1) * per_epoch;
-        let due = self.plan.settings.validation.as_ref().is_some_and(|validation| {
-            validation.is_due(before - start + offset, done - start + offset, per_epoch)
-        });
-        if due { self.validate(on_event) } else { Ok(()) }
-    }
-
-    /// Measures the mean squared error on each set: always with the same noise and timesteps.
-    fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
-        let step = self.progress.step();
-        let mut rows = Vec::new();
-        for (name, examples) in &self.dataset.sets {
-            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed));
-            if losses.is_empty() {
-                continue;
-            }
-            let loss = (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32;
-            rows.push(ValidationRow { epoch: self.epochs.done(step), step, set: name.clone(), loss });
-        }
-        for row in rows {
-            on_event(TrainEvent::Validated { step, set: row.set.clone(), loss: row.loss });
-            self.progress.validations.push((step, row.loss));
-            if let Some(validations) = &mut self.validations {
-                validations.append(&row)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
-    fn validation_losses(&self, examples: &[Example], seed: u64) -> Vec<f32> {
-        let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
-        let mut order: Vec<_> = (0..examples.len()).collect();
-        order.sort_by_key(|&i| examples[i].bucket);
-        let mut losses = Vec::with_capacity(order.len());
-        for same in order.chunk_by(|&a, &b| examples[a].bucket == examples[b].bucket) {
-            for pictures in same.chunks(self.plan.settings.batch_size) {
-                let batch = self.validation_batch(examples, pictures, seed);
-                let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
-                losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
-            }
-        }
-        losses
-    }
-
-    fn validation_batch(&self, examples: &[Example], pictures: &[usize], seed: u64) -> Batch {
-        let stream = |purpose, picture: usize| Stream::new(seed, purpose, 0, picture as u64);
-        let cat = |of: &dyn Fn(usize) -> Tensor| {
-            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
-            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
-        };
-        let noise = |purpose, picture: usize| {
-            normals(&mut stream(purpose, picture), &examples[picture].moments.mean.size())
-        };
-        let (first, end) = self.plan.settings.timesteps;
-        let scale = self.model.config.vae.scaling_factor;
-        Batch {
-            latents: cat(&|i| examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
-            noise: cat(&|i| noise(Purpose::Noise, i)),
-            timesteps: pictures
-                .iter()
-                .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))
-                .collect(),
-            ids: cat(&|i| Tensor::from_slice(&examples[i].ids).unsqueeze(0)),
-            perturbation: None,
-        }
-    }
-
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
@@ -460,6 +305,7 @@ impl<'a> Run<'a> {
         match epoch < self.plan.settings.max_epochs {
             true => self.save_state(),
             false => {
+                self.write_exposures()?;
                 self.validations.iter().try_for_each(Validations::sync)?;
                 self.losses_file.sync()
             }
@@ -488,6 +334,7 @@ impl<'a> Run<'a> {
     }
 
     fn save_state(&self) -> Result<()> {
+        self.write_exposures()?;
         self.losses_file.sync()?;
         self.validations.iter().try_for_each(Validations::sync)?;
         let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
@@ -501,6 +348,15 @@ impl<'a> Run<'a> {
             &optimizers,
             self.ema.as_ref(),
         )
+    }
+
+    /// `exposures.csv`: how often each picture has been in a batch so far.
+    fn write_exposures(&self) -> Result<()> {
+        let mut text = "image,exposures\n".to_owned();
+        for (Example { item, .. }, count) in self.dataset.examples.iter().zip(&self.exposures) {
+            text += &format!("{},{count}\n", csv_cell(&relative_name(&item.path)));
+        }
+        Ok(write_atomic(self.plan.output.join(EXPOSURES), text)?)
     }
 
     fn epochs_done(&self) -> u64 {
@@ -540,25 +396,6 @@ impl<'a> Run<'a> {
             Some(path) => Err(Error::MissingCheckpoint { path }),
             None => Ok(()),
         }
-    }
-
-    /// The first and the last loss of each set, and whether it has begun to rise.
-    fn last_validations(&self) -> Vec<Validated> {
-        let names: Vec<_> =
-            self.dataset.sets.iter().filter(|(_, set)| !set.is_empty()).map(|(name, _)| name).collect();
-        let validated = |(i, name): (usize, &&String)| {
-            let losses: Vec<_> = self
-                .progress
-                .validations
-                .iter()
-                .skip(i)
-                .step_by(names.len())
-                .map(|(_, loss)| *loss)
-                .collect();
-            let (first, last) = (*losses.first()?, *losses.last()?);
-            Some(Validated { set: (*name).clone(), first, last, diverges: diverges(&losses) })
-        };
-        names.iter().enumerate().filter_map(validated).collect()
     }
 
     fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
@@ -640,6 +477,23 @@ fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
     }
 }
 
+/// Counts the pictures of some batches.
+fn expose(exposures: &mut [u64], batches: &[Planned]) {
+    batches.iter().flat_map(|planned| &planned.pictures).for_each(|&i| exposures[i] += 1);
+}
+
+/// How often each picture was in the first `steps` batches.
+fn exposures(entries: &[Entry], settings: &EpochSettings, epochs: &Epochs, steps: u64) -> Vec<u64> {
+    let mut exposures = vec![0; entries.len()];
+    let done = epochs.done(steps);
+    (1..=done).for_each(|epoch| expose(&mut exposures, &batches(entries, settings, epoch)));
+    if steps > epochs.end(done) {
+        let rest = batches(entries, settings, done + 1);
+        expose(&mut exposures, &rest[..epochs.done_within(steps)]);
+    }
+    exposures
+}
+
 /// The pictures of a few batches.
 fn pictures_of(group: &[Planned]) -> Vec<usize> {
     group.iter().flat_map(|planned| &planned.pictures).copied().collect()
@@ -658,11 +512,6 @@ fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
         min_snr_gamma: settings.min_snr_gamma,
         clip_skip: settings.clip_skip,
     }
-}
-
-/// Random numbers from the standard normal distribution.
-fn normals(stream: &mut Stream, size: &[i64]) -> Tensor {
-    Tensor::from_slice(&stream.normals(size.iter().product::<i64>() as usize)).view(size)
 }
 
 /// Makes a network trainable; its parameters go by name, so that their order is always the same.

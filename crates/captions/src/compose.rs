@@ -124,20 +124,25 @@ impl Joining<'_> {
             Position::Prepend | Position::Append => caption.to_owned(),
         };
         let separator = Some(self.separator.trim()).filter(|separator| !separator.is_empty()).unwrap_or(",");
-        let mut said = BTreeSet::from([String::new()]);
-        for part in caption.split(',').flat_map(|part| part.split(separator)) {
-            said.insert(canonical(part));
-            if part.contains('\\') {
-                said.insert(canonical(&unescaped(part)));
-            }
-        }
-        said
+        said(caption.split(',').flat_map(|part| part.split(separator)))
     }
 
     fn join(&self, parts: &[&str]) -> String {
         let there: Vec<_> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
         there.join(self.separator)
     }
+}
+
+/// The canonical names of a caption's parts, also of what they say with escapes; and of nothing.
+pub(crate) fn said<'c>(parts: impl Iterator<Item = &'c str>) -> BTreeSet<String> {
+    let mut said = BTreeSet::from([String::new()]);
+    for part in parts {
+        said.insert(canonical(part));
+        if part.contains('\\') {
+            said.insert(canonical(&unescaped(part)));
+        }
+    }
+    said
 }
 
 /// A prompt's part without the `\\` before brackets and before itself.

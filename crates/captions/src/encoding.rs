@@ -54,7 +54,7 @@ pub fn decode(path: &Path, bytes: &[u8], other: Option<&'static Encoding>) -> Re
     if let Some((encoding, mark)) = Encoding::for_bom(bytes) {
         return read(encoding, &bytes[mark..], false).ok_or_else(|| broken(encoding));
     }
-    if let Some(encoding) = wide(bytes) {
+    if let Some(encoding) = wide(bytes).filter(|_| other.is_none()) {
         return read(encoding, bytes, true).ok_or_else(|| broken(encoding));
     }
     if !bytes.contains(&0x1b)
@@ -71,13 +71,17 @@ pub fn decode(path: &Path, bytes: &[u8], other: Option<&'static Encoding>) -> Re
     decoded.ok_or_else(|| broken(encoding))
 }
 
-/// UTF-16 without a mark: text has no 0 in it, but half of a character of ASCII is one.
+/// UTF-16 without a mark: text has no 0 in it, but half of a character of ASCII is one, and some are in most captions.
 fn wide(bytes: &[u8]) -> Option<&'static Encoding> {
     if !bytes.len().is_multiple_of(2) || !bytes.contains(&0) {
         return None;
     }
     let zeros = |start: usize| bytes.iter().skip(start).step_by(2).filter(|byte| **byte == 0).count();
-    match (zeros(0), zeros(1)) {
+    let (even, odd) = (zeros(0), zeros(1));
+    if 4 * even.max(odd) < bytes.len() / 2 {
+        return None;
+    }
+    match (even, odd) {
         (even, odd) if odd > even => Some(UTF_16LE),
         (even, odd) if even > odd => Some(UTF_16BE),
         _ => None,
@@ -114,6 +118,13 @@ mod tests {
         let big = [b"\xfe\xff".to_vec(), utf16("schön ✓", u16::to_be_bytes)].concat();
         assert_eq!(decoded(&big), ("schön ✓".to_owned(), "UTF-16BE", false));
         assert_eq!(decoded(b""), (String::new(), "UTF-8", false));
+    }
+
+    #[test]
+    fn a_single_zero_does_not_make_text_wide() {
+        assert_eq!(decoded(b"a long caption, abc\0"), ("a long caption, abc\0".to_owned(), "UTF-8", false));
+        let latin = decode(Path::new("a.txt"), &utf16("abc", u16::to_le_bytes), Some(WINDOWS_1252)).unwrap();
+        assert_eq!(latin.encoding, "UTF-8", "whoever names an encoding means that UTF-16 is none");
     }
 
     #[test]

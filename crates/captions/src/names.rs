@@ -39,6 +39,20 @@ pub fn displayed(tag: &str) -> String {
     if KAOMOJI.contains(&tag) { tag.to_owned() } else { tag.replace('_', " ") }
 }
 
+/// A category by its name or by Danbooru's number.
+pub(crate) fn category_named(cell: &str) -> String {
+    let name = match cell.trim().strip_suffix(".0").unwrap_or(cell.trim()) {
+        "0" => "general",
+        "1" => "artist",
+        "3" => "copyright",
+        "4" => "character",
+        "5" => "meta",
+        "9" => "rating",
+        other => other,
+    };
+    name.to_ascii_lowercase()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -15,12 +15,13 @@ use crate::{
     caption::resolved,
     head,
     lists::{TagList, meant},
+    names::category_named,
     selection::parse_count,
     sheet::{self, Sheet},
 };
 
-/// The category of general tags in a tagger's vocabulary, as Danbooru numbers it.
-const GENERAL: &str = "0";
+/// The category of general tags in a tagger's vocabulary.
+const GENERAL: &str = "general";
 
 /// The column that is added.
 const INCLUDE: &str = "include";
@@ -295,7 +296,11 @@ fn labels(sheet: &Sheet) -> Result<Vec<Label>> {
         let cells = &row.cells;
         let count =
             parse_count(cells[count].trim()).ok_or_else(|| sheet.cell(row, count, "a whole number"))?;
-        Ok(Label { name: canonical(&cells[name]), general: cells[category].trim() == GENERAL, count })
+        Ok(Label {
+            name: canonical(&cells[name]),
+            general: category_named(&cells[category]) == GENERAL,
+            count,
+        })
     };
     sheet.rows.iter().map(label).collect()
 }

@@ -99,6 +99,15 @@ fn a_changed_input_makes_the_captions_anew() {
 }
 
 #[test]
+fn a_folder_of_captions_is_made_from_originals_too() {
+    let dir = world();
+    run(&in_place(&dir)).unwrap();
+    run(&CaptionConfig { min_score: 0.5, ..config(&dir) }).unwrap();
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, a heart\n", "without the tags of the run in place");
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, solo, ^_^, a heart\n", "which stays as it was");
+}
+
+#[test]
 fn in_place_starts_from_the_original_and_never_says_a_tag_twice() {
     let dir = world();
     assert_eq!(run(&in_place(&dir)).unwrap().captions, 2);

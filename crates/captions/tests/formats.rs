@@ -528,3 +528,37 @@ fn captions_in_a_folder_are_nothing_to_undo() {
         "the list and the captions are there"
     );
 }
+
+#[test]
+fn a_row_without_a_caption_gets_one_and_stays_one() {
+    let dir = world();
+    let table = r#"{"a": {"train_resolution": [512, 512]}, "b": {"caption": "a tree"}}"#;
+    write(&dir, "images/meta_cap.json", table);
+    let config =
+        CaptionConfig { missing: Missing::Empty, ..in_place(&dir, source(CaptionFormat::KohyaJson)) };
+    run(&config).unwrap();
+    let text = read(&dir, "images/meta_cap.json");
+    assert_eq!(text.matches("\"a\"").count(), 1, "{text}");
+    assert!(text.contains("train_resolution") && text.contains("blurry"), "{text}");
+}
+
+#[test]
+fn every_table_that_is_read_counts() {
+    let dir = world();
+    write(&dir, "images/meta_cap.json", r#"{"a": {"caption": "one"}}"#);
+    write(&dir, "images/captions.csv", "image,caption\nb.png,two\n");
+    let config = CaptionConfig { source: auto(), ..config(&dir) };
+    assert_ne!(run(&config).unwrap().outcome, Outcome::Unchanged);
+    assert_eq!(run(&config).unwrap().outcome, Outcome::Unchanged);
+    write(&dir, "images/meta_cap.json", r#"{"a": {"caption": "three"}}"#);
+    assert_ne!(run(&config).unwrap().outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn a_table_about_something_else_is_no_matter_for_auto() {
+    let dir = with_captions();
+    let before = found(&dir, &auto());
+    write(&dir, "images/captions.csv", "id,price\n1,2\n");
+    write(&dir, "images/metadata.csv", "id,price\n1,2\n");
+    assert_eq!(found(&dir, &auto()), before);
+}

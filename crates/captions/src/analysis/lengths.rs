@@ -1,11 +1,9 @@
 //! How long captions get: CLIP tokens by the most tags and the lowest score.
 
-use std::collections::BTreeSet;
-
 use vodka_prompt::{MAX_TOKENS, token_count};
 
 use super::LengthEffect;
-use crate::{canonical, displayed};
+use crate::{canonical, compose::said, displayed};
 
 /// What a tag adds to a caption.
 struct Cost {
@@ -116,10 +114,7 @@ impl Lengths {
 
 /// The tokens of the first 0, 1, 2, ... of the chosen tags; those that the caption says already add none.
 fn tokens(costs: &[Cost], caption: &str, chosen: &[(u32, f32)], tokens: &mut Vec<Tokens>) {
-    let said: BTreeSet<_> = match caption {
-        "" => BTreeSet::new(),
-        caption => caption.split(',').map(canonical).collect(),
-    };
+    let said = said(caption.split(','));
     let mut so_far = Tokens::default();
     tokens.clear();
     tokens.push(so_far);

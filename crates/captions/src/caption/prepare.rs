@@ -48,7 +48,10 @@ impl Read {
             .map(|picture| Skipped { image: picture.image, reason: reason.clone() })
             .collect();
         let written = Written::read(plan.output())?;
-        let gathered = gather(&plan.source, &plan.images, &pictures, plan.in_place().then_some(&written))?;
+        // Captions are made from originals, also into a folder of their own.
+        let beside = (!plan.in_place()).then(|| Written::read(&plan.images)).transpose()?;
+        let kept = beside.as_ref().unwrap_or(&written);
+        let gathered = gather(&plan.source, &plan.images, &pictures, Some(kept))?;
         Ok(Self { pictures, unnamed, written, gathered })
     }
 
@@ -318,7 +321,7 @@ fn documents(
         });
         documents[place].wants.push(want);
     }
-    let others = read.gathered.kept.iter().filter(|path| !places.contains_key(*path));
+    let others = read.gathered.kept.iter().filter(|path| plan.in_place() && !places.contains_key(*path));
     documents.extend(others.map(|path| Document::put_back(path.clone())));
     Ok(documents)
 }

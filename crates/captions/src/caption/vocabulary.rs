@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{CaptionPlan, Style};
-use crate::{Error, Result, Selection, canonical, sheet::Sheet};
+use crate::{Error, Result, Selection, canonical, names::category_named, sheet::Sheet};
 
 /// Tags by their places: the selected ones in the order of the selection, behind them what templates want besides.
 #[derive(Debug)]
@@ -76,20 +76,6 @@ fn facts(plan: &CaptionPlan) -> Result<BTreeMap<String, Facts>> {
         facts.entry(canonical(&row.cells[name])).or_insert(fact);
     }
     Ok(facts)
-}
-
-/// A category by its name or by Danbooru's number.
-fn category_named(cell: &str) -> String {
-    let name = match cell.strip_suffix(".0").unwrap_or(cell) {
-        "0" => "general",
-        "1" => "artist",
-        "3" => "copyright",
-        "4" => "character",
-        "5" => "meta",
-        "9" => "rating",
-        other => other,
-    };
-    name.to_ascii_lowercase()
 }
 
 /// Thresholds by canonical name; each must be of a tag that there is.

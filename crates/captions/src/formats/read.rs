@@ -102,7 +102,7 @@ pub(crate) fn gather(
     let mut set = CaptionSet { unknown: table.unknown, guessed: table.guessed, ..CaptionSet::default() };
     let mut kept = table.kept;
     let mut hasher = Hasher::default();
-    hasher.piece(format!("{:?}", table.hash));
+    hasher.piece(format!("{:?}", table.hashes));
     for (picture, read) in pictures.iter().zip(read) {
         hasher.piece(&picture.image).piece(read.hash.to_string());
         set.guessed.extend(read.guessed);
@@ -145,7 +145,8 @@ struct TableRead {
     unknown: Vec<String>,
     guessed: Vec<Guessed>,
     kept: BTreeSet<PathBuf>,
-    hash: Option<ContentHash>,
+    /// Of each table.
+    hashes: Vec<ContentHash>,
 }
 
 impl Reader<'_> {
@@ -175,7 +176,11 @@ impl Reader<'_> {
             None => Vec::new(),
         };
         for (format, path) in tables {
-            self.read_table(format, &path, pictures, &mut read)?;
+            match self.read_table(format, &path, pictures, &mut read) {
+                // A table of that name need not be about captions.
+                Err(Error::Columns { .. }) if self.source.auto && self.source.file.is_none() => {}
+                done => done?,
+            }
         }
         Ok(read)
     }
@@ -206,7 +211,7 @@ impl Reader<'_> {
         let (rows, guess) = self.place(&origin, format).rows(&bytes)?;
         let guess = guess.map(|encoding| Guessed { file: origin.clone(), encoding: encoding.to_owned() });
         read.guessed.extend(guess);
-        read.hash = Some(hash_bytes(&bytes));
+        read.hashes.push(hash_bytes(&bytes));
         let keys = Keys::new(self.root, pictures);
         for (number, row) in rows.into_iter().enumerate() {
             let places = keys.find(&row.key);
@@ -218,7 +223,8 @@ impl Reader<'_> {
                 [place] => *place,
                 several => return Err(ambiguous(&origin, row, several, pictures)),
             };
-            let Some(text) = row.caption else { continue };
+            // Without a caption it still is the row that one is put into.
+            let text = row.caption.unwrap_or_default();
             let found = FoundCaption {
                 caption: Caption::new(&text),
                 format,

@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, hash_bytes, nearest, record_path};
+use vodka_stage::{
+    Interrupt, Outcome, Report, RunKey, RunRecord, hash_bytes, nearest, record_path, write_atomic,
+};
 
 use crate::{
     Error, IMAGE_PRODUCTION, KAOMOJI, Result, canonical,
@@ -282,7 +284,10 @@ pub fn run(
         let flag = u8::from(wanted(label)).to_string();
         row.cells.iter().map(ToOwned::to_owned).chain([flag]).collect()
     });
-    sheet::write(&plan.output, &header, rows)?;
+    let bytes = sheet::bytes(&plan.output, &header, rows)?;
+    // Selections are there to be edited.
+    RunRecord::guard(&record, &plan.output, &bytes)?;
+    write_atomic(&plan.output, bytes)?;
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
 }
@@ -524,6 +529,20 @@ mod tests {
         assert!(run_config(&config).unwrap_err().to_string().contains("none.txt"));
         config.exclude = vec!["x*".into()];
         assert!(run_config(&config).unwrap_err().to_string().starts_with("no tag `x*` in"));
+    }
+
+    #[test]
+    fn an_edited_selection_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        run_config(&config).unwrap();
+        config.exclude = vec!["1girl".into()];
+        assert_eq!(run_config(&config).unwrap().outcome, Outcome::Done, "its own may be replaced");
+        let edited = fs::read_to_string(&config.output).unwrap().replace("3,solo,0,15,0", "3,solo,0,15,1");
+        fs::write(&config.output, &edited).unwrap();
+        let error = run_config(&config).unwrap_err().to_string();
+        assert!(error.contains("selection.csv` is in the way"), "{error}");
+        assert_eq!(fs::read_to_string(&config.output).unwrap(), edited);
     }
 
     #[test]

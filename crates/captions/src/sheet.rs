@@ -189,12 +189,20 @@ pub(crate) fn write(
     header: &[impl AsRef<str>],
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> Result<()> {
+    Ok(write_atomic(path, bytes(path, header, rows)?)?)
+}
+
+/// What [`write`] writes.
+pub(crate) fn bytes(
+    path: &Path,
+    header: &[impl AsRef<str>],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Result<Vec<u8>> {
     let broken = |source| Error::Csv { path: path.to_path_buf(), source };
     let mut writer = WriterBuilder::new().from_writer(Vec::new());
     writer.write_record(header.iter().map(AsRef::as_ref)).map_err(broken)?;
     for row in rows {
         writer.write_record(row).map_err(broken)?;
     }
-    let bytes = writer.into_inner().map_err(|error| broken(error.into_error().into()))?;
-    Ok(write_atomic(path, bytes)?)
+    writer.into_inner().map_err(|error| broken(error.into_error().into()))
 }

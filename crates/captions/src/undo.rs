@@ -3,7 +3,7 @@
 use std::{fmt, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vodka_stage::{Interrupt, Outcome, Report, RunRecord, record_path};
+use vodka_stage::{FolderLock, Interrupt, Outcome, Report, RunRecord, record_path};
 
 use crate::{
     Error, Result,
@@ -101,6 +101,7 @@ pub(crate) fn run_on(
     interrupt: &Interrupt,
     on_done: &mut dyn FnMut(u64),
 ) -> Result<UndoReport> {
+    let _lock = FolderLock::take(&plan.images)?;
     let written = Written::read(&plan.images)?;
     let mut report = UndoReport { outcome: Outcome::Done, restored: 0, removed: 0, edited: Vec::new() };
     if !was_in_place(plan, &written)? {

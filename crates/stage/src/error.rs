@@ -44,7 +44,13 @@ pub enum Error {
     /// Another process writes the same output.
     #[error("`{path}` is held by another run: wait for it, or end it")]
     Busy {
-        /// The journal of that run.
+        /// The journal of that run, or the folder.
+        path: PathBuf,
+    },
+    /// An output's place is taken by a file that no run has left as it is.
+    #[error("`{path}` is in the way: no run has left it as it is; move or delete it, or choose another name")]
+    InTheWay {
+        /// The file.
         path: PathBuf,
     },
     /// A run record or another JSON file of ours does not parse.

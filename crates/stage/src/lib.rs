@@ -2,7 +2,7 @@
 //!
 //! A stage turns input files into output files. It never leaves half a file behind ([`AtomicFile`]), says what made
 //! what ([`RunRecord`]), does not repeat what is already there ([`RunKey::standing`]), and goes on where it was
-//! killed ([`Journal`]).
+//! killed ([`Journal`]). Two runs do not change one folder at once ([`FolderLock`]).
 
 mod atomic;
 mod config;
@@ -10,6 +10,7 @@ mod error;
 mod hash;
 mod interrupt;
 mod journal;
+mod lock;
 mod record;
 mod report;
 
@@ -19,6 +20,7 @@ pub use error::{Error, Result};
 pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_tree};
 pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
+pub use lock::FolderLock;
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};
 pub use toml::Spanned;

@@ -178,6 +178,26 @@ impl RunKey {
 }
 
 impl RunRecord {
+    /// Makes sure that the file `output` is not there, or is as the run with the record `record` has left it, or already
+    /// is what is to be written.
+    ///
+    /// # Errors
+    /// [`Error::InTheWay`]: somebody has edited it, or it is somebody else's.
+    pub fn guard(record: &Path, output: &Path, new: &[u8]) -> Result<()> {
+        if !output.exists() {
+            return Ok(());
+        }
+        let found = hash_tree(output, |_| true)?;
+        let folder = record.parent().unwrap_or(Path::new(""));
+        let ours = |made: &Output| folder.join(&made.path) == output && made.sha256 == found;
+        let is_ours =
+            record.exists() && Self::read(record).is_ok_and(|record| record.outputs.iter().any(ours));
+        match is_ours || fs::read(output).is_ok_and(|bytes| bytes == new) {
+            true => Ok(()),
+            false => Err(Error::InTheWay { path: output.to_path_buf() }),
+        }
+    }
+
     /// Reads a record.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read(path).map_err(Error::read(path))?;

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, record_path, write_atomic};
+use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic};
 
 use super::{Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse, sheets::SHEETS};
 use crate::{
@@ -17,6 +17,8 @@ use crate::{
     captioned::Captioned,
     table::pictures_beside,
 };
+
+const STAGE: &str = "analyse";
 
 /// An analysis as a user wants it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -153,7 +155,7 @@ impl AnalysePlan {
             "groups": groups,
             "sharpness_tag": sharpness_tag,
         });
-        let mut key = RunKey::new("analyse", &settings, None);
+        let mut key = RunKey::new(STAGE, &settings, None);
         let files = [("pictures", &self.pictures), ("labels", &self.labels)];
         let files = files.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
         for (name, path) in [("tags", &self.tags), ("selection", &self.selection)].into_iter().chain(files) {
@@ -302,6 +304,7 @@ pub fn run(
         labels: plan.labels.clone(),
         settings: plan.settings.clone(),
     };
+    check_foreign(&plan.output, &record)?;
     let Some(analysed) = analyse(&inputs, interrupt)? else {
         return Ok(AnalyseReport::interrupted(&plan.output));
     };
@@ -311,16 +314,26 @@ pub fn run(
         on_event(AnalyseEvent::Wrote { path });
         Ok::<_, Error>(())
     };
+    if interrupt.is_raised() {
+        return Ok(AnalyseReport::interrupted(&plan.output));
+    }
     for (name, write) in SHEETS {
-        if interrupt.is_raised() {
-            return Ok(AnalyseReport::interrupted(&plan.output));
-        }
         wrote(name, &|path| write(path, &analysed.analysis))?;
     }
     wrote("analysis.json", &|path| Ok(write_atomic(path, json_text(&analysed.analysis))?))?;
     let report = AnalyseReport::of(&plan.output, &analysed);
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
+}
+
+/// Without a record of an analysis, files of the names to be written are somebody else's.
+fn check_foreign(output: &Path, record: &Path) -> Result<()> {
+    if record.exists() && RunRecord::read(record).is_ok_and(|record| record.stage == STAGE) {
+        return Ok(());
+    }
+    let names = SHEETS.iter().map(|(name, _)| *name).chain(["analysis.json"]);
+    let taken = names.map(|name| output.join(name)).find(|path| path.exists());
+    taken.map_or(Ok(()), |path| Err(vodka_stage::Error::InTheWay { path }.into()))
 }
 
 fn json_text(analysis: &Analysis) -> String {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use vodka_stage::{Interrupt, Outcome, RunKey, create_dir, record_path};
+use vodka_stage::{FolderLock, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 pub use self::{
     diff::{CaptionDiff, Change, diff},
@@ -70,6 +70,7 @@ pub(crate) fn run_on(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(CaptionEvent),
 ) -> Result<CaptionReport> {
+    let _lock = FolderLock::take(plan.output())?;
     let read = Read::new(plan)?;
     let key = read.key(plan)?;
     let record = record_path(plan.output());

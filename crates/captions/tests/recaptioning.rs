@@ -195,7 +195,28 @@ fn refusals_are_answers_without_a_caption() {
     assert_eq!(reasons[2].0, "p09.png");
     assert_eq!(reasons[3], ("sub/p01.png", "an empty answer"));
     run(&config).unwrap();
-    assert_eq!(server.numbers(), [0, 2, 3, 1, 2], "only what was not answered is asked again");
+    assert_eq!(server.numbers(), [0, 2, 3, 1], "a picture that the service cannot read is not sent again");
+}
+
+#[test]
+fn pictures_that_the_service_refuses_do_not_end_the_run() {
+    let refuses = || Answer::Say(422, String::new(), "too small".to_owned());
+    let dir = world(14);
+    let server =
+        Server::start(move |place, _| if matches!(place, 0 | 13) { caption("fine") } else { refuses() });
+    let report = run(&config(&dir, &server.endpoint)).unwrap();
+    assert_eq!((report.outcome, report.captions, report.skipped.len()), (Outcome::Skipped, 2, 12));
+    assert_eq!(run(&config(&dir, &server.endpoint)).unwrap().outcome, Outcome::Unchanged);
+
+    let dir = world(12);
+    let server = Server::start(move |_, _| refuses());
+    let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+    assert!(error.starts_with("no answer for 10 pictures in a row"), "{error}");
+    assert_eq!(read(&dir, "new.csv.journal").matches("too small").count(), 0, "it may be the question");
+
+    let server = Server::start(|_, _| Answer::Say(402, String::new(), "no credit".to_owned()));
+    let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+    assert_eq!(error, "the endpoint answers 402: no credit");
 }
 
 #[test]

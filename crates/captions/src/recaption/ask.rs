@@ -127,11 +127,13 @@ impl Client {
             300..=399 => {
                 Err(Failure::All(Error::Redirected { to: self.key.redact(&target.unwrap_or_default()) }))
             }
-            401 | 403..=405 => Err(Failure::All(Error::Endpoint { status, said: said() })),
+            400 | 413 | 415 | 422 | 451 => {
+                Err(Failure::Picture(format!("the server answers {status}: {}", said())))
+            }
             408 | 409 | 425 | 429 | 500..=599 => {
                 Err(Failure::Again { reason: format!("the server answers {status}: {}", said()), after })
             }
-            _ => Err(Failure::Picture(format!("the server answers {status}: {}", said()))),
+            _ => Err(Failure::All(Error::Endpoint { status, said: said() })),
         }
     }
 

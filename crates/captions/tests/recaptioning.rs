@@ -411,6 +411,45 @@ fn original_and_new_captions_are_mixed_by_a_share() {
 }
 
 #[test]
+fn a_mix_that_was_killed_between_folder_and_record_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
+    mix(&dir, "t.csv", 0.0, 0).unwrap();
+    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
+
+    // As a run of another share leaves it that is killed right after the folder has taken its place.
+    let old = read(&dir, "mixed.run.json");
+    mix(&dir, "t.csv", 1.0, 0).unwrap();
+    let new = read(&dir, "mixed.run.json").replace("\"path\": \"mixed", "\"path\": \".mixed.partial");
+    fs::write(at(".mixed.partial.run.json"), new).unwrap();
+    fs::write(at("mixed.run.json"), old).unwrap();
+    fs::create_dir(at(".mixed.old.partial")).unwrap();
+    let report = mix(&dir, "t.csv", 1.0, 0).unwrap();
+    assert_eq!((report.outcome, report.new), (Outcome::Done, 2));
+    assert_eq!((read(&dir, "mixed/a.txt"), read(&dir, "mixed/.b.txt")), ("new\n".into(), "new\n".into()));
+    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
+    assert_eq!(mix(&dir, "t.csv", 1.0, 0).unwrap().outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn a_mix_deletes_nothing_that_it_has_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
+    mix(&dir, "t.csv", 0.0, 0).unwrap();
+    for name in ["mixed/.notes", "mixed/my.run.json", "mixed/.git/head"] {
+        fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        fs::write(at(name), "mine").unwrap();
+        assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })), "{name}");
+        assert_eq!(read(&dir, name), "mine");
+        fs::remove_file(at(name)).unwrap();
+    }
+    fs::write(at("mixed/.b.txt"), "mine").unwrap();
+    assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })));
+}
+
+#[test]
 fn tables_that_lead_elsewhere_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let said = |rows: &str| {

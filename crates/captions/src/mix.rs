@@ -180,7 +180,9 @@ pub fn run(plan: &MixPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(MixEv
             remove(&partial)?;
             return Ok(MixReport { outcome: Outcome::Interrupted, ..report });
         }
-        batch.par_iter().try_for_each(|(path, text)| write_atomic(partial.join(path), format!("{text}\n")))?;
+        batch
+            .par_iter()
+            .try_for_each(|(path, text)| write_atomic(partial.join(path), format!("{text}\n")))?;
     }
     let write_record = |record: &Path, folder: &Path| -> Result<()> {
         // Hidden captions are not in the hash of the folder.
@@ -236,8 +238,10 @@ fn check_ours(output: &Path, record: &Path) -> Result<()> {
     }
     // The record of a run that was killed before it could write the one beside the folder.
     let new_record = record_path(&beside(output, "partial"));
-    match holds_only(output, record)? || holds_only(output, &new_record)? {
+    match holds_only(output, record)? {
         true => Ok(()),
+        // It is kept until this run has written its own.
+        false if holds_only(output, &new_record)? => rename(&new_record, record),
         false => Err(Error::FolderInTheWay { path: output.to_path_buf() }),
     }
 }

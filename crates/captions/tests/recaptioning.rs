@@ -337,6 +337,10 @@ fn captions_come_from_files_too() {
             .contains("line 1, column `caption`: expected text, found \"7\"")
     );
     assert!(said("c.docx", "").contains("ends neither in `.csv`"));
+    let twice = said("c.csv", "image,caption\na\\b.png,1\na/b.png,2\n");
+    assert!(twice.contains("has two captions for the picture `a/b.png`, on the lines 2 and 3"), "{twice}");
+    let hinted = of_file(&dir, "c.csv", "sep=;\nfile_name;text\np00.png;A, B\n");
+    assert_eq!(run(&hinted).unwrap().captions, 1);
 }
 
 #[test]

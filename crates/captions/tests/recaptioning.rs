@@ -344,6 +344,18 @@ fn captions_come_from_files_too() {
 }
 
 #[test]
+fn an_interrupt_is_heeded_while_pictures_are_hashed() {
+    let dir = world(3);
+    let interrupt = Interrupt::new();
+    interrupt.raise();
+    let mut events = 0;
+    let plan = config(&dir, "http://127.0.0.1:9/v1").plan().unwrap();
+    let report = recaption::run(&plan, &interrupt, &mut |_| events += 1).unwrap();
+    assert_eq!((report.outcome, report.images, events), (Outcome::Interrupted, 0, 0));
+    assert!(!dir.path().join("new.csv.journal").exists());
+}
+
+#[test]
 fn wrong_settings_are_refused_by_the_plan() {
     let dir = world(1);
     let said = |change: &dyn Fn(&mut RecaptionConfig)| {

@@ -8,7 +8,7 @@ use vodka_cli::{Exit, Session};
 
 #[derive(Args)]
 pub struct Recaption {
-    /// The folder of pictures, with a .txt caption beside each that has one
+    /// The folder of pictures, with captions in any format for those that have one
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
     /// Take the captions of this table: CSV, JSONL or Parquet (columns: image or file_name, caption or text)

@@ -94,9 +94,10 @@ fn write_parquet(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
 /// A column is missing; a row without a picture; two rows for one.
 pub(crate) fn read(path: &Path) -> Result<Vec<CaptionPair>> {
     let rows = read_columns(path, &[&["image"], &["original"], &["new"], &["model"]])?;
+    check_pictures(path, &rows)?;
     Ok(rows
         .into_iter()
-        .map(|cells| {
+        .map(|(_, cells)| {
             let [image, original, new, model] = cells.try_into().expect("there is a cell for each column");
             CaptionPair { image, original, new, model }
         })
@@ -110,31 +111,34 @@ pub(crate) fn read(path: &Path) -> Result<Vec<CaptionPair>> {
 /// # Errors
 /// As [`read`].
 pub(crate) fn read_new(path: &Path) -> Result<HashMap<String, String>> {
-    let rows = read_columns(path, &[&["image", "file_name"], &["caption", "text"]])?;
+    let mut rows = read_columns(path, &[&["image", "file_name"], &["caption", "text"]])?;
+    rows.iter_mut().for_each(|(_, cells)| cells[0] = cells[0].replace('\\', "/"));
+    check_pictures(path, &rows)?;
     Ok(rows
         .into_iter()
-        .map(|cells| {
-            let [image, caption] = cells.try_into().expect("there is a cell for each column");
-            (image.replace('\\', "/"), caption)
-        })
+        .map(|(_, cells)| <[String; 2]>::try_from(cells).expect("there is a cell for each column").into())
         .collect())
 }
 
 /// The cells of some columns, each of which may have one of several names; the first column is the picture.
-fn read_columns(path: &Path, wanted: &[&[&str]]) -> Result<Vec<Vec<String>>> {
-    let rows = match Form::of(path)? {
-        Form::Csv => of_csv(path, wanted)?,
-        Form::Jsonl => of_jsonl(path, wanted)?,
-        Form::Parquet => of_parquet(path, wanted)?,
-    };
+fn read_columns(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
+    match Form::of(path)? {
+        Form::Csv => of_csv(path, wanted),
+        Form::Jsonl => of_jsonl(path, wanted),
+        Form::Parquet => of_parquet(path, wanted),
+    }
+}
+
+/// Every row is of a picture, and of another one.
+fn check_pictures(path: &Path, rows: &[(u64, Vec<String>)]) -> Result<()> {
     let mut lines = HashMap::new();
-    for (line, cells) in &rows {
+    for (line, cells) in rows {
         let (line, image) = (*line, &cells[0]);
         if image.trim().is_empty() {
             return Err(Error::Cell {
                 path: path.to_path_buf(),
                 line,
-                column: wanted[0][0].to_owned(),
+                column: "image".to_owned(),
                 expected: "a picture",
                 found: image.clone(),
             });
@@ -144,8 +148,7 @@ fn read_columns(path: &Path, wanted: &[&[&str]]) -> Result<Vec<Vec<String>>> {
             return Err(Error::PictureTwice { path: path.to_path_buf(), image, first, second: line });
         }
     }
-    drop(lines);
-    Ok(rows.into_iter().map(|(_, cells)| cells).collect())
+    Ok(())
 }
 
 /// The one name under which a column is there.
@@ -169,7 +172,8 @@ type Rows = Vec<(u64, Vec<String>)>;
 
 fn of_csv(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
     let text = sheet::read_any_text(path)?;
-    let header = text.lines().next().unwrap_or_default();
+    let is_hint = |line: &str| line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep="));
+    let header = text.lines().find(|line| !line.trim().is_empty() && !is_hint(line)).unwrap_or_default();
     let key = wanted[0].iter().find(|name| sheet::separator(header, name).is_some()).unwrap_or(&wanted[0][0]);
     let sheet = Sheet::parse(path, &text, key, None)?;
     let header: Vec<_> = sheet.header.iter().map(|cell| cell.to_ascii_lowercase()).collect();

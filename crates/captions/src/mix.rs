@@ -1,15 +1,17 @@
 //! Mixes original and new captions: of each picture one or the other, by a share.
 
 use std::{
+    collections::HashMap,
     fmt, fs,
     path::{Component, Path, PathBuf},
 };
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{
-    Error as StageError, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, create_dir, hash_tree,
-    record_path,
+    ContentHash, Error as StageError, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, create_dir,
+    hash_file, hash_tree, record_path, write_atomic,
 };
 
 use crate::{
@@ -169,26 +171,48 @@ pub fn run(plan: &MixPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(MixEv
     let pairs = caption_table::read(&plan.captions)?;
     on_event(MixEvent::Started { images: pairs.len() as u64 });
     let (captions, report) = choose(plan, &pairs)?;
-    let partial = plan.output.with_file_name(format!(
-        ".{}.partial",
-        plan.output.file_name().unwrap_or_default().to_string_lossy()
-    ));
+    let partial = beside(&plan.output, "partial");
     remove(&partial)?;
     create_dir(&partial)?;
-    for (k, (path, text)) in captions.iter().enumerate() {
-        if k % BATCH == 0 {
-            on_event(MixEvent::Wrote { images: k as u64 });
-            if interrupt.is_raised() {
-                remove(&partial)?;
-                return Ok(MixReport { outcome: Outcome::Interrupted, ..report });
-            }
+    for (k, batch) in captions.chunks(BATCH).enumerate() {
+        on_event(MixEvent::Wrote { images: (k * BATCH) as u64 });
+        if interrupt.is_raised() {
+            remove(&partial)?;
+            return Ok(MixReport { outcome: Outcome::Interrupted, ..report });
         }
-        write_caption(&partial.join(path), text)?;
+        batch
+            .par_iter()
+            .try_for_each(|(path, text)| write_atomic(partial.join(path), format!("{text}\n")))?;
     }
-    remove(&plan.output)?;
-    fs::rename(&partial, &plan.output).map_err(|source| failed(&plan.output, source))?;
-    key.write(&record, &[&plan.output], &report)?;
+    let write_record = |record: &Path, folder: &Path| -> Result<()> {
+        // Hidden captions are not in the hash of the folder.
+        let hidden = captions.iter().filter(|(path, _)| is_unhashed(path)).map(|(path, _)| folder.join(path));
+        let outputs: Vec<_> = [folder.to_path_buf()].into_iter().chain(hidden).collect();
+        key.write(record, &outputs.iter().map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
+        Ok(())
+    };
+    // A run that is killed from here on leaves a folder that the one or the other record vouches for, or none.
+    let new_record = record_path(&partial);
+    write_record(&new_record, &partial)?;
+    let old = beside(&plan.output, "old.partial");
+    remove(&old)?;
+    if plan.output.exists() {
+        rename(&plan.output, &old)?;
+    }
+    rename(&partial, &plan.output)?;
+    write_record(&record, &plan.output)?;
+    fs::remove_file(&new_record).map_err(|source| failed(&new_record, source))?;
+    remove(&old)?;
     Ok(report)
+}
+
+/// A hidden name beside the output: of the folder that is being written, or of the one that it replaces.
+fn beside(output: &Path, ending: &str) -> PathBuf {
+    output.with_file_name(format!(".{}.{ending}", output.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    Ok(fs::rename(from, to).map_err(|source| failed(to, source))?)
 }
 
 fn failed(path: &Path, source: std::io::Error) -> StageError {
@@ -202,14 +226,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-fn write_caption(path: &Path, text: &str) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        create_dir(folder)?;
-    }
-    Ok(fs::write(path, format!("{text}\n")).map_err(|source| failed(path, source))?)
-}
-
-/// A folder that is replaced must be one that a mix has made, as it has made it.
+/// A folder that is replaced must be one that a mix has made, as it has made it, with nothing added.
 fn check_ours(output: &Path, record: &Path) -> Result<()> {
     let there = match fs::read_dir(output) {
         Ok(mut entries) => entries.next().is_some(),
@@ -219,17 +236,57 @@ fn check_ours(output: &Path, record: &Path) -> Result<()> {
     if !there {
         return Ok(());
     }
-    let ours = match record.exists().then(|| RunRecord::read(record)) {
-        Some(Ok(made)) if made.stage == "mix" => {
-            let hash = hash_tree(output, |_| true)?;
-            made.outputs.iter().any(|made| made.sha256 == hash)
-        }
-        _ => false,
-    };
-    match ours {
+    // The record of a run that was killed before it could write the one beside the folder.
+    let new_record = record_path(&beside(output, "partial"));
+    match holds_only(output, record)? {
         true => Ok(()),
+        // It is kept until this run has written its own.
+        false if holds_only(output, &new_record)? => rename(&new_record, record),
         false => Err(Error::FolderInTheWay { path: output.to_path_buf() }),
     }
+}
+
+/// Whether a folder holds what a record says, and nothing else.
+fn holds_only(output: &Path, record: &Path) -> Result<bool> {
+    let made = match record.exists().then(|| RunRecord::read(record)) {
+        Some(Ok(made)) if made.stage == "mix" => made,
+        _ => return Ok(false),
+    };
+    // The folder may have been recorded under the name that it had before.
+    let below = |path: &Path| -> PathBuf { path.components().skip(1).collect() };
+    let made: HashMap<_, _> = made.outputs.iter().map(|made| (below(&made.path), made.sha256)).collect();
+    let is = |path: &Path, hash: ContentHash| made.get(path) == Some(&hash);
+    let mut unhashed = Vec::new();
+    find_unhashed(output, Path::new(""), &mut unhashed)?;
+    for path in unhashed {
+        let file = output.join(&path);
+        if !file.is_file() || !is(&path, hash_file(file)?) {
+            return Ok(false);
+        }
+    }
+    Ok(is(Path::new(""), hash_tree(output, |_| true)?))
+}
+
+/// Whether the hash of a folder leaves a file in it out: what is hidden, and run records.
+fn is_unhashed(path: &Path) -> bool {
+    let is_hidden = |part: Component<'_>| part.as_os_str().as_encoded_bytes().starts_with(b".");
+    path.components().any(is_hidden) || path.to_string_lossy().ends_with(".run.json")
+}
+
+/// Finds the files in a folder that its hash leaves out.
+fn find_unhashed(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let path = root.join(folder);
+    let unread = |source| Error::Read { path: path.clone(), source };
+    for entry in fs::read_dir(&path).map_err(unread)? {
+        let entry = entry.map_err(unread)?;
+        let name = folder.join(entry.file_name());
+        if entry.file_type().map_err(unread)?.is_dir() {
+            find_unhashed(root, &name, found)?;
+        } else if is_unhashed(&name) {
+            found.push(name);
+        }
+    }
+    Ok(())
 }
 
 /// The caption files with their texts, and the report.

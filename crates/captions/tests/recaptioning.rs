@@ -74,13 +74,13 @@ fn is_anywhere(folder: &Path, bytes: &str) -> bool {
 #[test]
 fn a_service_is_asked_once_for_each_picture() {
     let dir = world(3);
-    let server = Server::start(|_, asked| caption(&format!(" A grey\n of {}, {KEY} ", asked.number())));
+    let server = Server::start(|_, asked| caption(&format!(" A grey\n of {} ", asked.number())));
     let report = run(&config(&dir, &server.endpoint)).unwrap();
     assert_eq!((report.outcome, report.images, report.captions), (Outcome::Done, 3, 3));
     assert_eq!(
         read(&dir, "new.csv"),
-        "image,original,new,model\np00.png,a circle,\"A grey of 0, ***\",painter-7b\n\
-         p02.png,,\"A grey of 2, ***\",painter-7b\nsub/p01.png,,\"A grey of 1, ***\",painter-7b\n"
+        "image,original,new,model\np00.png,a circle,A grey of 0,painter-7b\n\
+         p02.png,,A grey of 2,painter-7b\nsub/p01.png,,A grey of 1,painter-7b\n"
     );
     assert_eq!(server.numbers(), [0, 2, 1]);
     let asked = &server.asked()[0];
@@ -108,10 +108,7 @@ fn a_service_is_asked_once_for_each_picture() {
     };
     run(&jsonl).unwrap();
     let line = read(&dir, "new.jsonl").lines().next().unwrap().to_owned();
-    assert_eq!(
-        line,
-        r#"{"image":"p00.png","original":"a circle","new":"A grey of 0, sk-very-secret-key","model":"painter-7b"}"#
-    );
+    assert_eq!(line, r#"{"image":"p00.png","original":"a circle","new":"A grey of 0","model":"painter-7b"}"#);
     assert_eq!(server.asked().last().unwrap().authorization, None);
 }
 
@@ -198,7 +195,28 @@ fn refusals_are_answers_without_a_caption() {
     assert_eq!(reasons[2].0, "p09.png");
     assert_eq!(reasons[3], ("sub/p01.png", "an empty answer"));
     run(&config).unwrap();
-    assert_eq!(server.numbers(), [0, 2, 3, 1, 2], "only what was not answered is asked again");
+    assert_eq!(server.numbers(), [0, 2, 3, 1], "a picture that the service cannot read is not sent again");
+}
+
+#[test]
+fn pictures_that_the_service_refuses_do_not_end_the_run() {
+    let refuses = || Answer::Say(422, String::new(), "too small".to_owned());
+    let dir = world(14);
+    let server =
+        Server::start(move |place, _| if matches!(place, 0 | 13) { caption("fine") } else { refuses() });
+    let report = run(&config(&dir, &server.endpoint)).unwrap();
+    assert_eq!((report.outcome, report.captions, report.skipped.len()), (Outcome::Skipped, 2, 12));
+    assert_eq!(run(&config(&dir, &server.endpoint)).unwrap().outcome, Outcome::Unchanged);
+
+    let dir = world(12);
+    let server = Server::start(move |_, _| refuses());
+    let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+    assert!(error.starts_with("no answer for 10 pictures in a row"), "{error}");
+    assert_eq!(read(&dir, "new.csv.journal").matches("too small").count(), 0, "it may be the question");
+
+    let server = Server::start(|_, _| Answer::Say(402, String::new(), "no credit".to_owned()));
+    let error = run(&config(&dir, &server.endpoint)).unwrap_err().to_string();
+    assert_eq!(error, "the endpoint answers 402: no credit");
 }
 
 #[test]
@@ -319,6 +337,22 @@ fn captions_come_from_files_too() {
             .contains("line 1, column `caption`: expected text, found \"7\"")
     );
     assert!(said("c.docx", "").contains("ends neither in `.csv`"));
+    let twice = said("c.csv", "image,caption\na\\b.png,1\na/b.png,2\n");
+    assert!(twice.contains("has two captions for the picture `a/b.png`, on the lines 2 and 3"), "{twice}");
+    let hinted = of_file(&dir, "c.csv", "sep=;\nfile_name;text\np00.png;A, B\n");
+    assert_eq!(run(&hinted).unwrap().captions, 1);
+}
+
+#[test]
+fn an_interrupt_is_heeded_while_pictures_are_hashed() {
+    let dir = world(3);
+    let interrupt = Interrupt::new();
+    interrupt.raise();
+    let mut events = 0;
+    let plan = config(&dir, "http://127.0.0.1:9/v1").plan().unwrap();
+    let report = recaption::run(&plan, &interrupt, &mut |_| events += 1).unwrap();
+    assert_eq!((report.outcome, report.images, events), (Outcome::Interrupted, 0, 0));
+    assert!(!dir.path().join("new.csv.journal").exists());
 }
 
 #[test]
@@ -390,6 +424,45 @@ fn original_and_new_captions_are_mixed_by_a_share() {
     let error = mix(&dir, "t.csv", 0.5, 3).unwrap_err().to_string();
     assert!(error.contains("mixed` is in the way"), "{error}");
     assert_eq!(read(&dir, "mixed/d/1.txt"), "mine");
+}
+
+#[test]
+fn a_mix_that_was_killed_between_folder_and_record_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
+    mix(&dir, "t.csv", 0.0, 0).unwrap();
+    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
+
+    // As a run of another share leaves it that is killed right after the folder has taken its place.
+    let old = read(&dir, "mixed.run.json");
+    mix(&dir, "t.csv", 1.0, 0).unwrap();
+    let new = read(&dir, "mixed.run.json").replace("\"path\": \"mixed", "\"path\": \".mixed.partial");
+    fs::write(at(".mixed.partial.run.json"), new).unwrap();
+    fs::write(at("mixed.run.json"), old).unwrap();
+    fs::create_dir(at(".mixed.old.partial")).unwrap();
+    let report = mix(&dir, "t.csv", 1.0, 0).unwrap();
+    assert_eq!((report.outcome, report.new), (Outcome::Done, 2));
+    assert_eq!((read(&dir, "mixed/a.txt"), read(&dir, "mixed/.b.txt")), ("new\n".into(), "new\n".into()));
+    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
+    assert_eq!(mix(&dir, "t.csv", 1.0, 0).unwrap().outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn a_mix_deletes_nothing_that_it_has_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
+    mix(&dir, "t.csv", 0.0, 0).unwrap();
+    for name in ["mixed/.notes", "mixed/my.run.json", "mixed/.git/head"] {
+        fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        fs::write(at(name), "mine").unwrap();
+        assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })), "{name}");
+        assert_eq!(read(&dir, name), "mine");
+        fs::remove_file(at(name)).unwrap();
+    }
+    fs::write(at("mixed/.b.txt"), "mine").unwrap();
+    assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })));
 }
 
 #[test]

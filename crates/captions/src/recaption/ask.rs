@@ -33,6 +33,15 @@ impl Secret {
     fn redact(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
     }
+
+    /// What the server says about an error, in a line without the key.
+    fn said(&self, text: &str) -> String {
+        const SHOWN: usize = 200;
+        let parsed: Value = serde_json::from_str(text).unwrap_or_default();
+        let message = parsed["error"]["message"].as_str().or(parsed["error"].as_str()).unwrap_or(text);
+        let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.redact(&line).chars().take(SHOWN).collect()
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -111,17 +120,20 @@ impl Client {
         let (status, after) = (response.status().as_u16(), retry_after(response.headers()));
         let target = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
         let read = response.body_mut().with_config().limit(ANSWER_MAX).lossy_utf8(true).read_to_string();
-        let text = self.key.redact(&read.map_err(|error| again(&error))?);
+        let text = read.map_err(|error| again(&error))?;
+        let said = || self.key.said(&text);
         match status {
-            200..=299 => reply(&text).map_err(|reason| Failure::Again { reason, after: None }),
+            200..=299 => reply(&text, &self.key).map_err(|reason| Failure::Again { reason, after: None }),
             300..=399 => {
                 Err(Failure::All(Error::Redirected { to: self.key.redact(&target.unwrap_or_default()) }))
             }
-            401 | 403..=405 => Err(Failure::All(Error::Endpoint { status, said: said(&text) })),
-            408 | 409 | 425 | 429 | 500..=599 => {
-                Err(Failure::Again { reason: format!("the server answers {status}: {}", said(&text)), after })
+            400 | 413 | 415 | 422 | 451 => {
+                Err(Failure::Picture(format!("the server answers {status}: {}", said())))
             }
-            _ => Err(Failure::Picture(format!("the server answers {status}: {}", said(&text)))),
+            408 | 409 | 425 | 429 | 500..=599 => {
+                Err(Failure::Again { reason: format!("the server answers {status}: {}", said()), after })
+            }
+            _ => Err(Failure::All(Error::Endpoint { status, said: said() })),
         }
     }
 
@@ -164,24 +176,16 @@ pub(super) fn pause(failures: u32, base: Duration, wish: Option<Duration>) -> Du
     grown.max(wish.unwrap_or_default()).min(PAUSE_MAX)
 }
 
-/// What the server says about an error, in a line.
-fn said(text: &str) -> String {
-    const SHOWN: usize = 200;
-    let parsed: Value = serde_json::from_str(text).unwrap_or_default();
-    let message = parsed["error"]["message"].as_str().or(parsed["error"].as_str()).unwrap_or(text);
-    let line: String = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(SHOWN).collect()
-}
-
-/// Reads the answer of a chat; an error says what is wrong with it.
-fn reply(text: &str) -> Result<Reply, String> {
+/// Reads the answer of a chat; an error says what is wrong with it. Captions stay as they are, whatever the key is.
+fn reply(text: &str, key: &Secret) -> Result<Reply, String> {
     let answer: Value =
-        serde_json::from_str(text).map_err(|_| format!("the answer is not JSON: {}", said(text)))?;
+        serde_json::from_str(text).map_err(|_| format!("the answer is not JSON: {}", key.said(text)))?;
     let choice = &answer["choices"][0];
-    let message =
-        choice["message"].as_object().ok_or_else(|| format!("the answer has no message: {}", said(text)))?;
+    let message = choice["message"]
+        .as_object()
+        .ok_or_else(|| format!("the answer has no message: {}", key.said(text)))?;
     if let Some(refusal) = message.get("refusal").and_then(Value::as_str).filter(|text| !text.is_empty()) {
-        return Ok(Reply::None(format!("refused: {}", said(refusal))));
+        return Ok(Reply::None(format!("refused: {}", key.said(refusal))));
     }
     let finish = choice["finish_reason"].as_str().unwrap_or_default();
     if finish == "content_filter" {
@@ -190,7 +194,7 @@ fn reply(text: &str) -> Result<Reply, String> {
     let caption = Caption::new(&content(message.get("content").unwrap_or(&Value::Null))).text;
     Ok(match caption.as_str() {
         "" => Reply::None("an empty answer".to_owned()),
-        text if is_refusal(text) => Reply::None(format!("refused: {}", said(text))),
+        text if is_refusal(text) => Reply::None(format!("refused: {}", key.said(text))),
         _ => Reply::Caption { text: caption, cut: finish == "length" },
     })
 }
@@ -258,6 +262,7 @@ mod tests {
 
     #[test]
     fn answers_are_captions_refusals_or_nonsense() {
+        let reply = |text: &str| reply(text, &Secret::default());
         let of = |message: &str| {
             reply(&format!("{{\"choices\":[{{\"finish_reason\":\"stop\",\"message\":{message}}}]}}"))
         };
@@ -284,6 +289,22 @@ mod tests {
         assert_eq!(reply("<html>oops"), Err("the answer is not JSON: <html>oops".to_owned()));
         assert_eq!(reply("[]"), Err("the answer has no message: []".to_owned()));
         assert!(reply(r#"{"choices":[]}"#).is_err());
+    }
+
+    #[test]
+    fn captions_keep_the_word_that_is_the_key() {
+        let of = |content: &str, key: &str| {
+            let text = json!({ "choices": [{ "message": { "content": content } }] }).to_string();
+            reply(&text, &Secret::new(key))
+        };
+        for key in ["none", "ollama", "content"] {
+            let text = format!("A sign that says {key}.");
+            assert_eq!(of(&text, key), Ok(Reply::Caption { text, cut: false }));
+        }
+        assert_eq!(of("I cannot say sk-1", "sk-1"), Ok(Reply::None("refused: I cannot say ***".to_owned())));
+        assert_eq!(reply("sk-1", &Secret::new("sk-1")), Err("the answer is not JSON: ***".to_owned()));
+        let long = format!("{}sk-1234", "a".repeat(196));
+        assert!(!Secret::new("sk-1234").said(&long).contains("sk-"), "no part of a key is shown");
     }
 
     #[test]
@@ -315,7 +336,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_panics(text in any::<String>()) {
-            let _ = reply(&text);
+            let _ = reply(&text, &Secret::new("error"));
         }
 
         #[test]

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, hash_file, record_path};
@@ -228,7 +229,7 @@ impl RecaptionPlan {
     /// # Errors
     /// The pictures or their captions cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(&self.tasks()?)
+        self.key_of(&self.tasks(&Interrupt::new())?.expect("nothing interrupts it"))
     }
 
     fn key_of(&self, tasks: &[Task]) -> Result<RunKey> {
@@ -252,18 +253,23 @@ impl RecaptionPlan {
         Ok(key.input_hashed("originals", &self.images, originals.finish()))
     }
 
-    /// The pictures with their captions. What file the picture is only matters where it is sent.
-    fn tasks(&self) -> Result<Vec<Task>> {
-        let Captioned { pictures, mut captions, .. } = Captioned::read(&self.images)?;
+    /// The pictures with their captions; none where an interrupt came before. What file the picture is only matters where
+    /// it is sent.
+    fn tasks(&self, interrupt: &Interrupt) -> Result<Option<Vec<Task>>> {
+        let Captioned { pictures, captions, .. } = Captioned::read(&self.images)?;
         let task = |picture: Picture| {
-            let original = captions.remove(&picture.image).unwrap_or_default();
+            if interrupt.is_raised() {
+                return Ok(None);
+            }
+            let original = captions.get(&picture.image).map(|caption| caption.text.clone());
             let hash = match self.source {
                 Source::File(_) => vodka_stage::hash_bytes(""),
                 Source::Service(_) => hash_file(self.images.join(&picture.image))?,
             };
-            Ok(Task { picture, original: original.text, hash })
+            Ok(Some(Task { picture, original: original.unwrap_or_default(), hash }))
         };
-        pictures.into_iter().map(task).collect()
+        let tasks: Vec<_> = pictures.into_par_iter().map(task).collect::<Result<_>>()?;
+        Ok(tasks.into_iter().collect())
     }
 }
 
@@ -359,15 +365,17 @@ type Replies = BTreeMap<String, Result<Reply, String>>;
 /// reach the service for some pictures, asks about the others only.
 ///
 /// # Errors
-/// No pictures; two that share a caption; a caption that is not UTF-8; a file of captions that cannot be read; a service
-/// that refuses the key or the address, redirects, or gives no answer for several pictures in a row; an output that
-/// cannot be written.
+/// No pictures; two that share a caption; a caption or a file of captions that cannot be read; a service that refuses the
+/// key or the address, redirects, or gives no answer for several pictures in a row; an output that cannot be written.
 pub fn run(
     plan: &RecaptionPlan,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(RecaptionEvent),
 ) -> Result<RecaptionReport> {
-    let tasks = plan.tasks()?;
+    let Some(tasks) = plan.tasks(interrupt)? else {
+        let (_, report) = outcome(plan, &[], &Replies::new());
+        return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
+    };
     let key = plan.key_of(&tasks)?;
     let record = record_path(&plan.output);
     if let Some(report) = key.made::<RecaptionReport>(&record)? {

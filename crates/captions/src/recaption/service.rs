@@ -59,6 +59,8 @@ struct Shared<'a> {
     next: AtomicUsize,
     journal: Mutex<Journal>,
     failed_in_a_row: AtomicU32,
+    /// Whether the service has ever answered, in this run or an earlier one: then it is the picture that it cannot read.
+    has_answered: AtomicBool,
     stopped: AtomicBool,
     interrupt: &'a Interrupt,
 }
@@ -79,6 +81,7 @@ pub(super) fn ask_all(
     let journal = Journal::open(journal_path(&plan.output), key, |_, Entry { image, hash, reply }| {
         known.insert(image, (hash, reply));
     })?;
+    let has_answered = AtomicBool::new(!known.is_empty());
     let mut replies = BTreeMap::new();
     for task in tasks {
         if let Some((_, reply)) = known.remove(&task.picture.image).filter(|(hash, _)| *hash == task.hash) {
@@ -102,6 +105,7 @@ pub(super) fn ask_all(
         next: AtomicUsize::new(0),
         journal: Mutex::new(journal),
         failed_in_a_row: AtomicU32::new(0),
+        has_answered,
         stopped: AtomicBool::new(false),
         interrupt,
     };
@@ -164,6 +168,7 @@ impl Shared<'_> {
         let reply = match self.ask(&picture) {
             Ok(reply) => reply,
             Err(Failure::All(error)) => return Err(error),
+            Err(Failure::Picture(reason)) if self.has_answered.load(Ordering::Relaxed) => Reply::None(reason),
             Err(_) if self.is_over() => return Ok(None),
             Err(Failure::Again { reason, .. } | Failure::Picture(reason)) => {
                 let failed = self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
@@ -174,6 +179,7 @@ impl Shared<'_> {
             }
         };
         self.failed_in_a_row.store(0, Ordering::Relaxed);
+        self.has_answered.store(true, Ordering::Relaxed);
         let entry = Entry { image: image.clone(), hash: task.hash, reply };
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).append(&entry)?;
         Ok(Some((entry.image, Ok(entry.reply))))

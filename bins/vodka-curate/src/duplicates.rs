@@ -26,7 +26,7 @@ pub struct Arguments {
     /// The CSV of groups to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Write all but the best of each group to a CSV (image, reason) that --without takes
+    /// Write the pictures to spare, those within the distance of one that is kept, to a CSV (image, reason) that --without takes
     #[arg(long, value_name = "FILE")]
     exclude: Option<PathBuf>,
 }

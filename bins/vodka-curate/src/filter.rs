@@ -25,7 +25,7 @@ pub struct DatasetArguments {
     /// The table of pictures [default: TAGS.pictures.parquet beside TAGS.parquet, if it is there]
     #[arg(long, value_name = "FILE")]
     pictures: Option<PathBuf>,
-    /// The folder of .txt captions, in the same subfolders as the pictures [default: the folder of pictures]
+    /// The folder of captions, in whatever format, in the same subfolders as the pictures [default: the folder of pictures]
     #[arg(long, value_name = "DIR")]
     captions: Option<PathBuf>,
     /// The tagger's selected_tags.csv: tags that may be asked for though no picture has them
@@ -118,7 +118,8 @@ impl Arguments {
         let (dataset, action, explain) = (self.dataset.config(), self.action.config(), self.explain);
         // With --json the names are in the report.
         let prints = action == Action::List && !session.common().json;
-        session.stage(FilterConfig { dataset, query, query_file, action, explain }.plan(), |plan, session| {
+        let plan = FilterConfig { dataset, query, query_file, action, explain }.plan();
+        session.stage(plan.map_err(io::Error::other), |plan, session| {
             let bar = session.progress("files", 0);
             let mut names = Vec::new();
             let report = filter::run(plan, session.interrupt(), &mut |event| match event {
@@ -130,9 +131,19 @@ impl Arguments {
                 FilterEvent::Placing { files } => bar.set_total(files),
                 FilterEvent::Placed { files } => bar.set(files),
             });
-            // Whoever closed the pipe has read enough.
-            let _ = io::stdout().write_all(&names);
-            report
+            print(&names)?;
+            report.map_err(io::Error::other)
         })
+    }
+}
+
+fn print(names: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(names).and_then(|()| stdout.flush()) {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(io::Error::new(error.kind(), format!("cannot write the names: {error}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -163,3 +163,15 @@ fn commands_end_as_they_should() {
     ends("vodka-curate duplicates --pictures none.csv --output d.csv", 1);
     assert!(ends("vodka-curate segment --config none.toml", 2).contains("none.toml"));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_list_that_cannot_be_printed_is_an_error() {
+    let dir = world(&blocks());
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vodka-curate"));
+    command.current_dir(dir.path()).args(["filter", "--images", "images", "--query", "exists", "--list"]);
+    let output = command.stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), said.contains("cannot write the names: ")), (Some(1), true), "{said}");
+}

@@ -71,9 +71,14 @@ fn killed_at_any_moment_every_caption_is_old_or_new_and_undo_brings_all_back() {
     let images = dir.path().join("images");
     let before = files(&images);
     let mut kills = 0;
-    for (round, max_tags) in ["1", "2", "1", "2"].into_iter().enumerate() {
+    // A fast machine may finish a run before it is killed; from the second round on there are originals at once, and a run
+    // is killed before it can be through.
+    for (round, max_tags) in ["1", "2"].into_iter().cycle().enumerate() {
+        if round >= 4 && kills >= 2 {
+            break;
+        }
         let mut child = curate(&dir, &caption(&["--quiet", "--max-tags", max_tags])).spawn().unwrap();
-        let enough = (round + 1) * PICTURES / 6;
+        let enough = (round + 1).min(5) * PICTURES / 6;
         while child.try_wait().unwrap().is_none() && originals(&images) < enough {
             std::thread::yield_now();
         }
@@ -86,7 +91,6 @@ fn killed_at_any_moment_every_caption_is_old_or_new_and_undo_brings_all_back() {
             assert!(whole, "{number}.txt is neither old nor new: {found:?}");
         }
     }
-    assert!(kills >= 2, "only {kills} runs were killed in time");
     let output = curate(&dir, &["undo", "--images", "images"]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(files(&images), before);

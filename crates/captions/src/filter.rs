@@ -13,7 +13,7 @@ pub use crate::place::{Method, Placed};
 use crate::{
     Error, Result,
     caption::{check_apart, resolved},
-    place::{Item, items, place},
+    place::{Item, items, left_behind, place},
     query::{
         Dataset, DatasetPlan, Facts, Needs, Part, Query, Unread, check_shared, evaluate, write_exclusions,
     },
@@ -239,7 +239,8 @@ pub(crate) fn lines(f: &mut fmt::Formatter<'_>, lines: impl IntoIterator<Item = 
 /// any more. Files that no run has put there, or that were changed since, are never touched.
 ///
 /// # Errors
-/// See [`DatasetPlan::load`]; a file in the way; an output that cannot be written.
+/// A query that needs what the dataset does not have, or names a tag that is not there; a file that cannot be read;
+/// tables and a folder that have no picture in common; pictures that share a caption, where captions count; a file in the way; an output that cannot be written.
 pub fn run(
     plan: &FilterPlan,
     interrupt: &Interrupt,
@@ -315,10 +316,11 @@ fn act(
             write_exclusions(output, fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string())))?;
         }
         Action::Place { output, method } => {
-            let here = fits.iter().filter(|facts| facts.on_disk).map(|facts| facts.image.as_str());
+            let here = fits.iter().copied().filter(|facts| facts.on_disk);
             let missing = fits.iter().filter(|facts| !facts.on_disk).map(|facts| facts.image.clone());
             report.missing = missing.collect();
-            let all = all_items(plan, here, *method)?;
+            let (all, left) = all_items(plan, here, *method)?;
+            report.warnings.extend(left_behind(left));
             on_event(FilterEvent::Placing { files: all.len() as u64 });
             let mut on_placed = |files| on_event(FilterEvent::Placed { files });
             report.placed = place(output, &all, interrupt, &mut on_placed)?;
@@ -328,25 +330,28 @@ fn act(
     Ok(true)
 }
 
-/// The pictures with their captions.
+/// The pictures with their captions, and how many have captions that do not go with them.
 fn all_items<'a>(
     plan: &FilterPlan,
-    images: impl Iterator<Item = &'a str>,
+    pictures: impl Iterator<Item = &'a Facts>,
     method: Method,
-) -> Result<Vec<Item>> {
+) -> Result<(Vec<Item>, usize)> {
     let Some(root) = &plan.dataset.dataset().images else {
         return Err(Error::NoFolder { what: "copying" });
     };
     let captions = plan.dataset.captions().unwrap_or(root);
     let mut all = Vec::new();
     let mut captioned = Vec::new();
-    for image in images {
-        let items = items("", image, root, captions, method)?;
+    let mut left = 0;
+    for facts in pictures {
+        let items = items("", &facts.image, root, captions, method)?;
         if items.len() > 1 {
-            captioned.push(image);
+            captioned.push(facts.image.as_str());
+        } else {
+            left += usize::from(facts.caption.is_some());
         }
         all.extend(items);
     }
     check_shared(captions, captioned)?;
-    Ok(all)
+    Ok((all, left))
 }

@@ -1,7 +1,8 @@
 //! Puts pictures and captions into a folder, and knows which of the files there it has put.
 //!
 //! The list lies in that folder, one JSON object a line. A file is put on it before it is written and again after it,
-//! so that a killed run leaves none behind that is not on it. Whatever else lies in the folder is left alone, and what
+//! so that a killed run leaves none behind that is not on it; with what is about to be written, by which it is known
+//! again. Half-written files of a killed run are removed by the next one. Whatever else lies in the folder is left alone, and what
 //! lies where a file is to be put is an error, unless it is that file already.
 
 use std::{
@@ -14,8 +15,11 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use vodka_stage::{AtomicFile, Error as StageError, Interrupt, create_dir, write_atomic};
+use vodka_stage::{
+    AtomicFile, Error as StageError, Interrupt, create_dir, hash_bytes, hash_file, write_atomic,
+};
 
 use crate::{Error, Result, sidecar::read_bytes};
 
@@ -87,8 +91,11 @@ struct Entry {
     method: Option<Method>,
     /// The file that it was made from.
     source: Option<Stamp>,
-    /// The file itself; none while it is written.
+    /// The file itself; none before it is written for the first time.
     file: Option<Stamp>,
+    /// While it is written, what it is going to be ([`Item::fingerprint`]); the rest tells what was there before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<String>,
 }
 
 impl Item {
@@ -105,6 +112,46 @@ impl Item {
             Content::Text(_) => Ok(None),
         }
     }
+
+    /// What [`fingerprint`] finds once the item is written.
+    fn fingerprint(&self) -> Result<String> {
+        match &self.content {
+            Content::Text(text) => Ok(hash_bytes(text).to_string()),
+            Content::File(source, Method::Copy) => Ok(hash_file(source)?.to_string()),
+            Content::File(source, Method::HardLink) => {
+                let metadata = metadata_of(source)?;
+                metadata.map_or_else(|| Ok(String::new()), |found| file_fingerprint(source, &found))
+            }
+            Content::File(source, Method::Symlink) => Ok(target_fingerprint(&link_target(source)?)),
+        }
+    }
+}
+
+/// Whether a file has this [`Item::fingerprint`]: the target of a symbolic link, the file that a hard link is a name for,
+/// else the content.
+fn has_fingerprint(path: &Path, found: &Metadata, fingerprint: &str) -> Result<bool> {
+    if found.is_symlink() {
+        return Ok(fs::read_link(path).is_ok_and(|target| target_fingerprint(&target) == fingerprint));
+    }
+    let is_file = found.is_file();
+    Ok(is_file
+        && (file_fingerprint(path, found)? == fingerprint || hash_file(path)?.to_string() == fingerprint))
+}
+
+fn target_fingerprint(target: &Path) -> String {
+    format!("to {}", hash_bytes(target.as_os_str().as_encoded_bytes()))
+}
+
+#[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "elsewhere the file is read")]
+fn file_fingerprint(_: &Path, found: &Metadata) -> Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(format!("file {}:{}", found.dev(), found.ino()))
+}
+
+#[cfg(not(unix))]
+fn file_fingerprint(path: &Path, _: &Metadata) -> Result<String> {
+    Ok(hash_file(path)?.to_string())
 }
 
 /// The picture and its captions, as items below the folder `into` (empty for the folder itself).
@@ -133,6 +180,16 @@ pub(crate) fn items(
     Ok(items)
 }
 
+/// What to tell where pictures have captions in formats that do not go with them.
+pub(crate) fn left_behind(count: usize) -> Option<String> {
+    let endings = CAPTIONS.map(|ending| format!(".{ending}")).join(", ");
+    (count > 0).then(|| {
+        format!(
+            "the captions of {count} pictures stay behind: they are in no file that goes with one ({endings})"
+        )
+    })
+}
+
 /// Puts the items into the folder, and removes what earlier runs have put there and is no longer wanted. Everything is
 /// checked before the first file is written. `None` when interrupted.
 ///
@@ -145,6 +202,7 @@ pub(crate) fn place(
     on_placed: &mut dyn FnMut(u64),
 ) -> Result<Option<Placed>> {
     let mut list = List::read(folder)?;
+    list.remove_partials()?;
     let mut due = Vec::new();
     for item in items {
         if !list.is_there(item)? {
@@ -180,6 +238,18 @@ impl List {
         Ok(Self { folder: folder.to_path_buf(), entries })
     }
 
+    /// Removes what a killed run has half written.
+    fn remove_partials(&self) -> Result<()> {
+        for entry in self.entries.values().filter(|entry| entry.pending.is_some()) {
+            let path = self.folder.join(&entry.name);
+            if path.parent().is_some_and(Path::is_dir) {
+                // Its own file is the one that a new writer would use, and it vanishes with it.
+                drop(AtomicFile::create(path)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the file is as it should be; what is in its way is an error.
     fn is_there(&mut self, item: &Item) -> Result<bool> {
         let path = self.folder.join(&item.name);
@@ -188,24 +258,27 @@ impl List {
         if holds(&path, &found, item, entry.as_deref())? {
             if let Some(entry) = entry {
                 // The run that wrote it may have been killed before it could say so.
-                entry.file = Some(stamp(&found));
-                entry.source = item.source_stamp()?;
+                let (method, source) = (item.method(), item.source_stamp()?);
+                *entry = Entry { method, source, file: Some(stamp(&found)), pending: None, ..entry.clone() };
             }
             return Ok(true);
         }
         match entry {
-            Some(entry) if found.is_dir() || !entry.is_ours(&found) => Err(Error::Foreign { path }),
+            Some(entry) if found.is_dir() || !entry.is_ours(&path, &found)? => Err(Error::Foreign { path }),
             None => Err(Error::Foreign { path }),
             Some(_) => Ok(false),
         }
     }
 
     fn put(&mut self, items: &[&Item]) -> Result<()> {
-        let entry = |item: &Item| {
-            let source = item.source_stamp()?;
-            Ok(Entry { name: item.name.clone(), method: item.method(), source, file: None })
+        let pending = |item: &&Item| {
+            let name = item.name.clone();
+            let new = || Entry { name, method: item.method(), source: None, file: None, pending: None };
+            let before = self.entries.get(&item.name).cloned().unwrap_or_else(new);
+            Ok(Entry { pending: Some(item.fingerprint()?), ..before })
         };
-        let mut entries = items.iter().map(|item| entry(item)).collect::<Result<Vec<_>>>()?;
+        let mut entries = items.par_iter().map(pending).collect::<Result<Vec<_>>>()?;
+        let sources = items.iter().map(|item| item.source_stamp()).collect::<Result<Vec<_>>>()?;
         create_dir(&self.folder)?;
         self.append(&entries)?;
         let folder = &self.folder;
@@ -215,8 +288,9 @@ impl List {
             let writers: Vec<_> = shares.map(|share| scope.spawn(move || write(share))).collect();
             writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
         })?;
-        for entry in &mut entries {
-            entry.file = metadata(&self.folder.join(&entry.name))?.map(|found| stamp(&found));
+        for ((entry, item), source) in entries.iter_mut().zip(items).zip(sources) {
+            let file = metadata(&self.folder.join(&item.name))?.map(|found| stamp(&found));
+            *entry = Entry { name: item.name.clone(), method: item.method(), source, file, pending: None };
         }
         self.append(&entries)
     }
@@ -242,7 +316,7 @@ impl List {
             let entry = self.entries.remove(&name).expect("it was just there");
             match metadata(&path)? {
                 None => {}
-                Some(found) if entry.is_ours(&found) => {
+                Some(found) if entry.is_ours(&path, &found)? => {
                     fs::remove_file(&path).map_err(|source| write_error(&path, source))?;
                     placed.removed += 1;
                     remove_empty_folders(&self.folder, &path);
@@ -265,11 +339,11 @@ impl List {
 
 impl Entry {
     /// Whether the file is as we left it, or as we were about to leave it when the run was killed.
-    fn is_ours(&self, found: &Metadata) -> bool {
-        match (self.file, self.source) {
-            (Some(file), _) => file == stamp(found),
-            (None, Some(source)) => found.is_symlink() || source.bytes == found.len(),
-            (None, None) => true,
+    fn is_ours(&self, path: &Path, found: &Metadata) -> Result<bool> {
+        match &self.pending {
+            _ if self.file == Some(stamp(found)) => Ok(true),
+            Some(pending) => has_fingerprint(path, found, pending),
+            None => Ok(false),
         }
     }
 }

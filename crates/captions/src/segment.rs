@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     caption::check_apart,
     filter::{Method, Placed, lines},
-    place::{Content, Item, folder_settings, items, place},
+    place::{Content, Item, folder_settings, items, left_behind, place},
     query::{Dataset, DatasetPlan, Facts, Loaded, Needs, Query, Unread, check_shared, evaluate},
 };
 
@@ -302,7 +302,8 @@ impl fmt::Display for SegmentReport {
 /// what it has put there and is no longer wanted, and touches nothing else.
 ///
 /// # Errors
-/// See [`DatasetPlan::load`]; a file in the way; an output that cannot be written.
+/// A query that needs what the dataset does not have, or names a tag that is not there; a file that cannot be read;
+/// tables and a folder that have no picture in common; pictures that share a caption, where captions count; a file in the way; an output that cannot be written.
 pub fn run(
     plan: &SegmentPlan,
     interrupt: &Interrupt,
@@ -414,7 +415,7 @@ fn all_items(
     let captions = plan.dataset.captions().unwrap_or(&plan.images);
     let mut all = BTreeMap::new();
     let mut old_folders = BTreeSet::new();
-    let mut captioned = BTreeSet::new();
+    let (mut captioned, mut left) = (BTreeSet::new(), BTreeSet::new());
     for (segment, members) in plan.all().zip(members) {
         let files = segment.files(plan.settings);
         for place in members {
@@ -422,6 +423,8 @@ fn all_items(
             let items = items(&segment.name, image, &plan.images, captions, plan.method)?;
             if items.len() > 1 {
                 captioned.insert(image);
+            } else if pictures[*place].caption.is_some() {
+                left.insert(image);
             }
             all.extend(items.into_iter().map(|item| (item.name, item.content)));
             let folder = image.rsplit_once('/').map(|(folder, _)| folder);
@@ -438,6 +441,7 @@ fn all_items(
         }
     }
     check_shared(captions, captioned)?;
+    report.warnings.extend(left_behind(left.len()));
     for folder in old_folders {
         let found = folder_settings(&plan.images.join(folder));
         if !found.is_empty() {

@@ -16,7 +16,7 @@ use vodka_captions::{
     query::{Dataset, read_exclusions},
     segment::{self, Segment, SegmentConfig, SegmentReport, SettingsForm},
 };
-use vodka_stage::{Interrupt, Outcome, record_path};
+use vodka_stage::{Interrupt, Outcome, hash_bytes, record_path};
 use vodka_testkit::fixture;
 
 const TAGS: &str = "image,tag_id,tag,category,score\n\
@@ -202,12 +202,75 @@ fn a_killed_copy_goes_on() {
     let list = dir.path().join("out/.vodka-files");
     let text = fs::read_to_string(&list).unwrap();
     let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
-    let pending = lines[0].split(",\"file\"").next().unwrap().to_owned() + ",\"file\":null}";
+    assert_eq!((lines.len(), lines[0].contains("pending")), (5, false));
+    let pending = pending("a.png", "\"copy\"", "a");
     fs::write(&list, format!("\n{pending}\n{}", &lines[1][..20])).unwrap();
     fs::write(dir.path().join("out/.a.png.partial"), "x").unwrap();
     fs::remove_file(dir.path().join("out/sub/b.yaml")).unwrap();
     assert_eq!(run(&all).unwrap().placed.unwrap().written, 1);
+    assert!(!dir.path().join("out/.a.png.partial").exists());
     assert_eq!(run(&all).unwrap().outcome, Outcome::Unchanged);
+}
+
+/// A line of the list about a file that a killed run was about to write.
+fn pending(name: &str, method: &str, content: &str) -> String {
+    let hash = hash_bytes(content);
+    format!(
+        "{{\"name\":\"{name}\",\"method\":{method},\"source\":null,\"file\":null,\"pending\":\"{hash}\"}}"
+    )
+}
+
+#[cfg(unix)]
+#[test]
+fn after_a_kill_only_what_was_to_be_written_is_ours() {
+    let dir = world();
+    let all = copied(&dir, "tag:blurry>0.9", Method::Copy);
+    let place = |content: &str, lines: String| {
+        write(&dir, "out/a.png", content);
+        write(&dir, "out/.vodka-files", lines);
+    };
+    let list = |what: &str| pending("a.png", "\"copy\"", what);
+    // As long as the picture is; a text; a link; and without a word on what was to be written.
+    place("x", list("a"));
+    assert!(said(&all).contains("a.png` is in the way"));
+    place("x", list("a").replace("\"copy\"", "null"));
+    assert!(said(&all).contains("a.png` is in the way"));
+    place("x", list("a").split(",\"pending").next().unwrap().to_owned() + "}");
+    assert!(said(&all).contains("a.png` is in the way"));
+    fs::remove_file(dir.path().join("out/a.png")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", dir.path().join("out/a.png")).unwrap();
+    write(&dir, "out/.vodka-files", list("a"));
+    assert!(said(&all).contains("a.png` is in the way"));
+    fs::remove_file(dir.path().join("out/a.png")).unwrap();
+    // What was to be written is replaced.
+    place("old", list("old"));
+    run(&all).unwrap();
+    assert_eq!(read(&dir, "out/a.png"), "a");
+    // Killed before a file of an earlier run was replaced: that is still ours.
+    let text = read(&dir, "out/.vodka-files");
+    let line = text.lines().find(|line| line.contains("a.png")).unwrap();
+    let line = format!("{},\"pending\":\"{}\"}}", line.strip_suffix('}').unwrap(), hash_bytes("new"));
+    write(&dir, "out/.vodka-files", line);
+    write(&dir, "images/a.png", "new");
+    run(&all).unwrap();
+    assert_eq!(read(&dir, "out/a.png"), "new");
+}
+
+#[test]
+fn captions_that_stay_behind_are_told() {
+    let dir = world();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    fs::remove_file(dir.path().join("images/sub/b.txt")).unwrap();
+    fs::remove_file(dir.path().join("images/sub/b.yaml")).unwrap();
+    write(&dir, "images/metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"a heart\"}\n");
+    let report = run(&copied(&dir, "captioned", Method::Copy)).unwrap();
+    assert_eq!(report.fit, 1);
+    let note = "the captions of 1 pictures stay behind: they are in no file that goes with one";
+    assert!(report.warnings.iter().any(|warning| warning.starts_with(note)), "{report}");
+    let mut config = segments(&dir);
+    config.segment[0].query = Some("captioned".to_owned());
+    let report = divide(&config).unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.starts_with(note)), "{report}");
 }
 
 #[cfg(unix)]
@@ -359,6 +422,37 @@ fn an_output_among_the_pictures_is_refused() {
     config.dataset.images = None;
     config.query = Some("tag:blurry".into());
     assert_eq!(said(&config), "copying needs the folder of pictures, and none is given");
+}
+
+#[test]
+fn captions_without_pictures_are_hashed_and_edits_are_seen() {
+    let dir = world();
+    let output = dir.path().join("few.csv");
+    let mut exclude = config(&dir, "tokens<=3", Action::Exclude { output });
+    exclude.dataset.images = None;
+    exclude.dataset.captions = Some(dir.path().join("images"));
+    assert_eq!(run(&exclude).unwrap().fit, 2);
+    assert_eq!(run(&exclude).unwrap().outcome, Outcome::Unchanged);
+    write(&dir, "images/a.txt", "a heart, red, with an arrow");
+    let report = run(&exclude).unwrap();
+    assert_eq!((report.outcome, report.fit), (Outcome::Done, 1));
+    assert_eq!(read(&dir, "few.csv"), "image,reason\nsub/c.jpg,tokens<=3\n");
+}
+
+#[test]
+fn a_glob_that_is_too_long_is_an_error_of_the_query() {
+    let dir = world();
+    for query in ["name:", "folder:", "tag:"] {
+        let query = format!("{query}{}*", "?".repeat(200_000));
+        assert!(said(&config(&dir, &query, Action::Count)).contains("size limit"), "{}", &query[..10]);
+    }
+}
+
+#[test]
+fn several_tests_of_the_same_tags_have_their_own_scores() {
+    let dir = world();
+    assert_eq!(listed(&dir, "tag:blurry>0.9 and tag:solo<0.9 and tag:*>0.9"), ["a.png"]);
+    assert_eq!(listed(&dir, "tag:blurry=0 and tag:*l*>=0.7"), ["sub/c.jpg"]);
 }
 
 /// Sizes from headers are those of the decoded pictures, also of those that EXIF turns.
@@ -576,7 +670,7 @@ fn find(config: &DuplicatesConfig) -> Result<DuplicatesReport> {
 fn groups(report: &DuplicatesReport) -> Vec<(Kind, u32, Vec<&str>)> {
     let names = |group: &duplicates::Group| group.members.len();
     assert!(report.groups.iter().all(|group| names(group) > 1));
-    let group = |group: &'_ duplicates::Group| (group.kind, group.largest_distance);
+    let group = |group: &'_ duplicates::Group| (group.kind, group.largest_distance_from_kept);
     report
         .groups
         .iter()
@@ -592,7 +686,7 @@ fn groups_are_chained_and_the_best_is_kept() {
     // c is 4 bits from a and from d, which are 8 from each other; c has the most pixels, d is sharper than a.
     assert_eq!(
         groups(&report),
-        [(Kind::Near, 8, vec!["c.png", "d.png", "a.png", "b.png"]), (Kind::Exact, 0, vec!["f.png", "g.png"])]
+        [(Kind::Near, 4, vec!["c.png", "d.png", "a.png", "b.png"]), (Kind::Exact, 0, vec!["f.png", "g.png"])]
     );
     assert_eq!((report.images, report.flat), (8, 3));
     assert!(report.to_string().contains("note: 3 pictures are flat"), "{report}");
@@ -603,8 +697,11 @@ fn groups_are_chained_and_the_best_is_kept() {
     );
     let table = read(&dir, "groups.csv");
     let hash = "1".repeat(64);
-    assert!(table.starts_with("group,kind,largest_distance,keep,image,distance,"), "{table}");
-    assert!(table.contains(&format!("\n1,near,8,0,a.png,4,100,100,5,,{hash},00000000ffffffff\n")), "{table}");
+    assert!(table.starts_with("group,kind,largest_distance_from_kept,keep,image,like,distance,"), "{table}");
+    assert!(
+        table.contains(&format!("\n1,near,4,0,a.png,c.png,4,100,100,5,,{hash},00000000ffffffff\n")),
+        "{table}"
+    );
     assert_eq!(find(&config).unwrap().outcome, Outcome::Unchanged);
 
     config.distance = Some(3);
@@ -617,6 +714,32 @@ fn groups_are_chained_and_the_best_is_kept() {
     write(&dir, "without.txt", "c.png\nh.png\n");
     config.distance = Some(4);
     assert_eq!(groups(&find(&config).unwrap())[0].2, ["a.png", "b.png"]);
+}
+
+#[test]
+fn what_is_like_nothing_kept_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = duplicates(&dir);
+    config.pictures = dir.path().join("chain.csv");
+    // Each is 4 bits from the next; a and d are the best, and 12 bits apart.
+    let table = "image,width,height,sha256,phash\n\
+        a.png,90,90,1,00000000ffffffff\nb.png,10,10,2,00000000fffffff0\nc.png,20,20,3,00000000ffffff00\n\
+        d.png,30,30,4,00000000fffff000\n";
+    write(
+        &dir,
+        "chain.csv",
+        (1..=4).fold(table.to_owned(), |text, n| {
+            text.replace(&format!(",{n},"), &format!(",{},", n.to_string().repeat(64)))
+        }),
+    );
+    let report = find(&config).unwrap();
+    assert_eq!(groups(&report), [(Kind::Near, 4, vec!["a.png", "d.png", "c.png", "b.png"])]);
+    assert_eq!(
+        read(&dir, "spare.csv"),
+        "image,reason\nc.png,looks like d.png (4 bits apart)\nb.png,looks like a.png (4 bits apart)\n"
+    );
+    let said = "keep `a.png`, `d.png`, like `c.png` (4), `b.png` (4): at most 4 bits from what is kept";
+    assert!(report.to_string().contains(said), "{report}");
 }
 
 #[test]

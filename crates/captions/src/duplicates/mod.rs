@@ -45,7 +45,7 @@ pub struct DuplicatesConfig {
     pub distance: Option<u32>,
     /// The CSV to write.
     pub output: PathBuf,
-    /// A list of all but the best of each group to write, which [`crate::query::Dataset::without`] takes.
+    /// A list of the pictures to spare of each group to write, which [`crate::query::Dataset::without`] takes.
     #[serde(default)]
     pub exclude: Option<PathBuf>,
 }
@@ -123,10 +123,11 @@ pub struct DuplicatesReport {
 pub struct Group {
     /// Whether they are the same file.
     pub kind: Kind,
-    /// The most bits in which two of them differ. It may be more than was asked for: a is near b, and b near c.
-    pub largest_distance: u32,
-    /// The pictures, the one to keep first: that of the most pixels; among those the sharpest; then the largest file; then
-    /// the first by name.
+    /// The most bits in which one to spare differs from the kept one that it is like.
+    pub largest_distance_from_kept: u32,
+    /// The pictures, the best first: that of the most pixels; among those the sharpest; then the largest file; then the
+    /// first by name. In this order each is kept that is like none kept before it: where a is near b, and b near c, but
+    /// not c near a, that may be more than one.
     pub members: Vec<Member>,
 }
 
@@ -154,7 +155,9 @@ impl Kind {
 pub struct Member {
     /// The picture.
     pub image: String,
-    /// In how many bits it differs from the one to keep.
+    /// The picture to keep that it is like; none if it is to be kept itself.
+    pub like: Option<String>,
+    /// In how many bits it differs from that.
     pub distance: u32,
     /// Width and height in pixels, where known.
     pub size: Option<(u32, u32)>,
@@ -169,10 +172,10 @@ pub struct Member {
 }
 
 impl DuplicatesReport {
-    /// How many pictures there are besides the one to keep of each group of a kind.
+    /// How many groups of a kind there are, and how many pictures to spare in them.
     fn spare(&self, kind: Kind) -> (usize, usize) {
         let groups: Vec<_> = self.groups.iter().filter(|group| group.kind == kind).collect();
-        (groups.len(), groups.iter().map(|group| group.members.len() - 1).sum())
+        (groups.len(), groups.iter().map(|group| group.spare().count()).sum())
     }
 }
 
@@ -211,14 +214,16 @@ impl fmt::Display for DuplicatesReport {
 
 impl Group {
     fn line(&self) -> String {
-        let [first, rest @ ..] = &self.members[..] else { return String::new() };
-        let rest = rest.iter().map(|member| format!("`{}` ({})", member.image, member.distance));
-        let rest = rest.collect::<Vec<_>>().join(", ");
+        let joined = |texts: Vec<String>| texts.join(", ");
+        let kept = self.members.iter().filter(|member| member.like.is_none());
+        let kept = joined(kept.map(|member| format!("`{}`", member.image)).collect());
+        let spare = self.members.iter().filter(|member| member.like.is_some());
+        let spare = joined(spare.map(|member| format!("`{}` ({})", member.image, member.distance)).collect());
         match self.kind {
-            Kind::Exact => format!("keep `{}`, the same file as {rest}", first.image),
+            Kind::Exact => format!("keep {kept}, the same file as {spare}"),
             Kind::Near => {
-                let apart = self.largest_distance;
-                format!("keep `{}`, like {rest}: at most {apart} bits apart", first.image)
+                let apart = self.largest_distance_from_kept;
+                format!("keep {kept}, like {spare}: at most {apart} bits from what is kept")
             }
         }
     }
@@ -252,14 +257,21 @@ impl Candidate {
             .then(self.row.image.cmp(&a.row.image))
     }
 
-    fn member(&self, kept: &Self) -> Member {
-        let distance = match (self.row.phash, kept.row.phash) {
-            (Some(a), Some(b)) => (a ^ b).count_ones(),
-            _ => 0,
-        };
+    /// In how many bits they differ, if they are the same file or differ in no more bits than allowed.
+    fn distance(&self, other: &Self, allowed: Option<u32>) -> Option<u32> {
+        if self.row.hash.is_some() && self.row.hash == other.row.hash {
+            return Some(0);
+        }
+        let distance = (self.phash()? ^ other.phash()?).count_ones();
+        Some(distance).filter(|distance| Some(*distance) <= allowed)
+    }
+
+    /// The picture in a group; `like` is the kept one that it is like, and how far that is.
+    fn member(&self, like: Option<(&Self, u32)>) -> Member {
         Member {
             image: self.row.image.clone(),
-            distance,
+            like: like.map(|(kept, _)| kept.row.image.clone()),
+            distance: like.map_or(0, |(_, distance)| distance),
             size: self.row.size,
             sharpness: self.row.sharpness.map(|sharpness| sharpness.whole),
             bytes: self.bytes,
@@ -295,7 +307,10 @@ pub fn run(
     {
         return Ok(DuplicatesReport { outcome: Outcome::Interrupted, ..report });
     }
-    report.groups = groups(&candidates, &sets);
+    let Some(groups) = groups(&candidates, &sets, config.distance, interrupt) else {
+        return Ok(DuplicatesReport { outcome: Outcome::Interrupted, ..report });
+    };
+    report.groups = groups;
     write_groups(plan, &report)?;
     let mut outputs = vec![config.output.as_path()];
     if let Some(path) = &config.exclude {
@@ -403,56 +418,69 @@ fn join_alike(candidates: &[Candidate], distance: u32, sets: &Sets, interrupt: &
     complete
 }
 
-/// The sets of two pictures or more, in order of the name of what is kept.
-fn groups(candidates: &[Candidate], sets: &Sets) -> Vec<Group> {
+/// The sets of two pictures or more, in order of the name of the best. `None` when interrupted.
+fn groups(
+    candidates: &[Candidate],
+    sets: &Sets,
+    allowed: Option<u32>,
+    interrupt: &Interrupt,
+) -> Option<Vec<Group>> {
     let mut by_set: HashMap<u32, Vec<&Candidate>> = HashMap::new();
     for (candidate, number) in candidates.iter().zip(0..) {
         by_set.entry(sets.of(number)).or_default().push(candidate);
     }
     let several: Vec<_> = by_set.into_values().filter(|members| members.len() > 1).collect();
-    let mut groups: Vec<_> = several.into_par_iter().map(group).collect();
+    let groups = several.into_par_iter().map(|members| group(members, allowed, interrupt));
+    let mut groups = groups.collect::<Option<Vec<_>>>()?;
     groups.sort_unstable_by(|a, b| a.members[0].image.cmp(&b.members[0].image));
-    groups
+    Some(groups)
 }
 
-fn group(mut members: Vec<&Candidate>) -> Group {
-    members.sort_by(|a, b| a.rank(b));
-    let kept = members[0];
-    let same = kept.row.hash.is_some() && members.iter().all(|member| member.row.hash == kept.row.hash);
-    let hashes: BTreeSet<_> = members.iter().filter_map(|member| member.row.phash).collect();
-    let hashes: Vec<_> = hashes.into_iter().collect();
-    let farthest = |place: usize| {
-        let rest = hashes[place + 1..].iter();
-        rest.map(|hash| (hash ^ hashes[place]).count_ones()).max().unwrap_or(0)
-    };
-    Group {
-        kind: if same { Kind::Exact } else { Kind::Near },
-        largest_distance: (0..hashes.len()).into_par_iter().map(farthest).max().unwrap_or(0),
-        members: members.iter().map(|member| member.member(kept)).collect(),
+fn group(mut candidates: Vec<&Candidate>, allowed: Option<u32>, interrupt: &Interrupt) -> Option<Group> {
+    candidates.sort_by(|a, b| a.rank(b));
+    let best = candidates[0];
+    let same = best.row.hash.is_some() && candidates.iter().all(|other| other.row.hash == best.row.hash);
+    let mut kept: Vec<&Candidate> = Vec::new();
+    let mut members = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        if interrupt.is_raised() {
+            return None;
+        }
+        let alike = kept.iter().filter_map(|kept| Some((*kept, candidate.distance(kept, allowed)?)));
+        let like = alike.min_by_key(|(_, distance)| *distance);
+        members.push(candidate.member(like));
+        if like.is_none() {
+            kept.push(candidate);
+        }
     }
+    let largest_distance_from_kept = members.iter().map(|member| member.distance).max().unwrap_or(0);
+    Some(Group { kind: if same { Kind::Exact } else { Kind::Near }, largest_distance_from_kept, members })
 }
 
 impl Group {
-    /// All but the one to keep, each with the reason to leave it out.
+    /// Those not to keep, each with the reason to leave it out.
     fn spare(&self) -> impl Iterator<Item = (String, String)> + '_ {
-        let kept = &self.members[0];
-        self.members[1..].iter().map(|member| {
-            let reason = match member.sha256.is_some() && member.sha256 == kept.sha256 {
-                true => format!("the same file as {}", kept.image),
-                false => format!("looks like {} ({} bits apart)", kept.image, member.distance),
+        let kept = self.members.iter().filter(|member| member.like.is_none());
+        let kept: HashMap<_, _> = kept.map(|member| (&member.image, member.sha256)).collect();
+        self.members.iter().filter_map(move |member| {
+            let like = member.like.as_ref()?;
+            let reason = match member.sha256.is_some() && member.sha256 == kept[like] {
+                true => format!("the same file as {like}"),
+                false => format!("looks like {like} ({} bits apart)", member.distance),
             };
-            (member.image.clone(), reason)
+            Some((member.image.clone(), reason))
         })
     }
 }
 
 fn write_groups(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<()> {
-    const HEADER: [&str; 12] = [
+    const HEADER: [&str; 13] = [
         "group",
         "kind",
-        "largest_distance",
+        "largest_distance_from_kept",
         "keep",
         "image",
+        "like",
         "distance",
         "width",
         "height",
@@ -462,15 +490,16 @@ fn write_groups(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<()> 
         "phash",
     ];
     let rows = report.groups.iter().enumerate().flat_map(|(number, group)| {
-        group.members.iter().enumerate().map(move |(place, member)| {
-            let Member { image, distance, size, sharpness, bytes, sha256, phash } = member;
+        group.members.iter().map(move |member| {
+            let Member { image, like, distance, size, sharpness, bytes, sha256, phash } = member;
             let (width, height) = (text(size.map(|size| size.0)), text(size.map(|size| size.1)));
             vec![
                 (number + 1).to_string(),
                 group.kind.name().to_owned(),
-                group.largest_distance.to_string(),
-                u8::from(place == 0).to_string(),
+                group.largest_distance_from_kept.to_string(),
+                u8::from(like.is_none()).to_string(),
                 image.clone(),
+                text(like.as_ref()),
                 distance.to_string(),
                 width,
                 height,

@@ -1,7 +1,7 @@
 //! The dataset that a query is asked of: a folder of pictures, its captions, and the tagger's tables.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -152,17 +152,6 @@ impl DatasetPlan {
         &self.0
     }
 
-    /// Reads all that these queries need. The scores of the first query come first in each picture's.
-    ///
-    /// # Errors
-    /// A query that needs what the dataset does not have, or names a tag that is not there; a file that cannot be read;
-    /// tables and a folder that have no picture in common; two pictures that share a caption, where captions are needed.
-    pub fn load(&self, queries: &[&Query]) -> Result<Loaded> {
-        let needs = Needs::of(queries.iter().copied());
-        let pictures = self.on_disk(needs)?;
-        self.complete(queries, needs, pictures)
-    }
-
     /// That the dataset has what the query needs.
     pub(crate) fn check(&self, query: &Query) -> Result<()> {
         let Dataset { images, tags, pictures, captions, .. } = &self.0;
@@ -184,7 +173,7 @@ impl DatasetPlan {
         Ok(())
     }
 
-    /// What the folders say, without the tables.
+    /// What the folders say. Without a folder of pictures the tables are read only for which captions to read.
     pub(crate) fn on_disk(&self, needs: Needs) -> Result<Vec<Facts>> {
         let mut pictures = Vec::new();
         if let Some(root) = &self.0.images {
@@ -201,11 +190,27 @@ impl DatasetPlan {
                 let bytes = |image: &str| fs::metadata(root.join(image)).ok().map(|metadata| metadata.len());
                 pictures.par_iter_mut().for_each(|facts| facts.bytes = bytes(&facts.image));
             }
-            if needs.captions {
-                self.read_captions(&mut pictures)?;
-            }
+        } else if needs.captions {
+            pictures = self.named()?;
+        }
+        if needs.captions {
+            self.read_captions(&mut pictures)?;
         }
         Ok(pictures)
+    }
+
+    /// The pictures that the tables name, in order of name.
+    fn named(&self) -> Result<Vec<Facts>> {
+        let mut named = BTreeSet::new();
+        if let Some(path) = &self.0.pictures {
+            named.extend(PictureTable::read(path)?.rows.into_iter().map(|row| row.image));
+        }
+        if let Some(path) = &self.0.tags {
+            named.extend(TagTable::open(path)?.images()?);
+        }
+        let without = self.without()?;
+        let named = named.into_iter().filter(|image| !without.contains(image));
+        Ok(named.map(|image| Facts { image, ..Facts::default() }).collect())
     }
 
     fn without(&self) -> Result<BTreeSet<String>> {
@@ -244,7 +249,11 @@ impl DatasetPlan {
         for (number, path) in without.iter().enumerate() {
             key = key.input(&format!("without {}", number + 1), path, |_| true)?;
         }
-        let Some(root) = images else { return Ok(key) };
+        let (name, root) = match (images, self.captions()) {
+            (Some(images), _) => ("images", images.as_path()),
+            (None, Some(captions)) if needs.captions => ("captions", captions),
+            (None, _) => return Ok(key),
+        };
         let mut hasher = Hasher::default();
         for facts in pictures {
             hasher.piece(&facts.image);
@@ -254,7 +263,7 @@ impl DatasetPlan {
             }
             hasher.piece(format!("{:?}", facts.caption));
         }
-        Ok(key.input_hashed("images", root, hasher.finish()))
+        Ok(key.input_hashed(name, root, hasher.finish()))
     }
 
     /// Adds what the tables say.
@@ -338,13 +347,10 @@ impl DatasetPlan {
         let absent: Vec<_> = absent.collect();
         pictures.extend(absent);
         pictures.sort_unstable_by(|a, b| a.image.cmp(&b.image));
-        if self.0.images.is_none() && needs.captions {
-            self.read_captions(pictures)?;
-        }
         Ok(())
     }
 
-    /// The scores that the queries ask for: of each test only its own tags are read.
+    /// The scores that the queries ask for, a slot for each test: the tags of all of them are read at once.
     fn add_scores(
         &self,
         pictures: &mut [Facts],
@@ -356,16 +362,26 @@ impl DatasetPlan {
             return Ok(());
         }
         let (names, lowest) = self.names()?;
+        // For each tag the slots of the tests that mean it.
+        let mut slots: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut tests = 0;
         for query in queries {
             let (meant, unknown) = names.resolve(query, self.0.lenient)?;
             warnings.extend(unknown);
             warnings.extend(below_floor(query, lowest));
             for tags in meant {
-                let mut found = table.scores(&tags)?.by_image;
-                pictures.iter_mut().for_each(|facts| {
-                    let scores = found.remove(&facts.image).unwrap_or_default();
-                    facts.scores.push(scores.iter().map(|tag| tag.score).fold(0.0, f32::max));
-                });
+                tags.into_iter().for_each(|tag| slots.entry(tag).or_default().push(tests));
+                tests += 1;
+            }
+        }
+        let (tags, slots): (Vec<&str>, Vec<Vec<usize>>) = slots.into_iter().unzip();
+        let mut found = table.scores(&tags)?.by_image;
+        for facts in pictures {
+            facts.scores = vec![0.0; tests];
+            for score in found.remove(&facts.image).unwrap_or_default() {
+                for slot in &slots[score.tag] {
+                    facts.scores[*slot] = facts.scores[*slot].max(score.score);
+                }
             }
         }
         Ok(())

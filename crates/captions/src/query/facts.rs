@@ -90,11 +90,11 @@ fn plain_check(field: TextField, text: &str) -> Check {
         }
         TextField::Name => {
             let whole = text.contains('/');
-            let glob = glob(text, true);
+            let glob = glob(text, true).expect("checked when it was parsed");
             Box::new(move |facts| glob.is_match(if whole { &facts.image } else { last_part(&facts.image) }))
         }
         TextField::Folder => {
-            let glob = glob(text, true);
+            let glob = glob(text, true).expect("checked when it was parsed");
             Box::new(move |facts| {
                 let folders = facts.image.match_indices('/').map(|(end, _)| &facts.image[..end]);
                 folders.chain(["."]).any(|folder| glob.is_match(folder))

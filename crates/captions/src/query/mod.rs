@@ -61,11 +61,6 @@ impl Query {
         &self.expression
     }
 
-    /// As the user wrote it.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
     /// A fault of the test with this number.
     fn error(&self, test: usize, fault: QueryFault) -> QueryError {
         QueryError { text: self.text.clone(), at: self.places[test].clone(), fault: Box::new(fault) }

@@ -87,7 +87,7 @@ fn fits(name: &Pattern) -> Box<dyn Fn(&str) -> bool + '_> {
     match name {
         Pattern::Exact(name) => Box::new(move |tag| tag == name),
         Pattern::Glob(text) => {
-            let glob = glob(text, false);
+            let glob = glob(text, false).expect("checked when it was parsed");
             Box::new(move |tag| glob.is_match(tag))
         }
     }

@@ -8,6 +8,7 @@ use vodka_stage::nearest;
 
 use super::{
     fault::{QueryError, QueryFault},
+    glob::glob,
     lex::{Scanner, Token, Value, said},
     syntax::{
         Bound, Expression, Flag, NumberField, Pattern, Relation, ScoreKind, Test, TextField, TextMatch, Unit,
@@ -108,6 +109,9 @@ impl Parser<'_> {
             return Err(self.scanner.error(at, fault));
         }
         let is_glob = !quoted && name.contains(['*', '?']);
+        if is_glob {
+            self.check_regex(glob(&name, false), &at)?;
+        }
         let name = if is_glob { Pattern::Glob(name) } else { Pattern::Exact(name) };
         let Token::Relation(relation) = self.scanner.peek().0 else {
             return Ok(Test::Score { kind, name, bound: None });
@@ -177,21 +181,25 @@ impl Parser<'_> {
             TextField::Hash => text.to_lowercase(),
             _ => text,
         };
+        if matches!(field, TextField::Name | TextField::Folder) {
+            self.check_regex(glob(&text, true), &at)?;
+        }
         Ok(Test::Text { field, text: TextMatch::Plain(text) })
     }
 
     fn regex(&mut self, field: TextField) -> Result<Test, QueryError> {
         let Value { text, at, .. } = self.scanner.value("a regular expression in quotes")?;
-        match Regex::new(&text) {
-            Ok(_) => Ok(Test::Text { field, text: TextMatch::Regex(text) }),
-            Err(error) => {
-                let said = error.to_string();
-                // Below its own carets the crate says what is wrong.
-                let reason = said.lines().last().unwrap_or_default();
-                let reason = reason.trim_start_matches("error: ").to_owned();
-                Err(self.scanner.error(at, QueryFault::Regex { reason }))
-            }
-        }
+        self.check_regex(Regex::new(&text), &at)?;
+        Ok(Test::Text { field, text: TextMatch::Regex(text) })
+    }
+
+    fn check_regex(&self, regex: Result<Regex, regex::Error>, at: &Range<usize>) -> Result<(), QueryError> {
+        let Err(error) = regex else { return Ok(()) };
+        let said = error.to_string();
+        // Below its own carets the crate says what is wrong.
+        let reason = said.lines().last().unwrap_or_default();
+        let reason = reason.trim_start_matches("error: ").to_owned();
+        Err(self.scanner.error(at.clone(), QueryFault::Regex { reason }))
     }
 
     fn colon(&mut self) -> Result<(), QueryError> {

@@ -15,7 +15,7 @@ pub struct Analyse {
     /// The selection: any CSV with a column `name` and a column `include` (or `keep`) of 0 and 1
     #[arg(long, value_name = "FILE")]
     selection: PathBuf,
-    /// The folder of pictures, with a .txt caption beside each: count these only, and measure the captions
+    /// The folder of pictures, with captions in any format: count these only, and measure the captions
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
     /// The tagger's table of pictures, for their sharpness [default: tags.pictures.parquet beside tags.parquet, if there]

@@ -62,7 +62,7 @@ pub struct Arguments {
 #[group(required = true, multiple = false)]
 struct QueryArguments {
     /// Which pictures: `tag:blurry>0.9 and not tag:monochrome and width>=768 and tokens<=75` (docs/query.md)
-    #[arg(long, short, value_name = "QUERY")]
+    #[arg(long, value_name = "QUERY")]
     query: Option<String>,
     /// A file with the query, in which `#` starts a comment
     #[arg(long, value_name = "FILE")]

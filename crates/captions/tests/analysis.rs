@@ -374,17 +374,16 @@ fn an_interrupted_analysis_leaves_no_record() {
     assert_eq!(report.outcome, Outcome::Interrupted);
     assert!(report.to_string().starts_with("stopped before the analysis in"), "{report}");
     assert!(!small.at("out").exists() && !record_path(&small.at("out")).exists());
-    let interrupt = Interrupt::new();
-    let mut files = 0;
-    let report = run(&config.plan().unwrap(), &interrupt, &mut |_| {
-        files += 1;
-        if files == 2 {
-            interrupt.raise();
-        }
-    });
-    assert_eq!((report.unwrap().outcome, files), (Outcome::Interrupted, 2));
-    assert!(!record_path(&small.at("out")).exists());
     assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done);
+}
+
+#[test]
+fn files_of_others_are_not_overwritten() {
+    let small = Small::new();
+    small.write("out/tags.csv", "mine");
+    let said = small.said(&small.config());
+    assert!(said.contains("tags.csv` is in the way"), "{said}");
+    assert_eq!(std::fs::read_to_string(small.at("out/tags.csv")).unwrap(), "mine");
 }
 
 #[test]

@@ -124,6 +124,11 @@ fn a_list_of_exclusions_is_written_once_and_read_back() {
     fs::write(&output, "edited").unwrap();
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Done);
 
+    write(&dir, "images/a.txt", "a caption");
+    let onto = Action::Exclude { output: dir.path().join("images/a.txt") };
+    let error = said(&config(&dir, "tag:blurry", onto));
+    assert!(error.contains("a.txt` is in the way"), "{error}");
+    assert_eq!(read(&dir, "images/a.txt"), "a caption");
     let mut into_itself = exclude;
     into_itself.dataset.without = vec![output.clone()];
     assert!(said(&into_itself).ends_with("blurred.csv` is the input"));

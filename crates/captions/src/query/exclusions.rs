@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use crate::{Result, sheet};
+use crate::{Result, sheet, sidecar::read_bytes};
 
 /// Reads which pictures are left out: a CSV with a column `image` (the tagger's list of skipped pictures is one), or a
 /// name a line, as `vodka-curate filter --list` prints them.
@@ -26,7 +26,13 @@ pub fn read_exclusions(path: &Path) -> Result<BTreeSet<String>> {
 /// Writes a list of pictures to leave out, each with its reason.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or is there and is no such list.
 pub fn write_exclusions(path: &Path, images: impl IntoIterator<Item = (String, String)>) -> Result<()> {
-    sheet::write(path, &["image", "reason"], images.into_iter().map(|(image, reason)| vec![image, reason]))
+    const HEADER: [&str; 2] = ["image", "reason"];
+    if read_bytes(path)?
+        .is_some_and(|bytes| !bytes.is_empty() && !bytes.starts_with(HEADER.join(",").as_bytes()))
+    {
+        return Err(vodka_stage::Error::InTheWay { path: path.to_path_buf() }.into());
+    }
+    sheet::write(path, &HEADER, images.into_iter().map(|(image, reason)| vec![image, reason]))
 }

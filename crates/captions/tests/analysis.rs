@@ -383,7 +383,7 @@ fn files_of_others_are_not_overwritten() {
     small.write("out/tags.csv", "mine");
     let said = small.said(&small.config());
     assert!(said.contains("tags.csv` is in the way"), "{said}");
-    assert_eq!(std::fs::read_to_string(small.at("out/tags.csv")).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(small.at("out/tags.csv")).unwrap(), "mine");
 }
 
 #[test]

@@ -215,6 +215,40 @@ fn an_empty_replacement_drops_the_tag() {
     assert_eq!(cleaned(&rules, "artist_name solo"), "solo=0.5");
 }
 
+#[test]
+fn no_tag_vanishes_for_a_comma_or_an_unusable_replacement() {
+    let rules = rules(
+        r#"
+        blacklist = []
+        [[regex]]
+        pattern = "(x?)y(.*)"
+        replacement = "$1"
+        [[regex]]
+        pattern = "(.*)_and_(.*)"
+        replacement = "$1,$2"
+        [[regex]]
+        pattern = "never"
+        replacement = "ever"
+        "#,
+    );
+    let mut hits = RuleHits::default();
+    let mut picture = tags("hello,_world xyz yz cats_and_dogs");
+    rules.apply(&mut picture, &mut hits);
+    rules.apply(&mut tags("yz"), &mut hits);
+    assert_eq!(shown(&picture), "hello,_world=0.5 x=0.5 yz=0.5 cats_and_dogs=0.5");
+    let kept =
+        |times| format!("made an empty name or one with a comma {times} times: those tags kept their names");
+    assert_eq!(
+        rules.warnings(&hits),
+        [
+            format!("`rules.toml` line 4, regex `(x?)y(.*) -> $1` {}", kept(2)),
+            format!("`rules.toml` line 7, regex `(.*)_and_(.*) -> $1,$2` {}", kept(1)),
+            "`rules.toml` line 10, regex `never -> ever` hit nothing".to_owned(),
+        ]
+    );
+    assert_eq!(rules.report(&hits).iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 0, 0]);
+}
+
 /// Implications among few names, so that chains and circles are frequent.
 fn graph() -> impl Strategy<Value = Vec<(u8, u8)>> {
     prop::collection::vec((0..7_u8, 0..7_u8), 0..12)

@@ -162,7 +162,7 @@ impl Rules {
     ///
     /// # Errors
     /// A file that cannot be read; a key that is not known; a name that is empty or holds a comma; aliases that lead in
-    /// a circle, or from one name to two; a pattern that is none. Each with file and line.
+    /// a circle, or from one name to two; a pattern that is none; a replacement that names a group which its pattern lacks. Each with file and line.
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&crate::sheet::read_text(path)?, path)
     }

@@ -249,6 +249,22 @@ fn no_tag_vanishes_for_a_comma_or_an_unusable_replacement() {
     assert_eq!(rules.report(&hits).iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 0, 0]);
 }
 
+#[test]
+fn a_replacement_that_names_no_group_of_its_pattern_is_an_error() {
+    let with = |replacement: &str| {
+        format!("[[regex]]\npattern = '(?<hue>red|blue)_(.*)'\nreplacement = '{replacement}'")
+    };
+    for (replacement, group) in
+        [("$1_x", "1_x"), ("a$3", "3"), ("$$$hues", "hues"), ("${2}_${tone}", "tone"), ("${}", "")]
+    {
+        let text = said(&with(replacement));
+        let names = format!("`rules.toml` line 2, regex: the replacement names the group `{group}`, which");
+        assert!(text.starts_with(&names) && text.contains("`${1}_x`"), "{text}");
+    }
+    assert_eq!(cleaned(&rules(&with("$1-$")), "red_hat"), "red-$=0.5");
+    assert_eq!(cleaned(&rules(&with("${2}_x-$hue-$$1")), "red_hat"), "hat_x-red-$1=0.5");
+}
+
 /// Implications among few names, so that chains and circles are frequent.
 fn graph() -> impl Strategy<Value = Vec<(u8, u8)>> {
     prop::collection::vec((0..7_u8, 0..7_u8), 0..12)

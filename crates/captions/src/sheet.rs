@@ -55,10 +55,12 @@ impl Sheet {
             ReaderBuilder::new().delimiter(separator).comment(comment).from_reader(text.as_bytes());
         let broken = |source| Error::Csv { path: path.to_path_buf(), source };
         let header = reader.headers().map_err(broken)?.iter().map(|cell| cell.trim().to_owned()).collect();
+        let mut lines = Lines { text: text.as_bytes(), comment, place: 0, line: 1 };
         let mut rows = Vec::new();
         for record in reader.records() {
             let cells = record.map_err(broken)?;
-            let line = cells.position().map_or(0, csv::Position::line);
+            let start = cells.position().map_or(0, |position| position.byte() as usize);
+            let line = lines.of_record(start);
             if cells.iter().any(|cell| !cell.trim().is_empty()) {
                 rows.push(Row { line, cells });
             }
@@ -141,6 +143,33 @@ impl Sheet {
     }
 }
 
+/// Counts lines from record to record. The reader's own count is one too small after CRLF, of which it leaves the LF to
+/// the next record.
+struct Lines<'a> {
+    text: &'a [u8],
+    comment: Option<u8>,
+    place: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line of the record that is read from `start` on, after line breaks and comments. Records come in order.
+    fn of_record(&mut self, start: usize) -> u64 {
+        let mut in_comment = false;
+        while let Some(byte) = self.text.get(self.place) {
+            if self.place >= start {
+                in_comment = *byte != b'\n' && (in_comment || Some(*byte) == self.comment);
+                if !in_comment && !matches!(byte, b'\r' | b'\n') {
+                    break;
+                }
+            }
+            self.line += u64::from(*byte == b'\n');
+            self.place += 1;
+        }
+        self.line
+    }
+}
+
 /// The text of a UTF-8 file, without a byte-order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
@@ -205,4 +234,20 @@ pub(crate) fn bytes(
         writer.write_record(row).map_err(broken)?;
     }
     writer.into_inner().map_err(|error| broken(error.into_error().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_an_editor_with_lf_and_crlf() {
+        let text =
+            "sep=,\n# a comment\nname,note\na,1\n\n# b,\"\n#\nb,\"two\nlines\n\n#\"\nc,3\n,\n\"d\",#\n\n";
+        for text in [text.to_owned(), text.replace('\n', "\r\n")] {
+            let sheet = Sheet::parse(Path::new("a.csv"), &text, "name", Some(b'#')).unwrap();
+            let found: Vec<_> = sheet.rows.iter().map(|row| (&row.cells[0], row.line)).collect();
+            assert_eq!(found, [("a", 4), ("b", 8), ("c", 12), ("d", 14)], "{text:?}");
+        }
+    }
 }

@@ -105,6 +105,20 @@ fn a_table_as_spreadsheets_leave_it_is_read() {
 }
 
 #[test]
+fn a_tag_with_a_comma_stays() {
+    let dir = world(
+        "a.png,1,\"hello,_world\",general,0.5\na.png,2,ab,general,0.5\n",
+        "[[regex]]\npattern = 'ab'\nreplacement = 'a,b'",
+    );
+    let report = run(&dir, "tags.csv", "out.csv").unwrap();
+    assert_eq!(
+        read(&dir, "out.csv"),
+        format!("{HEADER}a.png,1,\"hello,_world\",general,0.5\na.png,2,ab,general,0.5\n")
+    );
+    assert!(report.to_string().contains("line 2, regex `ab -> a,b` made an empty name"), "{report}");
+}
+
+#[test]
 fn what_no_tagger_writes_is_refused() {
     let scattered = "a.png,1,x,general,0.5\nb.png,1,x,general,0.5\na.png,2,y,general,0.5\n";
     assert!(said(scattered, "").ends_with(

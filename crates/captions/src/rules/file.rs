@@ -314,9 +314,41 @@ impl Reader {
                 line: place.line,
                 source: Box::new(source),
             })?;
+            if let Some(group) = unknown_group(&regex, replacement) {
+                let text =
+                    format!("the replacement names the group `{group}`, which the pattern does not have");
+                let hint = "where a letter, a digit or `_` follows a group, write it as in `${1}_x`";
+                return Err(Error::RulePattern {
+                    path: self.files[0].clone(),
+                    line: place.line,
+                    source: Box::new(regex::Error::Syntax(format!("{text}; {hint}"))),
+                });
+            }
             let text = format!("{} -> {replacement}", pattern.get_ref());
             regexes.push((regex, replacement.clone(), self.rule(RuleKind::Regex, text, place)));
         }
         Ok(regexes)
     }
+}
+
+/// The first group that a replacement names and the pattern lacks, read as `Captures::expand` does.
+fn unknown_group<'a>(regex: &Regex, replacement: &'a str) -> Option<&'a str> {
+    let mut rest = replacement;
+    while let Some((_, after)) = rest.split_once('$') {
+        let bare = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+        let (group, next) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+            _ if after.starts_with('$') => (None, &after[1..]),
+            Some((group, next)) => (Some(group), next),
+            None => (Some(&after[..bare]).filter(|group| !group.is_empty()), &after[bare..]),
+        };
+        let known = |group: &str| match group.parse::<usize>() {
+            Ok(number) => number < regex.captures_len(),
+            Err(_) => regex.capture_names().flatten().any(|name| name == group),
+        };
+        if let Some(group) = group.filter(|group| !known(group)) {
+            return Some(group);
+        }
+        rest = next;
+    }
+    None
 }

@@ -8,7 +8,7 @@ mod glob;
 mod graph;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
 };
@@ -116,6 +116,8 @@ pub struct RuleHits {
     /// How many tags became one with another that had come to have the same name.
     pub merged: u64,
     counts: Vec<u64>,
+    /// How often what a regular expression made was no name, so that the tag kept the one it had.
+    unusable: BTreeMap<RuleId, u64>,
     reach: Reach,
     /// What becomes of a name after the implications.
     fates: HashMap<String, Fate>,
@@ -126,6 +128,8 @@ pub struct RuleHits {
 struct Fate {
     name: Option<String>,
     rules: Vec<RuleId>,
+    /// Those whose replacement made no name.
+    unusable: Vec<RuleId>,
 }
 
 impl fmt::Display for RuleKind {
@@ -158,7 +162,7 @@ impl Rules {
     ///
     /// # Errors
     /// A file that cannot be read; a key that is not known; a name that is empty or holds a comma; aliases that lead in
-    /// a circle, or from one name to two; a pattern that is none. Each with file and line.
+    /// a circle, or from one name to two; a pattern that is none; a replacement that names a group which its pattern lacks. Each with file and line.
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&crate::sheet::read_text(path)?, path)
     }
@@ -240,9 +244,10 @@ impl Rules {
 
     /// Blacklist, replacements and regular expressions. False where the tag is dropped.
     fn settle(&self, name: &mut String, hits: &mut RuleHits) -> bool {
-        let RuleHits { fates, counts, .. } = hits;
+        let RuleHits { fates, counts, unusable, .. } = hits;
         let mut apply = |fate: &Fate, name: &mut String| {
             fate.rules.iter().for_each(|rule| counts[*rule as usize] += 1);
+            fate.unusable.iter().for_each(|rule| *unusable.entry(*rule).or_default() += 1);
             match &fate.name {
                 Some(new) if new != name => name.clone_from(new),
                 Some(_) => {}
@@ -262,38 +267,45 @@ impl Rules {
     fn fate(&self, name: &str) -> Fate {
         let glob = || self.blacklist_globs.iter().find(|(glob, _)| glob.fits(name)).map(|(_, rule)| rule);
         if let Some(rule) = self.blacklist.get(name).or_else(glob) {
-            return Fate { name: None, rules: vec![*rule] };
+            return Fate { name: None, rules: vec![*rule], unusable: Vec::new() };
         }
-        let mut rules = Vec::new();
+        let (mut rules, mut unusable) = (Vec::new(), Vec::new());
         let mut name = name.to_owned();
         if let Some((to, rule)) = self.replace.get(&name) {
             rules.push(*rule);
             name.clone_from(to);
         }
         for (pattern, replacement, rule) in &self.regexes {
-            if let Some(found) = pattern.captures(&name) {
+            let Some(found) = pattern.captures(&name) else { continue };
+            if replacement.is_empty() {
                 rules.push(*rule);
-                let mut new = String::new();
-                found.expand(replacement, &mut new);
-                name = canonical(&new);
+                return Fate { name: None, rules, unusable };
+            }
+            let mut new = String::new();
+            found.expand(replacement, &mut new);
+            let new = canonical(&new);
+            // Nothing is no name, and captions could not tell one with a comma from two.
+            if new.is_empty() || new.contains(',') {
+                unusable.push(*rule);
+            } else {
+                rules.push(*rule);
+                name = new;
             }
         }
-        // A name without anything to say, and one that captions could not tell from two, is no tag.
-        Fate { name: (!name.is_empty() && !name.contains(',')).then_some(name), rules }
+        Fate { name: Some(name), rules, unusable }
     }
 
     /// How often each rule did something: those of the rules file all, those of the files it names where they did.
     pub fn report(&self, hits: &RuleHits) -> Vec<RuleUse> {
         let count = |id: usize| hits.counts.get(id).copied().unwrap_or_default();
         let told = self.rules.iter().enumerate().filter(|(id, rule)| rule.file == 0 || count(*id) > 0);
-        told.map(|(id, rule)| RuleUse {
-            kind: rule.kind,
-            rule: rule.text.to_string(),
-            file: self.files[rule.file as usize].clone(),
-            line: rule.line.into(),
-            hits: count(id),
-        })
-        .collect()
+        told.map(|(id, _)| self.rule_use(id, count(id))).collect()
+    }
+
+    fn rule_use(&self, id: usize, hits: u64) -> RuleUse {
+        let Rule { kind, text, file, line } = &self.rules[id];
+        let file = self.files[*file as usize].clone();
+        RuleUse { kind: *kind, rule: text.to_string(), file, line: (*line).into(), hits }
     }
 
     /// How many rules of each file that the rules file names did something.
@@ -308,10 +320,21 @@ impl Rules {
         uses.split_off(1)
     }
 
-    /// What is suspicious: rules that did nothing, and implications in a circle.
+    /// What is suspicious: replacements that made no name, rules that did nothing, and implications in a circle.
     pub fn warnings(&self, hits: &RuleHits) -> Vec<String> {
-        let unused = self.report(hits).into_iter().filter(|rule| rule.hits == 0);
-        let mut warnings: Vec<_> = unused.map(|rule| format!("{rule} hit nothing")).collect();
+        let unusable = hits.unusable.iter().map(|(id, times)| {
+            let rule = self.rule_use(*id as usize, 0);
+            format!(
+                "{rule} made an empty name or one with a comma {times} times: those tags kept their names"
+            )
+        });
+        let mut warnings: Vec<_> = unusable.collect();
+        let unused = |(id, rule): (usize, &Rule)| {
+            let id_hits = hits.counts.get(id).copied().unwrap_or_default();
+            let silent = rule.file == 0 && id_hits == 0 && !hits.unusable.contains_key(&(id as RuleId));
+            silent.then(|| format!("{} hit nothing", self.rule_use(id, 0)))
+        };
+        warnings.extend(self.rules.iter().enumerate().filter_map(unused));
         let files = self.files_used(hits).into_iter().filter(|file| file.used == 0);
         warnings.extend(
             files.map(|file| {

@@ -215,6 +215,56 @@ fn an_empty_replacement_drops_the_tag() {
     assert_eq!(cleaned(&rules, "artist_name solo"), "solo=0.5");
 }
 
+#[test]
+fn no_tag_vanishes_for_a_comma_or_an_unusable_replacement() {
+    let rules = rules(
+        r#"
+        blacklist = []
+        [[regex]]
+        pattern = "(x?)y(.*)"
+        replacement = "$1"
+        [[regex]]
+        pattern = "(.*)_and_(.*)"
+        replacement = "$1,$2"
+        [[regex]]
+        pattern = "never"
+        replacement = "ever"
+        "#,
+    );
+    let mut hits = RuleHits::default();
+    let mut picture = tags("hello,_world xyz yz cats_and_dogs");
+    rules.apply(&mut picture, &mut hits);
+    rules.apply(&mut tags("yz"), &mut hits);
+    assert_eq!(shown(&picture), "hello,_world=0.5 x=0.5 yz=0.5 cats_and_dogs=0.5");
+    let kept =
+        |times| format!("made an empty name or one with a comma {times} times: those tags kept their names");
+    assert_eq!(
+        rules.warnings(&hits),
+        [
+            format!("`rules.toml` line 4, regex `(x?)y(.*) -> $1` {}", kept(2)),
+            format!("`rules.toml` line 7, regex `(.*)_and_(.*) -> $1,$2` {}", kept(1)),
+            "`rules.toml` line 10, regex `never -> ever` hit nothing".to_owned(),
+        ]
+    );
+    assert_eq!(rules.report(&hits).iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 0, 0]);
+}
+
+#[test]
+fn a_replacement_that_names_no_group_of_its_pattern_is_an_error() {
+    let with = |replacement: &str| {
+        format!("[[regex]]\npattern = '(?<hue>red|blue)_(.*)'\nreplacement = '{replacement}'")
+    };
+    for (replacement, group) in
+        [("$1_x", "1_x"), ("a$3", "3"), ("$$$hues", "hues"), ("${2}_${tone}", "tone"), ("${}", "")]
+    {
+        let text = said(&with(replacement));
+        let names = format!("`rules.toml` line 2, regex: the replacement names the group `{group}`, which");
+        assert!(text.starts_with(&names) && text.contains("`${1}_x`"), "{text}");
+    }
+    assert_eq!(cleaned(&rules(&with("$1-$")), "red_hat"), "red-$=0.5");
+    assert_eq!(cleaned(&rules(&with("${2}_x-$hue-$$1")), "red_hat"), "hat_x-red-$1=0.5");
+}
+
 /// Implications among few names, so that chains and circles are frequent.
 fn graph() -> impl Strategy<Value = Vec<(u8, u8)>> {
     prop::collection::vec((0..7_u8, 0..7_u8), 0..12)

@@ -2,16 +2,17 @@
 
 mod about;
 mod walk;
+mod warnings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use polars::prelude::{
-    Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
+    AnyValue, Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
     LazyFileListReader, LazyFrame, PlRefPath, PolarsError, PolarsResult, ScanArgsParquet, UniqueKeepStrategy,
     col, len, lit,
 };
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use about::{About, Sharpness};
 pub(crate) use walk::{Scored, Visitor, Walked, categories, walk};
+pub(crate) use warnings::{below_floor, list, missing_tags, other_vocabulary};
 
 use crate::{Error, Result, TagScore, canonical, sheet};
 
@@ -87,9 +89,10 @@ impl TagTable {
     /// Opens a tag table and checks its columns and scores.
     ///
     /// # Errors
-    /// The file cannot be read; a column is missing or of another type; a score is missing, not a number, or not
-    /// within 0 to 1.
+    /// The file cannot be read; a row of a CSV has more or fewer fields than the header; a column is missing or of
+    /// another type; a score is missing, not a number, or not within 0 to 1.
     pub fn open(path: &Path) -> Result<Self> {
+        check_fields(path)?;
         let mut table = Self { path: path.to_path_buf(), rows: scan(path)?, spellings: Vec::new() };
         table.check_scores()?;
         let tags = table.collect(table.rows.clone().group_by([col("tag")]).agg([len().alias("rows")]))?;
@@ -215,15 +218,10 @@ impl TagTable {
             return Ok(());
         }
         let cell = |name| {
-            found.column(name).and_then(|column| column.get(0)).map(|cell| cell.str_value().into_owned())
+            let cell = found.column(name).and_then(|column| column.get(0));
+            cell.map(|cell| text(&cell)).map_err(|source| self.broken(source))
         };
-        let cell = |name| cell(name).map_err(|source| self.broken(source));
-        Err(Error::Score {
-            path: self.path.clone(),
-            image: cell("image")?,
-            tag: cell("tag")?,
-            found: cell("score")?,
-        })
+        Err(wrong_row(&self.path, cell("image")?, cell("tag")?, cell("score")?))
     }
 
     fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
@@ -332,18 +330,64 @@ fn scan_parquet(path: &Path) -> PolarsResult<LazyFrame> {
     )
 }
 
-/// All columns as text: what is a number is said when it is cast.
-fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
+/// The text of a cell, if it is not empty.
+fn text(cell: &AnyValue<'_>) -> Option<String> {
+    (!cell.is_null()).then(|| cell.str_value().into_owned())
+}
+
+/// What is wrong with a row that no tagger writes; empty cells are none.
+pub(crate) fn wrong_row(
+    path: &Path,
+    image: Option<String>,
+    tag: Option<String>,
+    found: Option<String>,
+) -> Error {
+    let path = path.to_path_buf();
+    let found = found.unwrap_or_else(|| "null".to_owned());
+    let row = |what: &str, name: Option<String>| {
+        let name = name.map_or("with nothing else".to_owned(), |name| format!("{what} `{name}`"));
+        format!("{name} and the score {found}")
+    };
+    match (image, tag) {
+        (None, tag) => Error::EmptyCell { row: row("with the tag", tag), path, column: "image" },
+        (image, None) => Error::EmptyCell { row: row("with the picture", image), path, column: "tag" },
+        (Some(image), Some(tag)) => Error::Score { path, image, tag, found },
+    }
+}
+
+/// Makes sure that each row of a CSV has as many fields as the header. Polars drops those that are too many, so that a
+/// decimal comma would cut a score, and fills up those that are too few.
+fn check_fields(path: &Path) -> Result<()> {
+    if is_parquet(path)? {
+        return Ok(());
+    }
+    let unreadable = |source| Error::Read { path: path.to_path_buf(), source };
+    let separator = separator(path).map_err(unreadable)?;
+    let file = File::open(path).map_err(unreadable)?;
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(separator).buffer_capacity(1 << 20).from_reader(file);
+    let mut record = csv::ByteRecord::new();
+    let mut next = || reader.read_byte_record(&mut record);
+    while next().map_err(|source| Error::Csv { path: path.to_path_buf(), source })? {}
+    Ok(())
+}
+
+fn separator(path: &Path) -> io::Result<u8> {
     let mut start = Vec::new();
     File::open(path)?.take(4096).read_to_end(&mut start)?;
     let start = String::from_utf8_lossy(&start);
-    let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image");
+    Ok(sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b','))
+}
+
+/// All columns as text: what is a number is said when it is cast.
+fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
     LazyCsvReader::new(PlRefPath::try_from_path(path)?)
-        .with_separator(separator.unwrap_or(b','))
+        .with_separator(separator(path)?)
         .with_infer_schema_length(Some(0))
         .with_glob(false)
         .finish()
 }
+
 /// The table of pictures that the tagger has written beside a tag table, `tags.pictures.parquet` for `tags.parquet`, if it
 /// is there.
 pub(crate) fn pictures_beside(tags: &Path) -> Option<PathBuf> {

@@ -27,9 +27,6 @@ use crate::{Error, Result, TagScore, canonical, sheet};
 /// The columns of a tag table.
 const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
 
-/// The equal-width buckets of a score histogram.
-pub const BUCKETS: usize = 10;
-
 /// A tag table on disk, Parquet or CSV: one row per picture and tag. Rows are read when they are asked for, and only
 /// those that are asked for are held in memory.
 ///
@@ -70,21 +67,6 @@ pub struct Double {
     pub images: usize,
 }
 
-/// How often a tag occurs, and with which scores.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TagFrequency {
-    /// The canonical name.
-    pub tag: String,
-    /// How many pictures have it, at any score that the table holds.
-    pub images: u64,
-    /// How many have it at the minimum score or above.
-    pub images_at_min_score: u64,
-    /// The mean of the scores that the table holds; none where there is no such score.
-    pub mean_score: Option<f64>,
-    /// How many scores lie in each tenth of 0 to 1; a bucket holds its lower bound, the last one 1 as well.
-    pub histogram: [u64; BUCKETS],
-}
-
 impl TagTable {
     /// Opens a tag table and checks its columns and scores.
     ///
@@ -106,11 +88,6 @@ impl TagTable {
     /// The canonical names of all tags in the table.
     pub fn tags(&self) -> BTreeSet<&str> {
         self.spellings.iter().map(|(_, name)| name.as_str()).collect()
-    }
-
-    /// The tags that the table spells in several ways, with their spellings.
-    pub fn respelled(&self) -> Vec<(String, Vec<String>)> {
-        respelled(&self.spellings)
     }
 
     /// The pictures that the table names.
@@ -151,44 +128,6 @@ impl TagTable {
             Double { tag: vocabulary[tag].to_owned(), spellings, images }
         };
         Ok(Scores { by_image, doubles: doubled.into_iter().map(double).collect() })
-    }
-
-    /// The frequencies of the tags of `vocabulary`, in its order.
-    pub fn frequencies(&self, vocabulary: &[&str], min_score: f32) -> Result<Vec<TagFrequency>> {
-        let at_least = |bound: f32| col("score").gt_eq(lit(bound)).cast(DataType::UInt64).sum();
-        let mut columns = vec![
-            col("score").cast(DataType::Float64).mean().alias("mean"),
-            at_least(min_score).alias("at_min_score"),
-        ];
-        columns
-            .extend((0..BUCKETS).map(|k| at_least(k as f32 / BUCKETS as f32).alias(format!("at_least_{k}"))));
-        let found = self.collect(self.merged(vocabulary)?.group_by([col("place")]).agg(columns))?;
-
-        let mut frequencies: Vec<_> = vocabulary.iter().map(|tag| TagFrequency::none(tag)).collect();
-        let mean: Vec<_> = self.numbers(&found, "mean")?.collect();
-        let at_min_score: Vec<_> = self.numbers(&found, "at_min_score")?.collect();
-        let at_least = (0..BUCKETS)
-            .map(|k| {
-                Ok(self.numbers(&found, &format!("at_least_{k}"))?.map(|n| n as u64).collect::<Vec<_>>())
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (row, place) in self.numbers(&found, "place")?.enumerate() {
-            let frequency = &mut frequencies[place as usize];
-            frequency.images = at_least[0][row];
-            frequency.images_at_min_score = at_min_score[row] as u64;
-            frequency.mean_score = Some(mean[row]);
-            for k in 0..BUCKETS {
-                let above = at_least.get(k + 1).map_or(0, |counts| counts[row]);
-                frequency.histogram[k] = at_least[k][row] - above;
-            }
-        }
-        Ok(frequencies)
-    }
-
-    /// How many pictures have at least one of these tags, at any score that the table holds.
-    pub fn images_with_any(&self, tags: &[&str]) -> Result<u64> {
-        let images = self.merged(tags)?.select([col("image")]).unique(None, UniqueKeepStrategy::Any);
-        Ok(self.collect(images.select([len().alias("images")]))?.column("images").map_or(0.0, first) as u64)
     }
 
     /// One row per picture and tag: `image`, `place` in the vocabulary, the highest `score`, and of how many `rows`.
@@ -255,13 +194,6 @@ impl TagTable {
     }
 }
 
-impl TagFrequency {
-    fn none(tag: &str) -> Self {
-        let tag = tag.to_owned();
-        Self { tag, images: 0, images_at_min_score: 0, mean_score: None, histogram: [0; BUCKETS] }
-    }
-}
-
 /// Of spellings with their canonical forms, the forms that are spelled in several ways.
 pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<String>)> {
     let mut spelled: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -274,10 +206,6 @@ pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<Stri
 
 fn broken(path: &Path, source: PolarsError) -> Error {
     Error::Table { path: path.to_path_buf(), source: Box::new(source) }
-}
-
-fn first(column: &Column) -> f64 {
-    column.get(0).ok().and_then(|cell| cell.extract()).unwrap_or_default()
 }
 
 fn join(rows: LazyFrame, wanted: LazyFrame, column: &str) -> LazyFrame {

@@ -125,7 +125,7 @@ fn rows_with_more_or_fewer_fields_are_errors() {
     let text = said("image;tag_id;tag;category;score\na.png;1;solo;general\n");
     assert!(text.contains("line: 2") && text.contains("4 fields"), "{text}");
     let dir = tempfile::tempdir().unwrap();
-    let text = format!("{HEADER}a.png,1,\"a, \"\"b\"\"\",general,0.5\r\n\r\n");
+    let text = format!("{HEADER}a.png,1,\"a, \"\"b\"\"\",general,0.5\r\n");
     TagTable::open(&write(dir.path(), &text)).unwrap();
 }
 

@@ -96,12 +96,22 @@ pub enum Error {
     Score {
         /// The table.
         path: PathBuf,
-        /// The picture, or `null`.
+        /// The picture.
         image: String,
-        /// The tag, or `null`.
+        /// The tag.
         tag: String,
         /// The score, `NaN`, or `null`.
         found: String,
+    },
+    /// A row of a tag table that names no picture or no tag.
+    #[error("`{path}`: the cell `{column}` is empty in a row {row}")]
+    EmptyCell {
+        /// The table.
+        path: PathBuf,
+        /// `image` or `tag`.
+        column: &'static str,
+        /// What else the row says.
+        row: String,
     },
     /// A setting outside its range.
     #[error("{setting} is {found}, expected {expected}")]

@@ -60,5 +60,5 @@ pub use names::{KAOMOJI, canonical, displayed};
 pub use rules::{ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles};
 pub use selection::{Selected, Selection};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
-pub use table::{Double, Scores, TagFrequency, TagTable};
+pub use table::{Double, Scores, TagTable};
 pub use template::Facts;

@@ -15,7 +15,7 @@ use polars::prelude::{
 };
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Result, selection::parse_count, sheet};
+use crate::{Error, Result, selection::parse_count, sheet, table::wrong_row};
 
 /// The columns of a tag table.
 const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
@@ -109,13 +109,8 @@ fn checked<'a>(path: &Path, row: Row<'a>) -> Result<Row<'a>> {
     if (0.0..=1.0).contains(&score) && !image.is_empty() && !tag.trim().is_empty() {
         return Ok(row);
     }
-    let shown = |text: &str| if text.trim().is_empty() { "null".to_owned() } else { text.to_owned() };
-    Err(Error::Score {
-        path: path.to_path_buf(),
-        image: shown(image),
-        tag: shown(tag),
-        found: score.to_string(),
-    })
+    let [image, tag] = [image, tag].map(|text| (!text.trim().is_empty()).then(|| text.to_owned()));
+    Err(wrong_row(path, image, tag, Some(score.to_string())))
 }
 
 fn columns<'a>(path: &Path, found: impl Iterator<Item = &'a str>) -> Error {

@@ -503,3 +503,17 @@ fn the_floor_in_the_metadata_of_parquet_counts() {
     let error = analyse(&inputs(&path, &["blurry"]), &Interrupt::new()).unwrap_err();
     assert!(matches!(error, Error::Table { .. }), "{error}");
 }
+
+#[test]
+fn rows_with_more_or_fewer_fields_and_empty_cells_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let tags = dir.path().join("tags.csv");
+    let error = |rows: &str| {
+        fs::write(&tags, format!("{HEADER}{rows}")).unwrap();
+        analyse(&inputs(&tags, &["blurry"]), &Interrupt::new()).unwrap_err()
+    };
+    assert!(matches!(error("a.png,1,blurry,general,0,95\n"), Error::Csv { .. }));
+    assert!(matches!(error("a.png,1,blurry,general\n"), Error::Csv { .. }));
+    let empty = error("a.png,1,,general,0.5\n").to_string();
+    assert!(empty.contains("the cell `tag` is empty in a row with the picture `a.png`"), "{empty}");
+}

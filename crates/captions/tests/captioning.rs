@@ -355,3 +355,23 @@ fn a_picture_that_is_skipped_now_gets_its_original_back() {
         "what is written now is the original"
     );
 }
+
+#[test]
+fn a_table_from_another_model_or_floor_is_told() {
+    let dir = world();
+    assert!(run(&config(&dir)).unwrap().warnings.is_empty());
+    let key = vodka_stage::RunKey::new("tag", &serde_json::json!({ "min_score": 0.35 }), None);
+    key.write(&record_path(&dir.path().join("tags.csv")), &[], &"").unwrap();
+    write(&dir, "selection.csv", "name,include,threshold\nblurry,1,0.5\nsolo,1,0.2\nsunset,1,\n");
+    let report = run(&config(&dir)).unwrap();
+    let [floor, missing] = report.warnings.as_slice() else { panic!("{:?}", report.warnings) };
+    assert!(
+        floor.contains("from the score 0.35 on") && floor.contains(" 0.2, 0.3 are those at 0.35"),
+        "{floor}"
+    );
+    assert_eq!(missing, "1 selected tags are not in the tag table: `sunset`");
+    assert!(report.to_string().ends_with(&format!("\nwarning: {floor}\nwarning: {missing}")), "{report}");
+
+    write(&dir, "selection.csv", "name,include\nsunset,1\n");
+    assert!(matches!(run(&config(&dir)), Err(Error::OtherVocabulary { selected: 1, .. })));
+}

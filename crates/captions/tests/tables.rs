@@ -70,15 +70,9 @@ fn doubles_are_merged_and_reported() {
     assert_eq!(scores.by_image["a.png"], [TagScore { tag: 1, score: 0.75 }]);
     assert_eq!(scores.by_image["b.png"], [TagScore { tag: 1, score: 0.5 }]);
     assert_eq!((scores.doubles[0].tag.as_str(), scores.doubles[0].images), ("blurry", 1));
-    assert_eq!(table.respelled()[0].1, [" Blurry", "blurry", "blurry "]);
+    assert_eq!(scores.doubles[0].spellings, [" Blurry", "blurry", "blurry "]);
     table.restrict(["b.png", "c.png"]).unwrap();
     assert_eq!(table.images().unwrap().len(), 1);
-    assert_eq!(table.images_with_any(&["blurry", "solo"]).unwrap(), 1);
-    assert_eq!(table.images_with_any(&["solo"]).unwrap(), 0);
-    let frequency = &table.frequencies(&["solo", "blurry"], 0.5).unwrap();
-    assert_eq!((frequency[0].images, frequency[0].mean_score), (0, None));
-    assert_eq!((frequency[1].images, frequency[1].images_at_min_score), (1, 1));
-    assert_eq!(frequency[1].histogram, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -108,10 +102,31 @@ fn wrong_tables_are_told_apart() {
     assert!(text.contains("found NaN"), "{text}");
     let text = said(&format!("{HEADER}a.png,1,solo,general,\n"));
     assert!(text.contains("found null"), "{text}");
+    let text = said(&format!("{HEADER}a.png,1,,general,0.5\n"));
+    assert!(
+        text.contains("the cell `tag` is empty in a row with the picture `a.png` and the score 0.5"),
+        "{text}"
+    );
+    let text = said(&format!("{HEADER},1,solo,general,0.5\n"));
+    assert!(
+        text.contains("the cell `image` is empty in a row with the tag `solo` and the score 0.5"),
+        "{text}"
+    );
     let text = said(&format!("{HEADER}a.png,1,solo,general,high\n"));
     assert!(text.contains("cannot read the tag table") && text.contains("high"), "{text}");
     assert!(said("").contains("cannot read the tag table"));
     assert!(matches!(TagTable::open(Path::new("no/tags.csv")), Err(Error::Read { .. })));
+}
+
+#[test]
+fn rows_with_more_or_fewer_fields_are_errors() {
+    let text = said(&format!("{HEADER}a.png,1,solo,general,0.5\na.png,1,blurry,general,0,95\n"));
+    assert!(text.contains("tags.csv") && text.contains("line: 3") && text.contains("6 fields"), "{text}");
+    let text = said("image;tag_id;tag;category;score\na.png;1;solo;general\n");
+    assert!(text.contains("line: 2") && text.contains("4 fields"), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("{HEADER}a.png,1,\"a, \"\"b\"\"\",general,0.5\r\n");
+    TagTable::open(&write(dir.path(), &text)).unwrap();
 }
 
 #[test]

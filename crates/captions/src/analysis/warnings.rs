@@ -1,15 +1,10 @@
 //! What a user should know about the tables that went into an analysis.
 
-use vodka_stage::{RunRecord, record_path};
-
 use super::{AnalysisInputs, labels::Labels, survey::Survey};
 use crate::{
     Result,
-    table::{About, Walked},
+    table::{About, Walked, below_floor, list, missing_tags, other_vocabulary},
 };
-
-/// So many names stand for all.
-const EXAMPLES: usize = 5;
 
 /// Sentences about the inputs, in a fixed order.
 pub(super) fn warnings(
@@ -20,14 +15,15 @@ pub(super) fn warnings(
     let about = About::read(&inputs.tags)?;
     let survey = &walked.visitor;
     let mut warnings = Vec::new();
-    warnings.extend(about.floor.and_then(|floor| below_floor(inputs, floor)));
-    warnings.extend(other_vocabulary(inputs, &about));
+    let scores = inputs.settings.thresholds.iter().chain([&inputs.settings.min_score]).copied();
+    warnings.extend(below_floor(&inputs.tags, &about, "counts at", scores));
+    warnings.extend(other_vocabulary(&inputs.tags, &about, &inputs.selection_path));
     warnings.extend(other_pictures(inputs, &about)?);
     if let Some(path) = inputs.pictures.as_ref().filter(|_| survey.sharpness.is_empty() && survey.tagged > 0)
     {
         warnings.push(format!("`{}` has none of the pictures of the tag table", path.display()));
     }
-    warnings.extend(missing_tags(inputs, survey));
+    warnings.extend(missing_tags(absent_tags(inputs, survey)));
     if inputs.captions.is_some() && survey.absent > 0 {
         warnings.push(format!("{} pictures of the tag table are not in the folder", survey.absent));
     }
@@ -47,32 +43,6 @@ pub(super) fn warnings(
     Ok(warnings)
 }
 
-/// Thresholds that count no more than the table's floor does.
-fn below_floor(inputs: &AnalysisInputs, floor: f32) -> Option<String> {
-    let settings = &inputs.settings;
-    let below =
-        settings.thresholds.iter().chain([&settings.min_score]).filter(|threshold| **threshold < floor);
-    let mut below: Vec<_> = below.map(ToString::to_string).collect();
-    below.dedup();
-    below.sort();
-    below.dedup();
-    (!below.is_empty()).then(|| {
-        let (table, below) = (inputs.tags.display(), below.join(", "));
-        format!("`{table}` was written from the score {floor} on: what is below is not in it, counts at {below} are those at {floor}")
-    })
-}
-
-/// Whether the selection was made from another vocabulary than the table's.
-fn other_vocabulary(inputs: &AnalysisInputs, about: &About) -> Option<String> {
-    let record = RunRecord::read(&record_path(&inputs.selection_path)).ok()?;
-    let selected_from = record.inputs.get("labels")?.sha256.to_string();
-    let differs = about.labels.as_ref().is_some_and(|labels| *labels != selected_from);
-    differs.then(|| {
-        let (table, selection) = (inputs.tags.display(), inputs.selection_path.display());
-        format!("`{table}` and the selection `{selection}` are of models with different vocabularies")
-    })
-}
-
 /// Whether the table of pictures was written in another run than the table of tags.
 fn other_pictures(inputs: &AnalysisInputs, tags: &About) -> Result<Option<String>> {
     let Some(path) = &inputs.pictures else { return Ok(None) };
@@ -89,11 +59,9 @@ fn other_pictures(inputs: &AnalysisInputs, tags: &About) -> Result<Option<String
     })
 }
 
-fn missing_tags(inputs: &AnalysisInputs, survey: &Survey<'_>) -> Option<String> {
-    let missing = inputs.selection.iter().zip(&survey.is_there).filter(|(_, is_there)| !**is_there);
-    let missing: Vec<_> = missing.map(|(tag, _)| tag.as_str()).collect();
-    let count = missing.len();
-    list(missing).map(|names| format!("{count} selected tags are not in the tag table: {names}"))
+fn absent_tags<'a>(inputs: &'a AnalysisInputs, survey: &Survey<'_>) -> Vec<&'a str> {
+    let absent = inputs.selection.iter().zip(&survey.is_there).filter(|(_, is_there)| !**is_there);
+    absent.map(|(tag, _)| tag.as_str()).collect()
 }
 
 fn empty_groups<'a>(inputs: &'a AnalysisInputs, survey: &Survey<'_>) -> Vec<&'a str> {
@@ -110,13 +78,4 @@ fn unused_labels(inputs: &AnalysisInputs, labels: &Labels, survey: &Survey<'_>) 
     let images =
         (absent > 0).then(|| format!("labels of {absent} pictures that the tag table does not name"));
     tags.into_iter().chain(images).collect()
-}
-
-/// The first few names, in backquotes; none of none.
-fn list(names: Vec<&str>) -> Option<String> {
-    let mut shown: Vec<_> = names.iter().take(EXAMPLES).map(|name| format!("`{name}`")).collect();
-    if names.len() > EXAMPLES {
-        shown.push("...".to_owned());
-    }
-    (!shown.is_empty()).then(|| shown.join(", "))
 }

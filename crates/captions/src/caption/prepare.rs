@@ -19,6 +19,7 @@ use crate::{
     CaptionFormat, CaptionSource, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result,
     TagScore, TagTable, choose_by, displayed, gather, named, new_key,
     sidecar::{all_pictures, check_shared},
+    table::{About, below_floor, missing_tags, other_vocabulary},
     template::Template,
     written::Written,
 };
@@ -113,6 +114,7 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
     let in_table = table.images()?;
     let images: BTreeSet<_> = read.pictures.iter().map(|picture| picture.image.as_str()).collect();
     let untagged = check_images(plan, &in_table, &images)?;
+    let warnings = warnings(plan, &vocabulary, &table)?;
     table.restrict(images.iter().copied())?;
     let names: Vec<_> = vocabulary.names.iter().map(String::as_str).collect();
     let scores = table.scores(&names)?;
@@ -129,6 +131,7 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
         guessed: read.gathered.set.guessed.clone(),
         unknown: read.gathered.set.unknown.clone(),
         doubles: scores.doubles,
+        warnings,
     };
     let template = plan.style.template.as_deref().map(Template::new).transpose()?;
     let maker = Maker { plan, vocabulary: &vocabulary, template: template.as_ref(), joining: plan.joining() };
@@ -431,6 +434,28 @@ fn check_images(
         });
     }
     Ok(untagged)
+}
+
+/// What the user should know about the tag table.
+fn warnings(plan: &CaptionPlan, vocabulary: &Vocabulary, table: &TagTable) -> Result<Vec<String>> {
+    let there = table.tags();
+    let selected = vocabulary.names[..vocabulary.selected].iter().map(String::as_str);
+    let missing: Vec<_> = selected.filter(|tag| !there.contains(tag)).collect();
+    if let Some(example) = there.first().filter(|_| missing.len() == vocabulary.selected) {
+        return Err(Error::OtherVocabulary {
+            table: plan.tags.clone(),
+            selected: vocabulary.selected,
+            example: (*example).to_owned(),
+        });
+    }
+    let about = About::read(&plan.tags)?;
+    let floors = vocabulary.floors.iter().copied();
+    let warnings = [
+        below_floor(&plan.tags, &about, "captions at the minimum", floors),
+        other_vocabulary(&plan.tags, &about, &plan.selection),
+        missing_tags(missing),
+    ];
+    Ok(warnings.into_iter().flatten().collect())
 }
 
 fn no_caption(plan: &CaptionPlan, skipped: &[Skipped]) -> Error {

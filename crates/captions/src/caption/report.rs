@@ -52,6 +52,9 @@ pub struct CaptionReport {
     pub unknown: Vec<String>,
     /// Tags that pictures have more than once in the table; the highest score counted.
     pub doubles: Vec<Double>,
+    /// What the user should know about the tag table: a minimum score below its floor, one from another model.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A picture whose caption is longer than trainers take.
@@ -116,7 +119,7 @@ impl fmt::Display for CaptionReport {
         if *absent > 0 {
             write!(f, "\n{absent} pictures of the tag table are not in the folder")?;
         }
-        Ok(())
+        self.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
     }
 }
 

@@ -12,7 +12,7 @@ use polars::prelude::{
 };
 use vodka_stage::{RunRecord, record_path};
 
-use super::{broken, is_parquet, is_text, scan_csv, scan_parquet, walk::comes_before};
+use super::{broken, check_fields, is_parquet, is_text, scan_csv, scan_parquet, walk::comes_before};
 use crate::{Error, Result};
 
 /// So many pictures ahead the next one is looked for.
@@ -150,6 +150,7 @@ fn rows(path: &Path) -> Result<LazyFrame> {
         expected: expected.to_owned(),
         found,
     };
+    check_fields(path)?;
     let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
         .map_err(|source| broken(path, source))?;
     let schema = rows.collect_schema().map_err(|source| broken(path, source))?;

@@ -2,16 +2,17 @@
 
 mod about;
 mod walk;
+mod warnings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use polars::prelude::{
-    Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
+    AnyValue, Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
     LazyFileListReader, LazyFrame, PlRefPath, PolarsError, PolarsResult, ScanArgsParquet, UniqueKeepStrategy,
     col, len, lit,
 };
@@ -19,14 +20,12 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use about::{About, Sharpness};
 pub(crate) use walk::{Scored, Visitor, Walked, categories, walk};
+pub(crate) use warnings::{below_floor, list, missing_tags, other_vocabulary};
 
 use crate::{Error, Result, TagScore, canonical, sheet};
 
 /// The columns of a tag table.
 const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
-
-/// The equal-width buckets of a score histogram.
-pub const BUCKETS: usize = 10;
 
 /// A tag table on disk, Parquet or CSV: one row per picture and tag. Rows are read when they are asked for, and only
 /// those that are asked for are held in memory.
@@ -68,28 +67,14 @@ pub struct Double {
     pub images: usize,
 }
 
-/// How often a tag occurs, and with which scores.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TagFrequency {
-    /// The canonical name.
-    pub tag: String,
-    /// How many pictures have it, at any score that the table holds.
-    pub images: u64,
-    /// How many have it at the minimum score or above.
-    pub images_at_min_score: u64,
-    /// The mean of the scores that the table holds; none where there is no such score.
-    pub mean_score: Option<f64>,
-    /// How many scores lie in each tenth of 0 to 1; a bucket holds its lower bound, the last one 1 as well.
-    pub histogram: [u64; BUCKETS],
-}
-
 impl TagTable {
     /// Opens a tag table and checks its columns and scores.
     ///
     /// # Errors
-    /// The file cannot be read; a column is missing or of another type; a score is missing, not a number, or not
-    /// within 0 to 1.
+    /// The file cannot be read; a row of a CSV has more or fewer fields than the header; a column is missing or of
+    /// another type; a score is missing, not a number, or not within 0 to 1.
     pub fn open(path: &Path) -> Result<Self> {
+        check_fields(path)?;
         let mut table = Self { path: path.to_path_buf(), rows: scan(path)?, spellings: Vec::new() };
         table.check_scores()?;
         let tags = table.collect(table.rows.clone().group_by([col("tag")]).agg([len().alias("rows")]))?;
@@ -103,11 +88,6 @@ impl TagTable {
     /// The canonical names of all tags in the table.
     pub fn tags(&self) -> BTreeSet<&str> {
         self.spellings.iter().map(|(_, name)| name.as_str()).collect()
-    }
-
-    /// The tags that the table spells in several ways, with their spellings.
-    pub fn respelled(&self) -> Vec<(String, Vec<String>)> {
-        respelled(&self.spellings)
     }
 
     /// The pictures that the table names.
@@ -150,44 +130,6 @@ impl TagTable {
         Ok(Scores { by_image, doubles: doubled.into_iter().map(double).collect() })
     }
 
-    /// The frequencies of the tags of `vocabulary`, in its order.
-    pub fn frequencies(&self, vocabulary: &[&str], min_score: f32) -> Result<Vec<TagFrequency>> {
-        let at_least = |bound: f32| col("score").gt_eq(lit(bound)).cast(DataType::UInt64).sum();
-        let mut columns = vec![
-            col("score").cast(DataType::Float64).mean().alias("mean"),
-            at_least(min_score).alias("at_min_score"),
-        ];
-        columns
-            .extend((0..BUCKETS).map(|k| at_least(k as f32 / BUCKETS as f32).alias(format!("at_least_{k}"))));
-        let found = self.collect(self.merged(vocabulary)?.group_by([col("place")]).agg(columns))?;
-
-        let mut frequencies: Vec<_> = vocabulary.iter().map(|tag| TagFrequency::none(tag)).collect();
-        let mean: Vec<_> = self.numbers(&found, "mean")?.collect();
-        let at_min_score: Vec<_> = self.numbers(&found, "at_min_score")?.collect();
-        let at_least = (0..BUCKETS)
-            .map(|k| {
-                Ok(self.numbers(&found, &format!("at_least_{k}"))?.map(|n| n as u64).collect::<Vec<_>>())
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (row, place) in self.numbers(&found, "place")?.enumerate() {
-            let frequency = &mut frequencies[place as usize];
-            frequency.images = at_least[0][row];
-            frequency.images_at_min_score = at_min_score[row] as u64;
-            frequency.mean_score = Some(mean[row]);
-            for k in 0..BUCKETS {
-                let above = at_least.get(k + 1).map_or(0, |counts| counts[row]);
-                frequency.histogram[k] = at_least[k][row] - above;
-            }
-        }
-        Ok(frequencies)
-    }
-
-    /// How many pictures have at least one of these tags, at any score that the table holds.
-    pub fn images_with_any(&self, tags: &[&str]) -> Result<u64> {
-        let images = self.merged(tags)?.select([col("image")]).unique(None, UniqueKeepStrategy::Any);
-        Ok(self.collect(images.select([len().alias("images")]))?.column("images").map_or(0.0, first) as u64)
-    }
-
     /// One row per picture and tag: `image`, `place` in the vocabulary, the highest `score`, and of how many `rows`.
     fn merged(&self, vocabulary: &[&str]) -> Result<LazyFrame> {
         let places: BTreeMap<_, _> = (0_u32..).zip(vocabulary).map(|(place, tag)| (*tag, place)).collect();
@@ -215,15 +157,10 @@ impl TagTable {
             return Ok(());
         }
         let cell = |name| {
-            found.column(name).and_then(|column| column.get(0)).map(|cell| cell.str_value().into_owned())
+            let cell = found.column(name).and_then(|column| column.get(0));
+            cell.map(|cell| text(&cell)).map_err(|source| self.broken(source))
         };
-        let cell = |name| cell(name).map_err(|source| self.broken(source));
-        Err(Error::Score {
-            path: self.path.clone(),
-            image: cell("image")?,
-            tag: cell("tag")?,
-            found: cell("score")?,
-        })
+        Err(wrong_row(&self.path, cell("image")?, cell("tag")?, cell("score")?))
     }
 
     fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
@@ -257,13 +194,6 @@ impl TagTable {
     }
 }
 
-impl TagFrequency {
-    fn none(tag: &str) -> Self {
-        let tag = tag.to_owned();
-        Self { tag, images: 0, images_at_min_score: 0, mean_score: None, histogram: [0; BUCKETS] }
-    }
-}
-
 /// Of spellings with their canonical forms, the forms that are spelled in several ways.
 pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<String>)> {
     let mut spelled: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -276,10 +206,6 @@ pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<Stri
 
 fn broken(path: &Path, source: PolarsError) -> Error {
     Error::Table { path: path.to_path_buf(), source: Box::new(source) }
-}
-
-fn first(column: &Column) -> f64 {
-    column.get(0).ok().and_then(|cell| cell.extract()).unwrap_or_default()
 }
 
 fn join(rows: LazyFrame, wanted: LazyFrame, column: &str) -> LazyFrame {
@@ -332,18 +258,64 @@ fn scan_parquet(path: &Path) -> PolarsResult<LazyFrame> {
     )
 }
 
-/// All columns as text: what is a number is said when it is cast.
-fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
+/// The text of a cell, if it is not empty.
+fn text(cell: &AnyValue<'_>) -> Option<String> {
+    (!cell.is_null()).then(|| cell.str_value().into_owned())
+}
+
+/// What is wrong with a row that no tagger writes; empty cells are none.
+pub(crate) fn wrong_row(
+    path: &Path,
+    image: Option<String>,
+    tag: Option<String>,
+    found: Option<String>,
+) -> Error {
+    let path = path.to_path_buf();
+    let found = found.unwrap_or_else(|| "null".to_owned());
+    let row = |what: &str, name: Option<String>| {
+        let name = name.map_or("with nothing else".to_owned(), |name| format!("{what} `{name}`"));
+        format!("{name} and the score {found}")
+    };
+    match (image, tag) {
+        (None, tag) => Error::EmptyCell { row: row("with the tag", tag), path, column: "image" },
+        (image, None) => Error::EmptyCell { row: row("with the picture", image), path, column: "tag" },
+        (Some(image), Some(tag)) => Error::Score { path, image, tag, found },
+    }
+}
+
+/// Makes sure that each row of a CSV has as many fields as the header. Polars drops those that are too many, so that a
+/// decimal comma would cut a score, and fills up those that are too few.
+fn check_fields(path: &Path) -> Result<()> {
+    if is_parquet(path)? {
+        return Ok(());
+    }
+    let unreadable = |source| Error::Read { path: path.to_path_buf(), source };
+    let separator = separator(path).map_err(unreadable)?;
+    let file = File::open(path).map_err(unreadable)?;
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(separator).buffer_capacity(1 << 20).from_reader(file);
+    let mut record = csv::ByteRecord::new();
+    let mut next = || reader.read_byte_record(&mut record);
+    while next().map_err(|source| Error::Csv { path: path.to_path_buf(), source })? {}
+    Ok(())
+}
+
+fn separator(path: &Path) -> io::Result<u8> {
     let mut start = Vec::new();
     File::open(path)?.take(4096).read_to_end(&mut start)?;
     let start = String::from_utf8_lossy(&start);
-    let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image");
+    Ok(sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b','))
+}
+
+/// All columns as text: what is a number is said when it is cast.
+fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
     LazyCsvReader::new(PlRefPath::try_from_path(path)?)
-        .with_separator(separator.unwrap_or(b','))
+        .with_separator(separator(path)?)
         .with_infer_schema_length(Some(0))
         .with_glob(false)
         .finish()
 }
+
 /// The table of pictures that the tagger has written beside a tag table, `tags.pictures.parquet` for `tags.parquet`, if it
 /// is there.
 pub(crate) fn pictures_beside(tags: &Path) -> Option<PathBuf> {

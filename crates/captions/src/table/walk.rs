@@ -10,8 +10,8 @@ use std::{
 use polars::prelude::{Column, DataFrame, Engine, LazyFrame, PlanCallback, StringChunked, col};
 use vodka_stage::Interrupt;
 
-use super::{broken, scan};
-use crate::{Error, Result, canonical};
+use super::{broken, check_fields, scan, text as cell_text, wrong_row};
+use crate::{Result, canonical};
 
 /// So many batches of rows may wait.
 const BATCHES: usize = 2;
@@ -59,6 +59,7 @@ pub(crate) fn walk<V: Visitor>(
     interrupt: &Interrupt,
     fresh: impl Fn() -> V,
 ) -> Result<Option<Walked<V>>> {
+    check_fields(path)?;
     for gathers in [false, true] {
         match pass(path, interrupt, Walker::new(path, fresh(), gathers))? {
             Passed::Through(walked) => return Ok(Some(walked)),
@@ -180,7 +181,8 @@ impl<V: Visitor> Walker<V> {
                 }
             }
             if !(0.0..=1.0).contains(&score) {
-                return Err(self.wrong(images.value(row), tags.value(row), &score.to_string()));
+                let [image, tag] = [images, tags].map(|texts| Some(texts.value(row).to_owned()));
+                return Err(wrong_row(&self.path, image, tag, Some(score.to_string())));
             }
             self.picture.rows += 1;
             self.picture.lowest = self.picture.lowest.min(score);
@@ -232,14 +234,9 @@ impl<V: Visitor> Walker<V> {
 
     fn check_nulls(&self, columns: [&Column; 3]) -> Result<()> {
         let Some(row) = columns.iter().filter_map(|column| first_null(column)).min() else { return Ok(()) };
-        let [image, tag, score] = columns
-            .map(|column| column.get(row).map(|cell| cell.str_value().into_owned()).unwrap_or_default());
-        Err(self.wrong(&image, &tag, &score))
-    }
-
-    fn wrong(&self, image: &str, tag: &str, found: &str) -> Error {
-        let [image, tag, found] = [image, tag, found].map(ToOwned::to_owned);
-        Error::Score { path: self.path.clone(), image, tag, found }
+        let [image, tag, score] =
+            columns.map(|column| column.get(row).ok().and_then(|cell| cell_text(&cell)));
+        Err(wrong_row(&self.path, image, tag, score))
     }
 }
 

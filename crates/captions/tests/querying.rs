@@ -121,7 +121,7 @@ fn a_list_of_exclusions_is_written_once_and_read_back() {
     assert_eq!(read(&dir, "blurred.csv"), "image,reason\na.png,tag:blurry\nsub/b.jpg,tag:blurry\n");
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Unchanged);
     assert!(record_path(&output).exists());
-    fs::write(&output, "edited").unwrap();
+    fs::write(&output, "image,reason\nedited,\n").unwrap();
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Done);
 
     write(&dir, "images/a.txt", "a caption");

@@ -132,7 +132,7 @@ fn what_no_tagger_writes_is_refused() {
         said("a.png,one,x,general,0.5\n", "")
             .ends_with("line 2, column `tag_id`: expected a whole number, found \"one\"")
     );
-    assert!(said("a.png,1,,general,0.5\n", "").contains("the tag `null` of the picture `a.png`"));
+    assert!(said("a.png,1,,general,0.5\n", "").contains("the cell `tag` is empty"));
     assert!(said("a.png,1,x\n", "").contains("cannot read the table"));
     assert!(
         said(ROWS, "[aliases]\na = 'b'\nb = 'a'").contains("line 2: the aliases go in a circle: a -> b -> a")

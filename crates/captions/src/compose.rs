@@ -171,11 +171,12 @@ fn fill(caption: &str, marker: &str, tags: &str) -> String {
 pub fn head(counts: &[u64], coverage: f64) -> Vec<usize> {
     let mut order: Vec<_> = (0..counts.len()).collect();
     order.sort_by_key(|place| std::cmp::Reverse(counts[*place]));
-    let wanted = coverage * counts.iter().sum::<u64>() as f64;
+    let count = |place: usize| u128::from(counts[place]);
+    let wanted = coverage * (0..counts.len()).map(count).sum::<u128>() as f64;
     let mut before = 0;
     order.retain(|place| {
         let needed = (before as f64) < wanted;
-        before += counts[*place];
+        before += count(*place);
         needed
     });
     order
@@ -262,6 +263,7 @@ mod tests {
         assert_eq!(head(&counts, 0.8), [1, 2, 3]);
         assert_eq!(head(&counts, 1.0), [1, 2, 3, 0, 4]);
         assert_eq!(head(&[5, 0], 1.0), [0]);
+        assert_eq!(head(&[u64::MAX, u64::MAX, 1], 0.5), [0], "counts may be as large as they like");
     }
 
     /// Names as vocabularies have them: anything but white space and commas, and not underscores alone.

@@ -395,9 +395,10 @@ fn report(plan: &SelectPlan, labels: &[Label], chosen: &Chosen<'_>) -> SelectRep
     let mut seen = BTreeMap::new();
     labels.iter().for_each(|label| *seen.entry(label.name.as_str()).or_insert(0) += 1);
     let general = || labels.iter().filter(|label| label.general);
-    let total: u64 = general().map(|label| label.count).sum();
+    let count = |label: &Label| u128::from(label.count);
+    let total: u128 = general().map(count).sum();
     let is_chosen = |label: &&Label| chosen.names.contains(label.name.as_str());
-    let covered: u64 = general().filter(is_chosen).map(|label| label.count).sum();
+    let covered: u128 = general().filter(is_chosen).map(count).sum();
     // In order of the vocabulary, each name once.
     let in_order = |mut wanted: BTreeSet<&str>| -> Vec<String> {
         let names = labels.iter().filter(|label| wanted.remove(label.name.as_str()));

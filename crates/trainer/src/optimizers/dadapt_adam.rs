@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Adaptation, Numbers, OptimizerSettings, Parameter, correction, parts, total};
+use super::{Adaptation, Numbers, OptimizerSettings, Parameter, parts, total};
 
 /// One step of all parameters; whether there was one.
 pub(super) fn step(
@@ -11,15 +11,11 @@ pub(super) fn step(
     settings: &OptimizerSettings,
     adaptation: Adaptation,
 ) -> bool {
-    let OptimizerSettings { lr, betas: [beta1, beta2], weight_decay, .. } = *settings;
+    let OptimizerSettings { lr, betas: [_, beta2], weight_decay, .. } = *settings;
     if lr <= 0.0 {
         return false;
     }
-    let step = numbers.steps + 1;
-    let bias = match adaptation.use_bias_correction {
-        true => correction(beta2, step).sqrt() / correction(beta1, step),
-        false => 1.0,
-    };
+    let bias = adaptation.bias_correction(settings.betas, numbers.steps + 1);
     let rate = numbers.d * lr * bias;
     let (mut numerators, mut norms) = (Vec::new(), Vec::new());
     for (parameter, gradient) in moving.iter_mut() {

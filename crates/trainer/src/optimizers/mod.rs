@@ -97,6 +97,16 @@ pub struct Numbers {
     pub numerator: f64,
 }
 
+impl Adaptation {
+    /// What the rate of step number `step` is multiplied by, so that means that began with 0 make full steps.
+    fn bias_correction(self, [beta1, beta2]: [f64; 2], step: i64) -> f64 {
+        match self.use_bias_correction {
+            true => correction(beta2, step).sqrt() / correction(beta1, step),
+            false => 1.0,
+        }
+    }
+}
+
 impl Method {
     fn adaptation(self) -> Option<Adaptation> {
         match self {

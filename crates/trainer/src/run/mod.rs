@@ -1,24 +1,25 @@
 //! The stage: from a plan to checkpoints.
 
 mod batch;
+mod optimize;
+mod save;
 mod validate;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tch::Kind;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
-use vodka_images::relative_name;
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path, write_atomic};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
 
 use crate::{
     Error, Result, TrainEvent, TrainPlan, TrainReport,
     data::{Dataset, Example},
     ema::Ema,
-    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, saved_epochs},
-    losses::{LossesFile, Row, Validations, csv_cell},
+    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch},
+    losses::{LossesFile, Row, Validations},
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
     state::{self, Progress},
@@ -236,172 +237,8 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Accumulates the gradients of a few batches and steps along them.
-    ///
-    /// Every picture weighs the same, whatever the size of its batch: its loss is divided by the number of pictures
-    /// that full batches would have. EveryDream2 divides by that of one batch alone.
-    fn optimizer_step(
-        &mut self,
-        epoch: u64,
-        group: &[Planned],
-        on_event: &mut dyn FnMut(TrainEvent),
-    ) -> Result<()> {
-        let settings = &self.plan.settings;
-        let together = if settings.compat.averages_gradients() { settings.grad_accum } else { 1 };
-        let full = (settings.batch_size * together) as f64;
-        let mut rows = Vec::with_capacity(group.len());
-        for (step, planned) in (self.progress.step() + 1..).zip(group) {
-            let pictures = &planned.pictures;
-            let batch = self.batch(epoch, pictures);
-            let (clip, unet) = (&self.model.clip, &self.model.unet);
-            let losses = self.objective.losses(clip, unet, &batch); // (B)
-            let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
-            if !loss.is_finite() {
-                return Err(self.not_finite("loss", epoch, step, pictures));
-            }
-            let weights = self.loss_weights(planned).to_device(losses.device()); // (B)
-            ((losses * weights).sum(Kind::Float) / full).backward();
-            rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
-        }
-        // Schedules go by batches; the last of the group says the rate.
-        let step = self.progress.step() + group.len() as u64;
-        let rates = self.rates.at(step);
-        let clip = settings.clip_grad_norm;
-        let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
-        let optimizers = [&self.unet, &self.text_encoder];
-        if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
-            return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
-        }
-        let parts = [(&mut self.unet, clip), (&mut self.text_encoder, clip_text_encoder)];
-        for ((optimizer, clip), rate) in parts.into_iter().zip(rates) {
-            let Some(optimizer) = optimizer else { continue };
-            clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
-            optimizer.step(rate);
-            optimizer.zero_grad();
-        }
-        for row in rows {
-            self.progress.losses.push(row.loss);
-            self.losses_file.append(row)?;
-            let Row { epoch, step, loss, .. } = row;
-            on_event(TrainEvent::Step { epoch, step, loss });
-        }
-        Ok(())
-    }
-
-    /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
-    /// writes the same checkpoint again.
-    fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        if self.saved_epochs().any(|saved| saved == epoch) {
-            let path = self.checkpoint_path(epoch);
-            self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
-            on_event(TrainEvent::Saved { path });
-            if let Some(ema) = &self.ema {
-                let path = self.ema_path(epoch);
-                let (precision, metadata) = (self.plan.settings.precision, self.metadata(epoch));
-                ema.in_place(|| self.model.save(&path, precision, &metadata))?;
-                on_event(TrainEvent::Saved { path });
-            }
-        }
-        match epoch < self.plan.settings.max_epochs {
-            true => self.save_state(),
-            false => {
-                self.write_exposures()?;
-                self.validations.iter().try_for_each(Validations::sync)?;
-                self.losses_file.sync()
-            }
-        }
-    }
-
-    /// What a checkpoint says about its origin. Nothing in it varies from run to run.
-    fn metadata(&self, epoch: u64) -> BTreeMap<String, String> {
-        let settings = serde_json::to_string(&self.plan.settings).expect("settings are plain data");
-        BTreeMap::from([
-            ("vodka.train".to_owned(), settings),
-            ("vodka.train.base".to_owned(), self.base.to_string()),
-            ("vodka.train.epoch".to_owned(), epoch.to_string()),
-            ("vodka.train.step".to_owned(), self.progress.step().to_string()),
-        ])
-    }
-
-    /// Saves the state where one is due within the last `steps`; the end of an epoch has its own.
-    fn save_state_where_due(&self, steps: u64) -> Result<()> {
-        let step = self.progress.step();
-        let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        match due && self.epochs.done_within(step) > 0 {
-            true => self.save_state(),
-            false => Ok(()),
-        }
-    }
-
-    fn save_state(&self) -> Result<()> {
-        self.write_exposures()?;
-        self.losses_file.sync()?;
-        self.validations.iter().try_for_each(Validations::sync)?;
-        let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
-        let optimizers: Vec<_> =
-            parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
-        state::save(
-            &self.plan.output,
-            self.key,
-            self.plan.settings.seed,
-            &self.progress,
-            &optimizers,
-            self.ema.as_ref(),
-        )
-    }
-
-    /// `exposures.csv`: how often each picture has been in a batch so far.
-    fn write_exposures(&self) -> Result<()> {
-        let mut text = "image,exposures\n".to_owned();
-        for (Example { item, .. }, count) in self.dataset.examples.iter().zip(&self.exposures) {
-            text += &format!("{},{count}\n", csv_cell(&relative_name(&item.path)));
-        }
-        Ok(write_atomic(self.plan.output.join(EXPOSURES), text)?)
-    }
-
     fn epochs_done(&self) -> u64 {
         self.epochs.done(self.progress.step())
-    }
-
-    fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
-        saved_epochs(self.plan.settings.max_epochs, self.plan.settings.save_every_n_epochs)
-    }
-
-    /// EveryDream2's name for it.
-    fn checkpoint_path(&self, epoch: u64) -> PathBuf {
-        let (name, step) = (&self.plan.settings.name, self.epochs.end(epoch));
-        self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
-    }
-
-    /// EveryDream2's name for its twin.
-    fn ema_path(&self, epoch: u64) -> PathBuf {
-        let path = self.checkpoint_path(epoch);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        path.with_file_name(format!("{stem}_ema.safetensors"))
-    }
-
-    /// Those with the running means, of the epochs that are done.
-    fn ema_checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = if self.ema.is_some() { self.epochs_done() } else { 0 };
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.ema_path(epoch))
-    }
-
-    fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = self.epochs_done();
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.checkpoint_path(epoch))
-    }
-
-    fn check_earlier_checkpoints(&self) -> Result<()> {
-        match self.checkpoints().chain(self.ema_checkpoints()).find(|path| !path.exists()) {
-            Some(path) => Err(Error::MissingCheckpoint { path }),
-            None => Ok(()),
-        }
-    }
-
-    fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
-        let pictures =
-            pictures.iter().map(|&picture| self.dataset.examples[picture].item.path.clone()).collect();
-        Error::NotFinite { what, epoch, step, pictures }
     }
 
     fn report(&self, finished: bool) -> TrainReport {
@@ -492,11 +329,6 @@ fn exposures(entries: &[Entry], settings: &EpochSettings, epochs: &Epochs, steps
         expose(&mut exposures, &rest[..epochs.done_within(steps)]);
     }
     exposures
-}
-
-/// The pictures of a few batches.
-fn pictures_of(group: &[Planned]) -> Vec<usize> {
-    group.iter().flat_map(|planned| &planned.pictures).copied().collect()
 }
 
 /// What the plan and the base checkpoint ask of the networks.

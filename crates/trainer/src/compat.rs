@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::geometry::CropRule;
+
 /// Whose behaviour a run has. What each differs in is asked of it by name, so that this file is the list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compat {
@@ -37,6 +39,20 @@ impl Compat {
             Self::Ed2Head => Runts::Repeated { power: 1.5 },
             Self::Vodka => Runts::Small,
         }
+    }
+
+    /// How pictures are cut to the shape of their bucket; `variants` are our own mode's crops of each.
+    pub fn crops(self, variants: u64) -> CropRule {
+        match self {
+            Self::Ed2April2023 => CropRule::April2023,
+            Self::Ed2Head => CropRule::Head,
+            Self::Vodka => CropRule::Fixed(variants),
+        }
+    }
+
+    /// Whether three buckets are as EveryDream2 misspells them.
+    pub fn misspells_buckets(self) -> bool {
+        self != Self::Vodka
     }
 
     /// Whether accumulated gradients are averaged, rather than summed (defect D10).

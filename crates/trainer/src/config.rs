@@ -83,6 +83,9 @@ pub struct TrainConfig {
     pub clip_skip: i64,
     /// Ours: whose behaviour the run has, `ed2-2023-04`, `ed2-head` or `vodka`. Default: `vodka`.
     pub compat: Compat,
+    /// Ours: how many crops a picture has: the first is its middle, the others are drawn once, up to 2 % off each side. For
+    /// `compat` `vodka`; EveryDream2's modes cut anew in each epoch. Default: 1.
+    pub crop_variants: u64,
     /// Probability of replacing a caption with a single space. Default: 0.04.
     pub cond_dropout: f64,
     /// Probability of flipping a picture. Default: 0.
@@ -163,6 +166,7 @@ impl Default for TrainConfig {
             seed: 555,
             clip_skip: 0,
             compat: Compat::Vodka,
+            crop_variants: 1,
             cond_dropout: 0.04,
             flip_p: 0.0,
             shuffle_tags: false,

@@ -5,7 +5,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use vodka_images::{Picture, RgbImage, crop, decode, flip_horizontal, relative_name, resize_bicubic};
+use vodka_images::{Picture, RgbImage, decode, flip_horizontal, relative_name};
 use vodka_prompt::{CONTEXT_LENGTH, MAX_TOKENS, token_count, token_ids};
 use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
@@ -13,6 +13,7 @@ use vodka_stage::Interrupt;
 use crate::{
     Bucket, Compat, Error, Result, TrainEvent, TrainPlan,
     buckets::{buckets, nearest},
+    geometry::{centred, cut},
     items::{Item, items},
 };
 
@@ -82,7 +83,7 @@ impl Dataset {
         }
         let total = items.len() + sets.iter().map(|(_, _, items)| items.len()).sum::<usize>();
         let mut done = 0;
-        let buckets = buckets(plan.settings.resolution, stride);
+        let buckets = buckets(plan.settings.resolution, stride, plan.settings.compat.misspells_buckets());
         let mut load = |root: &Path, items: &[Item]| {
             let on_picture = &mut |bad: Option<&Skipped>| {
                 done += 1;
@@ -183,7 +184,8 @@ fn load(
 fn fit(path: &Path, buckets: &[Bucket]) -> Result<(RgbImage, Bucket), String> {
     let picture = read(path)?;
     let bucket = nearest(buckets, picture.width(), picture.height());
-    Ok((trim_and_resize(&picture.into_rgb(), bucket), bucket))
+    let image = picture.into_rgb();
+    Ok((cut(&image, centred(image.dimensions(), bucket), bucket, false), bucket))
 }
 
 fn read(path: &Path) -> Result<Picture, String> {
@@ -191,20 +193,6 @@ fn read(path: &Path) -> Result<Picture, String> {
         vodka_images::Error::Picture { source, .. } => source.reason(),
         other => other.to_string(),
     })
-}
-
-/// Trims the longer side around the centre to the bucket's shape, and resizes (bicubic) to its size: EveryDream2's order,
-/// without its jitter.
-fn trim_and_resize(image: &RgbImage, bucket: Bucket) -> RgbImage {
-    let (width, height) = image.dimensions();
-    let scale = |side: u32, by: u32, to: u32| {
-        let scaled = (u64::from(side) * u64::from(by) + u64::from(to) / 2) / u64::from(to);
-        u32::try_from(scaled).unwrap_or(u32::MAX)
-    };
-    let kept_width = scale(height, bucket.width, bucket.height).clamp(1, width);
-    let kept_height = scale(width, bucket.height, bucket.width).clamp(1, height);
-    let (left, top) = ((width - kept_width) / 2, (height - kept_height) / 2);
-    resize_bicubic(&crop(image, left, top, kept_width, kept_height), bucket.width, bucket.height)
 }
 
 /// One picture at a time, so that its latents do not depend on which pictures are beside it.
@@ -216,24 +204,4 @@ fn encode(vae: &Vae, image: &RgbImage) -> Moments {
     let pixels = bytes.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0; // (1, 3, H, W)
     let Moments { mean, logvar } = tch::no_grad(|| vae.encode(&pixels)); // (1, 4, H/8, W/8)
     Moments { mean: mean.to_device(Device::Cpu), logvar: logvar.to_device(Device::Cpu) }
-}
-
-#[cfg(test)]
-mod tests {
-    use vodka_images::Rgb;
-
-    use super::*;
-
-    #[test]
-    fn the_centre_of_a_picture_is_kept_in_the_buckets_shape() {
-        // Columns of grey that rise to the right: the middle of what is kept is the middle of the picture.
-        let image = RgbImage::from_fn(200, 100, |x, _| Rgb([x as u8; 3]));
-        let square = trim_and_resize(&image, Bucket { width: 100, height: 100 });
-        assert_eq!(square.dimensions(), (100, 100));
-        assert_eq!((square.get_pixel(0, 50)[0], square.get_pixel(99, 50)[0]), (50, 149));
-        let tall = trim_and_resize(&image, Bucket { width: 64, height: 128 });
-        assert_eq!(tall.dimensions(), (64, 128));
-        let needle = trim_and_resize(&RgbImage::new(1, 4000), Bucket { width: 1024, height: 256 });
-        assert_eq!(needle.dimensions(), (1024, 256));
-    }
 }

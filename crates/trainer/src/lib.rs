@@ -19,6 +19,7 @@ mod data;
 pub mod ema;
 mod epoch;
 mod error;
+pub mod geometry;
 mod items;
 mod keys;
 mod losses;

@@ -11,6 +11,7 @@ use vodka_stage::{RunKey, RunRecord, record_path};
 use crate::{
     Compat, Error, OptimizerConfig, Result, TrainConfig,
     ema::{EmaSettings, EmaStrength},
+    geometry::CropRule,
     items::Item,
     optimizer::{MainRates, PartSettings},
     state,
@@ -66,6 +67,8 @@ pub struct Settings {
     pub clip_skip: i64,
     /// Whose behaviour the run has.
     pub compat: Compat,
+    /// How pictures are cut.
+    pub crops: CropRule,
     /// Probability of replacing a caption with a single space, where the picture's files say no other.
     pub cond_dropout: f64,
     /// Probability of flipping a picture, where its files say no other.
@@ -154,6 +157,7 @@ impl TrainConfig {
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
             compat: self.compat,
+            crops: self.compat.crops(self.crop_variants),
             cond_dropout: self.cond_dropout,
             flip_p: if self.compat.obeys_flip_p() { self.flip_p } else { 0.0 },
             shuffle_tags: self.shuffle_tags,
@@ -207,6 +211,8 @@ impl TrainConfig {
         )?;
         within("seed", self.seed.to_string(), self.seed >= -1, "-1 (random), or 0 and above")?;
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
+        let crops = self.crop_variants;
+        within("crop_variants", crops.to_string(), (1..=64).contains(&crops), "1 to 64")?;
         let dropout = self.cond_dropout;
         within("cond_dropout", dropout.to_string(), (0.0..=1.0).contains(&dropout), "0.0 to 1.0")?;
         let flip_p = self.flip_p;

@@ -36,6 +36,10 @@ pub enum Purpose {
     Multiply = 11,
     /// Which pictures stay, with `rated_dataset`.
     Rating = 12,
+    /// Where a picture is cut.
+    Crop = 13,
+    /// Which of its fixed crops a picture has.
+    CropVariant = 14,
 }
 
 /// One stream of random numbers.

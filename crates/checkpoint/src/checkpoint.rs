@@ -7,28 +7,89 @@ use std::{
     sync::OnceLock,
 };
 
+use serde::Serialize;
 use vodka_stage::{ContentHash, hash_bytes, hash_tree};
 
 use crate::{
-    Dtype, Error, Mismatch, ModelConfig, Precision, Result, TensorView, WrongShape, detect,
+    Dtype, Error, Format, Mismatch, ModelConfig, Precision, Result, TensorInfo, TensorView, WrongShape,
+    detect,
     diffusers::{self, PARTS},
-    file::{MappedFile, Stored},
-    keys::{self, CLIP_PREFIX, Key, VAE_PREFIX},
+    file::{Stored, WeightFile},
+    keys::{self, CLIP_PREFIX, Key, UNET_PREFIX, VAE_PREFIX},
     write::CONFIG_KEY,
 };
 
-/// An open checkpoint: a single `.safetensors` file or a diffusers folder, mapped into memory, under LDM names.
+/// An open checkpoint: a single file or a diffusers folder, mapped into memory, under LDM names.
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<MappedFile>,
+    format: Format,
+    files: Vec<WeightFile>,
     /// By LDM name; what has none keeps the name it has in the file, behind its part and a `/` in a folder.
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, Entry>,
+    /// What is no weight of the model, by its name in the file.
+    extras: BTreeMap<String, (usize, Stored)>,
     config: ModelConfig,
+    ema: Ema,
     sha256: OnceLock<ContentHash>,
 }
 
-/// Where a tensor lies.
-struct Place {
+/// A part of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The denoiser.
+    Unet,
+    /// The image encoder and decoder.
+    Vae,
+    /// The text encoder.
+    TextEncoder,
+}
+
+impl Part {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Unet, Self::Vae, Self::TextEncoder];
+
+    /// What its names begin with in a single file.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Unet => UNET_PREFIX,
+            Self::Vae => VAE_PREFIX,
+            Self::TextEncoder => CLIP_PREFIX,
+        }
+    }
+
+    /// The part that a LDM name belongs to.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| name.starts_with(part.prefix()))
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unet => "UNet",
+            Self::Vae => "VAE",
+            Self::TextEncoder => "text encoder",
+        })
+    }
+}
+
+/// The EMA copy of the UNet's weights (`model_ema.`), which the original trainer leaves in its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ema {
+    /// There is none: the file is "pruned".
+    None,
+    /// It is there, beside the weights of the last step, and those are what is read.
+    Beside,
+    /// It is there, and is read in place of those of the last step ([`Checkpoint::open_ema`]).
+    Used,
+    /// Nothing but it is there, and it is read.
+    Only,
+}
+
+/// What is known of a tensor.
+pub(crate) struct Entry {
     file: usize,
     stored: Stored,
     /// The shape in LDM form.
@@ -36,30 +97,117 @@ struct Place {
     dtype: Dtype,
 }
 
+impl Entry {
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn info(&self) -> TensorInfo {
+        TensorInfo { dtype: self.dtype, shape: self.shape.clone(), place: self.stored.place(self.file) }
+    }
+}
+
 impl Checkpoint {
-    /// Opens a single file or a diffusers folder and finds out its configuration. Weights are not read yet.
+    /// Opens a single file (`.safetensors`, or `.ckpt`, `.pt` and the like of PyTorch) or a diffusers folder and finds
+    /// out its configuration. Weights are not read yet, and nothing that a pickle asks for is run.
     ///
-    /// Single files may leave out the `text_model.` of the text encoder's names, and may hold what training left:
-    /// EMA weights (`model_ema.`), the noise schedule (`betas`, `alphas_cumprod`, ...), `position_ids`. These are ignored.
+    /// Single files may leave out the `text_model.` of the text encoder's names, may lack the VAE or the text encoder
+    /// ([`Checkpoint::has`]), and may hold what training left: EMA weights (`model_ema.`), the noise schedule (`betas`,
+    /// `alphas_cumprod`, ...), `position_ids`. These are the [`Checkpoint::extras`]. Where the EMA copy is the only UNet,
+    /// it is the UNet.
     ///
     /// The configuration comes from the folder's `config.json` files, or from the file's metadata `vodka.config`, or
-    /// from names and shapes, with heads, groups, scaling factor and prediction as in Stable Diffusion 1.x.
+    /// from names and shapes, with heads, groups, scaling factor and prediction as in Stable Diffusion 1.x. Parts that
+    /// are not there are taken to be those of Stable Diffusion 1.5.
     ///
     /// # Errors
     /// A file that cannot be read, is cut short, or is of another architecture; a configuration that is impossible.
     /// Whether all tensors are there is checked by [`Checkpoint::check_names`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_with(path.into(), false)
+    }
+
+    /// As [`Checkpoint::open`], with the UNet's weights from the EMA copy.
+    ///
+    /// # Errors
+    /// In addition, a checkpoint that has none.
+    pub fn open_ema(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_with(path.into(), true)
+    }
+
+    fn open_with(path: PathBuf, use_ema: bool) -> Result<Self> {
+        let opened = if path.is_dir() { open_folder(&path, use_ema)? } else { open_file(&path, use_ema)? };
+        Self::checked(path, opened)
+    }
+
+    /// Opens a VAE: a file that holds one alone, under LDM names with or without `first_stage_model.` or under those of
+    /// diffusers; a VAE's diffusers folder; or the VAE of a whole checkpoint. It has that one part.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and where there is no VAE.
+    pub fn open_vae(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let (files, tensors, config) = if path.is_dir() { open_folder(&path)? } else { open_file(&path)? };
+        let opened = crate::vae::open(&path)?;
+        Self::checked(path, opened)
+    }
+
+    fn checked(path: PathBuf, opened: Opened) -> Result<Self> {
+        let Opened { format, files, tensors, extras, config, ema } = opened;
         config
             .check()
             .map_err(|source| Error::Impossible { path: path.clone(), source: Box::new(source) })?;
-        Ok(Self { path, files, tensors, config, sha256: OnceLock::new() })
+        Ok(Self { path, format, files, tensors, extras, config, ema, sha256: OnceLock::new() })
     }
 
     /// Where the checkpoint lies, as given.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its form.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether a part is there, or at least some of it.
+    pub fn has(&self, part: Part) -> bool {
+        self.tensors.keys().any(|name| name.starts_with(part.prefix()))
+    }
+
+    /// What is there of the UNet's EMA copy.
+    pub fn ema(&self) -> Ema {
+        self.ema
+    }
+
+    /// What files of PyTorch hold beside tensors, by name: `epoch`, `optimizer_states`, ... It is not read.
+    pub fn left_over(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().flat_map(WeightFile::left_over).map(String::as_str)
+    }
+
+    /// Tensors that are no weights of the model, by their names in the file: the EMA copy, the noise schedule,
+    /// `position_ids`, a loss; with their shapes.
+    pub fn extras(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.extras.iter().map(|(name, (_, stored))| (name.as_str(), stored.shape.as_slice()))
+    }
+
+    /// What one of [`Checkpoint::extras`] is and where it lies.
+    pub fn extra_info(&self, name: &str) -> Result<TensorInfo> {
+        let (file, stored) = self.extra_stored(name)?;
+        let dtype = stored.dtype(&self.path, name)?;
+        Ok(TensorInfo { dtype, shape: stored.shape.clone(), place: stored.place(file) })
+    }
+
+    /// One of [`Checkpoint::extras`], mapped into memory.
+    pub fn extra(&self, name: &str) -> Result<TensorView<'_>> {
+        let (file, stored) = self.extra_stored(name)?;
+        let dtype = stored.dtype(&self.path, name)?;
+        let data = self.files[file].bytes(name, stored)?;
+        Ok(TensorView { dtype, shape: stored.shape.clone(), data })
+    }
+
+    fn extra_stored(&self, name: &str) -> Result<(usize, &Stored)> {
+        let none = || Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() };
+        self.extras.get(name).map(|(file, stored)| (*file, stored)).ok_or_else(none)
     }
 
     /// The model's configuration.
@@ -71,7 +219,7 @@ impl Checkpoint {
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         match self.files.as_slice() {
-            [file] => &file.metadata,
+            [file] => file.metadata(),
             _ => &NONE,
         }
     }
@@ -90,21 +238,52 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor by its LDM name, in its LDM shape.
-    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        let place = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() })?;
-        let data = self.files[place.file].bytes(&place.stored.bytes).into();
-        Ok(TensorView { dtype: place.dtype, shape: place.shape.clone(), data })
+    /// The files that tensors lie in: one, or those of a folder.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(WeightFile::path)
     }
 
-    /// The precision that holds all weights without loss: fp16 where none is wider, else fp32.
+    /// What a tensor is and where it lies, by its LDM name and in its LDM shape. Reads nothing.
+    pub fn info(&self, name: &str) -> Result<TensorInfo> {
+        self.entry(name).map(Entry::info)
+    }
+
+    /// All of [`Checkpoint::names`] with what they are and where they lie. Reads nothing.
+    ///
+    /// Sorted by [`Place`], they give the order in which large plain reads ([`Checkpoint::read_at`]) go through the
+    /// files once.
+    pub fn infos(&self) -> impl Iterator<Item = (&str, TensorInfo)> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.info()))
+    }
+
+    /// Reads bytes of a file ([`Place::file`], [`Place::offset`]) with plain reads. What [`Checkpoint::tensor`] shows is
+    /// mapped and counts as memory of the process once it is touched; this does not. May be called by many threads.
+    ///
+    /// # Errors
+    /// When the file has been cut short since it was opened, or the disk fails.
+    pub fn read_at(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.files[file].read_at(offset, buffer)
+    }
+
+    /// A tensor by its LDM name, in its LDM shape, mapped into memory.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let entry = self.entry(name)?;
+        let data = self.files[entry.file].bytes(name, &entry.stored)?;
+        Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data })
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let none = || Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() };
+        self.tensors.get(name).ok_or_else(none)
+    }
+
+    /// The precision that holds all weights without loss: fp16 or bf16 where all are of that type, else fp32.
     pub fn precision(&self) -> Precision {
-        match self.tensors.values().all(|place| place.dtype == Dtype::F16) {
-            true => Precision::F16,
-            false => Precision::F32,
+        let all = |dtype| self.tensors.values().all(|entry| entry.dtype == dtype);
+        match () {
+            () if all(Dtype::F16) => Precision::F16,
+            () if all(Dtype::BF16) => Precision::BF16,
+            () => Precision::F32,
         }
     }
 
@@ -128,9 +307,18 @@ impl Checkpoint {
 
     /// Checks that exactly the tensors of the configuration are there, in their shapes. Reads no weights.
     pub fn check_names(&self) -> Result<()> {
+        if let Some(part) = Part::ALL.into_iter().find(|part| !self.has(*part)) {
+            return Err(Error::NoPart { path: self.path.clone(), part });
+        }
+        self.check_names_of(&Part::ALL)
+    }
+
+    /// Checks that of these parts exactly the tensors of the configuration are there, in their shapes.
+    pub fn check_names_of(&self, parts: &[Part]) -> Result<()> {
+        let wanted = |name: &str| Part::of(name).is_none_or(|part| parts.contains(&part));
         let mut mismatch = Mismatch::default();
-        let mut left: BTreeMap<_, _> = self.tensors.iter().collect();
-        for key in keys::all(&self.config) {
+        let mut left: BTreeMap<_, _> = self.tensors.iter().filter(|(name, _)| wanted(name)).collect();
+        for key in keys::all(&self.config).into_iter().filter(|key| wanted(&key.ldm)) {
             match left.remove(&key.ldm) {
                 None => mismatch.missing.push(key.ldm),
                 Some(place) if place.shape != key.shape => {
@@ -169,33 +357,85 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
-type Opened = (Vec<MappedFile>, BTreeMap<String, Place>, ModelConfig);
+/// What was found in a file or folder.
+pub(crate) struct Opened {
+    pub(crate) format: Format,
+    pub(crate) files: Vec<WeightFile>,
+    pub(crate) tensors: BTreeMap<String, Entry>,
+    pub(crate) extras: BTreeMap<String, (usize, Stored)>,
+    pub(crate) config: ModelConfig,
+    pub(crate) ema: Ema,
+}
 
-fn open_file(path: &Path) -> Result<Opened> {
-    let file = MappedFile::open(path)?;
-    if let Some(found) = detect::foreign(file.tensors.keys().map(String::as_str)) {
+fn open_file(path: &Path, use_ema: bool) -> Result<Opened> {
+    let file = WeightFile::open(path)?;
+    if let Some(found) = detect::foreign(&file) {
         return Err(Error::Architecture { path: path.to_path_buf(), found });
     }
-    let mut stored = BTreeMap::new();
+    let (mut stored, mut extras) = (BTreeMap::new(), BTreeMap::new());
     for (name, tensor) in &file.tensors {
-        let name = with_text_model(name);
-        if !is_ignored(&name) {
-            stored.insert(name, tensor.clone());
+        let ldm = with_text_model(name);
+        if is_ignored(&ldm) {
+            extras.insert(name.clone(), (0, tensor.clone()));
+        } else if stored.insert(ldm.clone(), tensor.clone()).is_some() {
+            return Err(Error::Duplicate { path: path.to_path_buf(), tensor: ldm });
         }
     }
-    let config = match file.metadata.get(CONFIG_KEY) {
+    let has_unet = stored.keys().any(|name| name.starts_with(UNET_PREFIX));
+    let has_ema = extras.keys().any(|name| name.starts_with(EMA_PREFIX));
+    let ema = match (has_unet, has_ema) {
+        (_, false) if use_ema => return Err(Error::NoEma { path: path.to_path_buf() }),
+        (_, false) => Ema::None,
+        (false, true) => Ema::Only,
+        (true, true) if use_ema => Ema::Used,
+        (true, true) => Ema::Beside,
+    };
+    let from_ema = matches!(ema, Ema::Used | Ema::Only);
+    let config = match file.metadata().get(CONFIG_KEY) {
         Some(text) => {
             serde_json::from_str(text).map_err(|source| Error::Config { path: path.to_path_buf(), source })?
         }
-        None => detect::config(path, &stored)?,
+        None => {
+            let shape = |name: &str| match ema_name(name).filter(|_| from_ema) {
+                Some(name) => extras.get(&name).map(|(_, stored)| stored.shape.clone()),
+                None => stored.get(name).map(|stored| stored.shape.clone()),
+            };
+            let has = |prefix: &str| stored.keys().any(|name| name.starts_with(prefix));
+            detect::config(path, &shape, has(VAE_PREFIX), has(CLIP_PREFIX))?
+        }
     };
+    if from_ema {
+        config_checked(path, &config)?;
+        stored.retain(|name, _| !name.starts_with(UNET_PREFIX));
+        for key in keys::unet(&config.unet) {
+            if let Some((_, tensor)) = ema_name(&key.ldm).and_then(|name| extras.get(&name)) {
+                stored.insert(key.ldm, tensor.clone());
+            }
+        }
+    }
     let tensors =
-        stored.into_iter().map(|(name, stored)| place(path, 0, name, stored)).collect::<Result<_>>()?;
-    Ok((vec![file], tensors, config))
+        stored.into_iter().map(|(name, stored)| entry(path, 0, name, stored)).collect::<Result<_>>()?;
+    Ok(Opened { format: file.format(), files: vec![file], tensors, extras, config, ema })
 }
 
-/// Early single files name the text encoder's weights as transformers did before 4.x: without `text_model.`.
-fn with_text_model(name: &str) -> String {
+/// Names are made from a configuration, so it must be a possible one.
+fn config_checked(path: &Path, config: &ModelConfig) -> Result<()> {
+    config.check().map_err(|source| Error::Impossible { path: path.to_path_buf(), source: Box::new(source) })
+}
+
+/// What the names of the UNet's EMA copy begin with.
+const EMA_PREFIX: &str = "model_ema.diffusion_model";
+
+/// The name of the EMA copy of a weight of the UNet: its own without the dots (`ldm/modules/ema.py` of
+/// CompVis/stable-diffusion). None for other parts, of which there is no copy.
+pub fn ema_name(ldm: &str) -> Option<String> {
+    let inner = ldm.strip_prefix(UNET_PREFIX)?;
+    Some(format!("{EMA_PREFIX}{}", inner.replace('.', "")))
+}
+
+/// Early single files, NovelAI's among them, name the text encoder's weights as transformers did before 4.x: without
+/// `text_model.`.
+pub(crate) fn with_text_model(name: &str) -> String {
     let bare = name.strip_prefix(CLIP_PREFIX).filter(|rest| {
         ["embeddings.", "encoder.", "final_layer_norm."].iter().any(|start| rest.starts_with(start))
     });
@@ -231,7 +471,7 @@ fn is_ignored(name: &str) -> bool {
         || BUFFERS.contains(&name)
 }
 
-fn place(path: &Path, file: usize, name: String, stored: Stored) -> Result<(String, Place)> {
+pub(crate) fn entry(path: &Path, file: usize, name: String, stored: Stored) -> Result<(String, Entry)> {
     let dtype = stored.dtype(path, &name)?;
     let mut shape = stored.shape.clone();
     // The VAE's attention is linear in new diffusers folders, a 1x1 convolution everywhere else.
@@ -240,38 +480,55 @@ fn place(path: &Path, file: usize, name: String, stored: Stored) -> Result<(Stri
     if is_vae_attention && shape.len() == 2 {
         shape.extend([1, 1]);
     }
-    Ok((name, Place { file, stored, shape, dtype }))
+    Ok((name, Entry { file, stored, shape, dtype }))
 }
 
-fn open_folder(path: &Path) -> Result<Opened> {
+fn open_folder(path: &Path, use_ema: bool) -> Result<Opened> {
     let config = diffusers::config(path)?;
-    config
-        .check()
-        .map_err(|source| Error::Impossible { path: path.to_path_buf(), source: Box::new(source) })?;
-    let keys = [keys::unet(&config.unet), keys::vae(&config.vae), keys::clip(&config.clip)];
-    let mut files = Vec::new();
-    let mut tensors = BTreeMap::new();
-    for ((part, weights), keys) in PARTS.into_iter().zip(keys) {
-        let file_path = weights_of(&path.join(part), weights)?;
-        let file = MappedFile::open(&file_path)?;
-        let ldm: HashMap<_, _> =
-            keys.iter().map(|Key { diffusers, ldm, .. }| (diffusers.as_str(), ldm)).collect();
-        for (name, stored) in &file.tensors {
-            let today = name_today(part, name);
-            let name = ldm.get(today.as_str()).map_or_else(|| format!("{part}/{name}"), |ldm| (*ldm).clone());
-            if !is_ignored(&today) {
-                let (name, place) = place(&file_path, files.len(), name, stored.clone())?;
-                tensors.insert(name, place);
-            }
-        }
-        files.push(file);
+    config_checked(path, &config)?;
+    if use_ema {
+        return Err(Error::NoEma { path: path.to_path_buf() });
     }
-    Ok((files, tensors, config))
+    let keys = [keys::unet(&config.unet), keys::vae(&config.vae), keys::clip(&config.clip)];
+    let (mut files, mut tensors, mut extras) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    for (part, keys) in PARTS.into_iter().zip(keys) {
+        for file_path in diffusers::weights_of(&path.join(part))? {
+            let file = WeightFile::open(&file_path)?;
+            let found = part_tensors(part, &file, files.len(), &keys)?;
+            for (name, entry) in found.tensors {
+                if tensors.insert(name.clone(), entry).is_some() {
+                    return Err(Error::Duplicate { path: path.to_path_buf(), tensor: name });
+                }
+            }
+            extras.extend(found.extras);
+            files.push(file);
+        }
+    }
+    Ok(Opened { format: Format::Diffusers, files, tensors, extras, config, ema: Ema::None })
 }
 
-fn weights_of(folder: &Path, names: &'static [&'static str]) -> Result<PathBuf> {
-    let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
-    found.ok_or_else(|| Error::NoFile { path: folder.to_path_buf(), tried: names.to_vec() })
+/// The tensors of one file of a part.
+pub(crate) struct PartTensors {
+    pub(crate) tensors: BTreeMap<String, Entry>,
+    pub(crate) extras: BTreeMap<String, (usize, Stored)>,
+}
+
+/// Finds the LDM names of a part's file under diffusers' names.
+pub(crate) fn part_tensors(part: &str, file: &WeightFile, index: usize, keys: &[Key]) -> Result<PartTensors> {
+    let ldm: HashMap<_, _> =
+        keys.iter().map(|Key { diffusers, ldm, .. }| (diffusers.as_str(), ldm)).collect();
+    let (mut tensors, mut extras) = (BTreeMap::new(), BTreeMap::new());
+    for (name, stored) in &file.tensors {
+        let today = name_today(part, name);
+        if is_ignored(&today) {
+            extras.insert(format!("{part}/{name}"), (index, stored.clone()));
+            continue;
+        }
+        let name = ldm.get(today.as_str()).map_or_else(|| format!("{part}/{name}"), |ldm| (*ldm).clone());
+        let (name, entry) = entry(file.path(), index, name, stored.clone())?;
+        tensors.insert(name, entry);
+    }
+    Ok(PartTensors { tensors, extras })
 }
 
 /// The name that the diffusers and transformers of today give to a tensor of an older folder.

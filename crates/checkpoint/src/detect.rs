@@ -1,15 +1,42 @@
 //! Tells from names and shapes what a single file holds.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use crate::{
     Architecture, ClipConfig, Error, Mismatch, ModelConfig, Prediction, Result, UNetConfig, VaeConfig,
-    file::Stored,
+    WeightFile,
     keys::{CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX},
 };
 
 /// The architecture that the names belong to, if it is not Stable Diffusion 1.x.
-pub(crate) fn foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Architecture> {
+pub(crate) fn foreign(file: &WeightFile) -> Option<Architecture> {
+    let of_names = foreign_names(file.names());
+    match of_names {
+        Some(Architecture::Unknown(_)) if file.left_over().iter().any(|name| name == "string_to_token") => {
+            Some(Architecture::Embedding)
+        }
+        Some(found) => Some(found),
+        None => foreign_width(file),
+    }
+}
+
+/// Where the text encoder is not there to tell, the width of what the UNet expects of it does.
+fn foreign_width(file: &WeightFile) -> Option<Architecture> {
+    if file.names().any(|name| name.starts_with("cond_stage_model.")) {
+        return None;
+    }
+    let context = |(name, stored): (&String, &crate::file::Stored)| {
+        let is_context = name.starts_with(UNET_PREFIX) && name.ends_with(".attn2.to_k.weight");
+        stored.shape.get(1).copied().filter(|_| is_context)
+    };
+    match file.tensors.iter().find_map(context)? {
+        1024 => Some(Architecture::StableDiffusion2),
+        1280 | 2048 => Some(Architecture::Sdxl),
+        _ => None,
+    }
+}
+
+fn foreign_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Architecture> {
     let starts = |prefix: &str| names.clone().any(|name| name.starts_with(prefix));
     let holds = |part: &str| names.clone().any(|name| name.contains(part));
     if starts("conditioner.embedders.") {
@@ -18,13 +45,13 @@ pub(crate) fn foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Optio
     if starts("cond_stage_model.model.") {
         return Some(Architecture::StableDiffusion2);
     }
-    if starts("model.diffusion_model.joint_blocks.") {
+    if starts("model.diffusion_model.joint_blocks.") || starts("joint_blocks.") {
         return Some(Architecture::StableDiffusion3);
     }
     if holds("double_blocks.") && holds("single_blocks.") {
         return Some(Architecture::Flux);
     }
-    if starts(UNET_PREFIX) {
+    if starts(UNET_PREFIX) || starts("model_ema.diffusion_model") {
         return None;
     }
     if starts("lora_") || [".lora_", ".lora.", ".hada_", ".lokr_"].into_iter().any(holds) {
@@ -42,37 +69,53 @@ pub(crate) fn foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Optio
     if holds("decoder.conv_in.weight") {
         return Some(Architecture::Vae);
     }
+    if starts(CLIP_PREFIX) || starts("text_model.encoder.") {
+        return Some(Architecture::TextEncoder);
+    }
     Some(Architecture::Unknown(names.take(3).map(ToOwned::to_owned).collect()))
 }
 
 /// The configuration as far as names and shapes tell it; heads, groups, scaling and prediction are those of
-/// Stable Diffusion 1.x.
-pub(crate) fn config(path: &Path, tensors: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
-    let shapes = Shapes { path, tensors };
+/// Stable Diffusion 1.x, and so is a part that is not there.
+pub(crate) fn config(
+    path: &Path,
+    shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    has_vae: bool,
+    has_clip: bool,
+) -> Result<ModelConfig> {
+    let shapes = Shapes { path, shape };
+    let unet = unet(&shapes)?;
+    let absent = ClipConfig { hidden_size: unet.cross_attention_dim, heads: 1, ..ClipConfig::sd15() };
+    let absent = if unet == UNetConfig::sd15() { ClipConfig::sd15() } else { absent };
     Ok(ModelConfig {
-        unet: unet(&shapes)?,
-        vae: vae(&shapes)?,
-        clip: clip(&shapes)?,
+        vae: if has_vae { vae(&shapes)? } else { VaeConfig::sd15() },
+        clip: if has_clip { clip(&shapes)? } else { absent },
+        unet,
         prediction: Prediction::Epsilon,
     })
 }
 
-/// The shapes by name.
+/// The configuration of a VAE, as far as its shapes tell it.
+pub(crate) fn vae_config(path: &Path, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<VaeConfig> {
+    vae(&Shapes { path, shape })
+}
+
+/// The shapes by LDM name.
 struct Shapes<'a> {
     path: &'a Path,
-    tensors: &'a BTreeMap<String, Stored>,
+    shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
 }
 
 impl Shapes<'_> {
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        (self.shape)(name).is_some()
     }
 
     /// The extent of one axis of a tensor that must be there.
     fn size(&self, name: &str, axis: usize) -> Result<i64> {
-        let size = self.tensors.get(name).and_then(|tensor| tensor.shape.get(axis));
+        let size = (self.shape)(name).and_then(|shape| shape.get(axis).copied());
         match size {
-            Some(size) => Ok(*size as i64),
+            Some(size) => Ok(i64::try_from(size).unwrap_or(i64::MAX)),
             None => Err(Error::Mismatch {
                 path: self.path.to_path_buf(),
                 mismatch: Box::new(Mismatch { missing: vec![name.to_owned()], ..Mismatch::default() }),
@@ -144,16 +187,21 @@ fn clip(shapes: &Shapes) -> Result<ClipConfig> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::keys;
 
     #[test]
     fn stable_diffusion_15_is_known_by_its_shapes() {
         let expected = ModelConfig::sd15();
-        let stored = |shape| Stored { dtype: safetensors::Dtype::F16, shape, bytes: 0..0 };
-        let tensors: BTreeMap<_, _> =
-            keys::all(&expected).into_iter().map(|key| (key.ldm, stored(key.shape))).collect();
-        assert_eq!(foreign(tensors.keys().map(String::as_str)), None);
-        assert_eq!(config(Path::new("v1-5.safetensors"), &tensors).unwrap(), expected);
+        let shapes: BTreeMap<_, _> =
+            keys::all(&expected).into_iter().map(|key| (key.ldm, key.shape)).collect();
+        assert_eq!(foreign_names(shapes.keys().map(String::as_str)), None);
+        let shape = |name: &str| shapes.get(name).cloned();
+        assert_eq!(config(Path::new("v1-5.safetensors"), &shape, true, true).unwrap(), expected);
+        // Without text encoder and VAE, the usual ones are assumed.
+        let unet = |name: &str| shape(name).filter(|_| name.starts_with(UNET_PREFIX));
+        assert_eq!(config(Path::new("v1-5.safetensors"), &unet, false, false).unwrap(), expected);
     }
 }

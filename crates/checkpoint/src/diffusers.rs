@@ -2,19 +2,63 @@
 //!
 //! Defaults are those of the classes in diffusers 0.38 and transformers 4.57.6, which leave them out of their files.
 
-use std::{fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{Architecture, ClipConfig, Error, ModelConfig, Prediction, Result, UNetConfig, VaeConfig};
 
-/// The parts of a folder: its subfolder and the names its weights may have.
-pub(crate) const PARTS: [(&str, &[&str]); 3] = [
-    ("unet", &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]),
-    ("vae", &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]),
-    ("text_encoder", &["model.safetensors", "model.fp16.safetensors"]),
-];
+/// The parts of a folder: its subfolders.
+pub(crate) const PARTS: [&str; 3] = ["unet", "vae", "text_encoder"];
+
+/// What a file's name has where it is one of several versions of the same weights, in the order in which they are
+/// taken: the plain one first.
+const VARIANTS: [&str; 4] = ["", "fp16", "bf16", "non_ema"];
+
+/// The files that hold a part's weights: one, or the shards that an index names. Safetensors go before pickles.
+pub(crate) fn weights_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let is_text = folder.file_name().is_some_and(|name| name == "text_encoder");
+    let stems = match is_text {
+        true => [("model", "safetensors"), ("pytorch_model", "bin")],
+        false => [("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin")],
+    };
+    for (stem, extension) in stems {
+        for variant in VARIANTS {
+            let dotted = if variant.is_empty() { String::new() } else { format!(".{variant}") };
+            let single = folder.join(format!("{stem}{dotted}.{extension}"));
+            if single.exists() {
+                return Ok(vec![single]);
+            }
+            let index = folder.join(format!("{stem}.{extension}.index{dotted}.json"));
+            if index.exists() {
+                return shards(folder, &index);
+            }
+        }
+    }
+    let tried = stems.iter().map(|(stem, extension)| format!("{stem}.{extension}")).collect();
+    Err(Error::NoFile { path: folder.to_path_buf(), tried })
+}
+
+/// `*.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let Index { weight_map } = read(index)?;
+    let names: BTreeSet<_> = weight_map.into_values().collect();
+    let shard = |name: &String| match Path::new(name).file_name() {
+        Some(own) if own == name.as_str() => Ok(folder.join(name)),
+        _ => Err(setting(index, "weight_map", "names of files in the same folder", name)),
+    };
+    names.iter().map(shard).collect()
+}
 
 #[derive(Deserialize)]
 #[serde(default)]
@@ -182,7 +226,7 @@ fn attention(path: &Path, blocks: &[String]) -> Result<Vec<bool>> {
     blocks.iter().map(attends).collect()
 }
 
-fn vae(path: &Path) -> Result<VaeConfig> {
+pub(crate) fn vae(path: &Path) -> Result<VaeConfig> {
     let file: Vae = read(path)?;
     Ok(VaeConfig {
         in_channels: file.in_channels,

@@ -2,6 +2,8 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use crate::{Part, PickleError, Precision};
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -29,20 +31,90 @@ pub enum Error {
         source: io::Error,
     },
     /// A part of a diffusers folder is not there.
-    #[error("`{path}` holds none of {}", .tried.join(", "))]
+    #[error("`{path}` holds none of {}, nor an fp16 variant or shards", .tried.join(", "))]
     NoFile {
         /// The folder.
         path: PathBuf,
         /// The names that were looked for.
-        tried: Vec<&'static str>,
+        tried: Vec<String>,
     },
-    /// A PyTorch pickle.
-    #[error(
-        "`{path}` is a PyTorch pickle (.ckpt), expected safetensors: convert it with a tool you trust first"
-    )]
+    /// A pickle that is damaged, or wants to run something.
+    #[error("`{path}` is not a pickle that can be read")]
     Pickle {
         /// The file.
         path: PathBuf,
+        /// Why.
+        source: PickleError,
+    },
+    /// A pickle, but not one of a tensor file.
+    #[error("`{path}` is a pickle, but not one that PyTorch saved")]
+    NotTorch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A pickle too large to be the table of contents of a checkpoint.
+    #[error("`{path}`: its pickle has {found} bytes, at most {limit} are read")]
+    PickleSize {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes, uncompressed.
+        found: usize,
+        /// The most that are read.
+        limit: usize,
+    },
+    /// A file of PyTorch that holds something else than named tensors.
+    #[error("`{path}` holds no dictionary of tensors")]
+    NoState {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A zip archive that cannot be read.
+    #[error("`{path}` is not a whole zip archive")]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What the zip reader says.
+        source: zip::result::ZipError,
+    },
+    /// An entry of a zip archive that is damaged, encrypted, or compressed in a way that PyTorch does not use.
+    #[error("`{path}`: the entry `{entry}` of the archive cannot be read")]
+    Entry {
+        /// The file.
+        path: PathBuf,
+        /// The entry, or the tensor that lies in it.
+        entry: String,
+    },
+    /// A zip archive that PyTorch has not written.
+    #[error("`{path}` is a zip archive with {found} entries `data.pkl`, expected one: not a file of PyTorch")]
+    NoPickle {
+        /// The file.
+        path: PathBuf,
+        /// How many there are.
+        found: usize,
+    },
+    /// A file that was saved on another kind of machine.
+    #[error("`{path}` is big-endian, expected little-endian")]
+    BigEndian {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tensor of a PyTorch file that does not fit its elements.
+    #[error("`{path}`: the tensor `{tensor}` {fault}")]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// What is wrong.
+        fault: StorageFault,
+    },
+    /// Two tensors of one name.
+    #[error("`{path}` has two tensors named `{tensor}`")]
+    Duplicate {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        tensor: String,
     },
     /// The header makes no sense.
     #[error("`{path}` is not a safetensors file")]
@@ -80,6 +152,62 @@ pub enum Error {
         path: PathBuf,
         /// What it is.
         found: Architecture,
+    },
+    /// The file holds something else than a VAE or a checkpoint with one.
+    #[error("`{path}` is {found}, expected a VAE or a checkpoint with one")]
+    NotVae {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        found: Architecture,
+    },
+    /// The file holds something else than a LoRA for Stable Diffusion 1.x.
+    #[error("`{path}` is {found}, expected a LoRA for Stable Diffusion 1.x")]
+    NotLora {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: Architecture,
+    },
+    /// A relative of LoRA whose formula is another.
+    #[error("`{path}` is {kind}, expected a LoRA (`lora_down`, `lora_up`)")]
+    LoraKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A LoRA of which no tensor belongs to a weight of the model.
+    #[error("`{path}` changes no weight of the model (it begins with {})", .names.join(", "))]
+    LoraForeign {
+        /// The file.
+        path: PathBuf,
+        /// The first few names.
+        names: Vec<String>,
+    },
+    /// One of a module's two matrices is not there.
+    #[error("`{path}`: `{tensor}` has no other half")]
+    LoraHalf {
+        /// The file.
+        path: PathBuf,
+        /// The half that is there.
+        tensor: String,
+    },
+    /// A module's matrices do not fit each other, or not the weight.
+    #[error(
+        "`{path}`: `{tensor}` of shape {down:?} and its other half of shape {up:?} do not fit a weight of shape {weight:?}"
+    )]
+    LoraShape {
+        /// The file.
+        path: PathBuf,
+        /// The name of `down`.
+        tensor: String,
+        /// The shape of the weight, in LDM form.
+        weight: Vec<usize>,
+        /// The shape of `down`.
+        down: Vec<usize>,
+        /// The shape of `up`.
+        up: Vec<usize>,
     },
     /// A JSON file of a diffusers folder, or the metadata `vodka.config`, does not parse.
     #[error("the configuration in `{path}` is not valid")]
@@ -157,6 +285,20 @@ pub enum Error {
         /// What is missing, left over, or of another shape.
         mismatch: Box<Mismatch>,
     },
+    /// A whole part is not there.
+    #[error("`{path}` has no {part}")]
+    NoPart {
+        /// The file or folder.
+        path: PathBuf,
+        /// The part.
+        part: Part,
+    },
+    /// The EMA copy was asked for, and there is none.
+    #[error("`{path}` has no EMA weights (`model_ema.`)")]
+    NoEma {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A tensor that was asked for is not there.
     #[error("`{path}` has no tensor `{tensor}`")]
     NoTensor {
@@ -177,9 +319,10 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
-    /// A weight is too large for fp16.
+    /// A weight is too large for the precision of the file.
     #[error(
-        "`{path}`: the tensor `{tensor}` holds {value} at element {index}, more than fp16 can hold (65504): write fp32"
+        "`{path}`: the tensor `{tensor}` holds {value} at element {index}, more than {precision} can hold ({}): write fp32",
+        .precision.largest()
     )]
     Overflow {
         /// The file to be written.
@@ -190,6 +333,18 @@ pub enum Error {
         index: usize,
         /// The weight.
         value: f32,
+        /// The precision.
+        precision: Precision,
+    },
+    /// The file to be written is larger than what is free where it would lie.
+    #[error("cannot write `{path}`: it needs {needed} bytes, {available} are free")]
+    DiskFull {
+        /// The file to be written.
+        path: PathBuf,
+        /// Its size in bytes.
+        needed: u64,
+        /// What the disk has left, in bytes.
+        available: u64,
     },
 }
 
@@ -205,10 +360,45 @@ impl Error {
     }
 }
 
+/// How a tensor of a PyTorch file does not fit its elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StorageFault {
+    /// There are no elements of this name.
+    Missing {
+        /// The name.
+        storage: String,
+    },
+    /// There are fewer than the tensor has.
+    TooShort {
+        /// Bytes that it needs.
+        needed: usize,
+        /// Bytes that are there.
+        found: usize,
+    },
+    /// It has more elements than were saved.
+    TooMany {
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+}
+
+impl fmt::Display for StorageFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { storage } => write!(f, "needs the storage `{storage}`, which is not there"),
+            Self::TooShort { needed, found } => write!(f, "needs {needed} bytes, its storage has {found}"),
+            Self::TooMany { shape } => write!(f, "of shape {shape:?} is larger than its storage"),
+        }
+    }
+}
+
 /// What a file is, if not a Stable Diffusion 1.x checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Architecture {
+    /// Stable Diffusion 1.x, where something else is expected.
+    StableDiffusion1,
     /// Stable Diffusion 2.x (OpenCLIP).
     StableDiffusion2,
     /// Stable Diffusion XL.
@@ -219,6 +409,8 @@ pub enum Architecture {
     Flux,
     /// A LoRA or one of its kin.
     Lora,
+    /// A LoRA for Stable Diffusion XL.
+    SdxlLora,
     /// A ControlNet.
     ControlNet,
     /// An embedding of textual inversion.
@@ -227,6 +419,10 @@ pub enum Architecture {
     DiffusersUnet,
     /// A VAE without the rest.
     Vae,
+    /// A text encoder without the rest.
+    TextEncoder,
+    /// A TorchScript archive: a program with its weights.
+    TorchScript,
     /// A diffusers pipeline of another class.
     Pipeline(String),
     /// None of the above: the first few names.
@@ -240,11 +436,15 @@ impl fmt::Display for Architecture {
             Self::Sdxl => "a Stable Diffusion XL checkpoint",
             Self::StableDiffusion3 => "a Stable Diffusion 3 checkpoint",
             Self::Flux => "a Flux checkpoint",
+            Self::StableDiffusion1 => "a Stable Diffusion 1.x checkpoint",
             Self::Lora => "a LoRA",
+            Self::SdxlLora => "a LoRA for Stable Diffusion XL",
             Self::ControlNet => "a ControlNet",
             Self::Embedding => "an embedding (textual inversion)",
             Self::DiffusersUnet => "the UNet of a diffusers folder (open the folder above it)",
             Self::Vae => "a VAE alone",
+            Self::TextEncoder => "a text encoder alone",
+            Self::TorchScript => "a TorchScript archive",
             Self::Pipeline(class) => return write!(f, "a diffusers folder of the class {class}"),
             Self::Unknown(names) if names.is_empty() => "a file without tensors",
             Self::Unknown(names) => {

@@ -11,12 +11,25 @@ mod detect;
 mod diffusers;
 mod error;
 mod file;
+mod header;
 pub mod keys;
+mod layout;
+mod lora;
+mod pickle;
 mod tensor;
+mod torch;
+mod vae;
 mod write;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Ema, Part, ema_name};
 pub use config::{ClipConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
-pub use error::{Architecture, Error, Mismatch, Result, WrongShape};
-pub use tensor::{Dtype, TensorView};
+pub use error::{Architecture, Error, Mismatch, Result, StorageFault, WrongShape};
+pub use file::{Format, WeightFile};
+pub use layout::{
+    SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, position_ids,
+    position_ids_name, single_file_tensors,
+};
+pub use lora::{Lora, LoraModule, lora_name};
+pub use pickle::PickleError;
+pub use tensor::{Dtype, Place, TensorInfo, TensorView};
 pub use write::{CONFIG_KEY, Precision, Values, write_checkpoint};

@@ -39,6 +39,25 @@ impl Dtype {
         }
     }
 
+    /// Its name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::I64 => "I64",
+            Self::I32 => "I32",
+            Self::U8 => "U8",
+            Self::Bool => "BOOL",
+        }
+    }
+
+    /// Whether it is a float.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    }
+
     pub(crate) fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
         Some(match dtype {
             safetensors::Dtype::F64 => Self::F64,
@@ -51,6 +70,41 @@ impl Dtype {
             safetensors::Dtype::BOOL => Self::Bool,
             _ => return None,
         })
+    }
+}
+
+/// Where a tensor's bytes lie, in one piece, little-endian and row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file, by its index in [`Checkpoint::files`](crate::Checkpoint::files).
+    pub file: usize,
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// What a tensor is and where it lies; nothing of it has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The type of an element.
+    pub dtype: Dtype,
+    /// The extent of each axis.
+    pub shape: Vec<usize>,
+    /// Where it lies; none for the few that do not lie in one piece (compressed, or strided in a pickle), which
+    /// [`Checkpoint::tensor`](crate::Checkpoint::tensor) puts together.
+    pub place: Option<Place>,
+}
+
+impl TensorInfo {
+    /// How many elements there are.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// How many bytes the elements take.
+    pub fn bytes(&self) -> u64 {
+        (self.numel() * self.dtype.size()) as u64
     }
 }
 
@@ -127,6 +181,28 @@ fn copy<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N])
     }
 }
 
+/// Row-major elements of `size` bytes, from where their strides (in elements) say.
+pub(crate) fn gather(elements: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
+    let numel: usize = shape.iter().product();
+    let mut all = Vec::with_capacity(numel * size);
+    let mut index = vec![0; shape.len()];
+    let mut at = 0;
+    for _ in 0..numel {
+        all.extend_from_slice(&elements[at * size..(at + 1) * size]);
+        // As an odometer: the last axis first.
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            at -= index[axis] * strides[axis];
+            index[axis] = 0;
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +229,15 @@ mod tests {
             let shifted = [&[0], data.as_slice()].concat();
             assert_eq!(view(dtype, &shifted[1..]).to_f32(), [1.0, 2.0], "{dtype:?} unaligned");
         }
+    }
+
+    #[test]
+    fn a_transposed_view_is_put_in_order() {
+        // Rows of 3 in the storage, seen as columns.
+        let elements: Vec<u8> = (0..6).flat_map(|i: u16| i.to_le_bytes()).collect();
+        let gathered = gather(&elements, 2, &[3, 2], &[1, 3]);
+        let expected: Vec<u8> = [0, 3, 1, 4, 2, 5].into_iter().flat_map(|i: u16| i.to_le_bytes()).collect();
+        assert_eq!(gathered, expected);
     }
 
     #[test]

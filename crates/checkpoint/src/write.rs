@@ -1,13 +1,15 @@
 //! Writes a single file.
 
-use std::{collections::BTreeMap, fmt, io::Write, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 
-use half::{f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use vodka_stage::AtomicFile;
 
-use crate::{Error, Mismatch, ModelConfig, Result, WrongShape, keys};
+use crate::{
+    Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, WrongShape, config_entry,
+    layout::{position_ids, position_ids_name},
+    single_file_tensors,
+};
 
 /// The metadata entry that holds the [`ModelConfig`] as JSON, since heads and groups are in no tensor.
 pub const CONFIG_KEY: &str = "vodka.config";
@@ -21,15 +23,68 @@ pub enum Precision {
     /// 32-bit floats.
     #[serde(rename = "fp32")]
     F32,
+    /// 16-bit floats with the exponent of fp32: as small as fp16, three bits of precision less, no overflow.
+    #[serde(rename = "bf16")]
+    BF16,
 }
 
 impl Precision {
     /// Bytes of one element.
     pub fn size(self) -> usize {
+        self.dtype().size()
+    }
+
+    /// The type of an element.
+    pub fn dtype(self) -> Dtype {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+            Self::BF16 => Dtype::BF16,
         }
+    }
+
+    /// Values as they lie in a file, rounded to the nearest (ties to even); what is too large becomes infinite.
+    ///
+    /// # Panics
+    /// When `out` has another size than the values take.
+    pub fn encode(self, values: &[f32], out: &mut [u8]) {
+        assert_eq!(out.len(), values.len() * self.size(), "bytes for {} values", values.len());
+        match self {
+            Self::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+            Self::F16 => match bytemuck::try_cast_slice_mut::<u8, f16>(out) {
+                Ok(halves) => halves.convert_from_f32_slice(values),
+                Err(_) => encode_each(values, out, |x| f16::from_f32(x).to_le_bytes()),
+            },
+            Self::BF16 => match bytemuck::try_cast_slice_mut::<u8, bf16>(out) {
+                Ok(halves) => halves.convert_from_f32_slice(values),
+                Err(_) => encode_each(values, out, |x| bf16::from_f32(x).to_le_bytes()),
+            },
+        }
+    }
+
+    /// The smallest magnitude that becomes infinite: half way between the largest number and the next power of two.
+    pub fn overflow(self) -> f32 {
+        match self {
+            Self::F16 => 65520.0,
+            Self::F32 => f32::INFINITY,
+            // 0x7f7f8000: the largest bf16 is 0x7f7f.
+            Self::BF16 => f32::from_bits(0x7f7f_8000),
+        }
+    }
+
+    /// The largest number.
+    pub fn largest(self) -> f32 {
+        match self {
+            Self::F16 => f16::MAX.to_f32(),
+            Self::F32 => f32::MAX,
+            Self::BF16 => bf16::MAX.to_f32(),
+        }
+    }
+}
+
+fn encode_each(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; 2]) {
+    for (value, out) in values.iter().zip(out.as_chunks_mut::<2>().0) {
+        *out = encode(*value);
     }
 }
 
@@ -38,6 +93,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::F16 => "fp16",
             Self::F32 => "fp32",
+            Self::BF16 => "bf16",
         })
     }
 }
@@ -49,7 +105,8 @@ impl FromStr for Precision {
         match text {
             "fp16" => Ok(Self::F16),
             "fp32" => Ok(Self::F32),
-            _ => Err(format!("expected fp16 or fp32, found `{text}`")),
+            "bf16" => Ok(Self::BF16),
+            _ => Err(format!("expected fp16, bf16 or fp32, found `{text}`")),
         }
     }
 }
@@ -59,10 +116,10 @@ pub type Values = (Vec<usize>, Vec<f32>);
 
 /// Writes the model as a single `.safetensors` file in LDM names, whole or not at all.
 ///
-/// `tensors` is asked for each name of [`keys::all`] once, in the order of the file (sorted), for shape and values, so
-/// that one tensor at a time is in memory. The same weights make the same bytes: nothing of time or place is written.
-/// The file holds the configuration ([`CONFIG_KEY`]), `format: pt`, all of `metadata`, and the text encoder's
-/// `position_ids` (int64, 0 to 76), which older programs ask for.
+/// `tensors` is asked for each name of [`keys::all`](crate::keys::all) once, in the order of the file (sorted), for
+/// shape and values, so that one tensor at a time is in memory. The same weights make the same bytes: nothing of time
+/// or place is written. The file holds the configuration ([`CONFIG_KEY`]), `format: pt`, all of `metadata`, and the
+/// text encoder's `position_ids` (int64, 0 to 76), which older programs ask for.
 ///
 /// # Errors
 /// Whatever `tensors` returns; a shape other than the configuration's; a value that is not finite, or too large for
@@ -76,69 +133,29 @@ pub fn write_checkpoint<E: From<Error>>(
 ) -> Result<(), E> {
     let path = path.as_ref();
     config.check()?;
-    let mut keys = keys::all(config);
-    keys.sort_by(|a, b| a.ldm.cmp(&b.ldm));
-    let mut file = AtomicFile::create(path).map_err(Error::from)?;
-    let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::write(path));
-    write(&header(&keys, config, precision, metadata))?;
-    write(&position_ids(config))?;
-    let mut halves = vec![f16::ZERO; CHUNK];
-    for key in &keys {
-        let (shape, values) = tensors(&key.ldm)?;
-        check(path, &key.ldm, &key.shape, &shape, &values, precision)?;
-        for values in values.chunks(CHUNK) {
-            write(encode(values, precision, &mut halves))?;
+    let mut metadata = metadata.clone();
+    metadata.extend([config_entry(config)]);
+    let writer = SafetensorsWriter::create(path, single_file_tensors(config, precision), &metadata)?;
+    let mut buffer = vec![0; CHUNK * precision.size()];
+    for (index, spec) in writer.specs().iter().enumerate() {
+        if spec.name == position_ids_name() {
+            writer.write_at(index, 0, &position_ids(config.clip.max_positions))?;
+            continue;
+        }
+        let (shape, values) = tensors(&spec.name)?;
+        check(path, &spec.name, &spec.shape, &shape, &values, precision)?;
+        for (i, values) in values.chunks(CHUNK).enumerate() {
+            let bytes = &mut buffer[..values.len() * precision.size()];
+            precision.encode(values, bytes);
+            writer.write_at(index, (i * CHUNK * precision.size()) as u64, bytes)?;
         }
     }
-    file.commit().map_err(Error::from)?;
+    writer.commit()?;
     Ok(())
 }
 
 /// Elements that are converted and written at a time.
-const CHUNK: usize = 1 << 16;
-
-/// The length of the JSON, and the JSON, padded with spaces to a multiple of 8 bytes.
-fn header(
-    keys: &[keys::Key],
-    config: &ModelConfig,
-    precision: Precision,
-    metadata: &BTreeMap<String, String>,
-) -> Vec<u8> {
-    let mut metadata = metadata.clone();
-    metadata.insert("format".to_owned(), "pt".to_owned());
-    metadata
-        .insert(CONFIG_KEY.to_owned(), serde_json::to_string(config).expect("a configuration is plain data"));
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!(metadata));
-    let mut start = 0;
-    let mut entry = |name: &str, dtype: &str, shape: &[usize], bytes: usize| {
-        header.insert(
-            name.to_owned(),
-            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, start + bytes]}),
-        );
-        start += bytes;
-    };
-    let positions = config.clip.max_positions as usize;
-    entry(&position_ids_name(), "I64", &[1, positions], 8 * positions);
-    let dtype = match precision {
-        Precision::F16 => "F16",
-        Precision::F32 => "F32",
-    };
-    for key in keys {
-        entry(&key.ldm, dtype, &key.shape, precision.size() * key.shape.iter().product::<usize>());
-    }
-    let mut json = Value::Object(header).to_string().into_bytes();
-    json.resize(json.len().next_multiple_of(8), b' ');
-    [(json.len() as u64).to_le_bytes().as_slice(), &json].concat()
-}
-
-pub(crate) fn position_ids_name() -> String {
-    format!("{}text_model.embeddings.position_ids", keys::CLIP_PREFIX)
-}
-
-fn position_ids(config: &ModelConfig) -> Vec<u8> {
-    (0..config.clip.max_positions).flat_map(i64::to_le_bytes).collect()
-}
+const CHUNK: usize = 1 << 18;
 
 fn check(
     path: &Path,
@@ -159,8 +176,7 @@ fn check(
     }
     let numel: usize = expected.iter().product();
     assert_eq!(values.len(), numel, "{tensor}: values for the shape {expected:?}");
-    // What rounds to infinity is 65520 and more: half way between the largest fp16 and the next power of two.
-    let limit = if precision == Precision::F16 { 65520.0 } else { f32::INFINITY };
+    let limit = precision.overflow();
     let fits = |x: &f32| x.abs() < limit;
     // Without an early exit, which would keep it from being vector code.
     if values.iter().fold(true, |all, x| all & fits(x)) {
@@ -169,19 +185,7 @@ fn check(
     let index = values.iter().position(|x| !fits(x)).expect("one was seen");
     let (path, tensor, value) = (path.to_path_buf(), tensor.to_owned(), values[index]);
     Err(match value.is_finite() {
-        true => Error::Overflow { path, tensor, index, value },
+        true => Error::Overflow { path, tensor, index, value, precision },
         false => Error::NotFinite { path, tensor, index, value },
     })
-}
-
-/// Values as they lie in the file; `halves` is scratch space.
-fn encode<'a>(values: &'a [f32], precision: Precision, halves: &'a mut [f16]) -> &'a [u8] {
-    match precision {
-        Precision::F32 => bytemuck::cast_slice(values),
-        Precision::F16 => {
-            let halves = &mut halves[..values.len()];
-            halves.convert_from_f32_slice(values);
-            bytemuck::cast_slice(halves)
-        }
-    }
 }

@@ -124,7 +124,8 @@ fn what_is_wrong_with_a_folder_is_named() {
     fs::remove_file(at("vae/diffusion_pytorch_model.safetensors")).unwrap();
     assert_eq!(
         said(dir.path()),
-        "`FOLDER/vae` holds none of diffusion_pytorch_model.safetensors, diffusion_pytorch_model.fp16.safetensors"
+        "`FOLDER/vae` holds none of diffusion_pytorch_model.safetensors, diffusion_pytorch_model.bin, nor an fp16 \
+         variant or shards"
     );
 
     edit(&at("text_encoder/config.json"), "quick_gelu", "gelu");

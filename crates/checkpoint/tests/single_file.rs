@@ -237,10 +237,13 @@ fn damaged_files_are_told_apart() {
     assert!(longer.starts_with("`FILE` is damaged: its header asks for"), "{longer}");
     let text = said(|path| fs::write(path, "This is a text file.").unwrap());
     assert!(text.starts_with("`FILE` is not a safetensors file: "), "{text}");
-    let pickle =
-        "`FILE` is a PyTorch pickle (.ckpt), expected safetensors: convert it with a tool you trust first";
-    assert_eq!(said(|path| fs::write(path, b"PK\x03\x04 and more").unwrap()), pickle);
-    assert_eq!(said(|path| fs::write(path, b"\x80\x02}q\x00(and more").unwrap()), pickle);
+    let zip = said(|path| fs::write(path, b"PK\x03\x04 and more").unwrap());
+    assert!(zip.starts_with("`FILE` is not a whole zip archive: "), "{zip}");
+    let pickle = said(|path| fs::write(path, b"\x80\x02}q\x00(and more").unwrap());
+    assert_eq!(
+        pickle,
+        "`FILE` is not a pickle that can be read: the pickle instruction `a` at byte 6 has no value"
+    );
     assert!(said(|_| ()).starts_with("cannot read `FILE`: "));
 }
 

@@ -36,6 +36,13 @@ impl AtomicFile {
         &self.target
     }
 
+    /// The file beside the target, for writing at places of one's own and from several threads.
+    ///
+    /// It goes past the buffer that `Write` and `Seek` have: use one way or the other.
+    pub fn file(&self) -> &File {
+        self.writer.as_ref().expect("the writer is there until commit").get_ref()
+    }
+
     /// Flushes, syncs and renames: from here on the target holds all that was written.
     pub fn commit(mut self) -> Result<()> {
         self.finish().map_err(Error::write(&self.target))

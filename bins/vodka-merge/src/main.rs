@@ -1,5 +1,8 @@
 //! Merges Stable Diffusion 1.x checkpoints.
 
+mod convert;
+mod inspect;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -46,6 +49,10 @@ enum Command {
         /// The file; relative paths in it start at the current folder
         recipe: PathBuf,
     },
+    /// Tell what is in a file: architecture, precision, parts, hashes, metadata, ranges of values
+    Inspect(inspect::Arguments),
+    /// Write a checkpoint in another form: format, precision, without its EMA copy, with another VAE
+    Convert(convert::Arguments),
 }
 
 #[derive(Args)]
@@ -56,7 +63,7 @@ struct Options {
     /// The .safetensors file to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// fp16 or fp32; by default that of A
+    /// fp16, bf16 or fp32; by default that of A
     #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
     /// Keep the VAE of A, or merge it like the rest
@@ -73,11 +80,30 @@ enum Vae {
 }
 
 impl Command {
+    fn run(self, session: &Session) -> ExitCode {
+        match self {
+            Self::Inspect(arguments) => arguments.run(session),
+            Self::Convert(arguments) => arguments.run(session),
+            merge => merge.merge(session),
+        }
+    }
+
+    fn merge(self, session: &Session) -> ExitCode {
+        session.stage(self.config().and_then(|config| config.plan()), |plan, session| {
+            let bar = session.progress("tensors", 0);
+            run(plan, session.interrupt(), &mut |event| match event {
+                MergeEvent::Started { tensors } => bar.set_total(tensors),
+                MergeEvent::Merged { tensors } => bar.set(tensors),
+            })
+        })
+    }
+
     fn config(self) -> Result<MergeConfig> {
         let (method, a, b, c, options) = match self {
             Self::WeightedSum { a, b, options } => (Method::WeightedSum, a, b, None, options),
             Self::AddDifference { a, b, c, options } => (Method::AddDifference, a, b, Some(c), options),
             Self::Run { recipe } => return MergeConfig::read(&recipe),
+            Self::Inspect(_) | Self::Convert(_) => unreachable!("these merge nothing"),
         };
         let Options { multiplier, output, precision, vae } = options;
         let vae = match vae {
@@ -90,12 +116,6 @@ impl Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let plan = arguments.command.config().and_then(|config| config.plan());
-    Session::start(arguments.common).stage(plan, |plan, session| {
-        let bar = session.progress("tensors", 0);
-        run(plan, session.interrupt(), &mut |event| match event {
-            MergeEvent::Started { tensors } => bar.set_total(tensors),
-            MergeEvent::Merged { tensors } => bar.set(tensors),
-        })
-    })
+    let session = Session::start(arguments.common);
+    arguments.command.run(&session)
 }

@@ -155,7 +155,7 @@ fn wrong_usage_ends_with_2() {
             .contains("--multiplier <M>")
     );
     assert!(says(&SUM.replace("0.25", "25")).contains("multiplier is 25, expected 0 (all A) to 1 (all B)"));
-    assert!(says(&format!("{SUM} --precision fp8")).contains("expected fp16 or fp32, found `fp8`"));
+    assert!(says(&format!("{SUM} --precision fp8")).contains("expected fp16, bf16 or fp32, found `fp8`"));
     assert!(says(&format!("{SUM} --vae b")).contains("invalid value 'b' for '--vae <VAE>'"));
     assert!(
         says(&SUM.replace("out.s", "./a.s")).contains("the output `./a.safetensors` is one of the inputs")

@@ -52,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("vodka-tag", &["vodka-stage", "vodka-cli", "vodka-tagger"]),
     ("vodka-curate", &["vodka-stage", "vodka-cli", "vodka-captions"]),
-    ("vodka-merge", &["vodka-stage", "vodka-cli", "vodka-merger"]),
+    ("vodka-merge", &["vodka-stage", "vodka-cli", "vodka-checkpoint", "vodka-merger"]),
     ("vodka-train", &["vodka-stage", "vodka-cli", "vodka-trainer", "vodka-sampler"]),
     ("vodka-sample", &["vodka-stage", "vodka-cli", "vodka-sampler"]),
     ("vodka-grid", &["vodka-stage", "vodka-cli", "vodka-sampler"]),

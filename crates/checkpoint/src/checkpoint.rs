@@ -8,13 +8,14 @@ use std::{
 };
 
 use serde::Serialize;
-use vodka_stage::{ContentHash, hash_bytes, hash_tree};
+use vodka_stage::{ContentHash, hash_tree};
 
 use crate::{
-    Dtype, Error, Format, Mismatch, ModelConfig, Precision, Result, TensorInfo, TensorView, WrongShape,
-    detect,
+    Dtype, Error, Format, Hashes, Mismatch, ModelConfig, Precision, Result, TensorInfo, TensorView,
+    VaeConfig, WrongShape, detect,
     diffusers::{self, PARTS},
     file::{Stored, WeightFile},
+    hashes::auto_v1,
     keys::{self, CLIP_PREFIX, Key, UNET_PREFIX, VAE_PREFIX},
     write::CONFIG_KEY,
 };
@@ -146,8 +147,14 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], and where there is no VAE.
     pub fn open_vae(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_vae_like(path, &VaeConfig::sd15())
+    }
+
+    /// As [`Checkpoint::open_vae`], with the groups of the norms and the scaling factor of another VAE, where the file has
+    /// nothing but weights.
+    pub fn open_vae_like(path: impl Into<PathBuf>, like: &VaeConfig) -> Result<Self> {
         let path = path.into();
-        let opened = crate::vae::open(&path)?;
+        let opened = crate::vae::open(&path, like)?;
         Self::checked(path, opened)
     }
 
@@ -297,12 +304,18 @@ impl Checkpoint {
         Ok(*self.sha256.get_or_init(|| hash))
     }
 
+    /// All hashes of a single file, in one reading; none for a folder.
+    pub fn hashes(&self) -> Result<Option<Hashes>> {
+        match self.files.as_slice() {
+            [file] if self.format != Format::Diffusers => Hashes::of(file).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A1111's first way to name a model, "AutoV1": of 64 KiB behind the first MiB, eight digits. None for a folder.
     pub fn legacy_hash(&self) -> Option<String> {
         let [file] = self.files.as_slice() else { return None };
-        let bytes = file.all();
-        let end = bytes.len().min(0x11_0000);
-        Some(hash_bytes(&bytes[end.min(0x10_0000)..end]).short(8))
+        Some(auto_v1(file.all()))
     }
 
     /// Checks that exactly the tensors of the configuration are there, in their shapes. Reads no weights.

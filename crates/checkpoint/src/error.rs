@@ -194,20 +194,14 @@ pub enum Error {
         tensor: String,
     },
     /// A module's matrices do not fit each other, or not the weight.
-    #[error(
-        "`{path}`: `{tensor}` of shape {down:?} and its other half of shape {up:?} do not fit a weight of shape {weight:?}"
-    )]
+    #[error("`{path}`: `{tensor}` {shapes}")]
     LoraShape {
         /// The file.
         path: PathBuf,
         /// The name of `down`.
         tensor: String,
-        /// The shape of the weight, in LDM form.
-        weight: Vec<usize>,
-        /// The shape of `down`.
-        down: Vec<usize>,
-        /// The shape of `up`.
-        up: Vec<usize>,
+        /// The three shapes.
+        shapes: Box<LoraShapes>,
     },
     /// A JSON file of a diffusers folder, or the metadata `vodka.config`, does not parse.
     #[error("the configuration in `{path}` is not valid")]
@@ -336,6 +330,18 @@ pub enum Error {
         /// The precision.
         precision: Precision,
     },
+    /// The result would replace what it is made of.
+    #[error("the output `{path}` is one of the inputs")]
+    OutputIsInput {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output is there already, and may not be replaced.
+    #[error("the output `{path}` is there already")]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
     /// The file to be written is larger than what is free where it would lie.
     #[error("cannot write `{path}`: it needs {needed} bytes, {available} are free")]
     DiskFull {
@@ -357,6 +363,27 @@ impl Error {
     pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Write { path, source }
+    }
+}
+
+/// The shapes of a LoRA's matrices and of the weight that they should change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraShapes {
+    /// The shape of the weight, in LDM form.
+    pub weight: Vec<usize>,
+    /// The shape of `down`.
+    pub down: Vec<usize>,
+    /// The shape of `up`.
+    pub up: Vec<usize>,
+}
+
+impl fmt::Display for LoraShapes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weight, down, up } = self;
+        write!(
+            f,
+            "of shape {down:?} and its other half of shape {up:?} do not fit a weight of shape {weight:?}"
+        )
     }
 }
 

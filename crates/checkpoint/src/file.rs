@@ -122,8 +122,11 @@ impl WeightFile {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::read(&path))?;
         if torch::is_torch(&map) {
             let format = if torch::is_zip(&map) { Format::TorchZip } else { Format::TorchLegacy };
-            let torch::Contents { tensors, left_over } = torch::contents(&path, &map)?;
-            return Ok(Self { path, file, map, format, tensors, metadata: BTreeMap::new(), left_over });
+            let torch::Contents { tensors, metadata, mut left_over } = torch::contents(&path, &map)?;
+            if !metadata.is_empty() {
+                left_over.retain(|name| name != "metadata");
+            }
+            return Ok(Self { path, file, map, format, tensors, metadata, left_over });
         }
         let (tensors, metadata) = header::contents(&path, &map)?;
         Ok(Self { path, file, map, format: Format::Safetensors, tensors, metadata, left_over: Vec::new() })
@@ -139,7 +142,7 @@ impl WeightFile {
         self.format
     }
 
-    /// The header's `__metadata__`; nothing for a file of PyTorch.
+    /// The header's `__metadata__`; for a file of PyTorch what [`run`](crate::convert::run) keeps in its place.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

@@ -7,24 +7,33 @@
 
 mod checkpoint;
 mod config;
+pub mod convert;
 mod detect;
 mod diffusers;
+mod diffusers_write;
 mod error;
 mod file;
+mod folder;
+mod hashes;
 mod header;
+pub mod inspect;
 pub mod keys;
 mod layout;
 mod lora;
 mod pickle;
 mod tensor;
+mod tokenizer;
 mod torch;
+mod torch_write;
 mod vae;
 mod write;
 
 pub use checkpoint::{Checkpoint, Ema, Part, ema_name};
 pub use config::{ClipConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
-pub use error::{Architecture, Error, Mismatch, Result, StorageFault, WrongShape};
+pub use diffusers_write::write_diffusers;
+pub use error::{Architecture, Error, LoraShapes, Mismatch, Result, StorageFault, WrongShape};
 pub use file::{Format, WeightFile};
+pub use hashes::{Hashes, known};
 pub use layout::{
     SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, position_ids,
     position_ids_name, single_file_tensors,

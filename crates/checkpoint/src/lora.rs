@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Architecture, Error, ModelConfig, Part, Result, TensorInfo, TensorView, WeightFile, detect,
+    Architecture, Error, LoraShapes, ModelConfig, Part, Result, TensorInfo, TensorView, WeightFile, detect,
     keys::{self, Key},
 };
 
@@ -235,13 +235,8 @@ fn module(path: &Path, file: &WeightFile, key: &Key, parts: Parts) -> Result<Lor
     let rank = down_info.shape.first().copied().unwrap_or(0);
     let mid = parts.mid.map(|name| Ok::<_, Error>((file.info(&name)?, name))).transpose()?;
     if !fits(&key.shape, rank, &down_info, &up_info, mid.as_ref().map(|(info, _)| info)) {
-        return Err(Error::LoraShape {
-            path: path.to_path_buf(),
-            tensor: down,
-            weight: key.shape.clone(),
-            down: down_info.shape,
-            up: up_info.shape,
-        });
+        let shapes = LoraShapes { weight: key.shape.clone(), down: down_info.shape, up: up_info.shape };
+        return Err(Error::LoraShape { path: path.to_path_buf(), tensor: down, shapes: Box::new(shapes) });
     }
     let alpha = match parts.alpha {
         Some(name) => file.tensor(&name)?.to_f32().first().copied().map_or(rank as f64, f64::from),

@@ -8,7 +8,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 const _: () = assert!(cfg!(target_endian = "little"));
 
 /// The element types that checkpoints are made of. The 4, 6 and 8 bit floats of quantised files are not among them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     /// 64-bit float.
     F64,

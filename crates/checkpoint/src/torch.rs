@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Contents {
     /// By name.
     pub(crate) tensors: BTreeMap<String, Stored>,
+    /// The texts under `metadata`, where this program wrote the file.
+    pub(crate) metadata: BTreeMap<String, String>,
     /// What lies beside the tensors: `epoch`, `optimizer_states`, ...
     pub(crate) left_over: Vec<String>,
 }
@@ -41,8 +43,12 @@ const PICKLE_BYTES_MAX: usize = 32 << 20;
 const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
 /// Whether the bytes start like a file of PyTorch, or some other pickle.
+///
+/// A `.safetensors` file starts with the length of its header, whose bytes may be those of a pickle by accident; what
+/// follows them is not.
 pub(crate) fn is_torch(bytes: &[u8]) -> bool {
-    is_zip(bytes) || matches!(bytes, [0x80, 2..=5, ..])
+    let is_header = bytes.get(5..9).is_some_and(|bytes| bytes == b"\0\0\0{");
+    !is_header && (is_zip(bytes) || matches!(bytes, [0x80, 2..=5, ..]))
 }
 
 pub(crate) fn is_zip(bytes: &[u8]) -> bool {
@@ -261,7 +267,18 @@ fn collect(path: &Path, pickle: &Pickle, find: Find) -> Result<Contents> {
         }
     }
     left_over.sort();
-    Ok(Contents { tensors, left_over })
+    Ok(Contents { tensors, metadata: metadata(pickle), left_over })
+}
+
+fn metadata(pickle: &Pickle) -> BTreeMap<String, String> {
+    let Node::Dict(items) = pickle.root() else { return BTreeMap::new() };
+    let inner = items.iter().find_map(|(key, value)| match pickle.node(*value) {
+        Node::Dict(inner) if text(pickle, *key) == Some("metadata") => Some(inner),
+        _ => None,
+    });
+    let entry =
+        |(key, value): &(Id, Id)| Some((text(pickle, *key)?.to_owned(), text(pickle, *value)?.to_owned()));
+    inner.into_iter().flatten().filter_map(entry).collect()
 }
 
 type Items = [(Id, Id)];

@@ -3,16 +3,17 @@
 use std::{collections::BTreeMap, path::Path};
 
 use crate::{
-    Checkpoint, ClipConfig, Error, Format, ModelConfig, Part, Result, UNetConfig, VaeConfig, WeightFile,
+    CONFIG_KEY, Checkpoint, ClipConfig, Error, Format, ModelConfig, Part, Result, UNetConfig, VaeConfig,
+    WeightFile,
     checkpoint::{Ema, Entry, Opened, entry, part_tensors},
     detect, diffusers,
     keys::{self, VAE_PREFIX},
 };
 
-/// Opens whatever holds a VAE; only the VAE's tensors are kept.
-pub(crate) fn open(path: &Path) -> Result<Opened> {
+/// Opens whatever holds a VAE; only the VAE's tensors are kept. Where only shapes tell, `like` tells the rest.
+pub(crate) fn open(path: &Path, like: &VaeConfig) -> Result<Opened> {
     if !path.is_dir() {
-        return open_file(path);
+        return open_file(path, like);
     }
     let inner = path.join("vae");
     let folder = if inner.join("config.json").is_file() { inner.as_path() } else { path };
@@ -24,17 +25,17 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
     of_diffusers(path, Format::Diffusers, files, config)
 }
 
-fn open_file(path: &Path) -> Result<Opened> {
+fn open_file(path: &Path, like: &VaeConfig) -> Result<Opened> {
     let file = WeightFile::open(path)?;
     let has = |name: &str| file.tensors.contains_key(name);
     let with_prefix = |name: &str| has(&format!("{VAE_PREFIX}{name}"));
     if with_prefix("decoder.conv_in.weight") || has("decoder.mid.block_1.conv1.weight") {
-        return of_ldm(path, file);
+        return of_ldm(path, file, like);
     }
     if has("decoder.mid_block.resnets.0.conv1.weight") {
         let config = match path.parent().map(|folder| folder.join("config.json")) {
             Some(path) if path.is_file() => diffusers::vae(&path)?,
-            _ => config_of_diffusers(path, &file)?,
+            _ => told(config_of_diffusers(path, &file)?, like),
         };
         let format = file.format();
         return of_diffusers(path, format, vec![file], config);
@@ -46,7 +47,7 @@ fn open_file(path: &Path) -> Result<Opened> {
 }
 
 /// Under LDM names: a whole checkpoint, or a VAE alone with or without the prefix.
-fn of_ldm(path: &Path, file: WeightFile) -> Result<Opened> {
+fn of_ldm(path: &Path, file: WeightFile, like: &VaeConfig) -> Result<Opened> {
     let (mut tensors, mut extras) = (BTreeMap::new(), BTreeMap::new());
     for (name, stored) in &file.tensors {
         let inner = name.strip_prefix(VAE_PREFIX);
@@ -68,7 +69,15 @@ fn of_ldm(path: &Path, file: WeightFile) -> Result<Opened> {
         }
     }
     let shape = |name: &str| tensors.get(name).map(|entry: &Entry| entry.shape().to_vec());
-    let config = around(detect::vae_config(path, &shape)?);
+    let config = match file.metadata().get(CONFIG_KEY) {
+        Some(text) => {
+            serde_json::from_str::<ModelConfig>(text)
+                .map_err(|source| Error::Config { path: path.to_path_buf(), source })?
+                .vae
+        }
+        None => told(detect::vae_config(path, &shape)?, like),
+    };
+    let config = around(config);
     Ok(Opened { format: file.format(), files: vec![file], tensors, extras, config, ema: Ema::None })
 }
 
@@ -95,6 +104,11 @@ fn config_of_diffusers(path: &Path, file: &WeightFile) -> Result<VaeConfig> {
         file.tensors.get(&inner).map(|stored| stored.shape.clone())
     };
     detect::vae_config(path, &renamed)
+}
+
+/// What no shape tells.
+fn told(shapes: VaeConfig, like: &VaeConfig) -> VaeConfig {
+    VaeConfig { norm_groups: like.norm_groups, scaling_factor: like.scaling_factor, ..shapes }
 }
 
 /// A model around the VAE: the other parts are not there.

@@ -6,7 +6,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, WrongShape, config_entry,
+    Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, TensorSpec, WrongShape, config_entry,
     layout::{position_ids, position_ids_name},
     single_file_tensors,
 };
@@ -136,26 +136,42 @@ pub fn write_checkpoint<E: From<Error>>(
     let mut metadata = metadata.clone();
     metadata.extend([config_entry(config)]);
     let writer = SafetensorsWriter::create(path, single_file_tensors(config, precision), &metadata)?;
-    let mut buffer = vec![0; CHUNK * precision.size()];
     for (index, spec) in writer.specs().iter().enumerate() {
         if spec.name == position_ids_name() {
             writer.write_at(index, 0, &position_ids(config.clip.max_positions))?;
             continue;
         }
         let (shape, values) = tensors(&spec.name)?;
-        check(path, &spec.name, &spec.shape, &shape, &values, precision)?;
-        for (i, values) in values.chunks(CHUNK).enumerate() {
-            let bytes = &mut buffer[..values.len() * precision.size()];
-            precision.encode(values, bytes);
-            writer.write_at(index, (i * CHUNK * precision.size()) as u64, bytes)?;
-        }
+        encode_tensor(path, spec, &shape, &values, precision, &mut |start, bytes| {
+            writer.write_at(index, start, bytes)
+        })?;
     }
     writer.commit()?;
     Ok(())
 }
 
 /// Elements that are converted and written at a time.
-const CHUNK: usize = 1 << 18;
+pub(crate) const CHUNK: usize = 1 << 18;
+
+/// Checks values and hands them on as bytes, a chunk at a time, each with its place in the tensor.
+pub(crate) fn encode_tensor(
+    path: &Path,
+    spec: &TensorSpec,
+    shape: &[usize],
+    values: &[f32],
+    precision: Precision,
+    write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    check(path, &spec.name, &spec.shape, shape, values, precision)?;
+    let size = precision.size();
+    let mut buffer = vec![0; CHUNK.min(values.len()) * size];
+    for (i, values) in values.chunks(CHUNK).enumerate() {
+        let bytes = &mut buffer[..values.len() * size];
+        precision.encode(values, bytes);
+        write((i * CHUNK * size) as u64, bytes)?;
+    }
+    Ok(())
+}
 
 fn check(
     path: &Path,

@@ -14,7 +14,7 @@ use common::{Raw, raw, source, tiny, tiny_with_defaults, weights, write, write_r
 use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use vodka_checkpoint::{
-    CONFIG_KEY, Checkpoint, Dtype, Error, ModelConfig, Precision, Values, keys, write_checkpoint,
+    CONFIG_KEY, Checkpoint, Dtype, Error, ModelConfig, Precision, Values, WeightFile, keys, write_checkpoint,
 };
 
 const POSITION_IDS: &str = "cond_stage_model.transformer.text_model.embeddings.position_ids";
@@ -214,6 +214,19 @@ fn a_weight_that_is_not_finite_is_named() {
         tensors.get_mut(name).unwrap().2[10..12].copy_from_slice(&nan);
     });
     assert_eq!(said, format!("`FILE`: the tensor `{name}` holds NaN at element 5"));
+}
+
+#[test]
+fn a_header_whose_length_looks_like_a_pickle_is_a_header() {
+    let dir = tempfile::tempdir().unwrap();
+    for length in [0x0280_usize, 0x0580] {
+        let mut header = br#"{"model.x":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}"#.to_vec();
+        header.resize(length, b' ');
+        let bytes = [&(length as u64).to_le_bytes(), header.as_slice(), &[0, 0x3c]].concat();
+        fs::write(file_in(&dir), bytes).unwrap();
+        let file = WeightFile::open(file_in(&dir)).unwrap();
+        assert_eq!(file.tensor("model.x").unwrap().to_f32(), [1.0]);
+    }
 }
 
 #[test]

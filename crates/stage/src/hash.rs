@@ -4,8 +4,10 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read},
+    mem,
     path::Path,
     str::FromStr,
+    thread,
 };
 
 use serde::{Deserialize, Serialize};
@@ -96,21 +98,72 @@ pub fn hash_bytes(bytes: impl AsRef<[u8]>) -> ContentHash {
 
 /// The SHA-256 of a file's content.
 pub fn hash_file(path: impl AsRef<Path>) -> Result<ContentHash> {
+    Ok(hash_file_from(path, &[0])?[0])
+}
+
+/// The SHA-256 of a file's content from each of `starts` to its end (of nothing, where it ends before), in one reading.
+///
+/// Large files are hashed while they are read on: it takes the time of one hash on one core, if the disk keeps up.
+pub fn hash_file_from(path: impl AsRef<Path>, starts: &[u64]) -> Result<Vec<ContentHash>> {
     let path = path.as_ref();
-    digest(path).map_err(Error::read(path))
+    digests(path, starts).map_err(Error::read(path))
 }
 
 fn digest(path: &Path) -> io::Result<ContentHash> {
+    Ok(digests(path, &[0])?[0])
+}
+
+/// Bytes that are read at a time: starting a thread for each costs nothing beside hashing them.
+const CHUNK: usize = 4 << 20;
+
+fn digests(path: &Path, starts: &[u64]) -> io::Result<Vec<ContentHash>> {
     let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(ContentHash(hasher.finalize().into()));
-        }
-        hasher.update(&buffer[..n]);
+    let mut hashers: Vec<_> = starts.iter().map(|start| (*start, Sha256::new())).collect();
+    let expected = file.metadata()?.len().min(CHUNK as u64) as usize;
+    // One byte more, to see the end of a small file at once.
+    let (mut full, mut empty) = (vec![0; expected + 1], Vec::new());
+    let mut at = 0;
+    let mut length = read_all(&mut file, &mut full)?;
+    while length > 0 {
+        let chunk = &full[..length];
+        let last = length < full.len();
+        let next = if last {
+            hashers.iter_mut().for_each(|hasher| update(hasher, at, chunk));
+            0
+        } else {
+            empty.resize(CHUNK, 0);
+            thread::scope(|scope| {
+                for hasher in &mut hashers {
+                    scope.spawn(move || update(hasher, at, chunk));
+                }
+                read_all(&mut file, &mut empty)
+            })?
+        };
+        at += length as u64;
+        length = next;
+        mem::swap(&mut full, &mut empty);
     }
+    Ok(hashers.into_iter().map(|(_, hasher)| ContentHash(hasher.finalize().into())).collect())
+}
+
+/// Adds what of a chunk is behind the start of the hash.
+fn update((start, hasher): &mut (u64, Sha256), at: u64, chunk: &[u8]) {
+    let skipped = start.saturating_sub(at).min(chunk.len() as u64) as usize;
+    hasher.update(&chunk[skipped..]);
+}
+
+/// Fills the buffer, or as much of it as the file has left.
+fn read_all(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
 }
 
 /// The hash of a folder: of the relative names (with `/`) and contents of the files `keep` wants, in order of name.
@@ -179,6 +232,21 @@ mod tests {
         assert_eq!(hash.short(10), "ba7816bf8f");
         assert_eq!(hash.to_string().parse(), Ok(hash));
         assert!("ba78".parse::<ContentHash>().is_err());
+    }
+
+    #[test]
+    fn a_file_is_hashed_from_several_places_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        for length in [0, 1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 77] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i * 31 % 251) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let starts = [0, 7, 900, CHUNK as u64 + 3, 1 << 40];
+            let found = hash_file_from(&path, &starts).unwrap();
+            let expected = starts.map(|start| hash_bytes(&bytes[(start as usize).min(length)..]));
+            assert_eq!(found, expected, "{length} bytes");
+            assert_eq!(hash_file(&path).unwrap(), expected[0]);
+        }
     }
 
     #[test]

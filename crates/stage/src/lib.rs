@@ -17,7 +17,7 @@ mod report;
 pub use atomic::{AtomicFile, create_dir, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
-pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_tree};
+pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree};
 pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
 pub use lock::FolderLock;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
 use vodka_cli::{Common, Progress, Session, runtime_dir};
-use vodka_trainer::{Result, TrainConfig, TrainEvent, TrainPlan, run};
+use vodka_trainer::{AuditReport, Result, TrainConfig, TrainEvent, TrainPlan, audit, run};
 
 /// Fine-tunes a Stable Diffusion 1.x checkpoint on pictures with captions
 ///
@@ -30,6 +30,12 @@ struct Args {
     /// Device: cpu, cuda or cuda:N; goes before the key `device`
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// Look at the data and do nothing else: every picture is decoded, every caption counted
+    #[arg(long)]
+    audit: bool,
+    /// What may be wrong with pictures, which are then left out; goes before the key `allow`
+    #[arg(long, value_delimiter = ',', value_name = "FLAW", value_parser = ["unreadable", "no_caption"])]
+    allow: Vec<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -44,6 +50,18 @@ enum Resume {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.audit {
+        return Session::start(args.common).stage(plan(&args), |plan, session| {
+            let bar = session.progress("pictures", 0);
+            let found = audit(plan, session.interrupt(), &mut |event| {
+                if let TrainEvent::Audited { done, total } = event {
+                    bar.set_total(total as u64);
+                    bar.set(done as u64);
+                }
+            })?;
+            Ok(found.unwrap_or_else(AuditReport::interrupted))
+        });
+    }
     Session::start(args.common).stage(plan(&args), |plan, session| {
         let bar = session.progress("steps", 0);
         bar.message("loading");
@@ -56,11 +74,14 @@ fn plan(args: &Args) -> Result<TrainPlan> {
     for (key, value) in &args.set {
         config.set(key, value.clone())?;
     }
-    if let Some(device) = &args.device {
-        config.device.clone_from(device);
+    if args.device.is_some() {
+        config.device.clone_from(&args.device);
     }
     if let Some(optimizer) = &args.optimizer {
         config.optimizer_config = Some(optimizer.clone());
+    }
+    if !args.allow.is_empty() {
+        config.set("allow", args.allow.clone().into())?;
     }
     config.runtime_dir = runtime_dir();
     config.start_over = args.resume == Resume::Never;
@@ -69,6 +90,9 @@ fn plan(args: &Args) -> Result<TrainPlan> {
 
 fn show(bar: &Progress, event: TrainEvent) {
     match event {
+        TrainEvent::Notice(notice) => bar.line(format!("note: {notice}")),
+        TrainEvent::Audited { done, total } => bar.message(format!("audit: {done} of {total} pictures")),
+        TrainEvent::Audit(report) => bar.line(report.summary()),
         TrainEvent::Loaded { done, total } => bar.message(format!("loading pictures: {done} of {total}")),
         TrainEvent::Skipped(skipped) => bar.line(format!("skipped {}: {}", skipped.image, skipped.reason)),
         TrainEvent::Started { steps, done, .. } => {

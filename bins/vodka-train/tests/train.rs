@@ -79,7 +79,8 @@ fn a_run_makes_checkpoints_and_the_second_one_nothing() {
     assert!(text.contains("trained on 5 pictures, 6 steps, loss "), "{text}");
     let names: Vec<_> = world.files("out").into_keys().collect();
     let checkpoints = ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors"];
-    assert_eq!(names, [&["exposures.csv", "losses.csv"], &checkpoints[..]].concat());
+    let of_the_audit = ["audit.cache.json", "audit.csv", "audit.json", "exposures.csv", "losses.csv"];
+    assert_eq!(names, [&of_the_audit, &checkpoints[..], &["train.effective.json"]].concat());
     assert!(world.at("out.run.json").exists());
 
     let again = world.run(&["--json"]);
@@ -133,7 +134,10 @@ fn wrong_configurations_end_with_2() {
         unknown.contains("unknown key `batchsize` (did you mean `batch_size`?) at line 3 column 13"),
         "{unknown}"
     );
-    assert!(said(r#"{"gpuid": 1}"#).contains("`gpuid` is not supported yet: expected 0 or null, found 1"));
+    assert!(
+        said(r#"{"plugins": ["p"]}"#)
+            .contains("`plugins` is not supported: plugins of EveryDream2 are Python")
+    );
     assert!(said("{\"seed\": 1,}").contains("`train.json`: trailing comma at line 1"));
     assert!(said("{}").contains("`data_root` is missing: the folder with the pictures"));
     fs::remove_file(world.at("train.json")).unwrap();
@@ -141,7 +145,7 @@ fn wrong_configurations_end_with_2() {
 
     world.write_config(json!({}));
     assert!(world.said(2, &["--set", "resolution=500"]).contains("`resolution` is 500"));
-    assert!(world.said(2, &["--set", "wandb=true"]).contains("`wandb` is not supported yet"));
+    assert!(world.said(2, &["--set", "wandb=true"]).contains("`wandb` is not supported: "));
     assert!(world.said(2, &["--set", "seed"]).contains("expected KEY=VALUE"));
 }
 
@@ -160,7 +164,10 @@ fn a_bad_picture_is_skipped_and_ends_with_3() {
     let world = World::new(json!({"max_epochs": 1}));
     fs::write(world.at("data/bad.jpg"), "not a picture").unwrap();
     fs::write(world.at("data/bad.txt"), "a caption").unwrap();
-    let text = world.said(3, &[]);
+    let text = world.said(1, &[]);
+    assert!(text.contains("1 of the pictures cannot be read; the first is `bad.jpg`"), "{text}");
+    assert!(!world.at("out/losses.csv").exists(), "nothing was trained");
+    let text = world.said(3, &["--allow", "unreadable"]);
     assert!(text.contains("skipped bad.jpg: ") && text.contains("trained on 5 pictures"), "{text}");
 }
 

@@ -1,9 +1,9 @@
 //! Aspect buckets: the few picture sizes that training batches have.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A picture size in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Bucket {
     /// Pixels across.
     pub width: u32,

@@ -1,8 +1,10 @@
 //! Whose behaviour a run has, where EveryDream2 and we differ.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
-use crate::geometry::CropRule;
+use crate::{geometry::CropRule, target::LossType};
 
 /// Whose behaviour a run has. What each differs in is asked of it by name, so that this file is the list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,32 @@ impl Compat {
         self != Self::Vodka
     }
 
+    /// How an error becomes a loss where the configuration does not say it.
+    pub fn loss_type(self) -> LossType {
+        if self == Self::Ed2Head { LossType::MseHuber } else { LossType::Mse }
+    }
+
+    /// How much offset noise there is where the configuration does not say it.
+    pub fn offset_noise(self) -> f64 {
+        if self == Self::Vodka { 0.0 } else { 0.02 }
+    }
+
+    /// Whether epochs that `rated_dataset` makes smaller take each picture once, whatever its `multiply`.
+    pub fn subsets_ignore_multiply(self) -> bool {
+        self != Self::Vodka
+    }
+
+    /// Whether there is pyramid noise in validation too (defect D8).
+    pub fn validates_with_pyramid_noise(self) -> bool {
+        self == Self::Ed2Head
+    }
+
+    /// Whether the gradients of each batch are clipped, added to those before, rather than those of a whole optimizer step
+    /// (defect D4; in fp16 they are still multiplied by the scaler's factor there).
+    pub fn clips_every_batch(self) -> bool {
+        self == Self::Ed2April2023
+    }
+
     /// Whether accumulated gradients are averaged, rather than summed (defect D10).
     pub fn averages_gradients(self) -> bool {
         self == Self::Vodka
@@ -85,6 +113,16 @@ impl Compat {
         self != Self::Vodka
     }
 
+    /// Whether a file, whose name is a picture's, is one: EveryDream2 knows no GIF.
+    pub fn takes(self, path: &Path) -> bool {
+        self == Self::Vodka || !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gif"))
+    }
+
+    /// Whether a JSON file beside a picture is read (defect D11: it cannot be).
+    pub fn reads_json_sidecars(self) -> bool {
+        self == Self::Vodka
+    }
+
     /// Whether `multiply: 0` and `rating: 0` count as not said.
     pub fn nought_is_unsaid(self) -> bool {
         self != Self::Vodka
@@ -95,8 +133,15 @@ impl Compat {
         self == Self::Ed2Head
     }
 
-    /// Whether gradients of the text encoder are clipped (defect D3: its parameters were used up before).
+    /// Whether gradients of the text encoder are clipped (defect D3, not there yet in 2023-04: its parameters are used up
+    /// before).
     pub fn clips_text_encoder(self) -> bool {
-        self == Self::Vodka
+        self != Self::Ed2Head
+    }
+
+    /// Whether batches are counted over the whole run for accumulation, so that the first optimizer step of an epoch may
+    /// have fewer than the others, rather than anew in each epoch.
+    pub fn counts_accumulation_over_epochs(self) -> bool {
+        self != Self::Vodka
     }
 }

@@ -6,26 +6,29 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
 
 use crate::{
-    Compat, OptimizerConfig, Result,
+    Compat, DataRoot, Flaw, OptimizerConfig, Result,
     keys::{
+        Answer::{Refused, Told},
+        Idle,
         Neutral::{self, Any, Bool, Null, Number, Text},
-        Refused, Vocabulary, read_json, set_field,
+        Notice, Refused as Missing, Vocabulary, read_json,
     },
     rates::Shape,
     target::LossType,
 };
 
 /// A training configuration as EveryDream2's `train.json` writes it. A key that is absent has the default stated here.
-/// That is EveryDream2's, but for what is not supported yet: an absent `loss_type` is `mse` here and `mse_huber` there,
-/// an absent `zero_frequency_noise_ratio` 0 and 0.02, `disable_amp` true and false, and without `save_every_n_epochs` there is no checkpoint every 20 minutes.
+/// `null` is the default of any key. The defaults are those of EveryDream2's command line (its `train.json` says others), but
+/// for `loss_type` and `zero_frequency_noise_ratio`, which are so only with its `compat` modes.
 ///
-/// [`TrainConfig::read`] and [`TrainConfig::set`] accept the other keys of EveryDream2 at the value at which they ask for
-/// nothing (`"wandb": false`), and refuse them by name at any other. Unknown and repeated keys are errors.
+/// [`TrainConfig::read`] and [`TrainConfig::set`] also take EveryDream2's keys for which nothing is to be done: at a value
+/// that asks for nothing in silence (`"wandb": false`), at others with a [`Notice`], or, where the user would miss
+/// something, with an error that says why. Unknown and repeated keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Folder with the pictures, searched with everything below it. Required.
-    pub data_root: PathBuf,
+    /// The pictures: a folder, searched with everything below it; a JSON list; or several. Required.
+    pub data_root: DataRoot,
     /// Ours: folder with the captions, laid out like `data_root`, as `vodka-curate caption --output` writes it.
     /// Default: `data_root` itself.
     pub caption_root: Option<PathBuf>,
@@ -39,11 +42,18 @@ pub struct TrainConfig {
     pub project_name: Option<String>,
     /// Used where there is no `project_name`.
     pub run_name: Option<String>,
-    /// Ours: `cpu`, `cuda` or `cuda:N`. Default: `cpu`.
-    pub device: String,
+    /// Ours: `cpu`, `cuda` or `cuda:N`. Default: `cpu`, or the GPU that `gpuid` names if it is not the first.
+    pub device: Option<String>,
+    /// Which GPU, from 0, where `device` does not say it.
+    pub gpuid: Option<u32>,
+    /// For GPUs of 12 GB, as EveryDream2 had it in 2023: at most 2 pictures in a batch and no accumulation, class
+    /// resolution at most 512. Default: false.
+    pub lowvram: bool,
     /// Ours: threads of the processor that the networks run on. Default: as many as there are cores. Sums in fp32 come out
     /// differently in their last bits with another number; a run that is gone on with keeps the one it began with.
     pub threads: Option<usize>,
+    /// Ours: what may be wrong with pictures, which are then left out: `unreadable`, `no_caption`. Default: nothing.
+    pub allow: Vec<Flaw>,
     /// Class resolution in pixels, a multiple of 64; every picture goes into the bucket of this class that has the
     /// nearest shape. Default: 512.
     pub resolution: u32,
@@ -55,6 +65,9 @@ pub struct TrainConfig {
     pub max_epochs: u64,
     /// Learning rate of UNet and text encoder; goes before those of `optimizer.json`.
     pub lr: Option<f64>,
+    /// Multiply `lr` by the pictures of an optimizer step to the power of 0.55, as EveryDream2 had it in 2023. Default:
+    /// false.
+    pub scale_lr: bool,
     /// How the learning rate goes: `constant`, `linear`, `cosine` or `polynomial`; `optimizer.json` goes before it.
     /// Default: `constant`.
     pub lr_scheduler: Option<Shape>,
@@ -75,6 +88,8 @@ pub struct TrainConfig {
     pub ema_update_interval: u64,
     /// Where the means are kept: `cpu` or `cuda`. Default: `cpu`.
     pub ema_device: String,
+    /// Start the running means from this checkpoint, a single file or a diffusers folder. Default: from the base.
+    pub ema_resume_model: Option<PathBuf>,
     /// `validation.json`. Default: no validation.
     pub validation_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
@@ -96,17 +111,20 @@ pub struct TrainConfig {
     pub keep_tags: usize,
     /// Leave out more and more pictures with every epoch, the worse rated sooner. Default: false.
     pub rated_dataset: bool,
-    /// How many of a hundred pictures are left out in the end. Default: 50.
+    /// How many of a hundred pictures are still there in the last epoch, as EveryDream2 understands it in spite of the name.
+    /// Default: 50.
     pub rated_dataset_target_dropout_percent: f64,
-    /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`.
-    pub loss_type: LossType,
+    /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`; with `compat` `ed2-head`
+    /// `mse_huber`, as there.
+    pub loss_type: Option<LossType>,
     /// The largest signal-to-noise ratio that counts in a loss's weight (5 as a rule). Default: all weigh the same.
     pub min_snr_gamma: Option<f64>,
     /// The least noisy timestep that is trained, 0 to 999. Default: 0.
     pub timestep_start: i64,
     /// The first timestep that is too noisy, 1 to 1000. Default: 1000.
     pub timestep_end: i64,
-    /// Offset noise: so much of one random number for each picture and channel is added to the noise. Default: 0.
+    /// Offset noise: so much of one random number for each picture and channel is added to the noise. Default: 0; with the
+    /// `compat` modes of EveryDream2 0.02, as there.
     pub zero_frequency_noise_ratio: Option<f64>,
     /// Pyramid noise: noise of several sizes, each weighing this times the finer one, 0 to 1. Default: none.
     pub pyramid_noise_discount: Option<f64>,
@@ -119,12 +137,18 @@ pub struct TrainConfig {
     pub save_every_n_epochs: Option<u64>,
     /// Checkpoints with 32 bits a weight in place of 16. Default: false.
     pub save_full_precision: bool,
+    /// Write `ep<N>_batch_schedule.txt` for each epoch: a line a picture, with step, size and what of the batch is repeated.
+    /// Default: false.
+    pub write_schedule: bool,
     /// Ours: save the training state after each so many batches, beside every end of an epoch. Default: not.
     pub state_every_n_steps: Option<u64>,
     /// Leave the text encoder as it is. Default: false.
     pub disable_textenc_training: bool,
     /// Leave the UNet as it is. Default: false.
     pub disable_unet_training: bool,
+    /// Not a key: what is to be told of the keys that were read.
+    #[serde(skip)]
+    pub notices: Vec<Notice>,
     /// Not a key: what `optimizer_config` would say; goes before it.
     #[serde(skip)]
     pub optimizer: Option<OptimizerConfig>,
@@ -139,20 +163,24 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            data_root: PathBuf::new(),
+            data_root: DataRoot::default(),
             caption_root: None,
             resume_ckpt: None,
             output: None,
             save_ckpt_dir: None,
             project_name: None,
             run_name: None,
-            device: "cpu".to_owned(),
+            device: None,
+            gpuid: None,
+            lowvram: false,
             threads: None,
+            allow: Vec::new(),
             resolution: 512,
             batch_size: 2,
             grad_accum: 1,
             max_epochs: 300,
             lr: None,
+            scale_lr: false,
             lr_scheduler: None,
             lr_decay_steps: None,
             lr_warmup_steps: None,
@@ -162,6 +190,7 @@ impl Default for TrainConfig {
             ema_strength_target: None,
             ema_update_interval: 500,
             ema_device: "cpu".to_owned(),
+            ema_resume_model: None,
             validation_config: None,
             seed: 555,
             clip_skip: 0,
@@ -173,7 +202,7 @@ impl Default for TrainConfig {
             keep_tags: 0,
             rated_dataset: false,
             rated_dataset_target_dropout_percent: 50.0,
-            loss_type: LossType::Mse,
+            loss_type: None,
             min_snr_gamma: None,
             timestep_start: 0,
             timestep_end: 1000,
@@ -183,9 +212,11 @@ impl Default for TrainConfig {
             embedding_perturbation: None,
             save_every_n_epochs: None,
             save_full_precision: false,
+            write_schedule: false,
             state_every_n_steps: None,
             disable_textenc_training: false,
             disable_unet_training: false,
+            notices: Vec::new(),
             optimizer: None,
             runtime_dir: ".runtime".into(),
             start_over: false,
@@ -199,19 +230,10 @@ const ABSENT: &[Neutral] = &[Null];
 
 /// EveryDream2's other keys. Sources: victorchall/EveryDream2trainer, `train.py` and `train.json` at 5098db8 (2025-05)
 /// and 974d3fa (2023-04).
-const REFUSED: &[Refused] = &[
-    // Only 32-bit arithmetic so far. `amp` is deprecated there.
-    ("amp", OFF),
+const REFUSED: &[Missing] = &[
+    // Only 32-bit arithmetic so far.
     ("disable_amp", &[Bool(true)]),
-    ("attn_type", &[Text("sdp"), Null]),
-    ("disable_xformers", &[Any]),
     ("gradient_checkpointing", OFF),
-    ("lowvram", OFF),
-    ("gpuid", NOUGHT),
-    ("scale_lr", OFF),
-    ("useadam8bit", OFF),
-    // All three add noise alike.
-    ("train_sampler", &[Text("ddpm"), Text("pndm"), Text("ddim"), Null]),
     ("sample_prompts", ABSENT),
     // Says nothing without `sample_prompts`.
     ("sample_steps", &[Any]),
@@ -223,52 +245,76 @@ const REFUSED: &[Refused] = &[
     // Where and how often TensorBoard files are written there; `losses.csv` has every step.
     ("logdir", &[Any]),
     ("log_step", &[Any]),
-    ("wandb", OFF),
-    ("notebook", OFF),
-    ("write_schedule", OFF),
-    ("load_settings_every_epoch", OFF),
-    ("ed1_mode", OFF),
-    ("plugins", ABSENT),
-    ("ema_resume_model", ABSENT),
     // Pictures are not sampled during training yet.
     ("ema_sample_nonema_model", &[Any]),
     ("ema_sample_ema_model", &[Any]),
 ];
 
+/// EveryDream2's keys for which there is nothing to do, or nothing will be done.
+const IDLE: &[Idle] = &[
+    ("amp", ABSENT, Told("deprecated in EveryDream2 too, where only `disable_amp` decides")),
+    ("useadam8bit", OFF, Told("the optimizer is said in optimizer.json; `adamw8bit` is the default")),
+    ("ed1_mode", OFF, Told("gone from EveryDream2 since 2023-01: attention is as the base model has it")),
+    ("disable_xformers", ABSENT, Told("there is no xformers: attention is libtorch's own")),
+    ("notebook", OFF, Told("progress is shown alike everywhere")),
+    // All three add noise alike.
+    (
+        "train_sampler",
+        &[Text("ddpm"), Text("pndm"), Text("ddim"), Null],
+        Refused("expected `ddpm`, `pndm` or `ddim`, which add noise alike"),
+    ),
+    ("attn_type", &[Text("sdp"), Null], Told("attention is always `sdp`, which computes the same")),
+    (
+        "wandb",
+        OFF,
+        Refused("there is no Weights & Biases; its lines are in the TensorBoard files and the log"),
+    ),
+    ("plugins", ABSENT, Refused("plugins of EveryDream2 are Python")),
+    (
+        "load_settings_every_epoch",
+        OFF,
+        Refused("a run keeps the settings it began with; interrupt it and start another from its checkpoint"),
+    ),
+];
+
 impl TrainConfig {
     /// Reads a `train.json`. What is wrong in it is told with line, column and the nearest known key.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        let mut config = Self::default();
-        read_json(path.as_ref(), Self::vocabulary().fields_of(&mut config))?;
+        let (mut config, vocabulary) = (Self::default(), Self::vocabulary());
+        read_json(path.as_ref(), vocabulary.fields_of(&mut config))?;
+        config.notices = vocabulary.notices();
         Ok(config)
     }
 
     /// Reads the keys from within another configuration, a recipe say, by the same rules (for
     /// `#[serde(deserialize_with)]`).
     pub fn from_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut config = Self::default();
-        Self::vocabulary().fields_of(&mut config).deserialize(deserializer)?;
+        let (mut config, vocabulary) = (Self::default(), Self::vocabulary());
+        vocabulary.fields_of(&mut config).deserialize(deserializer)?;
+        config.notices = vocabulary.notices();
         Ok(config)
     }
 
     /// Sets one key, as if the file said so.
     pub fn set(&mut self, key: &str, value: Value) -> Result<()> {
-        match Self::vocabulary().admits(key, &value)? {
-            true => {
-                let before = self.clone();
-                set_field(self, key, value)?;
-                // What is no key does not survive the way through JSON.
-                self.optimizer = before.optimizer;
-                self.runtime_dir = before.runtime_dir;
-                self.start_over = before.start_over;
-                Ok(())
-            }
-            false => Ok(()),
+        let vocabulary = Self::vocabulary();
+        // What was said before counts no longer.
+        self.notices.retain(|notice| notice.key != key);
+        if vocabulary.admits(key, &value)? {
+            let before = self.clone();
+            vocabulary.set(self, key, value)?;
+            // What is no key does not survive the way through JSON.
+            self.notices = before.notices;
+            self.optimizer = before.optimizer;
+            self.runtime_dir = before.runtime_dir;
+            self.start_over = before.start_over;
         }
+        self.notices.extend(vocabulary.notices());
+        Ok(())
     }
 
     fn vocabulary() -> Vocabulary {
-        Vocabulary::of::<Self>(REFUSED)
+        Vocabulary::of::<Self>(REFUSED, IDLE)
     }
 }
 
@@ -306,21 +352,47 @@ mod tests {
 
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
-        let text = r#"{"wandb": false, "ema_decay_rate": null, "amp": false, "disable_amp": true,
-            "log_step": 25, "ema_sample_ema_model": true}"#;
+        let text = r#"{"wandb": false, "ema_decay_rate": null, "attn_type": "sdp", "disable_amp": true,
+            "log_step": 25, "ema_sample_ema_model": true, "train_sampler": "ddim"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 
     #[test]
     fn other_values_of_unsupported_keys_are_named() {
         assert_eq!(
-            said("{\n  \"gpuid\": 0.5\n}"),
-            "`gpuid` is not supported yet: expected 0 or null, found 0.5 at line 3 column 1"
+            said("{\n  \"plugins\": [\"p\"]\n}"),
+            "`plugins` is not supported: plugins of EveryDream2 are Python (found [\"p\"]) at line 3 column 1"
         );
+        assert!(said(r#"{"wandb": true}"#).starts_with("`wandb` is not supported: there is no Weights"));
+        assert!(said(r#"{"load_settings_every_epoch": true}"#).contains("a run keeps the settings"));
+        assert!(said(r#"{"train_sampler": "euler"}"#).contains("expected `ddpm`, `pndm` or `ddim`"));
+    }
+
+    #[test]
+    fn keys_that_do_nothing_are_told_of() {
+        let text = r#"{"amp": false, "useadam8bit": true, "ed1_mode": true, "disable_xformers": false,
+            "notebook": true, "attn_type": "xformers", "seed": 1}"#;
+        let mut config = read(text).unwrap();
+        let keys: Vec<_> = config.notices.iter().map(|notice| notice.key.as_str()).collect();
+        assert_eq!(keys, ["amp", "useadam8bit", "ed1_mode", "disable_xformers", "notebook", "attn_type"]);
         assert_eq!(
-            said(r#"{"attn_type": "slice"}"#),
-            "`attn_type` is not supported yet: expected \"sdp\" or null, found \"slice\" at line 1 column 22"
+            config.notices[0].to_string(),
+            "`amp` (false): deprecated in EveryDream2 too, where only `disable_amp` decides"
         );
+        config.set("attn_type", json!("sdp")).unwrap();
+        config.set("seed", json!(2)).unwrap();
+        config.set("notebook", json!(false)).unwrap();
+        assert_eq!((config.notices.len(), config.seed), (4, 2));
+    }
+
+    #[test]
+    fn null_is_the_default() {
+        let text = r#"{"ema_update_interval": null, "ema_device": null, "cond_dropout": null, "sample_prompts": null}"#;
+        assert_eq!(read(text).unwrap(), TrainConfig::default());
+        let mut config = read(r#"{"max_epochs": 3, "optimizer_config": "o.json"}"#).unwrap();
+        config.set("max_epochs", json!(null)).unwrap();
+        config.set("optimizer_config", json!(null)).unwrap();
+        assert_eq!(config, TrainConfig::default());
     }
 
     #[test]
@@ -350,7 +422,7 @@ mod tests {
         config.set("max_epochs", json!(4)).unwrap();
         config.set("wandb", json!(false)).unwrap();
         assert_eq!(config.max_epochs, 4);
-        assert!(config.set("wandb", json!(true)).unwrap_err().to_string().contains("not supported yet"));
+        assert!(config.set("wandb", json!(true)).unwrap_err().to_string().contains("is not supported"));
         assert!(config.set("max_epoch", json!(4)).unwrap_err().to_string().contains("`max_epochs`"));
         assert!(config.set("max_epochs", json!(-1)).is_err());
     }

@@ -1,6 +1,6 @@
 //! Pictures with their captions, from the folder to the latents' distribution.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -11,10 +11,10 @@ use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
 
 use crate::{
-    Bucket, Compat, Error, Result, TrainEvent, TrainPlan,
+    Bucket, Compat, Error, Flaw, Result, TrainEvent, TrainPlan,
     buckets::{buckets, nearest},
     geometry::{centred, cut},
-    items::{Item, items},
+    items::{Bare, Item, items},
 };
 
 /// A picture that is left out, and why.
@@ -65,38 +65,40 @@ impl Dataset {
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Self>> {
         let mut skipped = Vec::new();
-        let mut listed = |root: &Path, captions: &Path, on_event: &mut dyn FnMut(TrainEvent)| {
-            let (items, bad) = listed(root, captions, plan.settings.compat)?;
-            bad.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
-            skipped.extend(bad);
-            Ok::<_, Error>(items)
-        };
-        let mut items = listed(&plan.data_root, &plan.caption_root, on_event)?;
+        let mut listed =
+            |roots: &[PathBuf], captions: Option<&Path>, on_event: &mut dyn FnMut(TrainEvent)| {
+                let may_lack = plan.allow.contains(&Flaw::NoCaption);
+                let (items, bad) = listed(roots, captions, plan.settings.compat, may_lack)?;
+                bad.iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+                skipped.extend(bad);
+                Ok::<_, Error>(items)
+            };
+        let mut items = listed(plan.data_root.paths(), plan.caption_root.as_deref(), on_event)?;
         let long_captions = too_long(&items);
         let mut sets = Vec::new();
         if let Some(validation) = &plan.settings.validation {
             let split = validation.split(&mut items).into_iter();
-            sets.extend(split.map(|(name, items)| (name.to_owned(), plan.data_root.as_path(), items)));
+            sets.extend(split.map(|(name, items)| (name.to_owned(), items)));
             for (name, root) in validation.folders() {
-                sets.push((name.to_owned(), root, listed(root, root, on_event)?));
+                sets.push((name.to_owned(), listed(&[root.to_path_buf()], None, on_event)?));
             }
         }
-        let total = items.len() + sets.iter().map(|(_, _, items)| items.len()).sum::<usize>();
+        let total = items.len() + sets.iter().map(|(_, items)| items.len()).sum::<usize>();
         let mut done = 0;
         let buckets = buckets(plan.settings.resolution, stride, plan.settings.compat.misspells_buckets());
-        let mut load = |root: &Path, items: &[Item]| {
+        let mut load = |items: &[Item]| {
             let on_picture = &mut |bad: Option<&Skipped>| {
                 done += 1;
                 bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
                 on_event(TrainEvent::Loaded { done, total });
             };
-            load(plan, root, items, &buckets, vae, interrupt, on_picture)
+            load(plan, items, &buckets, vae, interrupt, on_picture)
         };
-        let Some((examples, bad)) = load(&plan.data_root, &items) else { return Ok(None) };
+        let Some((examples, bad)) = load(&items) else { return Ok(None) };
         skipped.extend(bad);
         let mut loaded = Vec::new();
-        for (name, root, items) in sets {
-            let Some((examples, bad)) = load(root, &items) else { return Ok(None) };
+        for (name, items) in sets {
+            let Some((examples, bad)) = load(&items) else { return Ok(None) };
             // A stabilised picture has been told of already.
             skipped.extend(bad.into_iter().filter(|bad| !skipped.contains(bad)).collect::<Vec<_>>());
             loaded.push((name, examples));
@@ -110,7 +112,8 @@ impl Dataset {
 
 fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
     let Skipped { image, reason } = skipped.first().expect("there are pictures, and none is good").clone();
-    Error::NoGoodPictures { root: plan.data_root.clone(), count: skipped.len(), first: image.into(), reason }
+    let root = plan.data_root.paths()[0].clone();
+    Error::NoGoodPictures { root, count: skipped.len(), first: image.into(), reason }
 }
 
 /// Lists the pictures with their captions, in order of path; a picture that has no caption and cannot be read either
@@ -118,18 +121,27 @@ fn no_good_pictures(plan: &TrainPlan, skipped: &[Skipped]) -> Error {
 ///
 /// # Errors
 /// No pictures; good pictures without a caption; a file beside them that says what it cannot.
-fn listed(root: &Path, captions: &Path, compat: Compat) -> Result<(Vec<Item>, Vec<Skipped>)> {
-    let (items, without) = items(root, captions, compat)?;
+fn listed(
+    roots: &[PathBuf],
+    captions: Option<&Path>,
+    compat: Compat,
+    may_lack: bool,
+) -> Result<(Vec<Item>, Vec<Skipped>)> {
+    let (items, without) = items(roots, captions, compat)?;
     let (mut good, mut skipped) = (Vec::new(), Vec::new());
-    for path in without {
-        match read(&root.join(&path)) {
+    for Bare { path, file } in without {
+        match read(&file) {
+            Ok(_) if may_lack => {
+                skipped.push(Skipped { image: relative_name(&path), reason: "no caption".to_owned() });
+            }
             Ok(_) => good.push(path),
             Err(reason) => skipped.push(Skipped { image: relative_name(&path), reason }),
         }
     }
+    let root = || captions.map_or_else(|| roots[0].clone(), Path::to_path_buf);
     match good.is_empty() {
         true => Ok((items, skipped)),
-        false => Err(Error::MissingCaptions { root: captions.to_path_buf(), pictures: good }),
+        false => Err(Error::MissingCaptions { root: root(), pictures: good }),
     }
 }
 
@@ -141,7 +153,6 @@ fn too_long(items: &[Item]) -> usize {
 /// Decodes the pictures and runs them through the VAE, telling of each whether it is left out. `None` when interrupted.
 fn load(
     plan: &TrainPlan,
-    root: &Path,
     items: &[Item],
     buckets: &[Bucket],
     vae: &Vae,
@@ -153,7 +164,7 @@ fn load(
     let mut examples = Vec::with_capacity(items.len());
     let mut skipped = Vec::new();
     for chunk in items.chunks(AT_ONCE) {
-        let fit = |item: &Item| fit(&root.join(&item.path), buckets);
+        let fit = |item: &Item| fit(&item.file, buckets);
         let decoded: Vec<_> = chunk.par_iter().map(fit).collect();
         for (item, decoded) in chunk.iter().zip(decoded) {
             if interrupt.is_raised() {

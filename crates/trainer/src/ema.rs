@@ -1,5 +1,7 @@
 //! Running means of the trained weights, which are saved as checkpoints of their own.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, no_grad};
 
@@ -75,6 +77,18 @@ impl Ema {
     /// The means, to be saved or overwritten with what was saved; and then how many updates there were.
     pub fn means(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.means.iter().map(|(name, _, mean)| (name.as_str(), mean))
+    }
+
+    /// Takes the means from these weights.
+    ///
+    /// # Errors
+    /// The name of a weight that is not among them, or has another shape.
+    pub fn start_from(&mut self, weights: &BTreeMap<String, Tensor>) -> Result<(), String> {
+        for (name, _, mean) in &mut self.means {
+            let weight = weights.get(name).filter(|weight| weight.size() == mean.size()).ok_or(&*name)?;
+            no_grad(|| mean.copy_(&weight.to_device(mean.device())));
+        }
+        Ok(())
     }
 
     /// Goes on after so many updates.

@@ -27,6 +27,9 @@ pub struct Planned {
     pub pictures: Vec<usize>,
     /// Factor of the loss of each.
     pub loss_scale: f64,
+    /// How many pictures there were for it, where they were too few for a batch, else 0: with those that are repeated there
+    /// are more in it.
+    pub runt: usize,
 }
 
 /// How epochs are made.
@@ -44,6 +47,8 @@ pub struct EpochSettings {
     pub max_epochs: u64,
     /// Which share of the pictures is left out in the end, 0 to 1.
     pub left_out: f64,
+    /// Whether an epoch that leaves some out takes each of the others once, whatever its `multiply`.
+    pub subsets_once: bool,
 }
 
 /// The batches of one epoch, counted from 1.
@@ -87,6 +92,9 @@ fn drawn(entries: &[Entry], settings: &EpochSettings, epoch: u64) -> Vec<usize> 
         let share = 1.0 - settings.left_out * epoch.saturating_sub(1) as f64 / settings.max_epochs as f64;
         let count = (entries.len() as f64 * share - 1e-9).ceil() as usize;
         all = draw(all, count, |i| (entries[i].rating, stream(Purpose::Rating, i)));
+        if settings.subsets_once && share < 1.0 {
+            return all;
+        }
     }
     let total: f64 = all.iter().map(|&i| entries[i].multiply).sum();
     let mut order: Vec<_> =
@@ -136,9 +144,10 @@ fn batch(chunk: &[usize], settings: &EpochSettings, stream: &mut Stream) -> Plan
         Runts::Repeated { power } if missing > 0 => {
             pictures.extend((0..missing).map(|_| chunk[stream.below(chunk.len() as i64) as usize]));
             let share = chunk.len() as f64 / settings.batch_size as f64;
-            Planned { pictures, loss_scale: share.powf(power) }
+            Planned { pictures, loss_scale: share.powf(power), runt: chunk.len() }
         }
-        _ => Planned { pictures, loss_scale: 1.0 },
+        Runts::Small if missing > 0 => Planned { pictures, loss_scale: 1.0, runt: chunk.len() },
+        _ => Planned { pictures, loss_scale: 1.0, runt: 0 },
     }
 }
 
@@ -179,6 +188,13 @@ fn in_groups(named: BTreeMap<Option<usize>, Vec<Planned>>, size: usize, stream: 
     // Only the last may be incomplete, for steps are counted in whole groups.
     groups.sort_by_key(|group| group.len() < size);
     groups.concat()
+}
+
+/// The batches of each optimizer step: `size` together, but of the first ones `before` are done already.
+pub fn groups(batches: &[Planned], size: usize, before: usize) -> impl Iterator<Item = &[Planned]> {
+    let first = (size - before % size).min(batches.len());
+    let (first, rest) = batches.split_at(first);
+    Some(first).filter(|first| !first.is_empty()).into_iter().chain(rest.chunks(size))
 }
 
 /// Where epochs begin and end in the count of a run's batches. Epochs are counted from 1, batches that are done from 0.
@@ -240,6 +256,7 @@ mod tests {
         runts: Runts::Small,
         max_epochs: 10,
         left_out: 0.0,
+        subsets_once: false,
     };
 
     fn entries() -> Vec<Entry> {
@@ -334,6 +351,39 @@ mod tests {
         assert_eq!(last.iter().sum::<usize>(), 55, "0.5 of nine tenths are left out");
         let (bad, good) = (last[..50].iter().sum::<usize>(), last[50..].iter().sum::<usize>());
         assert!(good > 40 && bad < 15, "{good} good and {bad} bad");
+    }
+
+    #[test]
+    fn subsets_of_everydream2_take_each_picture_once() {
+        let entries = vec![Entry { multiply: 2.0, ..ENTRY }; 40];
+        let settings = EpochSettings { left_out: 0.5, subsets_once: true, ..SETTINGS };
+        assert_eq!(counts(&batches(&entries, &settings, 1), 40), [2; 40], "the first epoch is a whole one");
+        let last = counts(&batches(&entries, &settings, 10), 40);
+        assert!(last.iter().all(|n| *n <= 1) && last.iter().sum::<usize>() == 22, "{last:?}");
+        let ours = EpochSettings { subsets_once: false, ..settings };
+        assert_eq!(counts(&batches(&entries, &ours, 10), 40).iter().sum::<usize>(), 44);
+        assert_eq!(batches_by_epoch(&entries, &settings)[0], 20);
+    }
+
+    #[test]
+    fn optimizer_steps_have_their_batches() {
+        let batches = batches(&entries(), &SETTINGS, 1);
+        let sizes = |size, before| groups(&batches, size, before).map(<[_]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(4, 0), [4, 2], "six batches");
+        assert_eq!(sizes(4, 6), [2, 4], "after six of the epoch before");
+        assert_eq!(sizes(4, 3), [1, 4, 1]);
+        assert_eq!(sizes(1, 5), [1; 6]);
+        assert_eq!(sizes(9, 2), [6]);
+        assert_eq!(groups(&[], 4, 0).count(), 0);
+    }
+
+    #[test]
+    fn runts_say_how_many_they_were() {
+        for runts in [Runts::Small, Runts::Repeated { power: 1.0 }] {
+            let batches = batches(&entries(), &EpochSettings { runts, ..SETTINGS }, 1);
+            let found: Vec<_> = batches.iter().map(|batch| batch.runt).filter(|runt| *runt > 0).collect();
+            assert_eq!(found, [3], "15 square ones");
+        }
     }
 
     #[test]

@@ -35,6 +35,16 @@ pub enum Error {
         /// The values at which the key asks for nothing.
         allowed: String,
     },
+    /// A key of EveryDream2 that is not and will not be supported, at a value that asks for something.
+    #[error("`{key}` is not supported: {why} (found {value})")]
+    RefusedKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: serde_json::Value,
+        /// Why not, and what there is in its place.
+        why: &'static str,
+    },
     /// The same key twice in one object.
     #[error("the key `{key}` is there twice")]
     RepeatedKey {
@@ -67,9 +77,47 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
+    /// No checkpoint of another run to start from.
+    #[error("`resume_ckpt` is `findlast`, but there is no checkpoint of another run in or below `{folder}`")]
+    NoLastCheckpoint {
+        /// The folder that the output folder is in.
+        folder: PathBuf,
+    },
+    /// The newest checkpoint is of a run that failed.
+    #[error(
+        "`resume_ckpt` is `findlast`, and the newest checkpoint `{path}` is of a run that ended with an error: name the one to start from"
+    )]
+    ErroredCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A base checkpoint that is not on this machine, and whose name is that of a repository on the hub.
+    #[error(
+        "`resume_ckpt` `{name}` is not here; if it is a model on huggingface.co, fetch it first (`hf download {name} --local-dir DIR`) and name that folder"
+    )]
+    HubModel {
+        /// What is said.
+        name: String,
+    },
+    /// A checkpoint to start running means from that is of another architecture.
+    #[error(
+        "`ema_resume_model` `{path}` does not fit the base model: `{name}` is not in it, or has another shape"
+    )]
+    EmaModel {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The weight.
+        name: String,
+    },
     /// Both networks are frozen.
     #[error("nothing to train: `disable_unet_training` and `disable_textenc_training` are both true")]
     NothingToTrain,
+    /// Something that no pictures can come from.
+    #[error("`{root}` is neither a folder nor a list of pictures (.json)")]
+    NoData {
+        /// The file.
+        root: PathBuf,
+    },
     /// No pictures in the data folder.
     #[error("no pictures in `{root}`")]
     NoPictures {
@@ -86,6 +134,30 @@ pub enum Error {
         /// The first of them.
         first: PathBuf,
         /// Why it cannot be read.
+        reason: String,
+    },
+    /// Pictures that cannot be decoded.
+    #[error(
+        "{count} of the pictures cannot be read; the first is `{first}`: {reason}; see `{report}`, and allow `unreadable` to go on without them"
+    )]
+    Unreadable {
+        /// How many there are.
+        count: usize,
+        /// The first of them.
+        first: String,
+        /// Why it cannot be read.
+        reason: String,
+        /// The audit's rows.
+        report: PathBuf,
+    },
+    /// A picture that could be read when the run began, and cannot now, or is another.
+    #[error(
+        "`{file}` has changed since the run began: {reason}; leave the data alone while it is trained on, and go on with the same command"
+    )]
+    DataChanged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// Pictures without a caption, or with an empty one.

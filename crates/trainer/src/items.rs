@@ -1,10 +1,12 @@
 //! The pictures to train on: each with its caption and its options.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    fs,
     path::{Path, PathBuf},
 };
 
+use serde_norway::Value;
 use vodka_images::find;
 
 use crate::{
@@ -28,8 +30,15 @@ pub(crate) struct Caption {
 const MAX_CAPTION_LENGTH: usize = 2048;
 
 impl Caption {
-    fn new(main: String, mut tags: Vec<Tag>, max_length: Option<usize>) -> Self {
-        tags.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+    /// A caption; of equal tags the first stays.
+    fn new(main: String, all: Vec<Tag>, max_length: Option<usize>) -> Self {
+        let mut tags = Vec::with_capacity(all.len());
+        for tag in all {
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        tags.sort_by(|a: &Tag, b| b.weight.total_cmp(&a.weight));
         Self { main, tags, max_length: max_length.unwrap_or(MAX_CAPTION_LENGTH) }
     }
 
@@ -76,8 +85,11 @@ impl Caption {
 /// A picture to train on, before it is decoded.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Item {
-    /// Relative to the data folder.
+    /// What it is called: its path relative to the data folder where there is only one, else with that folder; in a list
+    /// as it is written there.
     pub path: PathBuf,
+    /// The file.
+    pub file: PathBuf,
     /// Never empty.
     pub caption: Caption,
     /// How often it is trained on in an epoch.
@@ -96,45 +108,115 @@ pub(crate) struct Item {
     pub rating: f64,
 }
 
-/// Lists the pictures in `root`, in order of path, with what the files in `captions` (laid out like it) and in the
-/// folders of `root` say of them; and those that have no caption.
-///
-/// # Errors
-/// No pictures; a file that says what it cannot.
-pub(crate) fn items(root: &Path, captions: &Path, compat: Compat) -> Result<(Vec<Item>, Vec<PathBuf>)> {
-    let paths = find(root)?;
-    if paths.is_empty() {
-        return Err(Error::NoPictures { root: root.to_path_buf() });
-    }
-    let mut folders = Folders { root, trees: BTreeMap::new(), folders: BTreeMap::new() };
-    let (mut items, mut without) = (Vec::with_capacity(paths.len()), Vec::new());
-    for path in paths {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let options = Options::beside(&captions.join(&path))?;
-        let options = options.over(folders.folder(folder)?).over(folders.tree(folder)?);
-        match item(path, options, compat) {
-            Ok(item) => items.push(item),
-            Err(path) => without.push(path),
-        }
-    }
-    Ok((items, without))
+/// A picture that has no caption.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Bare {
+    /// What it is called, as [`Item::path`].
+    pub path: PathBuf,
+    /// The file.
+    pub file: PathBuf,
 }
 
-/// The item; the path alone where there is no caption.
-fn item(path: PathBuf, options: Options, compat: Compat) -> Result<Item, PathBuf> {
+/// Lists the pictures of folders and JSON lists, with what is said of them; and those that have no caption.
+///
+/// Of a folder they come in order of path, with what the files in `captions` (laid out like the folder; `None`: the
+/// folder itself) and in the folders say; of a list as they are written. Folders and lists come in order.
+///
+/// # Errors
+/// No pictures; a root that is neither; a file that says what it cannot.
+pub(crate) fn items(
+    roots: &[PathBuf],
+    captions: Option<&Path>,
+    compat: Compat,
+) -> Result<(Vec<Item>, Vec<Bare>)> {
+    let (mut items, mut without) = (Vec::new(), Vec::new());
+    for root in roots {
+        let is_list = root.is_file() && root.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        if !is_list && root.exists() && !root.is_dir() {
+            return Err(Error::NoData { root: root.clone() });
+        }
+        let prefix = if roots.len() > 1 { root.as_path() } else { Path::new("") };
+        let found = match is_list {
+            true => of_list(root, compat)?,
+            false => of_folder(root, prefix, captions.unwrap_or(root), compat)?,
+        };
+        for found in found {
+            match found {
+                Ok(item) => items.push(item),
+                Err(bare) => without.push(bare),
+            }
+        }
+    }
+    match items.is_empty() && without.is_empty() {
+        true => Err(Error::NoPictures { root: roots.first().cloned().unwrap_or_default() }),
+        false => Ok((items, without)),
+    }
+}
+
+type Found = Vec<Result<Item, Bare>>;
+
+fn of_folder(root: &Path, prefix: &Path, captions: &Path, compat: Compat) -> Result<Found> {
+    let mut folders = Folders { root, trees: BTreeMap::new(), folders: BTreeMap::new() };
+    let mut found = Vec::new();
+    for path in find(root)? {
+        if !compat.takes(&path) {
+            continue;
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let options = Options::beside(&captions.join(&path), compat.reads_json_sidecars())?;
+        let options = options.over(folders.folder(folder)?).over(folders.tree(folder)?);
+        found.push(item(prefix.join(&path), root.join(&path), options, compat));
+    }
+    Ok(found)
+}
+
+/// The pictures of a JSON list: objects with `image`, and the keys of YAML files. Paths are relative to the current folder,
+/// as in EveryDream2; where there is no such file, to the list's.
+fn of_list(list: &Path, compat: Compat) -> Result<Found> {
+    let wrong = |source| Error::Config { path: list.to_path_buf(), source };
+    let text = fs::read_to_string(list).map_err(|error| wrong(serde_json::Error::io(error)))?;
+    let entries: Vec<serde_json::Value> =
+        serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(wrong)?;
+    let folder = list.parent().unwrap_or(Path::new(""));
+    let mut times = HashMap::<PathBuf, usize>::new();
+    let mut found = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.into_iter().enumerate() {
+        let place = PathBuf::from(format!("{}: picture {}", list.display(), i + 1));
+        let value: Value = serde_norway::to_value(&entry).expect("JSON is YAML");
+        let options = Options::from_value(&place, &value)?;
+        let image = entry.get("image").and_then(serde_json::Value::as_str).filter(|image| !image.is_empty());
+        let image = image.ok_or_else(|| Error::OptionValue {
+            path: place,
+            key: "image".to_owned(),
+            expected: "a path",
+            found: entry.get("image").map_or("missing".to_owned(), ToString::to_string),
+        })?;
+        let as_said = PathBuf::from(image);
+        let file = if as_said.exists() { as_said.clone() } else { folder.join(&as_said) };
+        // The same picture may come with several captions.
+        let times = times.entry(as_said.clone()).and_modify(|n| *n += 1).or_insert(1);
+        let path = if *times == 1 { as_said } else { PathBuf::from(format!("{image}#{times}")) };
+        found.push(item(path, file, options, compat));
+    }
+    Ok(found)
+}
+
+/// The item; the picture alone where there is no caption.
+fn item(path: PathBuf, file: PathBuf, options: Options, compat: Compat) -> Result<Item, Bare> {
     let options = match options.main_prompt {
         None if compat.names_are_captions() => {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy();
             let named = Options::from_text(stem.split('_').next().unwrap_or_default());
             Options { main_prompt: named.main_prompt, ..options.over(Options { main_prompt: None, ..named }) }
         }
         _ => options,
     };
-    let Some(main) = options.main_prompt else { return Err(path) };
+    let Some(main) = options.main_prompt else { return Err(Bare { path, file }) };
     // EveryDream2 takes a nought for a number that was not said.
     let said = |value: Option<f64>| value.filter(|value| *value != 0.0 || !compat.nought_is_unsaid());
     Ok(Item {
         path,
+        file,
         caption: Caption::new(main, options.tags, options.max_caption_length),
         multiply: said(options.multiply).unwrap_or(1.0),
         cond_dropout: options.cond_dropout,
@@ -241,7 +323,7 @@ mod tests {
         write("sub/global.yaml", "multiply: 3");
         write("sub/local.yaml", "flip_p: 0.5");
         write("sub/deep/multiply.txt", "0");
-        let (items, without) = items(dir.path(), dir.path(), Compat::Vodka).unwrap();
+        let (items, without) = items(&[dir.path().into()], None, Compat::Vodka).unwrap();
         let said: Vec<_> =
             items.iter().map(|item| (item.caption.text(), item.multiply, item.flip_p)).collect();
         assert_eq!(
@@ -252,9 +334,10 @@ mod tests {
                 ("a fox, red, photo".to_owned(), 0.0, None),
             ]
         );
-        assert_eq!(without, [Path::new("sub/deep/d_1.png")]);
+        let bare = Bare { path: "sub/deep/d_1.png".into(), file: dir.path().join("sub/deep/d_1.png") };
+        assert_eq!(without, [bare]);
 
-        let (items, without) = super::items(dir.path(), dir.path(), Compat::Ed2Head).unwrap();
+        let (items, without) = super::items(&[dir.path().into()], None, Compat::Ed2Head).unwrap();
         assert_eq!((items[3].caption.text(), without.len()), ("d, photo".to_owned(), 0));
         assert_eq!(items[2].multiply, 1.0, "EveryDream2 takes 0 for nothing said");
     }
@@ -266,12 +349,69 @@ mod tests {
         fs::write(data.path().join("a.txt"), "old").unwrap();
         fs::write(data.path().join("multiply.txt"), "2").unwrap();
         fs::write(captions.path().join("a.txt"), "new").unwrap();
-        let (items, _) = items(data.path(), captions.path(), Compat::Vodka).unwrap();
+        let (items, _) = items(&[data.path().into()], Some(captions.path()), Compat::Vodka).unwrap();
         assert_eq!((items[0].caption.text(), items[0].multiply), ("new".to_owned(), 2.0));
         let empty = tempfile::tempdir().unwrap();
         assert!(matches!(
-            super::items(empty.path(), empty.path(), Compat::Vodka),
+            super::items(&[empty.path().into()], None, Compat::Vodka),
             Err(Error::NoPictures { .. })
         ));
+    }
+
+    #[test]
+    fn equal_tags_are_one() {
+        assert_eq!(caption("a cat, x, y, x").text(), "a cat, x, y");
+    }
+
+    #[test]
+    fn a_list_names_pictures_as_often_as_it_likes() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("list.json");
+        let write = |text: &str| fs::write(&list, text).unwrap();
+        fs::write(dir.path().join("a.png"), "").unwrap();
+        fs::write(dir.path().join("a.txt"), "files beside a picture say nothing here").unwrap();
+        write(
+            r#"[{"image": "a.png", "caption": "a cat, big", "multiply": 2, "tags": [{"tag": "solo", "weight": 2}]},
+            {"image": "a.png", "main_prompt": "an animal", "flip_p": 0.5}, {"image": "b_1.png"}]"#,
+        );
+        let (items, without) = items(std::slice::from_ref(&list), None, Compat::Vodka).unwrap();
+        let said: Vec<_> = items
+            .iter()
+            .map(|item| (item.path.display().to_string(), item.caption.text(), item.multiply, item.flip_p))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("a.png".to_owned(), "a cat, solo, big".to_owned(), 2.0, None),
+                ("a.png#2".to_owned(), "an animal".to_owned(), 1.0, Some(0.5)),
+            ]
+        );
+        assert!(items.iter().all(|item| item.file == dir.path().join("a.png")));
+        assert_eq!(without[0].path, Path::new("b_1.png"));
+        let named = super::items(std::slice::from_ref(&list), None, Compat::Ed2Head).unwrap().0;
+        assert_eq!(named[2].caption.text(), "b");
+
+        let both = super::items(&[list.clone(), dir.path().into()], None, Compat::Vodka).unwrap().0;
+        let names: Vec<_> = both.iter().map(|item| item.path.clone()).collect();
+        assert_eq!(names, [Path::new("a.png"), Path::new("a.png#2"), &dir.path().join("a.png")]);
+
+        let said = |text: &str| {
+            write(text);
+            crate::keys::explain(&super::items(std::slice::from_ref(&list), None, Compat::Vodka).unwrap_err())
+        };
+        assert!(said(r#"[{"caption": "x"}]"#).ends_with("picture 1`: `image` is missing, expected a path"));
+        assert!(
+            said(r#"[{"image": "a", "capton": 1}]"#)
+                .contains("unknown key `capton` (did you mean `caption`?)")
+        );
+        assert!(said("[\n{]").contains("at line 2 column 2"));
+        assert!(said("{}").contains("invalid type: map"));
+    }
+
+    #[test]
+    fn what_is_neither_a_folder_nor_a_list_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = items(&[file.path().into()], None, Compat::Vodka).unwrap_err();
+        assert!(error.to_string().ends_with("is neither a folder nor a list of pictures (.json)"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! Reading JSON objects key by key, so that a wrong key is named with its line, its column and what was probably meant.
 
-use std::{fmt, fs, path::Path};
+use std::{cell::RefCell, fmt, fs, path::Path};
 
 use serde::{
     Serialize,
@@ -53,29 +53,111 @@ impl fmt::Display for Neutral {
 /// A key of EveryDream2 that is understood and not done, and the values at which that makes no difference.
 pub(crate) type Refused = (&'static str, &'static [Neutral]);
 
+/// A key that was said and does not do what it says, or nothing at all.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Notice {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Value,
+    /// What comes of it.
+    pub why: String,
+}
+
+impl Notice {
+    pub(crate) fn new(key: &str, value: impl Into<Value>, why: impl Into<String>) -> Self {
+        Self { key: key.to_owned(), value: value.into(), why: why.into() }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` ({}): {}", self.key, self.value, self.why)
+    }
+}
+
+/// A key of EveryDream2 for which nothing is done, the values at which that goes without saying, and what is said at
+/// others.
+pub(crate) type Idle = (&'static str, &'static [Neutral], Answer);
+
+/// What is said of an idle key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answer {
+    /// It is told of, and the run goes on.
+    Told(&'static str),
+    /// It is an error.
+    Refused(&'static str),
+}
+
 /// The keys of one JSON object.
+#[derive(Default)]
 pub(crate) struct Vocabulary {
     /// Keys that do something.
-    pub known: Vec<String>,
+    known: Vec<String>,
     /// Keys that are accepted at a neutral value only.
-    pub refused: &'static [Refused],
+    refused: &'static [Refused],
+    /// Keys for which nothing is done.
+    idle: &'static [Idle],
+    /// Older names of keys, and what they are called now.
+    renamed: &'static [(&'static str, &'static str)],
+    /// Each key's default, which `null` stands for.
+    defaults: Value,
+    /// What is to be told of the keys that were read.
+    notices: RefCell<Vec<Notice>>,
 }
 
 impl Vocabulary {
-    /// The keys of `T` as it is written, and those that are `refused`.
-    pub fn of<T: Default + Serialize>(refused: &'static [Refused]) -> Self {
-        let value = serde_json::to_value(T::default()).expect("configurations are plain data");
-        let known = value.as_object().expect("a struct").keys().cloned().collect();
-        Self { known, refused }
+    /// The keys of `T` as it is written, and those that are `refused` or `idle`.
+    pub fn of<T: Default + Serialize>(refused: &'static [Refused], idle: &'static [Idle]) -> Self {
+        let defaults = serde_json::to_value(T::default()).expect("configurations are plain data");
+        let known = defaults.as_object().expect("a struct").keys().cloned().collect();
+        Self { known, refused, idle, defaults, ..Self::default() }
     }
 
-    /// Whether the key is one of these, to be used or to be refused.
+    /// Keys that stand for objects of their own.
+    pub fn sections(names: &[&str], refused: &'static [Refused], idle: &'static [Idle]) -> Self {
+        let known = names.iter().map(|name| (*name).to_owned()).collect();
+        Self { known, refused, idle, ..Self::default() }
+    }
+
+    /// With older names of keys.
+    pub fn renamed(self, renamed: &'static [(&'static str, &'static str)]) -> Self {
+        Self { renamed, ..self }
+    }
+
+    /// A key as it is called now.
+    fn current(&self, key: String, value: &Value) -> String {
+        match self.renamed.iter().find(|(old, _)| *old == key) {
+            Some((old, new)) => {
+                let why = format!("is the old name of `{new}`");
+                self.notices.borrow_mut().push(Notice::new(old, value.clone(), why));
+                (*new).to_owned()
+            }
+            None => key,
+        }
+    }
+
+    /// What is to be told of the keys that were read so far.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.notices.take()
+    }
+
+    /// All keys.
+    fn all(&self) -> impl Iterator<Item = &str> {
+        let refused = self.refused.iter().map(|(name, _)| *name);
+        let idle = self.idle.iter().map(|(name, ..)| *name);
+        let renamed = self.renamed.iter().map(|(old, _)| *old);
+        self.known.iter().map(String::as_str).chain(refused).chain(idle).chain(renamed)
+    }
+
+    /// The keys that do something.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().map(String::as_str)
+    }
+
+    /// Whether the key is one of these, to be used or not.
     pub fn has(&self, key: &str) -> bool {
-        self.known
-            .iter()
-            .map(String::as_str)
-            .chain(self.refused.iter().map(|(name, _)| *name))
-            .any(|name| name == key)
+        self.all().any(|name| name == key)
     }
 
     /// Reads an object into the fields of `target`.
@@ -83,47 +165,82 @@ impl Vocabulary {
         &'v self,
         target: &'v mut T,
     ) -> Pairs<'v, impl FnMut(&str, Value) -> Result<()> + use<'v, T>> {
-        Pairs { vocabulary: self, take: |key: &str, value| set_field(target, key, value) }
+        Pairs { vocabulary: self, take: |key: &str, value| self.set(target, key, value) }
+    }
+
+    /// Sets the field of `target` that is written as `key`; `null` is its default.
+    pub fn set<T: Serialize + DeserializeOwned>(
+        &self,
+        target: &mut T,
+        key: &str,
+        value: Value,
+    ) -> Result<()> {
+        let mut whole = serde_json::to_value(&*target).expect("configurations are plain data");
+        whole[key] = if value.is_null() { self.defaults[key].clone() } else { value };
+        *target = serde_json::from_value(whole)
+            .map_err(|source| Error::KeyValue { key: key.to_owned(), source })?;
+        Ok(())
+    }
+
+    /// Reads one pair into the fields of `target`, as [`Vocabulary::fields_of`] does it.
+    pub fn take<T: Serialize + DeserializeOwned, E: serde::de::Error>(
+        &self,
+        target: &mut T,
+        key: &str,
+        value: Value,
+    ) -> Result<(), E> {
+        let taken = self.admits(key, &value).and_then(|admitted| match admitted {
+            true => self.set(target, key, value),
+            false => Ok(()),
+        });
+        taken.map_err(|error| E::custom(explain(&error)))
+    }
+
+    /// Whether the key is known, to be used or not.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`]
+    fn know(&self, key: &str) -> Result<()> {
+        match self.has(key) {
+            true => Ok(()),
+            false => Err(Error::UnknownKey { key: key.to_owned(), nearest: self.nearest(key) }),
+        }
     }
 
     /// Whether the pair is to be used (`true`) or says nothing (`false`).
     pub fn admits(&self, key: &str, value: &Value) -> Result<bool> {
+        self.know(key)?;
         if self.known.iter().any(|known| known == key) {
             return Ok(true);
         }
-        let Some((_, neutral)) = self.refused.iter().find(|(refused, _)| *refused == key) else {
-            return Err(Error::UnknownKey { key: key.to_owned(), nearest: self.nearest(key) });
-        };
-        if neutral.iter().any(|neutral| neutral.is(value)) {
-            return Ok(false);
+        let says_nothing = |neutral: &[Neutral]| neutral.iter().any(|neutral| neutral.is(value));
+        if let Some((_, neutral)) = self.refused.iter().find(|(refused, _)| *refused == key)
+            && !says_nothing(neutral)
+        {
+            let allowed: Vec<_> = neutral.iter().map(ToString::to_string).collect();
+            return Err(Error::UnsupportedKey {
+                key: key.to_owned(),
+                value: value.clone(),
+                allowed: allowed.join(" or "),
+            });
         }
-        let allowed: Vec<_> = neutral.iter().map(ToString::to_string).collect();
-        Err(Error::UnsupportedKey {
-            key: key.to_owned(),
-            value: value.clone(),
-            allowed: allowed.join(" or "),
-        })
+        match self.idle.iter().find(|(idle, ..)| *idle == key) {
+            Some((_, neutral, _)) if says_nothing(neutral) => Ok(false),
+            Some((_, _, Answer::Told(why))) => {
+                self.notices.borrow_mut().push(Notice::new(key, value.clone(), *why));
+                Ok(false)
+            }
+            Some((_, _, Answer::Refused(why))) => {
+                Err(Error::RefusedKey { key: key.to_owned(), value: value.clone(), why })
+            }
+            None => Ok(false),
+        }
     }
 
     /// The key that is spelt most like `key`, if any is.
     fn nearest(&self, key: &str) -> Option<String> {
-        let refused = self.refused.iter().map(|(name, _)| *name);
-        let all = self.known.iter().map(String::as_str).chain(refused);
-        nearest(key, all).map(ToOwned::to_owned)
+        nearest(key, self.all()).map(ToOwned::to_owned)
     }
-}
-
-/// Sets the field of `target` that is written as `key`.
-pub(crate) fn set_field<T: Serialize + DeserializeOwned>(
-    target: &mut T,
-    key: &str,
-    value: Value,
-) -> Result<()> {
-    let mut whole = serde_json::to_value(&*target).expect("configurations are plain data");
-    whole[key] = value;
-    *target =
-        serde_json::from_value(whole).map_err(|source| Error::KeyValue { key: key.to_owned(), source })?;
-    Ok(())
 }
 
 /// Reads the file `path`, which holds one object.
@@ -160,13 +277,12 @@ impl<'de, F: FnMut(&str, Value) -> Result<()>> Visitor<'de> for Pairs<'_, F> {
         let mut seen = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             // An unknown key is reported at the key, before its value is read.
-            if let Err(error @ Error::UnknownKey { .. }) = self.vocabulary.admits(&key, &Value::Null) {
-                return Err(A::Error::custom(error));
-            }
+            self.vocabulary.know(&key).map_err(A::Error::custom)?;
             if seen.contains(&key) {
                 return Err(A::Error::custom(Error::RepeatedKey { key }));
             }
             let value = map.next_value()?;
+            let key = self.vocabulary.current(key, &value);
             let result = self.vocabulary.admits(&key, &value).and_then(|admitted| match admitted {
                 true => (self.take)(&key, value),
                 false => Ok(()),

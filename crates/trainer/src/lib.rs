@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+mod audit;
 mod buckets;
 mod compat;
 mod config;
@@ -19,6 +20,7 @@ mod data;
 pub mod ema;
 mod epoch;
 mod error;
+mod freezing;
 pub mod geometry;
 mod items;
 mod keys;
@@ -31,21 +33,26 @@ pub mod random;
 pub mod rates;
 mod report;
 mod run;
+mod sources;
 mod state;
 pub mod step;
 pub mod target;
 mod validation;
 
+pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};
 pub use compat::{Compat, Runts};
 pub use config::TrainConfig;
 pub use data::Skipped;
 pub use epoch::{Entry, EpochSettings, Planned, batches, batches_by_epoch, saved_epochs};
 pub use error::{Error, Result};
+pub use freezing::Freezing;
+pub use keys::Notice;
 pub use optimizer::OptimizerConfig;
 pub use optimizers::OptimizerSettings;
-pub use plan::{Settings, TrainPlan};
+pub use plan::{EFFECTIVE_JSON, Settings, TrainPlan};
 pub use report::{TrainEvent, TrainReport, Validated};
 pub use run::run;
+pub use sources::DataRoot;
 pub use target::LossType;
 pub use validation::{SplitMode, ValidationConfig, diverges};

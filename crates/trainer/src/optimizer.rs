@@ -4,15 +4,19 @@ use std::{fmt, path::Path};
 
 use serde::{
     Deserialize, Serialize,
-    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor},
+    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::Value;
+use vodka_stage::nearest;
 
 use crate::{
     Error, Result,
+    freezing::Freezing,
     keys::{
-        Neutral::{Any, Bool, Null},
-        Pairs, Refused, Vocabulary, explain, read_json, set_field,
+        Answer::Told,
+        Idle,
+        Neutral::{Any, Null},
+        Notice, Vocabulary, read_json,
     },
     optimizers::{Adaptation, Method, OptimizerSettings},
     rates::{RateSchedule, Shape},
@@ -45,6 +49,39 @@ pub(crate) struct MainRates {
 pub struct OptimizerConfig {
     base: Group,
     text_encoder: Group,
+    freezing: Freezing,
+    rest: Rest,
+    notices: Vec<Notice>,
+}
+
+/// The keys beside the groups.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Rest {
+    apply_grad_scaler_step_tweaks: bool,
+    log_grad_norm: bool,
+}
+
+impl Default for Rest {
+    /// EveryDream2's.
+    fn default() -> Self {
+        Self { apply_grad_scaler_step_tweaks: true, log_grad_norm: true }
+    }
+}
+
+/// What an `optimizer.json` comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Resolved {
+    pub unet: PartSettings,
+    pub text_encoder: PartSettings,
+    /// What of the text encoder is not trained.
+    pub freezing: Freezing,
+    /// Whether the gradient scaler changes its pace as a run goes on.
+    pub scaler_tweaks: bool,
+    /// Whether norms of gradients are logged.
+    pub log_grad_norm: bool,
+    /// What is to be told.
+    pub notices: Vec<Notice>,
 }
 
 /// The keys of one optimizer.
@@ -69,7 +106,7 @@ struct Group {
 
 /// The optimizers, as EveryDream2 names them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 enum Name {
     #[serde(rename = "adamw")]
     AdamW,
@@ -80,25 +117,47 @@ enum Name {
     Prodigy,
 }
 
-const REFUSED: &[Refused] = &[
-    // Of optimizers that are not there: D-Adaptation's SGD and Adan.
-    ("momentum", &[Any]),
-    ("no_prox", &[Any]),
+/// The names of those that are not there, and which comes nearest, with what it differs in.
+const ELSEWHERE: [(&str, &str); 7] = [
+    ("lion8bit", "`lion`, the same with means in 32 bits"),
+    ("dadapt_adan", "`dadapt_adam`, which finds its rate in the same way"),
+    ("dadapt_lion", "`dadapt_adam`, which finds its rate in the same way, or `lion`"),
+    ("dadapt_sgd", "`dadapt_adam`, which finds its rate in the same way"),
+    ("coordinate_dowg", "`prodigy`, which needs no rate either"),
+    ("scalar_dowg", "`prodigy`, which needs no rate either"),
+    ("adacoor", "`prodigy`, which needs no rate either"),
 ];
 
-const REFUSED_FREEZING: &[Refused] = &[
-    ("unfreeze_last_n_layers", &[Null]),
-    ("freeze_embeddings", &[Bool(false), Null]),
-    ("freeze_front_n_layers", &[Null]),
-    ("freeze_final_layer_norm", &[Bool(false), Null]),
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let known = [
+            ("adamw", Self::AdamW),
+            ("adamw8bit", Self::AdamW8bit),
+            ("lion", Self::Lion),
+            ("dadapt_adam", Self::DadaptAdam),
+            ("prodigy", Self::Prodigy),
+        ];
+        if let Some((_, found)) = known.iter().find(|(known, _)| *known == name) {
+            return Ok(*found);
+        }
+        if let Some((_, instead)) = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name) {
+            return Err(format!("`{name}` is not supported; the nearest is {instead}"));
+        }
+        let meant = nearest(&name, known.map(|(name, _)| name));
+        let meant = meant.map_or(String::new(), |near| format!(" (did you mean `{near}`?)"));
+        let all: Vec<_> = known.iter().map(|(name, _)| format!("`{name}`")).collect();
+        Err(format!("unknown optimizer `{name}`{meant}: expected one of {}", all.join(", ")))
+    }
+}
+
+const IDLE: &[Idle] = &[
+    ("momentum", &[Null], Told("it is of `dadapt_sgd`, which is not supported")),
+    ("no_prox", &[Null], Told("it is of `dadapt_adan`, which is not supported")),
 ];
 
-const REFUSED_AT_THE_TOP: &[Refused] = &[
-    ("doc", &[Any]),
-    // There is no gradient scaler in 32-bit arithmetic.
-    ("apply_grad_scaler_step_tweaks", &[Any]),
-    ("log_grad_norm", &[Bool(false), Null]),
-];
+const IDLE_AT_THE_TOP: &[Idle] = &[("doc", &[Any], Told("a note"))];
 
 impl OptimizerConfig {
     /// Reads an `optimizer.json`.
@@ -123,7 +182,7 @@ impl OptimizerConfig {
     /// rate. The main configuration's `lr` goes before both rates of the file, as in EveryDream2; the text encoder's is
     /// then scaled by `text_encoder_lr_scale` where the file says one. A schedule's 0 steps mean that the file does not
     /// say how many.
-    pub(crate) fn resolve(&self, main: &MainRates) -> Result<(PartSettings, PartSettings)> {
+    pub(crate) fn resolve(&self, main: &MainRates) -> Result<Resolved> {
         let own = &self.text_encoder;
         if own.text_encoder_lr_scale.is_some() {
             let key = "text_encoder_overrides.text_encoder_lr_scale".to_owned();
@@ -135,10 +194,30 @@ impl OptimizerConfig {
         let lr = main.lr.or(base.lr).ok_or(missing)?;
         let scaled = lr * base.text_encoder_lr_scale.unwrap_or(1.0);
         let lr_text_encoder = if main.lr.is_some() { scaled } else { own.lr.unwrap_or(scaled) };
-        let parts = (base.part(lr, main), own.over(base).part(lr_text_encoder, main));
-        parts.0.optimizer.check()?;
-        parts.1.optimizer.check()?;
-        Ok(parts)
+        let (unet, text_encoder) = (base.part(lr, main), own.over(base).part(lr_text_encoder, main));
+        unet.optimizer.check()?;
+        text_encoder.optimizer.check()?;
+        Ok(Resolved {
+            unet,
+            text_encoder,
+            freezing: self.freezing,
+            scaler_tweaks: self.rest.apply_grad_scaler_step_tweaks,
+            log_grad_norm: self.rest.log_grad_norm,
+            notices: self.notices.iter().cloned().chain(self.overridden(main)).collect(),
+        })
+    }
+
+    /// What is told where the main configuration's rate goes before those of the file.
+    fn overridden(&self, main: &MainRates) -> Option<Notice> {
+        let lr = main.lr?;
+        let said = [("base", self.base.lr), ("text_encoder_overrides", self.text_encoder.lr)];
+        let others: Vec<_> = said
+            .into_iter()
+            .filter_map(|(group, rate)| Some((group, rate.filter(|rate| *rate != lr)?)))
+            .map(|(group, rate)| format!("{rate} of `{group}`"))
+            .collect();
+        let why = || format!("goes before the rates of optimizer.json ({})", others.join(", "));
+        (!others.is_empty()).then(|| Notice::new("lr", lr, why()))
     }
 }
 
@@ -256,33 +335,33 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let group = Vocabulary::of::<Group>(REFUSED);
-        let freezing = Vocabulary { known: Vec::new(), refused: REFUSED_FREEZING };
-        let sections = ["base", "text_encoder_overrides", "text_encoder_freezing"].map(str::to_owned);
-        let top = Vocabulary { known: sections.to_vec(), refused: REFUSED_AT_THE_TOP };
+        let group = Vocabulary::of::<Group>(&[], IDLE);
+        let freezing = Vocabulary::of::<Freezing>(&[], &[]);
+        let rest = Vocabulary::of::<Rest>(&[], &[]);
+        let sections = ["base", "text_encoder_overrides", "text_encoder_freezing"];
+        // For the nearest key, the others are of it too.
+        let all: Vec<_> = sections.into_iter().chain(rest.keys()).collect();
+        let top = Vocabulary::sections(&all, &[], IDLE_AT_THE_TOP);
+        let mut seen = Vec::new();
+        let config = self.0;
         while let Some(key) = map.next_key::<String>()? {
-            let OptimizerConfig { base, text_encoder } = &mut *self.0;
+            if seen.contains(&key) {
+                return Err(A::Error::custom(Error::RepeatedKey { key }));
+            }
             match key.as_str() {
-                "base" => map.next_value_seed(group.fields_of(base))?,
-                "text_encoder_overrides" => map.next_value_seed(group.fields_of(text_encoder))?,
-                "text_encoder_freezing" => {
-                    map.next_value_seed(Pairs { vocabulary: &freezing, take: |_: &str, _| Ok(()) })?;
-                }
-                _ if group.has(&key) => {
-                    let value: Value = map.next_value()?;
-                    let taken = group.admits(&key, &value).and_then(|admitted| match admitted {
-                        true => set_field(base, &key, value),
-                        false => Ok(()),
-                    });
-                    taken.map_err(|error| A::Error::custom(explain(&error)))?;
-                }
+                "base" => map.next_value_seed(group.fields_of(&mut config.base))?,
+                "text_encoder_overrides" => map.next_value_seed(group.fields_of(&mut config.text_encoder))?,
+                "text_encoder_freezing" => map.next_value_seed(freezing.fields_of(&mut config.freezing))?,
+                _ if group.has(&key) => group.take(&mut config.base, &key, map.next_value()?)?,
+                _ if rest.has(&key) => rest.take(&mut config.rest, &key, map.next_value()?)?,
                 _ => {
                     top.admits(&key, &Value::Null).map_err(A::Error::custom)?;
-                    let value = map.next_value()?;
-                    top.admits(&key, &value).map_err(A::Error::custom)?;
+                    map.next_value::<IgnoredAny>()?;
                 }
             }
+            seen.push(key);
         }
+        config.notices = group.notices();
         Ok(())
     }
 }
@@ -290,6 +369,7 @@ impl<'de> Visitor<'de> for Top<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::explain;
 
     fn read(text: &str) -> Result<OptimizerConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -306,8 +386,13 @@ mod tests {
         "text_encoder_freezing": {"freeze_embeddings": false, "freeze_front_n_layers": null},
         "apply_grad_scaler_step_tweaks": true}"#;
 
+    fn parts(config: &OptimizerConfig, main: &MainRates) -> (PartSettings, PartSettings) {
+        let Resolved { unet, text_encoder, .. } = config.resolve(main).unwrap();
+        (unet, text_encoder)
+    }
+
     fn resolve(text: &str, lr: Option<f64>) -> (PartSettings, PartSettings) {
-        read(text).unwrap().resolve(&MainRates { lr, ..MainRates::default() }).unwrap()
+        parts(&read(text).unwrap(), &MainRates { lr, ..MainRates::default() })
     }
 
     fn rates(text: &str, lr: Option<f64>) -> (f64, f64) {
@@ -342,7 +427,7 @@ mod tests {
     #[test]
     fn without_a_file_the_rate_must_be_said() {
         let main = MainRates { lr: Some(1e-5), ..MainRates::default() };
-        let (unet, text) = OptimizerConfig::default().resolve(&main).unwrap();
+        let (unet, text) = parts(&OptimizerConfig::default(), &main);
         assert_eq!(unet, text);
         assert_eq!(unet.optimizer.method, Method::AdamW8bit, "EveryDream2's default");
         let error = OptimizerConfig::default().resolve(&MainRates::default()).unwrap_err();
@@ -356,7 +441,7 @@ mod tests {
             "text_encoder_overrides": {"optimizer": "lion", "lr": 1e-7, "lr_scheduler": "linear",
                 "lr_warmup_steps": 5, "lr_decay_steps": 90}}"#;
         let main = MainRates { lr_decay_steps: Some(700), ..MainRates::default() };
-        let (unet, text) = read(text).unwrap().resolve(&main).unwrap();
+        let (unet, text) = parts(&read(text).unwrap(), &main);
         let Method::DAdaptAdam(adaptation) = unet.optimizer.method else { panic!("{unet:?}") };
         assert_eq!((adaptation.d0, adaptation.growth_rate, adaptation.decouple), (1e-5, 1.02, true));
         let schedule = unet.schedule(100);
@@ -372,16 +457,43 @@ mod tests {
     #[test]
     fn what_is_not_there_or_unknown_is_named() {
         let said = |text: &str| explain(&read(text).unwrap_err());
-        let wrong = said(r#"{"optimizer": "dowg"}"#);
-        assert!(wrong.contains("wrong value for `optimizer`") && wrong.contains("`lion`"), "{wrong}");
+        let wrong = said(r#"{"optimizer": "adam8bit"}"#);
+        assert!(wrong.contains("wrong value for `optimizer`: unknown optimizer `adam8bit`"), "{wrong}");
+        assert!(wrong.contains("did you mean `adamw8bit`?") && wrong.contains("`prodigy`"), "{wrong}");
+        for (name, instead) in ELSEWHERE {
+            let wrong = said(&format!(r#"{{"base": {{"optimizer": "{name}"}}}}"#));
+            assert!(
+                wrong.contains(&format!("`{name}` is not supported; the nearest is {instead}")),
+                "{wrong}"
+            );
+        }
         assert!(said(r#"{"base": {"lr_scheduler": "sine"}}"#).contains("`cosine`"));
         assert!(said("{\"base\": {\n \"learning\": 1}}").contains("unknown key `learning`"));
         let nested = said("{\"base\": {\n \"wieght_decay\": 1}}");
         assert!(nested.contains("(did you mean `weight_decay`?) at line 2"), "{nested}");
-        assert!(
-            said(r#"{"text_encoder_freezing": {"unfreeze_last_n_layers": 2}}"#).contains("not supported yet")
-        );
+        let freezing = said(r#"{"text_encoder_freezing": {"unfreeze_last_layers": 2}}"#);
+        assert!(freezing.contains("did you mean `unfreeze_last_n_layers`?"), "{freezing}");
+        assert!(said(r#"{"log_grad_nrom": true}"#).contains("did you mean `log_grad_norm`?"));
+        assert!(said(r#"{"base": {}, "base": {}}"#).contains("the key `base` is there twice"));
         assert!(said(r#"{"bases": 1}"#).contains("did you mean `base`?"));
+    }
+
+    #[test]
+    fn what_is_frozen_and_logged_is_read() {
+        let text = r#"{"doc": 1, "lr": 1, "text_encoder_freezing": {"unfreeze_last_n_layers": 2, "freeze_embeddings": null},
+            "apply_grad_scaler_step_tweaks": false, "log_grad_norm": null, "momentum": 0.9, "no_prox": null}"#;
+        let resolved =
+            read(text).unwrap().resolve(&MainRates { lr: Some(1e-6), ..MainRates::default() }).unwrap();
+        assert_eq!(resolved.freezing.unfreeze_last_n_layers, Some(2));
+        assert_eq!((resolved.scaler_tweaks, resolved.log_grad_norm), (false, true));
+        let told: Vec<_> = resolved.notices.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "`momentum` (0.9): it is of `dadapt_sgd`, which is not supported",
+                "`lr` (1e-6): goes before the rates of optimizer.json (1 of `base`)"
+            ]
+        );
     }
 
     #[test]

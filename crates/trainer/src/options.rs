@@ -1,7 +1,7 @@
 //! What the files beside pictures and in folders say of them: captions, and options that go before the configuration.
 //!
 //! The files and their meaning are EveryDream2's (victorchall/EveryDream2trainer, `data/dataset.py` at 5098db8): beside a
-//! picture `.txt`, `.caption`, `.yml` and `.yaml`; for the pictures of one folder `multiply.txt` and its like and
+//! picture `.txt`, `.caption`, `.yml`, `.yaml` and `.json`; for the pictures of one folder `multiply.txt` and its like and
 //! `local.yaml`; for a folder and all below it `global.yaml`.
 
 use std::{fs, io, path::Path};
@@ -97,24 +97,22 @@ impl Options {
             Value::Mapping(mapping) => mapping,
             other => return Err(wrong("the file", "keys and values", other)),
         };
-        let mut options = Self::default();
+        let (mut options, mut caption) = (Self::default(), None);
         for (key, value) in mapping {
             let key = key.as_str().unwrap_or_default();
             let number = || value.as_f64().ok_or_else(|| wrong(key, "a number", value));
-            let text = || value.as_str().map(ToOwned::to_owned).ok_or_else(|| wrong(key, "a text", value));
             if value.is_null() && KEYS.contains(&key) {
                 continue;
             }
             match key {
-                "main_prompt" => options.main_prompt = Some(text()?).filter(|main| !main.trim().is_empty()),
-                "tags" => options.tags = tags(value).ok_or_else(|| wrong(key, "a list of tags", value))?,
-                "caption" => {
-                    let inner = match value {
-                        Value::String(text) => Self::from_text(text),
-                        other => Self::from_value(path, other)?,
-                    };
-                    options = inner.over(options);
+                "main_prompt" => {
+                    // Of several, EveryDream2 takes the first.
+                    let one = value.as_sequence().map_or(Some(value), |list| list.first());
+                    let main = one.and_then(Value::as_str).ok_or_else(|| wrong(key, "a text", value))?;
+                    options.main_prompt = Some(main.to_owned()).filter(|main| !main.trim().is_empty());
                 }
+                "tags" => options.tags = tags(value).ok_or_else(|| wrong(key, "a list of tags", value))?,
+                "caption" => caption = Some(value),
                 "rating" => options.rating = Some(number()?),
                 "max_caption_length" => options.max_caption_length = Some(number()? as usize),
                 "multiply" => options.multiply = Some(number()?),
@@ -139,6 +137,14 @@ impl Options {
                     });
                 }
             }
+        }
+        // It goes before the others, wherever it stands.
+        if let Some(caption) = caption {
+            let inner = match caption {
+                Value::String(text) => Self::from_text(text),
+                other => Self::from_value(path, other)?,
+            };
+            options = inner.over(options);
         }
         options.check(path)?;
         Ok(options)
@@ -180,10 +186,12 @@ impl Options {
         }
     }
 
-    /// What the files beside a picture say.
-    pub fn beside(picture: &Path) -> Result<Self> {
+    /// What the files beside a picture say, each over the one before.
+    pub fn beside(picture: &Path, with_json: bool) -> Result<Self> {
         let mut options = Self::default();
-        for (extension, is_yaml) in [("txt", false), ("caption", false), ("yml", true), ("yaml", true)] {
+        let kinds = [("txt", false), ("caption", false), ("yml", true), ("yaml", true), ("json", true)];
+        // JSON is YAML.
+        for (extension, is_yaml) in kinds.into_iter().filter(|(kind, _)| with_json || *kind != "json") {
             let path = picture.with_extension(extension);
             if let Some(text) = read_text(&path)? {
                 let said = if is_yaml { Self::from_yaml(&path, &text)? } else { Self::from_text(&text) };
@@ -342,12 +350,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
         let picture = dir.path().join("a.png");
-        assert_eq!(Options::beside(&picture).unwrap(), Options::default());
+        assert_eq!(Options::beside(&picture, true).unwrap(), Options::default());
         write("a.txt", b"a sch\xf6ner cat, blurry");
         write("a.yaml", b"tags: [solo]\nmultiply: 3\n");
-        let beside = Options::beside(&picture).unwrap();
+        let beside = Options::beside(&picture, true).unwrap();
         assert_eq!(beside.main_prompt.as_deref(), Some("a sch\u{f6}ner cat"));
         assert_eq!(texts(&beside), ["solo", "blurry"]);
+
+        write("a.json", br#"{"main_prompt": ["a dog", "a fox"], "flip_p": 1}"#);
+        let beside = Options::beside(&picture, true).unwrap();
+        assert_eq!((beside.main_prompt.as_deref(), beside.multiply), (Some("a dog"), Some(3.0)));
+        assert_eq!(Options::beside(&picture, false).unwrap().flip_p, None);
 
         write("multiply.txt", b" 1.5\n");
         write("local.yaml", b"multiply: 2\nflip_p: 0.5");

@@ -1,19 +1,23 @@
 //! From what the user wrote to what will be done.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 use vodka_checkpoint::Precision;
 use vodka_images::is_image;
 use vodka_sd15::{check_device_name, device_type};
-use vodka_stage::{RunKey, RunRecord, record_path};
+use vodka_stage::{ContentHash, Hasher, RunKey, RunRecord, hash_file, record_path};
+use walkdir::{DirEntry, WalkDir};
 
 use crate::{
-    Compat, Error, OptimizerConfig, Result, TrainConfig,
+    Compat, DataRoot, Error, Flaw, Freezing, Notice, OptimizerConfig, Result, TrainConfig,
     ema::{EmaSettings, EmaStrength},
     geometry::CropRule,
-    items::Item,
-    optimizer::{MainRates, PartSettings},
+    items::{Item, items},
+    optimizer::{MainRates, PartSettings, Resolved},
     state,
     target::LossType,
     validation::ValidationConfig,
@@ -22,10 +26,10 @@ use crate::{
 /// A checked training configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainPlan {
-    /// Folder with the pictures.
-    pub data_root: PathBuf,
-    /// Folder with the captions, laid out like `data_root`.
-    pub caption_root: PathBuf,
+    /// Where the pictures are.
+    pub data_root: DataRoot,
+    /// Folder with the captions, laid out like that with the pictures; `None`: that folder.
+    pub caption_root: Option<PathBuf>,
     /// The checkpoint to start from.
     pub base: PathBuf,
     /// Folder for checkpoints, `losses.csv` and the training state.
@@ -40,6 +44,16 @@ pub struct TrainPlan {
     pub start_over: bool,
     /// Save the state after each so many batches, beside every end of an epoch.
     pub state_every_n_steps: Option<u64>,
+    /// What may be wrong with pictures; they are left out then.
+    pub allow: Vec<Flaw>,
+    /// Log the norms of gradients.
+    pub log_grad_norm: bool,
+    /// Write a file for each epoch that says which pictures are in which batch.
+    pub write_schedule: bool,
+    /// Where the running means start from; `None`: from the base checkpoint.
+    pub ema_base: Option<PathBuf>,
+    /// What is to be told of keys that do nothing, or not what they say.
+    pub notices: Vec<Notice>,
     /// All else that the weights depend on.
     pub settings: Settings,
 }
@@ -103,6 +117,10 @@ pub struct Settings {
     pub unet: Option<PartSettings>,
     /// How the text encoder is trained; `None` leaves it as it is.
     pub text_encoder: Option<PartSettings>,
+    /// Which parts of the text encoder stay as they are even so.
+    pub text_encoder_freezing: Freezing,
+    /// In fp16: whether the gradient scaler changes its pace at certain steps, as EveryDream2's does.
+    pub scaler_tweaks: bool,
 }
 
 impl TrainConfig {
@@ -112,48 +130,153 @@ impl TrainConfig {
     /// else a random one.
     pub fn plan(&self) -> Result<TrainPlan> {
         self.check()?;
+        let mut notices = self.notices.clone();
+        self.carried_out(&mut notices)?.planned(notices)
+    }
+
+    /// The configuration with what some of its keys do to others done.
+    fn carried_out(&self, notices: &mut Vec<Notice>) -> Result<Self> {
+        let mut config = self.clone();
+        if self.lowvram {
+            let mut limit = |key: &str, value: &mut u64, most: u64| {
+                if *value > most {
+                    notices.push(Notice::new(key, *value, format!("{most} because of `lowvram`")));
+                    *value = most;
+                }
+            };
+            let (mut batch, mut accum) = (self.batch_size as u64, self.grad_accum as u64);
+            let mut resolution = u64::from(self.resolution);
+            if batch > 2 {
+                limit("batch_size", &mut batch, 2);
+                limit("grad_accum", &mut accum, 1);
+            }
+            limit("resolution", &mut resolution, 512);
+            config.batch_size = batch as usize;
+            config.grad_accum = accum as usize;
+            config.resolution = resolution as u32;
+        }
+        if self.scale_lr {
+            let missing =
+                Error::MissingKey { key: "lr", meaning: "the learning rate that `scale_lr` scales" };
+            let lr = self.lr.ok_or(missing)?;
+            let scaled = lr * ((config.batch_size * config.grad_accum) as f64).powf(0.55);
+            notices.push(Notice::new("lr", lr, format!("{scaled} because of `scale_lr`")));
+            config.lr = Some(scaled);
+        }
+        let gpu = self.gpuid.unwrap_or(0);
+        match config.device.as_deref() {
+            None if gpu > 0 => config.device = Some(format!("cuda:{gpu}")),
+            Some("cuda") if self.gpuid.is_some() => config.device = Some(format!("cuda:{gpu}")),
+            None if self.gpuid == Some(0) => {
+                notices.push(Notice::new(
+                    "gpuid",
+                    0,
+                    "the first GPU is used with `device` `cuda` only; this run is on the processor",
+                ));
+            }
+            Some(device) if self.gpuid.is_some_and(|_| device != format!("cuda:{gpu}")) => {
+                notices.push(Notice::new("gpuid", gpu, format!("`device` says {device}")));
+            }
+            _ => {}
+        }
+        self.told_of_compat(notices);
+        Ok(config)
+    }
+
+    /// Keys that do nothing in this mode, or with the others as they are.
+    fn told_of_compat(&self, notices: &mut Vec<Notice>) {
+        let mut tell = |told: bool, key: &str, value: serde_json::Value, why: &str| {
+            if told {
+                notices.push(Notice::new(key, value, why));
+            }
+        };
+        let (compat, everydream2) = (self.compat, self.compat != Compat::Vodka);
+        let flips = self.flip_p > 0.0 && !compat.obeys_flip_p();
+        tell(
+            flips,
+            "flip_p",
+            self.flip_p.into(),
+            "does nothing in this `compat` (D1): use flip_p.txt or YAML",
+        );
+        let keeps = self.keep_tags > 0 && !compat.obeys_keep_tags();
+        tell(keeps, "keep_tags", self.keep_tags.into(), "does nothing in this `compat` (D2)");
+        let idle = self.crop_variants > 1 && everydream2;
+        tell(
+            idle,
+            "crop_variants",
+            self.crop_variants.into(),
+            "does nothing in this `compat`: crops are of each epoch",
+        );
+        let high = self.cond_dropout > 0.26;
+        tell(high, "cond_dropout", self.cond_dropout.into(), "is rather much; 0.04 is usual");
+        let no_means = self.ema_resume_model.is_some() && self.ema().is_none();
+        tell(
+            no_means,
+            "ema_resume_model",
+            true.into(),
+            "does nothing without `ema_decay_rate` or `ema_strength_target`",
+        );
+    }
+
+    fn planned(self, mut notices: Vec<Notice>) -> Result<TrainPlan> {
         let missing = |key, meaning| Error::MissingKey { key, meaning };
-        if self.data_root.as_os_str().is_empty() {
+        if self.data_root.is_empty() {
             return Err(missing("data_root", "the folder with the pictures"));
         }
-        let base = self.resume_ckpt.clone();
+        if let Some(captions) = self.caption_root.as_ref().filter(|_| self.data_root.paths().len() > 1) {
+            let value = captions.display().to_string();
+            let expected = "none, as `data_root` has several folders";
+            return Err(Error::OutOfRange { key: "caption_root", value, expected });
+        }
+        let base = self.resume_ckpt.clone().ok_or(missing("resume_ckpt", "the checkpoint to start from"))?;
         let output = self.output.as_ref().or(self.save_ckpt_dir.as_ref()).cloned();
         let output = output.ok_or(missing("output", "the folder for checkpoints"))?;
+        let base = if base.as_os_str() == FIND_LAST { find_last(&output)? } else { base };
+        let optimizer = self.resolved_optimizer()?;
+        notices.extend(optimizer.notices.iter().cloned());
+        let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
+        notices.extend(validation.iter().flat_map(|validation| validation.notices.clone()));
         Ok(TrainPlan {
-            data_root: self.data_root.clone(),
-            caption_root: self.caption_root.clone().unwrap_or_else(|| self.data_root.clone()),
-            base: base.ok_or(missing("resume_ckpt", "the checkpoint to start from"))?,
-            device: self.device.clone(),
+            base,
+            device: self.device.clone().unwrap_or_else(|| "cpu".to_owned()),
             threads: self.threads,
-            runtime_dir: self.runtime_dir.clone(),
-            start_over: self.start_over,
             state_every_n_steps: self.state_every_n_steps,
-            settings: self.settings(&output)?,
+            log_grad_norm: optimizer.log_grad_norm,
+            write_schedule: self.write_schedule,
+            notices,
+            settings: self.settings(&output, optimizer, validation),
+            data_root: self.data_root,
+            allow: self.allow,
+            caption_root: self.caption_root,
+            runtime_dir: self.runtime_dir,
+            start_over: self.start_over,
+            ema_base: self.ema_resume_model,
             output,
         })
     }
 
-    fn settings(&self, output: &Path) -> Result<Settings> {
+    fn resolved_optimizer(&self) -> Result<Resolved> {
         let from_file = || self.optimizer_config.as_ref().map(OptimizerConfig::read).transpose();
         let optimizer = self.optimizer.clone().map_or_else(from_file, |optimizer| Ok(Some(optimizer)))?;
-        let main = MainRates {
+        optimizer.unwrap_or_default().resolve(&MainRates {
             lr: self.lr,
             lr_scheduler: self.lr_scheduler,
             lr_warmup_steps: self.lr_warmup_steps,
             lr_decay_steps: self.lr_decay_steps,
-        };
-        let (unet, text_encoder) = optimizer.unwrap_or_default().resolve(&main)?;
-        let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
-        let validation = validation.filter(|validation| validation.validate_training);
+        })
+    }
+
+    fn settings(&self, output: &Path, optimizer: Resolved, validation: Option<ValidationConfig>) -> Settings {
         let name = self.project_name.as_ref().or(self.run_name.as_ref());
-        Ok(Settings {
+        let offset_noise = self.zero_frequency_noise_ratio.unwrap_or(self.compat.offset_noise());
+        Settings {
             name: name.map_or("vodka", String::as_str).to_owned(),
             seed: u64::try_from(self.seed).unwrap_or_else(|_| self.draw_seed(output)),
             resolution: self.resolution,
             batch_size: self.batch_size,
             grad_accum: self.grad_accum,
             max_epochs: self.max_epochs,
-            save_every_n_epochs: self.save_every_n_epochs,
+            save_every_n_epochs: self.save_every_n_epochs.filter(|every| *every > 0),
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
             compat: self.compat,
@@ -163,19 +286,21 @@ impl TrainConfig {
             shuffle_tags: self.shuffle_tags,
             keep_tags: if self.compat.obeys_keep_tags() { self.keep_tags } else { 0 },
             left_out: self.left_out(),
-            loss_type: self.loss_type,
+            loss_type: self.loss_type.unwrap_or(self.compat.loss_type()),
             min_snr_gamma: self.min_snr_gamma,
             timesteps: (self.timestep_start, self.timestep_end),
-            offset_noise: self.zero_frequency_noise_ratio.unwrap_or(0.0).max(0.0),
+            offset_noise: offset_noise.max(0.0),
             pyramid_noise_discount: self.pyramid_noise_discount.filter(|discount| *discount > 0.0),
             zero_terminal_snr: self.enable_zero_terminal_snr.unwrap_or(false),
             embedding_perturbation: self.embedding_perturbation.unwrap_or(0.0),
             clip_grad_norm: self.clip_grad_norm,
             ema: self.ema(),
-            validation,
-            unet: (!self.disable_unet_training).then_some(unet),
-            text_encoder: (!self.disable_textenc_training).then_some(text_encoder),
-        })
+            validation: validation.filter(|validation| validation.validate_training),
+            unet: (!self.disable_unet_training).then_some(optimizer.unet),
+            text_encoder: (!self.disable_textenc_training).then_some(optimizer.text_encoder),
+            text_encoder_freezing: optimizer.freezing,
+            scaler_tweaks: optimizer.scaler_tweaks,
+        }
     }
 
     fn draw_seed(&self, output: &Path) -> u64 {
@@ -187,7 +312,7 @@ impl TrainConfig {
     }
 
     fn check(&self) -> Result<()> {
-        check_device_name(&self.device)?;
+        self.device.as_deref().map_or(Ok(()), check_device_name)?;
         let within = |key, value: String, good: bool, expected| match good {
             true => Ok(()),
             false => Err(Error::OutOfRange { key, value, expected }),
@@ -201,8 +326,6 @@ impl TrainConfig {
         let (threads, good) =
             (self.threads.unwrap_or(1), self.threads.is_none_or(|n| (1..=1024).contains(&n)));
         within("threads", threads.to_string(), good, "1 to 1024, or null")?;
-        let every = self.save_every_n_epochs;
-        within("save_every_n_epochs", "0".into(), every != Some(0), "at least 1, or null")?;
         within(
             "state_every_n_steps",
             "0".into(),
@@ -219,7 +342,7 @@ impl TrainConfig {
         within("flip_p", flip_p.to_string(), (0.0..=1.0).contains(&flip_p), "0.0 to 1.0")?;
         let (key, percent) =
             ("rated_dataset_target_dropout_percent", self.rated_dataset_target_dropout_percent);
-        within(key, percent.to_string(), (0.0..100.0).contains(&percent), "0 to below 100")?;
+        within(key, percent.to_string(), (0.0..=100.0).contains(&percent), "0 to 100")?;
         self.check_noise()?;
         self.check_ema()?;
         let clip = self.clip_grad_norm.unwrap_or(1.0);
@@ -240,7 +363,8 @@ impl TrainConfig {
 impl TrainConfig {
     /// The share of the pictures that is left out in the end.
     fn left_out(&self) -> f64 {
-        if self.rated_dataset { self.rated_dataset_target_dropout_percent / 100.0 } else { 0.0 }
+        // EveryDream2 means by its percentage what is left in the end.
+        if self.rated_dataset { 1.0 - self.rated_dataset_target_dropout_percent / 100.0 } else { 0.0 }
     }
 
     fn ema(&self) -> Option<EmaSettings> {
@@ -296,30 +420,107 @@ impl TrainConfig {
     }
 }
 
+/// The value of `resume_ckpt` that stands for the newest checkpoint.
+const FIND_LAST: &str = "findlast";
+
+/// The newest checkpoint in the folder that the output folder is in, and below it, but not in the output folder itself,
+/// so that a run that goes on starts from the same as before: single files with a step in their name, and diffusers folders.
+/// Twins with running means are none.
+fn find_last(output: &Path) -> Result<PathBuf> {
+    let parent = match output.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => output,
+    };
+    let entries = WalkDir::new(parent).max_depth(4).sort_by_file_name().into_iter();
+    let others = entries.filter_entry(|entry| entry.path() != output);
+    let checkpoint = |entry: DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = match name == "model_index.json" {
+            true => entry.path().parent()?.to_path_buf(),
+            false if name.ends_with(".safetensors") && name.contains("-gs") => entry.path().to_path_buf(),
+            false => return None,
+        };
+        let stem = path.file_name()?.to_string_lossy().into_owned();
+        let is_mean = stem.trim_end_matches(".safetensors").ends_with("_ema");
+        (!is_mean).then_some((entry.metadata().ok()?.modified().ok()?, path))
+    };
+    let found = others.filter_map(Result::ok).filter_map(checkpoint).max_by(|a, b| a.0.cmp(&b.0));
+    let (_, path) = found.ok_or_else(|| Error::NoLastCheckpoint { folder: parent.to_path_buf() })?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.starts_with("errored-") {
+        true => Err(Error::ErroredCheckpoint { path: path.clone() }),
+        false => Ok(path),
+    }
+}
+
+/// The configuration that a run had, in its output folder.
+pub const EFFECTIVE_JSON: &str = "train.effective.json";
+
 impl TrainPlan {
+    /// The plan as JSON, without what changes nothing in the outputs: for [`EFFECTIVE_JSON`].
+    pub fn effective(&self) -> String {
+        let mut plan = serde_json::to_value(self).expect("plans are plain data");
+        let plan_keys = plan.as_object_mut().expect("a plan is an object");
+        for key in ["output", "runtime_dir", "threads", "start_over"] {
+            plan_keys.shift_remove(key);
+        }
+        serde_json::to_string_pretty(&plan).expect("plans are plain data") + "\n"
+    }
+
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
     pub fn key(&self) -> Result<RunKey> {
         let says_something = |path: &Path| {
             path.extension()
-                .is_some_and(|e| ["txt", "caption", "yml", "yaml"].iter().any(|known| e == *known))
+                .is_some_and(|e| ["txt", "caption", "yml", "yaml", "json"].iter().any(|known| e == *known))
         };
         let mut settings = serde_json::to_value(&self.settings).expect("settings are plain data");
         settings["device"] = device_type(&self.device).into();
-        let key = RunKey::new("train", &settings, Some(self.settings.seed))
-            .input("checkpoint", &self.base, |_| true)?
-            .input("images", &self.data_root, is_image)?
-            .input("captions", &self.caption_root, says_something)?;
-        let mut key = match self.caption_root == self.data_root {
-            true => key,
-            // The files of folders are obeyed where the pictures are.
-            false => key.input("options", &self.data_root, says_something)?,
-        };
+        let mut key = RunKey::new("train", &settings, Some(self.settings.seed)).input(
+            "checkpoint",
+            &self.base,
+            |_| true,
+        )?;
+        for (i, root) in self.data_root.paths().iter().enumerate() {
+            let name = |what: &str| if i == 0 { what.to_owned() } else { format!("{what}/{}", i + 1) };
+            if !root.is_dir() && root.exists() {
+                key = key.input(&name("list"), root, |_| true)?;
+                key = key.input_hashed(&name("images"), root, listed_content(root, self.settings.compat)?);
+                continue;
+            }
+            key = key.input(&name("images"), root, is_image)?;
+            let captions = self.caption_root.as_deref().unwrap_or(root);
+            key = key.input(&name("captions"), captions, says_something)?;
+            if self.caption_root.is_some() {
+                // The files of folders are obeyed where the pictures are.
+                key = key.input(&name("options"), root, says_something)?;
+            }
+        }
+        if let Some(means) = &self.ema_base {
+            key = key.input("ema", means, |_| true)?;
+        }
         for (name, root) in self.settings.validation.iter().flat_map(ValidationConfig::folders) {
             let data = |path: &Path| is_image(path) || says_something(path);
             key = key.input(&format!("validation/{name}"), root, data)?;
         }
         Ok(key)
     }
+}
+
+/// What the pictures of a list hold.
+fn listed_content(list: &Path, compat: Compat) -> Result<ContentHash> {
+    let (items, bare) = items(&[list.to_path_buf()], None, compat)?;
+    let files: BTreeSet<_> =
+        items.into_iter().map(|i| i.file).chain(bare.into_iter().map(|b| b.file)).collect();
+    let mut hasher = Hasher::default();
+    for file in files {
+        hasher.piece(file.as_os_str().as_encoded_bytes());
+        // A picture that is not there is told of where it is read.
+        if let Ok(hash) = hash_file(&file) {
+            hasher.piece(hash.to_string());
+        }
+    }
+    Ok(hasher.finish())
 }
 
 impl Settings {
@@ -358,11 +559,121 @@ mod tests {
         let plan = config(json!({"clip_skip": 0, "run_name": "v3", "disable_textenc_training": true}))
             .plan()
             .unwrap();
-        assert_eq!(plan.caption_root, Path::new("pictures"));
+        assert_eq!((plan.data_root.paths(), plan.caption_root), (&["pictures".into()][..], None));
         let settings = plan.settings;
         assert_eq!((settings.clip_skip, settings.name.as_str(), settings.seed), (1, "v3", 555));
         assert_eq!(settings.unet.unwrap().optimizer.lr, 1e-6);
         assert_eq!(settings.text_encoder, None);
+    }
+
+    /// What is told of a plan.
+    fn told(changes: serde_json::Value) -> Vec<String> {
+        config(changes).plan().unwrap().notices.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn lowvram_is_that_of_everydream2() {
+        let changes = json!({"lowvram": true, "batch_size": 6, "grad_accum": 3, "resolution": 768});
+        let settings = config(changes.clone()).plan().unwrap().settings;
+        assert_eq!((settings.batch_size, settings.grad_accum, settings.resolution), (2, 1, 512));
+        assert_eq!(
+            told(changes),
+            [
+                "`batch_size` (6): 2 because of `lowvram`",
+                "`grad_accum` (3): 1 because of `lowvram`",
+                "`resolution` (768): 512 because of `lowvram`"
+            ]
+        );
+        let small =
+            config(json!({"lowvram": true, "batch_size": 2, "grad_accum": 3})).plan().unwrap().settings;
+        assert_eq!((small.batch_size, small.grad_accum), (2, 3));
+    }
+
+    #[test]
+    fn scale_lr_is_that_of_everydream2() {
+        let changes = json!({"scale_lr": true, "batch_size": 4, "grad_accum": 2, "lr": 1e-6});
+        let lr = config(changes.clone()).plan().unwrap().settings.unet.unwrap().optimizer.lr;
+        // 8 ** 0.55 in Python.
+        assert!((lr / 1e-6 - 3.138_336_391_587_08).abs() < 1e-12, "{lr}");
+        assert!(told(changes)[0].contains("because of `scale_lr`"));
+        assert!(
+            said(json!({"scale_lr": true, "lr": null}))
+                .starts_with("`lr` is missing: the learning rate that")
+        );
+    }
+
+    #[test]
+    fn gpuid_picks_the_device() {
+        let device = |changes| config(changes).plan().unwrap().device;
+        assert_eq!(device(json!({"gpuid": 1})), "cuda:1");
+        assert_eq!(device(json!({"gpuid": 1, "device": "cuda"})), "cuda:1");
+        assert_eq!(device(json!({"gpuid": 0, "device": "cuda"})), "cuda:0");
+        assert_eq!(device(json!({"gpuid": 0})), "cpu");
+        assert_eq!(device(json!({"gpuid": 1, "device": "cpu"})), "cpu");
+        assert!(told(json!({"gpuid": 0}))[0].contains("this run is on the processor"));
+        assert_eq!(told(json!({"gpuid": 1, "device": "cpu"})), ["`gpuid` (1): `device` says cpu"]);
+        assert!(told(json!({"gpuid": 1, "device": "cuda:1"})).is_empty());
+    }
+
+    #[test]
+    fn what_a_mode_does_not_do_is_told() {
+        let keys = json!({"compat": "ed2-head", "flip_p": 0.5, "keep_tags": 2, "crop_variants": 4, "cond_dropout": 0.3});
+        let told = told(keys);
+        let keys: Vec<_> = told.iter().map(|notice| notice.split_once(' ').unwrap().0).collect();
+        assert_eq!(keys, ["`flip_p`", "`keep_tags`", "`crop_variants`", "`cond_dropout`"]);
+        assert!(self::told(json!({"flip_p": 0.5, "keep_tags": 2, "crop_variants": 4})).is_empty());
+    }
+
+    #[test]
+    fn absent_keys_are_as_in_the_mode() {
+        let noise = |changes| {
+            let settings = config(changes).plan().unwrap().settings;
+            (settings.loss_type, settings.offset_noise)
+        };
+        assert_eq!(noise(json!({})), (LossType::Mse, 0.0));
+        assert_eq!(noise(json!({"compat": "ed2-2023-04"})), (LossType::Mse, 0.02));
+        assert_eq!(noise(json!({"compat": "ed2-head"})), (LossType::MseHuber, 0.02));
+        let said = json!({"compat": "ed2-head", "loss_type": "mse", "zero_frequency_noise_ratio": 0});
+        assert_eq!(noise(said), (LossType::Mse, 0.0));
+    }
+
+    #[test]
+    fn rated_percentages_are_what_is_left() {
+        let left_out = |percent: f64| {
+            let keys = json!({"rated_dataset": true, "rated_dataset_target_dropout_percent": percent});
+            config(keys).plan().unwrap().settings.left_out
+        };
+        assert_eq!((left_out(50.0), left_out(20.0), left_out(100.0)), (0.5, 0.8, 0.0));
+    }
+
+    #[test]
+    fn the_last_checkpoint_is_found_in_the_other_runs() {
+        use std::{
+            fs,
+            time::{Duration, SystemTime},
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, age_s: u64| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = fs::File::create(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+        };
+        let find = || {
+            let output = dir.path().join("second");
+            config(json!({"resume_ckpt": "findlast", "output": output})).plan().map(|plan| plan.base)
+        };
+        assert!(find().unwrap_err().to_string().starts_with("`resume_ckpt` is `findlast`, but there is no"));
+        write("first/a-ep01-gs00003.safetensors", 50);
+        write("first/a-ep02-gs00006.safetensors", 40);
+        write("first/a-ep02-gs00006_ema.safetensors", 30);
+        write("first/state.safetensors", 20);
+        write("second/b-ep01-gs00003.safetensors", 10);
+        assert_eq!(find().unwrap(), dir.path().join("first/a-ep02-gs00006.safetensors"));
+        write("zero/a-ep9-gs00099/model_index.json", 5);
+        assert_eq!(find().unwrap(), dir.path().join("zero/a-ep9-gs00099"));
+        write("zero/errored-a-ep9-gs00099/model_index.json", 1);
+        assert!(find().unwrap_err().to_string().contains("of a run that ended with an error"));
     }
 
     #[test]

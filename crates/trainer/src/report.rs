@@ -5,12 +5,23 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use vodka_stage::{Outcome, Report};
 
-use crate::{Skipped, TrainPlan};
+use crate::{AuditReport, Notice, Skipped, TrainPlan};
 
 /// Something that happened in a training run.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum TrainEvent {
+    /// A key does nothing, or not what it says.
+    Notice(Notice),
+    /// So many of the pictures are looked at.
+    Audited {
+        /// Pictures that are through.
+        done: usize,
+        /// All pictures.
+        total: usize,
+    },
+    /// All pictures are looked at.
+    Audit(Box<AuditReport>),
     /// So many of the pictures are decoded and in latents.
     Loaded {
         /// Pictures that are through, bad ones among them.

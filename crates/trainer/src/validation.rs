@@ -15,8 +15,10 @@ use crate::{
     Error, Result,
     items::Item,
     keys::{
+        Answer::Told,
+        Idle,
         Neutral::{Any, Bool, Null},
-        Refused, Vocabulary, read_json,
+        Notice, Vocabulary, read_json,
     },
 };
 
@@ -43,6 +45,11 @@ pub struct ValidationConfig {
     pub every_n_epochs: f64,
     /// Random seed of split, noise and timesteps. Default: 555.
     pub seed: u64,
+    /// Pictures in a batch. Default: as in training.
+    pub batch_size: Option<usize>,
+    /// Not a key: what is to be told of the keys that were read.
+    #[serde(skip)]
+    pub notices: Vec<Notice>,
 }
 
 /// Where the pictures to validate on come from.
@@ -70,12 +77,21 @@ impl Default for ValidationConfig {
             stabilize_split_proportion: 0.15,
             every_n_epochs: 1.0,
             seed: 555,
+            batch_size: None,
+            notices: Vec::new(),
         }
     }
 }
 
-const REFUSED: &[Refused] =
-    &[("documentation", &[Any]), ("doc", &[Any]), ("use_relative_loss", &[Bool(false), Null])];
+const IDLE: &[Idle] = &[
+    ("documentation", &[Any], Told("a note")),
+    ("doc", &[Any], Told("a note")),
+    ("use_relative_loss", &[Bool(false), Null], Told("does nothing, as in EveryDream2")),
+];
+
+/// Names of 2023-04.
+const RENAMED: &[(&str, &str)] =
+    &[("val_split_proportion", "auto_split_proportion"), ("val_data_root", "manual_data_root")];
 
 /// The name of the pictures that are held out.
 pub(crate) const HELD_OUT: &str = "val";
@@ -87,7 +103,9 @@ impl ValidationConfig {
     /// Reads a `validation.json`. What is wrong in it is told with line, column and the nearest known key.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let mut config = Self::default();
-        read_json(path.as_ref(), Vocabulary::of::<Self>(REFUSED).fields_of(&mut config))?;
+        let vocabulary = Vocabulary::of::<Self>(&[], IDLE).renamed(RENAMED);
+        read_json(path.as_ref(), vocabulary.fields_of(&mut config))?;
+        config.notices = vocabulary.notices();
         config.check()?;
         Ok(config)
     }
@@ -105,7 +123,10 @@ impl ValidationConfig {
         }
         let every = self.every_n_epochs;
         within("every_n_epochs", every, every.is_finite() && every > 0.0, "a number above 0")?;
-        match self.val_split_mode == SplitMode::Manual && self.manual_data_root.is_none() {
+        let batch = self.batch_size.unwrap_or(1);
+        within("batch_size", batch as f64, batch > 0, "at least 1, or null")?;
+        let none = self.manual_data_root.is_none() && self.extra_manual_datasets.is_empty();
+        match self.val_split_mode == SplitMode::Manual && none {
             true => Err(Error::MissingKey {
                 key: "manual_data_root",
                 meaning: "the folder with the pictures to validate on",
@@ -180,7 +201,7 @@ mod tests {
             std::fs::write(dir.path().join(format!("{i:03}.png")), "").unwrap();
             std::fs::write(dir.path().join(format!("{i:03}.txt")), "a cat").unwrap();
         }
-        items(dir.path(), dir.path(), Compat::Vodka).unwrap().0
+        items(&[dir.path().into()], None, Compat::Vodka).unwrap().0
     }
 
     #[test]
@@ -200,6 +221,25 @@ mod tests {
         assert!(sets[1].1.iter().all(|item| items.contains(item)));
         let share = |n: usize| (n as f64 * 0.15).ceil() as usize;
         assert_eq!((share(10_857), share(10_857 - 1629)), (1629, 1385), "as in the log of Vodka V3");
+    }
+
+    #[test]
+    fn old_names_are_read_and_told_of() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = r#"{"documentation": {"x": 1}, "val_split_proportion": 0.2, "val_data_root": null,
+            "use_relative_loss": true, "batch_size": 3}"#;
+        std::fs::write(file.path(), text).unwrap();
+        let config = ValidationConfig::read(file.path()).unwrap();
+        assert_eq!((config.auto_split_proportion, config.batch_size), (0.2, Some(3)));
+        let told: Vec<_> = config.notices.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "`val_split_proportion` (0.2): is the old name of `auto_split_proportion`",
+                "`val_data_root` (null): is the old name of `manual_data_root`",
+                "`use_relative_loss` (true): does nothing, as in EveryDream2"
+            ]
+        );
     }
 
     #[test]

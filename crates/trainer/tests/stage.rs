@@ -37,7 +37,7 @@ impl World {
             fs::write(name.with_extension("txt"), format!("a red circle number {i}\n")).unwrap();
         }
         let mut config = TrainConfig {
-            data_root: data,
+            data_root: data.into(),
             resume_ckpt: Some(vodka_testkit::model("base")),
             ..TrainConfig::default()
         };
@@ -108,7 +108,8 @@ fn a_run_leaves_checkpoints_losses_and_nothing_else() {
     let names: Vec<_> = world.files("out").into_keys().collect();
     let checkpoints =
         ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"];
-    assert_eq!(names, [&["exposures.csv", "losses.csv"], &checkpoints[..]].concat());
+    let of_the_audit = ["audit.cache.json", "audit.csv", "audit.json", "exposures.csv", "losses.csv"];
+    assert_eq!(names, [&of_the_audit, &checkpoints[..], &["train.effective.json"]].concat());
     let exposures = fs::read_to_string(world.at("out/exposures.csv")).unwrap();
     assert_eq!(exposures, "image,exposures\n0.png,3\n1.png,3\n2.png,3\n3.png,3\nsub/4.png,3\n");
     assert_eq!(report.checkpoints, checkpoints.map(|name| world.at("out").join(name)));
@@ -379,7 +380,11 @@ fn captions_may_lie_in_a_folder_of_their_own() {
     }
     let report = world.undisturbed("apart", with_captions_at(&world.at("captions")));
     assert_eq!(report.losses, undisturbed.losses);
-    assert_eq!(world.files("apart"), world.files("beside"));
+    let made = |output: &str| {
+        // The configuration names the folder of the captions.
+        world.files(output).into_iter().filter(|(name, _)| name != "train.effective.json").collect::<Vec<_>>()
+    };
+    assert_eq!(made("apart"), made("beside"));
     let error = world.error(json!({"max_epochs": 1})).to_string();
     assert!(error.contains("5 of the pictures") && error.contains("`sub/4.png`"), "{error}");
 }
@@ -396,7 +401,10 @@ fn bad_pictures_are_skipped_and_named() {
             seen.push(skipped.image);
         }
     };
-    let report = world.train("out", json!({"max_epochs": 1}), on_event).unwrap();
+    let error = world.error(json!({"max_epochs": 1}));
+    assert!(matches!(error, Error::Unreadable { count: 2, .. }), "{error}");
+    let allowed = json!({"max_epochs": 1, "allow": ["unreadable"]});
+    let report = world.train("out", allowed, on_event).unwrap();
     assert_eq!((report.outcome, report.pictures), (Outcome::Skipped, 5));
     let mut listed: Vec<_> = report.skipped.iter().map(|skipped| skipped.image.clone()).collect();
     assert_eq!(seen, listed);
@@ -415,6 +423,11 @@ fn data_that_cannot_be_trained_on_is_an_error() {
     fs::write(world.at("none/a.png"), "x").unwrap();
     fs::write(world.at("none/a.txt"), "x").unwrap();
     let error = world.error(json!({"data_root": world.at("none")}));
+    assert!(
+        error.to_string().starts_with("1 of the pictures cannot be read; the first is `a.png`"),
+        "{error}"
+    );
+    let error = world.error(json!({"data_root": world.at("none"), "allow": ["unreadable"]}));
     assert!(error.to_string().starts_with("none of the 1 pictures in"), "{error}");
     assert!(world.error(json!({"data_root": world.at("nowhere")})).to_string().contains("nowhere"));
 }

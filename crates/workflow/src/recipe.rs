@@ -324,14 +324,15 @@ impl Recipe {
     fn check_train_keys(&self, path: &Path) -> Result<()> {
         let config = &self.train.config;
         let set = [
-            ("data_root", config.data_root != PathBuf::new()),
+            ("data_root", !config.data_root.is_empty()),
             ("caption_root", config.caption_root.is_some()),
             ("resume_ckpt", config.resume_ckpt.is_some()),
             ("output", config.output.is_some()),
             ("save_ckpt_dir", config.save_ckpt_dir.is_some()),
             ("project_name", config.project_name.is_some()),
             ("run_name", config.run_name.is_some()),
-            ("device", config.device != TrainConfig::default().device),
+            ("device", config.device.is_some()),
+            ("allow", !config.allow.is_empty()),
             ("optimizer_config", config.optimizer_config.is_some()),
         ];
         match set.into_iter().find(|(_, set)| *set) {

@@ -14,7 +14,7 @@ use vodka_merger::{MergeConfig, MergeEvent, MergePlan};
 use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
-use vodka_trainer::{TrainConfig, TrainEvent, TrainPlan};
+use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
 
 use crate::{Error, Job, JobReport, Result, Workflow};
 
@@ -153,14 +153,16 @@ impl Workflow {
     fn train(&self, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<TrainConfig> {
         let recipe = &self.recipe.train;
         Ok(TrainConfig {
-            data_root: self.recipe.workflow.images.clone(),
+            data_root: self.recipe.workflow.images.clone().into(),
             caption_root: Some(self.output_of(&Job::Caption)),
             resume_ckpt: Some(model(&recipe.base)?),
             output: Some(self.output_of(&Job::Train)),
             project_name: Some(recipe.name.clone()),
-            device: self.recipe.workflow.device.clone(),
+            device: Some(self.recipe.workflow.device.clone()),
             optimizer: Some(recipe.optimizer.clone()),
             runtime_dir: self.runtime_dir.clone(),
+            // The stages before this one have told of them.
+            allow: vec![Flaw::Unreadable],
             ..recipe.config.clone()
         })
     }
@@ -284,7 +286,10 @@ fn of_caption(event: CaptionEvent) -> Option<Progress> {
 
 fn of_train(event: TrainEvent) -> Option<Progress> {
     match event {
-        TrainEvent::Loaded { done, total } => Some(Progress::Units(done as u64, total as u64)),
+        TrainEvent::Audited { done, total } | TrainEvent::Loaded { done, total } => {
+            Some(Progress::Units(done as u64, total as u64))
+        }
+        TrainEvent::Notice(notice) => Some(Progress::Note(notice.to_string())),
         TrainEvent::Started { steps, done, .. } => Some(Progress::Units(done, steps)),
         TrainEvent::Step { step, .. } => Some(Progress::Done(step)),
         TrainEvent::Saved { path } => Some(Progress::Note(format!("wrote {}", path.display()))),

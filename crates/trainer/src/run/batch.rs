@@ -89,11 +89,7 @@ impl Run<'_> {
         let size = self.dataset.examples[picture].moments.mean.size();
         let mut noise = normals(&mut stream(Purpose::Noise), &size);
         if let Some(discount) = settings.pyramid_noise_discount {
-            let mut stream = stream(Purpose::Pyramid);
-            let sizes = pyramid_sizes(size[2], size[3], || stream.between(2.0, 4.0));
-            let coarser = sizes.into_iter().map(|(h, w)| normals(&mut stream, &[1, size[1], h, w]));
-            let levels: Vec<_> = [noise].into_iter().chain(coarser).collect();
-            noise = pyramid_noise(&levels, discount);
+            noise = pyramid(noise, discount, &mut stream(Purpose::Pyramid));
         }
         if settings.offset_noise > 0.0 {
             let offset = normals(&mut stream(Purpose::OffsetNoise), &[1, size[1], 1, 1]);
@@ -101,6 +97,15 @@ impl Run<'_> {
         }
         noise
     }
+}
+
+/// Noise of several sizes, of which this is the finest. `(1, C, h, w)`
+pub(super) fn pyramid(noise: Tensor, discount: f64, stream: &mut Stream) -> Tensor {
+    let size = noise.size();
+    let sizes = pyramid_sizes(size[2], size[3], || stream.between(2.0, 4.0));
+    let coarser = sizes.into_iter().map(|(h, w)| normals(stream, &[1, size[1], h, w]));
+    let levels: Vec<_> = [noise].into_iter().chain(coarser).collect();
+    pyramid_noise(&levels, discount)
 }
 
 /// Random numbers from the standard normal distribution.

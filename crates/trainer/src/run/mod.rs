@@ -5,20 +5,24 @@ mod optimize;
 mod save;
 mod validate;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
 
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path, write_atomic};
 
 use crate::{
-    Error, Result, TrainEvent, TrainPlan, TrainReport,
+    EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
+    audit::audit,
     data::{Dataset, Example},
     ema::Ema,
-    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch},
+    epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, groups},
     losses::{LossesFile, Row, Validations},
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
@@ -150,14 +154,22 @@ impl<'a> Run<'a> {
         if !resolution.is_multiple_of(stride) {
             return Err(Error::Stride { resolution, stride });
         }
+        write_atomic(plan.output.join(EFFECTIVE_JSON), plan.effective())?;
+        plan.notices.iter().for_each(|notice| on_event(TrainEvent::Notice(notice.clone())));
+        let Some(audited) = audit(plan, interrupt, on_event)? else { return Ok(None) };
+        on_event(TrainEvent::Audit(Box::new(audited.clone())));
+        audited.check(plan)?;
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
         let Some(dataset) = Dataset::load(plan, &model.vae, stride, interrupt, on_event)? else {
             return Ok(None);
         };
-        let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings));
+        let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
+        let (freezing, layers) = (plan.settings.text_encoder_freezing, model.config.clip.layers);
+        freezing.trained_layers(layers)?;
+        let trains = |name: &str| freezing.trains(name, layers).unwrap_or(true);
         let mut text_encoder =
-            plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings));
+            plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings, trains));
         let entries = entries(&dataset.examples);
         let epoch_settings = epoch_settings(plan);
         let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
@@ -170,6 +182,9 @@ impl<'a> Run<'a> {
                 parts.flat_map(|(network, optimizer)| named(network, optimizer)),
             )
         });
+        if let (Some(ema), Some(path)) = (&mut ema, &plan.ema_base) {
+            start_means(ema, path)?;
+        }
         let optimizers = &mut by_name_mut(&mut unet, &mut text_encoder);
         let progress = match plan.start_over {
             true => None,
@@ -216,10 +231,17 @@ impl<'a> Run<'a> {
         while self.progress.step() < steps {
             let epoch = self.epochs_done() + 1;
             let batches = batches(&self.entries, &self.epoch_settings, epoch);
-            let together = self.plan.settings.grad_accum;
-            // States are saved where an optimizer step ends, so what remains begins with a whole one.
             let done = self.epochs.done_within(self.progress.step());
-            for group in batches[done..].chunks(together) {
+            if self.plan.write_schedule {
+                self.write_schedule(epoch, &batches)?;
+            }
+            let settings = &self.plan.settings;
+            // States are saved where an optimizer step ends.
+            let before = match settings.compat.counts_accumulation_over_epochs() {
+                true => (self.progress.step() % settings.grad_accum as u64) as usize,
+                false => 0,
+            };
+            for group in groups(&batches[done..], settings.grad_accum, before) {
                 if interrupt.is_raised() {
                     self.save_state()?;
                     return Ok(false);
@@ -275,6 +297,10 @@ impl<'a> Run<'a> {
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.
 fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
+    let name = plan.base.to_string_lossy();
+    if !plan.base.exists() && is_hub_name(&name) {
+        return Err(Error::HubModel { name: name.into_owned() });
+    }
     let checkpoint = Checkpoint::open(&plan.base)?;
     checkpoint.verify()?;
     let ModelConfig { clip, .. } = checkpoint.config();
@@ -285,6 +311,17 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
         return Err(Error::OutOfRange { key: "clip_skip", value, expected });
     }
     Ok(checkpoint)
+}
+
+/// Whether this could be the name of a repository on huggingface.co: an owner and a name.
+fn is_hub_name(name: &str) -> bool {
+    let mut parts = name.split('/');
+    let good = |part: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.starts_with('.') && !part.is_empty() && part.chars().all(plain)
+    };
+    let two = parts.next().is_some_and(good) && parts.next().is_some_and(good) && parts.next().is_none();
+    two && ![".safetensors", ".ckpt"].iter().any(|extension| name.ends_with(extension))
 }
 
 /// What epochs are made from. Names of batches become numbers in the order of the pictures.
@@ -311,6 +348,7 @@ fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
         runts: settings.compat.runts(),
         max_epochs: settings.max_epochs,
         left_out: settings.left_out,
+        subsets_once: settings.compat.subsets_ignore_multiply(),
     }
 }
 
@@ -346,11 +384,27 @@ fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
     }
 }
 
-/// Makes a network trainable; its parameters go by name, so that their order is always the same.
-fn trainable(network: &mut impl Network, settings: PartSettings) -> Optimizer {
+/// Makes those parameters of a network trainable whose names say so; they go by name, so that their order is always the
+/// same.
+fn trainable(network: &mut impl Network, settings: PartSettings, trains: impl Fn(&str) -> bool) -> Optimizer {
     network.unfreeze();
-    let parameters: BTreeMap<_, _> = network.vars().variables().into_iter().collect();
-    Optimizer::new(parameters, settings.optimizer)
+    let all = network.vars().variables().into_iter();
+    let (trained, frozen): (BTreeMap<_, _>, BTreeMap<_, _>) = all.partition(|(name, _)| trains(name));
+    frozen.into_values().for_each(|parameter| drop(parameter.set_requires_grad(false)));
+    Optimizer::new(trained, settings.optimizer)
+}
+
+/// Starts the running means from another checkpoint.
+fn start_means(ema: &mut Ema, path: &Path) -> Result<()> {
+    let checkpoint = Checkpoint::open(path)?;
+    checkpoint.verify()?;
+    let model = StableDiffusion::load(&checkpoint, Device::Cpu, Kind::Float)?;
+    let of = |network: &str, parameters: HashMap<String, Tensor>| {
+        parameters.into_iter().map(|(name, value)| (format!("{network}/{name}"), value)).collect::<Vec<_>>()
+    };
+    let unet = of("unet", model.unet.vars().variables());
+    let weights = unet.into_iter().chain(of("text_encoder", model.clip.vars().variables())).collect();
+    ema.start_from(&weights).map_err(|name| Error::EmaModel { path: path.to_path_buf(), name })
 }
 
 /// The parameters of a network, under names that tell it from the other.

@@ -31,12 +31,18 @@ impl Run<'_> {
             }
             let weights = self.loss_weights(planned).to_device(losses.device()); // (B)
             ((losses * weights).sum(Kind::Float) / full).backward();
+            if settings.compat.clips_every_batch() {
+                let clip = settings.clip_grad_norm;
+                for optimizer in [&mut self.unet, &mut self.text_encoder].into_iter().flatten() {
+                    clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
+                }
+            }
             rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
         }
         // Schedules go by batches; the last of the group says the rate.
         let step = self.progress.step() + group.len() as u64;
         let rates = self.rates.at(step);
-        let clip = settings.clip_grad_norm;
+        let clip = settings.clip_grad_norm.filter(|_| !settings.compat.clips_every_batch());
         let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
         let optimizers = [&self.unet, &self.text_encoder];
         if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {

@@ -7,9 +7,9 @@ use vodka_stage::write_atomic;
 
 use super::{EXPOSURES, Run};
 use crate::{
-    Error, Result, TrainEvent,
+    Bucket, Error, Result, TrainEvent,
     data::Example,
-    epoch::saved_epochs,
+    epoch::{Planned, saved_epochs},
     losses::{Validations, csv_cell},
     state,
 };
@@ -84,6 +84,20 @@ impl Run<'_> {
             text += &format!("{},{count}\n", csv_cell(&relative_name(&item.path)));
         }
         Ok(write_atomic(self.plan.output.join(EXPOSURES), text)?)
+    }
+
+    /// `ep<N>_batch_schedule.txt`: which pictures are in which batch of an epoch, as EveryDream2 writes it (its `r` is how
+    /// many pictures there were for a batch that they do not fill).
+    pub(super) fn write_schedule(&self, epoch: u64, batches: &[Planned]) -> Result<()> {
+        let mut text = String::new();
+        for (step, Planned { pictures, runt, .. }) in batches.iter().enumerate() {
+            for &picture in pictures {
+                let Example { item, bucket: Bucket { width, height }, .. } = &self.dataset.examples[picture];
+                let path = relative_name(&item.path);
+                text += &format!("step:{step:05}, wh:[{width}, {height}], r:{runt}, path:{path}\n");
+            }
+        }
+        Ok(write_atomic(self.plan.output.join(format!("ep{epoch}_batch_schedule.txt")), text)?)
     }
 
     pub(super) fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {

@@ -3,7 +3,10 @@
 use tch::Tensor;
 use vodka_sd15::Network;
 
-use super::{Run, batch::normals};
+use super::{
+    Run,
+    batch::{normals, pyramid},
+};
 use crate::{
     Result, TrainEvent, Validated,
     data::Example,
@@ -59,11 +62,14 @@ impl Run<'_> {
     /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
     fn validation_losses(&self, examples: &[Example], seed: u64) -> Vec<f32> {
         let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
+        let settings = &self.plan.settings;
+        let own = settings.validation.as_ref().and_then(|validation| validation.batch_size);
+        let batch_size = own.unwrap_or(settings.batch_size);
         let mut order: Vec<_> = (0..examples.len()).collect();
         order.sort_by_key(|&i| examples[i].bucket);
         let mut losses = Vec::with_capacity(order.len());
         for same in order.chunk_by(|&a, &b| examples[a].bucket == examples[b].bucket) {
-            for pictures in same.chunks(self.plan.settings.batch_size) {
+            for pictures in same.chunks(batch_size) {
                 let batch = self.validation_batch(examples, pictures, seed);
                 let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
                 losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
@@ -78,14 +84,23 @@ impl Run<'_> {
             let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
             Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
         };
+        let settings = &self.plan.settings;
         let noise = |purpose, picture: usize| {
             normals(&mut stream(purpose, picture), &examples[picture].moments.mean.size())
+        };
+        let discount = settings.pyramid_noise_discount;
+        let discount = discount.filter(|_| settings.compat.validates_with_pyramid_noise());
+        let added = |picture: usize| match discount {
+            Some(discount) => {
+                pyramid(noise(Purpose::Noise, picture), discount, &mut stream(Purpose::Pyramid, picture))
+            }
+            None => noise(Purpose::Noise, picture),
         };
         let (first, end) = self.plan.settings.timesteps;
         let scale = self.model.config.vae.scaling_factor;
         Batch {
             latents: cat(&|i| examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
-            noise: cat(&|i| noise(Purpose::Noise, i)),
+            noise: cat(&added),
             timesteps: pictures
                 .iter()
                 .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))

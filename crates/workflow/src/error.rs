@@ -90,6 +90,12 @@ pub enum Error {
         /// The key.
         key: &'static str,
     },
+    /// The user wants to stop; the same command goes on where it was.
+    #[error("{what} is interrupted")]
+    Interrupted {
+        /// What was in hand.
+        what: String,
+    },
     /// The settings of a stage are wrong.
     #[error("the settings of `{job}` are wrong")]
     Settings {

@@ -49,7 +49,7 @@ struct Bench {
     model: PathBuf,
     provider: ProviderChoice,
     images: usize,
-    megapixels: Vec<u32>,
+    megapixels: Vec<f64>,
     batch: usize,
     profile: Profile,
     formats: Vec<Format>,
@@ -90,7 +90,7 @@ fn main() {
             let kind = format!("{megapixels} MP {}", format.extension());
             let file = folder.path().join(format!("{megapixels}.{}", format.extension()));
             let (width, height) = sides(*megapixels);
-            save(&photograph(width, height, *megapixels), &file, format).unwrap();
+            save(&photograph(width, height, 1 + *megapixels as u32), &file, format).unwrap();
             let reading = bench.reading(&kind, &file);
             for _ in 0..bench.turns {
                 let inference = bench.inference();
@@ -102,8 +102,8 @@ fn main() {
 }
 
 /// A picture of 4 to 3.
-fn sides(megapixels: u32) -> (u32, u32) {
-    let height = (f64::from(megapixels) * 1e6 * 3.0 / 4.0).sqrt();
+fn sides(megapixels: f64) -> (u32, u32) {
+    let height = (megapixels * 1e6 * 3.0 / 4.0).sqrt();
     ((height * 4.0 / 3.0).round() as u32, height.round() as u32)
 }
 

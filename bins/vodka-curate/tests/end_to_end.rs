@@ -141,7 +141,7 @@ fn a_tag_table_is_cleaned() {
     assert!(read(&dir, "clean.csv").contains("a.png,,inside,general,0.2\n"));
     assert!(said(&dir, line, 0).contains("up to date"));
     write(&dir, "rules.toml", "[aliases]\na = 'b'\nb = 'a'\n");
-    let text = said(&dir, line, 1);
+    let text = said(&dir, line, 2);
     assert!(text.contains("error: `rules.toml` line 2: the aliases go in a circle: a -> b -> a"), "{text}");
     assert!(said(&dir, &line.replace("clean.csv", "tags.csv"), 2).contains("is the input"));
 }
@@ -232,7 +232,7 @@ fn wrong_usage_is_exit_code_2() {
             "filter --tags tags.csv --query tag:blury --count".to_owned(),
             "no tag `blury`, did you mean `blurry`?",
         ),
-        ("clean --tags tags.csv --rules rules.toml --output clean.csv".to_owned(), "unknown key `aliass`"),
+        ("clean --tags tags.csv --rules rules.toml --output clean.csv".to_owned(), "unknown field `aliass`, did you mean `aliases`?"),
     ];
     for (line, expected) in cases {
         let text = said(&dir, &line, 2);

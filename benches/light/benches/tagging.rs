@@ -15,6 +15,7 @@
 //! | `VODKA_BENCH_BATCH` | pictures in a batch; 0 for what suits the provider | 0 |
 //! | `VODKA_BENCH_PROFILE` | profile from end to end | `reference` |
 //! | `VODKA_BENCH_FORMATS` | `jpg`, `png`, `webp` | all three |
+//! | `VODKA_BENCH_FILES` | pictures to measure with instead of generated ones | none |
 //! | `VODKA_BENCH_TURNS` | how often inference and end to end take turns | 1 |
 //! | `VODKA_BENCH_PEER` | command that measures a peer on the same files: `python peer_tag.py` | none |
 
@@ -53,6 +54,7 @@ struct Bench {
     batch: usize,
     profile: Profile,
     formats: Vec<Format>,
+    files: Vec<PathBuf>,
     turns: usize,
     peer: Option<String>,
     cores: usize,
@@ -73,6 +75,7 @@ impl Bench {
             batch: number("BATCH", 0),
             profile: set("PROFILE").map_or(Profile::default(), |name| name.parse().unwrap()),
             formats: Format::ALL.into_iter().filter(is_wanted).collect(),
+            files: set("FILES").unwrap_or_default().split_whitespace().map(Into::into).collect(),
             turns: number("TURNS", 1),
             peer: set("PEER"),
             cores: thread::available_parallelism().map_or(1, usize::from),
@@ -84,19 +87,17 @@ fn main() {
     let bench = Bench::from_environment();
     let folder = tempfile::tempdir().unwrap();
     println!("tagging, images per second, {} cores, model {}", bench.cores, bench.model.display());
-    for megapixels in &bench.megapixels {
+    for file in &bench.files {
+        bench.measure(&file.file_name().unwrap().to_string_lossy(), file);
+    }
+    for megapixels in bench.megapixels.iter().filter(|_| bench.files.is_empty()) {
         for format in &bench.formats {
             let format = *format;
             let kind = format!("{megapixels} MP {}", format.extension());
             let file = folder.path().join(format!("{megapixels}.{}", format.extension()));
             let (width, height) = sides(*megapixels);
             save(&photograph(width, height, 1 + *megapixels as u32), &file, format).unwrap();
-            let reading = bench.reading(&kind, &file);
-            for _ in 0..bench.turns {
-                let inference = bench.inference();
-                println!("  {:<44} {inference:9.2}", "inference alone (ready tensors)");
-                bench.end_to_end(&kind, &file, inference, reading);
-            }
+            bench.measure(&kind, &file);
         }
     }
 }
@@ -131,6 +132,15 @@ impl Bench {
         let (provider, onnxruntime) = self.provider.resolve(&runtime_dir());
         let (batch, profile) = (self.batch, self.profile);
         TagConfig { provider, onnxruntime, batch, profile, ..TagConfig::new(&self.model, images, output) }
+    }
+
+    fn measure(&self, kind: &str, file: &Path) {
+        let reading = self.reading(kind, file);
+        for _ in 0..self.turns {
+            let inference = self.inference();
+            println!("  {:<44} {inference:9.2}", "inference alone (ready tensors)");
+            self.end_to_end(kind, file, inference, reading);
+        }
     }
 
     /// The network by itself, on as many lanes as the stage uses.

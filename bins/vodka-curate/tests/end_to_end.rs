@@ -232,7 +232,10 @@ fn wrong_usage_is_exit_code_2() {
             "filter --tags tags.csv --query tag:blury --count".to_owned(),
             "no tag `blury`, did you mean `blurry`?",
         ),
-        ("clean --tags tags.csv --rules rules.toml --output clean.csv".to_owned(), "unknown field `aliass`, did you mean `aliases`?"),
+        (
+            "clean --tags tags.csv --rules rules.toml --output clean.csv".to_owned(),
+            "unknown field `aliass`, did you mean `aliases`?",
+        ),
     ];
     for (line, expected) in cases {
         let text = said(&dir, &line, 2);

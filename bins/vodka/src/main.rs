@@ -108,8 +108,7 @@ fn run(session: &Session, recipe: &Path) -> ExitCode {
 
 /// Wrong settings are the recipe's fault; all else is a failure.
 fn fail(session: &Session, error: &Error) -> ExitCode {
-    let usage = matches!(error, Error::Settings { .. } | Error::ModelMissing { .. });
-    session.fail(error, if usage { Exit::Usage } else { Exit::Failed })
+    session.fail(error, if error.is_usage() { Exit::Usage } else { Exit::Failed })
 }
 
 /// Runs with an overview: a line for each job that is through, and a bar for the one at work.

@@ -284,3 +284,13 @@ fn a_tagger_may_be_named_as_the_hub_names_it() {
     let found = said(&status(), 0);
     assert!(line(&found, "due").contains("tag: not made yet"), "{found}");
 }
+
+#[test]
+fn a_tag_that_the_vocabulary_lacks_is_the_recipe_s_fault() {
+    let lab = Lab::new();
+    let text = fs::read_to_string(lab.at("recipe.toml")).unwrap();
+    let wrong = text.replace("include = [\"blurry\"]", "include = [\"blury\"]");
+    fs::write(lab.at("recipe.toml"), wrong).unwrap();
+    let found = lab.vodka("run", 2);
+    assert!(found.contains("no tag `blury` in") && found.contains("did you mean `blurry`?"), "{found}");
+}

@@ -137,6 +137,19 @@ pub enum Error {
     Record(#[from] vodka_stage::Error),
 }
 
+impl Error {
+    /// Whether the recipe asks for what cannot be, also where only a stage could find that out: a tag that nothing knows, say.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Settings { .. } | Self::ModelMissing { .. } => true,
+            Self::Stage { source, .. } => {
+                source.downcast_ref::<vodka_captions::Error>().is_some_and(vodka_captions::Error::is_usage)
+            }
+            _ => false,
+        }
+    }
+}
+
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
 }

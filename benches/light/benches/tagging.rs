@@ -13,6 +13,10 @@
 //! | `VODKA_BENCH_IMAGES` | pictures from end to end, of each kind | 240 |
 //! | `VODKA_BENCH_MEGAPIXELS` | sizes of the pictures | `1 12` |
 //! | `VODKA_BENCH_BATCH` | pictures in a batch; 0 for what suits the provider | 0 |
+//! | `VODKA_BENCH_PROFILE` | profile from end to end | `reference` |
+//! | `VODKA_BENCH_FORMATS` | `jpg`, `png`, `webp` | all three |
+//! | `VODKA_BENCH_FILES` | pictures to measure with instead of generated ones | none |
+//! | `VODKA_BENCH_TURNS` | how often inference and end to end take turns | 1 |
 //! | `VODKA_BENCH_PEER` | command that measures a peer on the same files: `python peer_tag.py` | none |
 
 #![allow(
@@ -23,6 +27,7 @@
 
 use std::{
     env, fs,
+    hint::black_box,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -30,8 +35,8 @@ use std::{
 };
 
 use vodka_bench_light::{Format, photograph, save};
-use vodka_images::{DecodeOptions, RgbImage, decode_with, measure};
-use vodka_stage::Interrupt;
+use vodka_images::{DecodeOptions, RgbImage, decode_bytes, decode_with, measure};
+use vodka_stage::{Interrupt, hash_bytes};
 use vodka_tagger::{Profile, ProviderChoice, TagConfig, TagReport, Tagger, TaggerConfig};
 use vodka_testkit::{fixture, runtime_dir};
 
@@ -45,8 +50,12 @@ struct Bench {
     model: PathBuf,
     provider: ProviderChoice,
     images: usize,
-    megapixels: Vec<u32>,
+    megapixels: Vec<f64>,
     batch: usize,
+    profile: Profile,
+    formats: Vec<Format>,
+    files: Vec<PathBuf>,
+    turns: usize,
     peer: Option<String>,
     cores: usize,
 }
@@ -56,12 +65,18 @@ impl Bench {
         let set = |name: &str| env::var(format!("VODKA_BENCH_{name}")).ok().filter(|value| !value.is_empty());
         let number = |name: &str, default: usize| set(name).map_or(default, |value| value.parse().unwrap());
         let megapixels = set("MEGAPIXELS").unwrap_or("1 12".to_owned());
+        let formats = set("FORMATS").unwrap_or("jpg png webp".to_owned());
+        let is_wanted = |format: &Format| formats.split_whitespace().any(|name| name == format.extension());
         Self {
             model: set("MODEL").map_or_else(|| fixture("tagger"), PathBuf::from),
             provider: set("PROVIDER").map_or(ProviderChoice::default(), |name| name.parse().unwrap()),
             images: number("IMAGES", 240),
             megapixels: megapixels.split_whitespace().map(|word| word.parse().unwrap()).collect(),
             batch: number("BATCH", 0),
+            profile: set("PROFILE").map_or(Profile::default(), |name| name.parse().unwrap()),
+            formats: Format::ALL.into_iter().filter(is_wanted).collect(),
+            files: set("FILES").unwrap_or_default().split_whitespace().map(Into::into).collect(),
+            turns: number("TURNS", 1),
             peer: set("PEER"),
             cores: thread::available_parallelism().map_or(1, usize::from),
         }
@@ -72,23 +87,24 @@ fn main() {
     let bench = Bench::from_environment();
     let folder = tempfile::tempdir().unwrap();
     println!("tagging, images per second, {} cores, model {}", bench.cores, bench.model.display());
-    let inference = bench.inference();
-    println!("  {:<44} {inference:9.2}", "inference alone (ready tensors)");
-    for megapixels in &bench.megapixels {
-        for format in Format::ALL {
+    for file in &bench.files {
+        bench.measure(&file.file_name().unwrap().to_string_lossy(), file);
+    }
+    for megapixels in bench.megapixels.iter().filter(|_| bench.files.is_empty()) {
+        for format in &bench.formats {
+            let format = *format;
             let kind = format!("{megapixels} MP {}", format.extension());
             let file = folder.path().join(format!("{megapixels}.{}", format.extension()));
             let (width, height) = sides(*megapixels);
-            save(&photograph(width, height, *megapixels), &file, format).unwrap();
-            let reading = bench.reading(&kind, &file);
-            bench.end_to_end(&kind, &file, inference, reading);
+            save(&photograph(width, height, 1 + *megapixels as u32), &file, format).unwrap();
+            bench.measure(&kind, &file);
         }
     }
 }
 
 /// A picture of 4 to 3.
-fn sides(megapixels: u32) -> (u32, u32) {
-    let height = (f64::from(megapixels) * 1e6 * 3.0 / 4.0).sqrt();
+fn sides(megapixels: f64) -> (u32, u32) {
+    let height = (megapixels * 1e6 * 3.0 / 4.0).sqrt();
     ((height * 4.0 / 3.0).round() as u32, height.round() as u32)
 }
 
@@ -103,10 +119,28 @@ fn rate(mut work: impl FnMut()) -> f64 {
     f64::from(calls) / start.elapsed().as_secs_f64()
 }
 
+/// The sum of what so many threads reach at the same time.
+fn on_threads(threads: usize, rate: impl Fn() -> f64 + Sync) -> f64 {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(&rate)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    })
+}
+
 impl Bench {
     fn config(&self, images: &Path, output: &Path) -> TagConfig {
         let (provider, onnxruntime) = self.provider.resolve(&runtime_dir());
-        TagConfig { provider, onnxruntime, batch: self.batch, ..TagConfig::new(&self.model, images, output) }
+        let (batch, profile) = (self.batch, self.profile);
+        TagConfig { provider, onnxruntime, batch, profile, ..TagConfig::new(&self.model, images, output) }
+    }
+
+    fn measure(&self, kind: &str, file: &Path) {
+        let reading = self.reading(kind, file);
+        for _ in 0..self.turns {
+            let inference = self.inference();
+            println!("  {:<44} {inference:9.2}", "inference alone (ready tensors)");
+            self.end_to_end(kind, file, inference, reading);
+        }
     }
 
     /// The network by itself, on as many lanes as the stage uses.
@@ -132,16 +166,18 @@ impl Bench {
         let batch: Vec<RgbImage> =
             (0..plan.config.batch).map(|seed| photograph(side, side, seed as u32)).collect();
         let lane = || rate(|| drop(tagger.score(&batch).unwrap())) * batch.len() as f64;
-        thread::scope(|scope| {
-            let lanes: Vec<_> = (0..plan.lanes).map(|_| scope.spawn(lane)).collect();
-            lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
-        })
+        on_threads(plan.lanes, lane)
     }
 
-    /// Reading by itself, on one core; tells the rate of the `reference`.
+    fn on_all_cores(&self, rate: impl Fn() -> f64 + Sync) -> f64 {
+        on_threads(self.cores, rate)
+    }
+
+    /// Reading by itself, on one core; and all that the stage does to read a picture, on all cores at the same time, which is
+    /// what it tells, for the profile from end to end.
     fn reading(&self, kind: &str, file: &Path) -> f64 {
         let (provider, onnxruntime) = self.provider.resolve(&runtime_dir());
-        let mut rates = Vec::new();
+        let mut reading = 0.0;
         for profile in Profile::ALL {
             let config = TaggerConfig {
                 profile,
@@ -159,14 +195,23 @@ impl Bench {
                 "  {:<44} {both:9.2}   decode {decode:9.2}  resize {resize:9.2}",
                 format!("{kind}, one core, {profile}")
             );
-            rates.push(both);
+            let whole = || {
+                let bytes = fs::read(file).unwrap();
+                let decoded = decode_bytes(&bytes, &options).unwrap();
+                black_box((hash_bytes(&bytes), measure(&decoded.picture), tagger.prepare_decoded(&decoded)));
+            };
+            let all = self.on_all_cores(|| rate(whole));
+            println!("  {:<44} {all:9.2}", format!("{kind}, hashed and measured, all cores, {profile}"));
+            if profile == self.profile {
+                reading = all;
+            }
         }
         let picture = decode_with(file, &DecodeOptions::default()).unwrap().picture;
         let measured = rate(|| {
-            std::hint::black_box(measure(&picture));
+            black_box(measure(&picture));
         });
         println!("  {:<44} {measured:9.2}", format!("{kind}, one core, measures"));
-        rates[0]
+        reading
     }
 
     /// The stage, on copies of a file.
@@ -185,16 +230,16 @@ impl Bench {
             vodka_tagger::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
         let speed = report.speed.unwrap();
         // On a processor inference and reading share the cores; elsewhere the slower of the two is the limit.
-        let cores = self.cores as f64;
         let limit = match config.provider.is_processor() {
-            true => cores / (cores / inference + 1.0 / reading),
-            false => inference.min(cores * reading),
+            true => 1.0 / (1.0 / inference + 1.0 / reading),
+            false => inference.min(reading),
         };
         println!(
-            "  {:<44} {:9.2}   limit {limit:9.2}  share {:5.3}  network busy {:3.0} %",
-            format!("{kind}, end to end"),
+            "  {:<44} {:9.2}   limit {limit:9.2}  share {:5.3}  of inference {:5.3}  network busy {:3.0} %",
+            format!("{kind}, end to end, {}", self.profile),
             speed.images_per_s,
             speed.images_per_s / limit,
+            speed.images_per_s / inference,
             100.0 * speed.network_busy
         );
         if let Some(peer) = &self.peer {

@@ -52,7 +52,7 @@ pub struct Analyse {
 impl Analyse {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session.stage(self.config().plan(), |plan, session| {
+        crate::stage(session, self.config().plan(), |plan, session| {
             analysis::run(plan, session.interrupt(), &mut |_| {})
         })
     }

@@ -39,6 +39,10 @@ pub struct Caption {
     /// The encoding of captions that are not UTF-8 and have no byte-order mark, such as cp1251 or sjis [default: guessed]
     #[arg(long, value_name = "NAME", help_heading = "Reading")]
     encoding: Option<String>,
+    /// Pictures that get no caption: a list that `filter --exclude` or `duplicates --exclude` has written, a CSV with a column
+    /// `image`, or a name a line; may be given again
+    #[arg(long, visible_alias = "exclude-list", value_name = "FILE", help_heading = "Reading")]
+    without: Vec<PathBuf>,
     /// Tags that every caption begins with, as they are spelled here; separated by commas
     #[arg(long, value_name = "TAGS", value_delimiter = ',', help_heading = "Captions")]
     fixed: Vec<String>,
@@ -126,12 +130,13 @@ impl Caption {
             return match plan {
                 Ok(plan) => match caption::diff(&plan) {
                     Ok(diff) => print(session, diff),
+                    Err(error) if error.is_usage() => session.fail(&error, Exit::Usage),
                     Err(error) => session.fail(&error, Exit::Failed),
                 },
                 Err(error) => session.fail(&error, Exit::Usage),
             };
         }
-        session.stage(plan, |plan, session| {
+        crate::stage(session, plan, |plan, session| {
             let bar = session.progress("captions", 0);
             caption::run(plan, session.interrupt(), &mut |event| match event {
                 CaptionEvent::Started { images } => bar.set_total(images),
@@ -156,7 +161,7 @@ impl Caption {
             WhenMissing::Error => Missing::Error,
         };
         let (auto, format) = self.source;
-        let Self { image_column, caption_column, encoding, .. } = self;
+        let Self { image_column, caption_column, encoding, without, .. } = self;
         let source =
             CaptionSource { format, auto, file: self.source_file, image_column, caption_column, encoding };
         let Self { separator, marker, escape, fixed, template, .. } = self;
@@ -177,6 +182,7 @@ impl Caption {
             source,
             format,
             style,
+            without,
         }
     }
 }

@@ -29,7 +29,7 @@ impl Clean {
 impl Clean {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session.stage(self.config().plan(), |plan, session| {
+        crate::stage(session, self.config().plan(), |plan, session| {
             let bar = session.progress("images", 0);
             clean::run(plan, session.interrupt(), &mut |event| match event {
                 CleanEvent::Started { images } => bar.set_total(images),

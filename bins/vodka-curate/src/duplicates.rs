@@ -36,6 +36,8 @@ impl Arguments {
         let Self { pictures, images, without, distance, exact, output, exclude } = self;
         let distance = Some(distance).filter(|_| !exact);
         let config = DuplicatesConfig { pictures, images, without, distance, output, exclude };
-        session.stage(config.plan(), |plan, session| duplicates::run(plan, session.interrupt(), &mut |_| {}))
+        crate::stage(session, config.plan(), |plan, session| {
+            duplicates::run(plan, session.interrupt(), &mut |_| {})
+        })
     }
 }

@@ -8,7 +8,8 @@ use std::{
 
 use clap::Args;
 use vodka_captions::{
-    filter::{self, Action, FilterConfig, FilterEvent, Method},
+    Error,
+    filter::{self, Action, FilterConfig, FilterEvent, FilterPlan, Method},
     query::Dataset,
 };
 use vodka_cli::Session;
@@ -119,7 +120,11 @@ impl Arguments {
         // With --json the names are in the report.
         let prints = action == Action::List && !session.common().json;
         let plan = FilterConfig { dataset, query, query_file, action, explain }.plan();
-        session.stage(plan.map_err(io::Error::other), |plan, session| {
+        let is_usage = |error: &io::Error| {
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+            cause.is_some_and(Error::is_usage)
+        };
+        let run = |plan: &FilterPlan, session: &Session| {
             let bar = session.progress("files", 0);
             let mut names = Vec::new();
             let report = filter::run(plan, session.interrupt(), &mut |event| match event {
@@ -133,7 +138,8 @@ impl Arguments {
             });
             print(&names)?;
             report.map_err(io::Error::other)
-        })
+        };
+        session.stage_with(plan.map_err(io::Error::other), run, is_usage)
     }
 }
 

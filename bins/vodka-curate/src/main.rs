@@ -15,11 +15,14 @@ mod undo;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use vodka_captions::{Error, Result};
 use vodka_cli::{Common, Session};
+use vodka_stage::Report;
 
 /// Selects the tags worth having, shows what they do, and puts the best of them into the captions
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some pictures were skipped (listed), 4 interrupted.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (also a tag that nothing knows), 3 done but some pictures were skipped (listed), 4 interrupted.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -70,6 +73,15 @@ struct Inputs {
     /// The lowest score of a tag that counts as there, 0 to 1
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     min_score: f32,
+}
+
+/// Runs a stage, whose errors know whether the user has said what cannot be.
+fn stage<P: Serialize, R: Report>(
+    session: &Session,
+    plan: Result<P>,
+    run: impl FnOnce(&P, &Session) -> Result<R>,
+) -> ExitCode {
+    session.stage_with(plan, run, Error::is_usage)
 }
 
 fn main() -> ExitCode {

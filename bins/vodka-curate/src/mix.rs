@@ -32,7 +32,7 @@ impl Mix {
 impl Mix {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session.stage(self.config().plan(), |plan, session| {
+        crate::stage(session, self.config().plan(), |plan, session| {
             let bar = session.progress("captions", 0);
             mix::run(plan, session.interrupt(), &mut |event| match event {
                 MixEvent::Started { images } => bar.set_total(images),

@@ -95,7 +95,7 @@ impl Recaption {
             Ok(config) => config,
             Err(error) => return session.fail(&error, Exit::Usage),
         };
-        session.stage(config.plan(), |plan, session| {
+        crate::stage(session, config.plan(), |plan, session| {
             let bar = session.progress("images", 0);
             recaption::run(plan, session.interrupt(), &mut |event| match event {
                 RecaptionEvent::Started { images, answered } => {

@@ -45,7 +45,7 @@ impl Report {
 impl Report {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session.stage(self.config().plan(), |plan, session| {
+        crate::stage(session, self.config().plan(), |plan, session| {
             let bar = session.progress("thumbnails", 0);
             report::run(plan, session.interrupt(), &mut |event| match event {
                 ReportEvent::Started { pictures } => bar.set_total(pictures),

@@ -16,7 +16,7 @@ pub struct Arguments {
 impl Arguments {
     pub fn run(self, session: &Session) -> ExitCode {
         let plan = SegmentConfig::read(&self.config).and_then(|config| config.plan());
-        session.stage(plan, |plan, session| {
+        crate::stage(session, plan, |plan, session| {
             let bar = session.progress("files", 0);
             segment::run(plan, session.interrupt(), &mut |event| match event {
                 SegmentEvent::Placing { files } => bar.set_total(files),

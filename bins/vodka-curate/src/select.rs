@@ -42,7 +42,8 @@ impl Select {
 impl Select {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session
-            .stage(self.config().plan(), |plan, session| select::run(plan, session.interrupt(), &mut |_| {}))
+        crate::stage(session, self.config().plan(), |plan, session| {
+            select::run(plan, session.interrupt(), &mut |_| {})
+        })
     }
 }

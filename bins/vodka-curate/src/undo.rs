@@ -19,7 +19,7 @@ pub struct Undo {
 impl Undo {
     /// Runs the stage.
     pub fn run(self, session: &Session) -> ExitCode {
-        session.stage(self.config().plan(), |plan, session| {
+        crate::stage(session, self.config().plan(), |plan, session| {
             let bar = session.progress("files", 0);
             undo::run(plan, session.interrupt(), &mut |done| bar.set(done))
         })

@@ -98,6 +98,35 @@ fn killed_at_any_moment_every_caption_is_old_or_new_and_undo_brings_all_back() {
 }
 
 #[test]
+fn times_permissions_and_links_come_back_too() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    let dir = world(3);
+    let images = dir.path().join("images");
+    let at = |name: &str| images.join(name);
+    fs::rename(at("1.txt"), dir.path().join("1.txt")).unwrap();
+    symlink("../1.txt", at("1.txt")).unwrap();
+    fs::remove_file(at("2.txt")).unwrap();
+    let file = fs::File::options().write(true).open(at("0.txt")).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_000_000)).unwrap();
+    let stat = || {
+        let found = fs::symlink_metadata(at("0.txt")).unwrap();
+        (found.mode(), found.mtime(), found.mtime_nsec(), found.ino())
+    };
+    let before = (stat(), files(&images));
+    let status = curate(&dir, &caption(&["--missing", "empty"])).status().unwrap();
+    assert!(status.success());
+    assert_eq!(fs::read_to_string(at("0.txt")).unwrap(), tagged(0, 2));
+    assert_eq!(fs::metadata(at("0.txt")).unwrap().mode() & 0o777, 0o640, "no more may read it than before");
+    assert_eq!(fs::read_to_string(at("1.txt")).unwrap(), tagged(1, 2));
+    assert_eq!(fs::read_to_string(dir.path().join("1.txt")).unwrap(), original(1), "what is linked to stays");
+    assert!(at("2.txt").exists());
+    assert!(curate(&dir, &["undo", "--images", "images"]).status().unwrap().success());
+    assert_eq!((stat(), files(&images)), before);
+    assert_eq!(fs::read_link(at("1.txt")).unwrap(), Path::new("../1.txt"));
+}
+
+#[test]
 fn undo_leaves_what_was_edited_unless_it_is_forced() {
     let dir = world(3);
     let images = dir.path().join("images");

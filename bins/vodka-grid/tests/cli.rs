@@ -82,20 +82,25 @@ fn a_grid_is_made_goes_on_after_a_kill_and_is_made_once() {
 
 #[test]
 fn a_kill_loses_one_cell_at_most() {
-    let dir = tempfile::tempdir().unwrap();
     let text = toml(&model("base"), "seeds = [1, 2, 3, 4]").replace("steps = 2", "steps = 8");
-    let mut child = command(dir.path(), &text, &["--quiet"]).spawn().unwrap();
-    let cells = || {
+    let cells = |dir: &tempfile::TempDir| {
         let entries = fs::read_dir(dir.path().join("grid/cells")).into_iter().flatten().flatten();
         entries.filter(|entry| entry.file_name().to_string_lossy().starts_with('r')).count()
     };
-    while cells() < 3 && child.try_wait().unwrap().is_none() {
-        thread::yield_now();
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let kept = cells();
-    assert!((3..16).contains(&kept), "killed in the middle: {kept}");
+    // Whoever watches may come too late, on a machine with other work: then all of it begins again.
+    let (dir, kept) = loop {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = command(dir.path(), &text, &["--quiet"]).spawn().unwrap();
+        while cells(&dir) < 3 && child.try_wait().unwrap().is_none() {
+            thread::yield_now();
+        }
+        child.kill().unwrap();
+        let (status, kept) = (child.wait().unwrap(), cells(&dir));
+        assert!(kept >= 3, "it ended before three cells were there: {status}");
+        if kept < 16 {
+            break (dir, kept);
+        }
+    };
     let rest = grid(dir.path(), &text, &[]).success();
     let expected = format!("16 cells, {} made, {kept} kept", 16 - kept);
     assert!(stderr(&rest).contains(&expected), "{expected}: {}", stderr(&rest));

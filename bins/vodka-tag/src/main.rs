@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress, Session, runtime_dir};
 use vodka_stage::ContentHash;
 use vodka_tagger::{
-    Combine, Profile, ProviderChoice, Result, TagConfig, TagEvent,
+    Combine, Error, Profile, ProviderChoice, Result, TagConfig, TagEvent,
     hub::{self, HubConfig, ModelRef},
     int8::quantize_folder,
     run,
@@ -60,6 +60,9 @@ struct Tag {
     /// Lowest score that is written, 0 to 1
     #[arg(long, value_name = "SCORE", default_value_t = TagConfig::default_min_score())]
     min_score: f64,
+    /// Write a table of embeddings too, STEM.embeddings.parquet: what the network sees in each picture, as a list of numbers
+    #[arg(long)]
+    embeddings: bool,
     /// Whose arithmetic prepares the pictures: reference (the model's author), kohya, or fast
     #[arg(long, value_name = "NAME", default_value_t)]
     profile: Profile,
@@ -106,6 +109,7 @@ impl Tag {
             combine: self.combine,
             family: self.family,
             min_score: self.min_score,
+            embeddings: self.embeddings,
             profile: self.profile,
             batch: self.batch,
             threads: self.threads,
@@ -127,12 +131,13 @@ fn main() -> ExitCode {
             Ok(report) => session.print(&report.to_string(), Exit::Done),
             Err(error) => session.fail(&error, Exit::Failed),
         },
-        (None, Some(tag)) => {
-            session.stage(tag.config(&session).and_then(|config| config.plan()), |plan, session| {
+        (None, Some(tag)) => match tag.config(&session).and_then(|config| config.plan()) {
+            Err(error @ Error::Interrupted { .. }) => session.fail(&error, Exit::Interrupted),
+            plan => session.stage(plan, |plan, session| {
                 let mut bar = None;
                 run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
-            })
-        }
+            }),
+        },
         (None, None) => unreachable!("clap wants the one or the other"),
     }
 }
@@ -140,7 +145,7 @@ fn main() -> ExitCode {
 /// The folder of a model, downloaded where it is not here.
 fn download(session: &Session, model: &PathBuf, config: &HubConfig) -> Result<PathBuf> {
     let mut bar: Option<(String, Progress)> = None;
-    hub::resolve(&ModelRef::parse(model), config, &mut |download| {
+    hub::resolve(&ModelRef::parse(model), config, session.interrupt(), &mut |download| {
         if bar.as_ref().is_none_or(|(file, _)| file != download.file) {
             bar = Some((download.file.to_owned(), session.progress("bytes", download.total)));
         }

@@ -1,6 +1,7 @@
 //! The whole workflow, from one recipe.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -8,7 +9,9 @@ use std::{
 use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
-use vodka_workflow::{Error, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport};
+use vodka_workflow::{
+    Download, Error, HubConfig, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport,
+};
 
 /// Tags, captions, fine-tunes, mixes and compares, as one recipe says
 #[derive(Debug, Parser)]
@@ -67,13 +70,28 @@ fn init(session: &Session, recipe: &Path) -> ExitCode {
     }
 }
 
-fn open(recipe: &Path) -> vodka_workflow::Result<Workflow> {
-    Workflow::open(recipe, runtime_dir())
+/// Reads a recipe; of taggers on the hub only a run downloads what is not here.
+fn open(session: &Session, recipe: &Path, downloads: bool) -> vodka_workflow::Result<Workflow> {
+    let mut workflow = Workflow::open(recipe, runtime_dir())?;
+    let mut hub = HubConfig::from_vars(|name| env::var_os(name));
+    hub.offline |= !downloads;
+    let mut bar: Option<(String, Bar)> = None;
+    workflow.fetch(&hub, session.interrupt(), &mut |Download { file, done, total }| {
+        if bar.as_ref().is_none_or(|(name, _)| name != file) {
+            bar = Some((file.to_owned(), session.progress("bytes", total)));
+        }
+        if let Some((file, bar)) = &bar {
+            bar.message(file);
+            bar.set(done);
+        }
+    })?;
+    Ok(workflow)
 }
 
 fn run(session: &Session, recipe: &Path) -> ExitCode {
-    let workflow = match open(recipe) {
+    let workflow = match open(session, recipe, !session.common().dry_run) {
         Ok(workflow) => workflow,
+        Err(error @ Error::Interrupted { .. }) => return session.fail(&error, Exit::Interrupted),
         Err(error) => return session.fail(&error, Exit::Usage),
     };
     if session.common().dry_run {
@@ -90,8 +108,7 @@ fn run(session: &Session, recipe: &Path) -> ExitCode {
 
 /// Wrong settings are the recipe's fault; all else is a failure.
 fn fail(session: &Session, error: &Error) -> ExitCode {
-    let usage = matches!(error, Error::Settings { .. } | Error::ModelMissing { .. });
-    session.fail(error, if usage { Exit::Usage } else { Exit::Failed })
+    session.fail(error, if error.is_usage() { Exit::Usage } else { Exit::Failed })
 }
 
 /// Runs with an overview: a line for each job that is through, and a bar for the one at work.
@@ -138,7 +155,7 @@ fn show(bar: &Bar, progress: &Progress) {
 }
 
 fn status(session: &Session, recipe: &Path) -> ExitCode {
-    let workflow = match open(recipe) {
+    let workflow = match open(session, recipe, false) {
         Ok(workflow) => workflow,
         Err(error) => return session.fail(&error, Exit::Usage),
     };

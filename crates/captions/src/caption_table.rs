@@ -1,18 +1,14 @@
 //! Tables of captions: CSV, JSONL or Parquet, with a row for each picture.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs, path::Path};
 
-use polars::prelude::{Column, DataFrame, DataType, ParquetReader, ParquetWriter, PolarsError, SerReader};
+use polars::prelude::{Column, DataFrame};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vodka_stage::{AtomicFile, write_atomic};
 
 use crate::{
-    Error, Result,
+    Error, Result, frame,
     sheet::{self, Sheet},
 };
 
@@ -82,9 +78,8 @@ fn write_parquet(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
         column("model", |pair| &pair.model),
     ];
     let mut file = AtomicFile::create(path)?;
-    let frame = DataFrame::new(pairs.len(), columns);
-    let written = frame.and_then(|mut frame| ParquetWriter::new(&mut file).finish(&mut frame));
-    written.map_err(|source| broken(path, source))?;
+    let mut frame = DataFrame::new(pairs.len(), columns).map_err(frame::broken(path))?;
+    frame::write_parquet(path, &mut file, &mut frame)?;
     Ok(file.commit()?)
 }
 
@@ -209,29 +204,15 @@ fn of_jsonl(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
 }
 
 fn of_parquet(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    let mut reader = ParquetReader::new(file);
-    let schema = reader.schema().map_err(|source| broken(path, source))?;
-    let found: Vec<_> = schema.iter_names().map(ToString::to_string).collect();
-    let names = wanted.iter().map(|names| name_of(path, names, &found)).collect::<Result<Vec<_>>>()?;
-    let frame = reader.with_columns(Some(names.iter().map(|name| (*name).to_owned()).collect())).finish();
-    let frame = frame.map_err(|source| broken(path, source))?;
+    let bytes = fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    let frame = frame::of_parquet(path, &bytes)?;
+    let found: Vec<_> = frame.get_column_names().iter().map(ToString::to_string).collect();
     let mut rows: Rows = (1..).take(frame.height()).map(|row| (row, Vec::new())).collect();
-    for name in names {
-        let column = frame.column(name).map_err(|source| broken(path, source))?;
-        if !(column.dtype().is_string() || column.dtype().is_categorical()) {
-            let (expected, found) = (format!("text in the column `{name}`"), column.dtype().to_string());
-            return Err(Error::Columns { path: path.to_path_buf(), expected, found });
-        }
-        let text = column.cast(&DataType::String).map_err(|source| broken(path, source))?;
-        let text = text.str().map_err(|source| broken(path, source))?;
-        for ((_, cells), cell) in rows.iter_mut().zip(text.iter()) {
-            cells.push(cell.unwrap_or_default().to_owned());
+    for names in wanted {
+        let column = frame.column(name_of(path, names, &found)?).map_err(frame::broken(path))?;
+        for ((_, cells), cell) in rows.iter_mut().zip(frame::texts(path, column)?) {
+            cells.push(cell.unwrap_or_default());
         }
     }
     Ok(rows)
-}
-
-fn broken(path: &Path, source: PolarsError) -> Error {
-    Error::Table { path: PathBuf::from(path), source: Box::new(source) }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use vodka_stage::{ContentHash, Hasher, Input};
 
-use crate::{Caption, CaptionSource, Picture, Result, gather, pictures};
+use crate::{Caption, CaptionSource, Picture, Result, gather, pictures, written::Written};
 
 /// Pictures and their captions.
 #[derive(Debug)]
@@ -17,18 +17,22 @@ pub(crate) struct Captioned {
 }
 
 impl Captioned {
-    /// Reads the captions of all pictures in `root` and below.
+    /// Reads the captions of all pictures in `root` and below, as they were before captioning in place put tags into them.
     ///
     /// # Errors
     /// No pictures; two that share a caption; a caption that cannot be read, or two that differ.
-    pub(crate) fn read(root: &Path) -> Result<Self> {
-        Self::of(root, pictures(root)?)
+    pub(crate) fn originals(root: &Path) -> Result<Self> {
+        Self::gathered(root, pictures(root)?, Some(&Written::read(root)?))
     }
 
-    /// Reads the captions of these pictures.
+    /// Reads the captions of these pictures as they are.
     pub(crate) fn of(root: &Path, pictures: Vec<Picture>) -> Result<Self> {
+        Self::gathered(root, pictures, None)
+    }
+
+    fn gathered(root: &Path, pictures: Vec<Picture>, kept: Option<&Written>) -> Result<Self> {
         let source = CaptionSource { auto: true, ..CaptionSource::default() };
-        let gathered = gather(&source, root, &pictures, None)?;
+        let gathered = gather(&source, root, &pictures, kept)?;
         let captions = gathered.set.by_image.into_iter().map(|(image, found)| (image, found.caption));
         Ok(Self { pictures, captions: captions.collect(), hash: gathered.hash })
     }

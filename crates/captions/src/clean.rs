@@ -13,7 +13,7 @@ use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, hash_bytes, r
 use crate::{
     Double, Error, Result, RuleFileUse, RuleHits, RuleUse, Rules, ScoredTag, canonical,
     caption::resolved,
-    merge_doubles,
+    frame, merge_doubles,
     rows::{self, Row, Writer},
 };
 
@@ -192,7 +192,7 @@ pub fn run(
     }
     let table = Survey::of(&plan.tags, interrupt)?;
     on_event(CleanEvent::Started { images: table.images.len() as u64 });
-    let writer = Writer::create(&plan.output, rows::metadata(&plan.tags)?)?;
+    let writer = Writer::create(&plan.output, frame::metadata(&plan.tags)?)?;
     let mut cleaner = Cleaner::new(&rules, &table, writer);
     let mut last = String::new();
     let done = rows::read(&plan.tags, &mut |row| {

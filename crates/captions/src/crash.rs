@@ -71,6 +71,7 @@ fn config(dir: &TempDir, format: CaptionFormat, max_tags: usize) -> CaptionConfi
         source: CaptionSource { format, ..CaptionSource::default() },
         format: None,
         style: Style::default(),
+        without: Vec::new(),
     }
 }
 

@@ -1,13 +1,13 @@
 //! Changes of files, one at a time, so that a test can let the power fail after any of them.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, FileTimes, OpenOptions},
     io::{self, Write},
     path::Path,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-use vodka_stage::{AtomicFile, Error, create_dir};
+use vodka_stage::{AtomicFile, Error, create_dir, sync_folder_of};
 
 use crate::Result;
 
@@ -33,8 +33,27 @@ impl Disk {
             std::mem::forget(file);
             return Err(error);
         }
+        // Whoever may not read a caption may not read it with tags either.
+        let permissions = fs::metadata(path).map(|found| found.permissions()).ok();
         file.commit()?;
+        if let Some(permissions) = permissions {
+            fs::set_permissions(path, permissions).map_err(failed(path))?;
+        }
         self.change(path)
+    }
+
+    /// Keeps the file `path` as `original` too: the file itself, with its times and permissions, where file systems have
+    /// links; else a copy of it. Nothing may write to it then but by putting another file in its place, as [`Disk::write`] does.
+    pub(crate) fn keep(&self, path: &Path, bytes: &[u8], original: &Path) -> Result<()> {
+        self.change(original)?;
+        if fs::hard_link(path, original).is_ok() {
+            return Ok(sync_folder_of(original).map_err(failed(original))?);
+        }
+        self.write(original, bytes)?;
+        let found = fs::metadata(path).map_err(failed(original))?;
+        let times = FileTimes::new().set_modified(found.modified().map_err(failed(original))?);
+        let set = |file: File| file.set_times(times).and_then(|()| file.set_permissions(found.permissions()));
+        Ok(File::options().write(true).open(original).and_then(set).map_err(failed(original))?)
     }
 
     /// Adds lines to the end of a file, and returns when the disk has them.
@@ -57,7 +76,12 @@ impl Disk {
     /// Puts one file in the place of another.
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.change(to)?;
-        Ok(fs::rename(from, to).map_err(failed(to))?)
+        fs::rename(from, to).map_err(failed(to))?;
+        // Of two names for one file both would stay.
+        match fs::remove_file(from) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(from)(error).into()),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a file; one that is not there is fine.

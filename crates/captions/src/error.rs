@@ -349,6 +349,18 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A table that holds new captions from elsewhere.
+    #[error(
+        "`{output}` holds the captions of {found}, not of {wanted}: name another output, or move it away"
+    )]
+    OtherSource {
+        /// The table.
+        output: PathBuf,
+        /// Where its captions are from.
+        found: String,
+        /// Where the new ones would be from.
+        wanted: String,
+    },
     /// A key that no header can carry.
     #[error("the key is empty, or holds spaces or characters that are not ASCII")]
     UnusableKey,
@@ -583,4 +595,27 @@ pub enum Error {
     /// A division into nothing.
     #[error("expected a segment with a query, found none")]
     NoSegments,
+}
+
+impl Error {
+    /// Whether the user has said what cannot be, on the command line or in a configuration (of which rules, queries and templates
+    /// are part), rather than that data are missing or broken.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownTag { .. }
+                | Self::Setting { .. }
+                | Self::Range { .. }
+                | Self::BothWays { .. }
+                | Self::Config(_)
+                | Self::RuleName { .. }
+                | Self::RuleTwice { .. }
+                | Self::AliasCircle { .. }
+                | Self::RulePattern { .. }
+                | Self::Template { .. }
+                | Self::Query(_)
+                | Self::QueryIn { .. }
+                | Self::Segment { .. }
+        )
+    }
 }

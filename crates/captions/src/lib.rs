@@ -37,6 +37,8 @@ mod disk;
 mod encoding;
 mod error;
 mod formats;
+mod frame;
+mod glob;
 mod lists;
 mod names;
 mod place;

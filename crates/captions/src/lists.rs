@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Error, Result,
-    rules::Glob,
+    glob::Glob,
     selection::flag,
     sheet::{self, Sheet},
 };
@@ -97,7 +97,7 @@ pub(crate) fn meant<'a>(pattern: &str, vocabulary: &BTreeSet<&'a str>) -> Vec<&'
     if let Some(name) = vocabulary.get(pattern) {
         return vec![*name];
     }
-    let glob = Glob::new(pattern);
+    let glob = Glob::of_names(pattern);
     match glob.name() {
         Some(name) => vocabulary.get(name.as_str()).copied().into_iter().collect(),
         None => vocabulary.iter().copied().filter(|name| glob.fits(name)).collect(),

@@ -2,25 +2,24 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use csv::{ReaderBuilder, StringRecord};
 use polars::io::parquet::write::BatchedWriter;
-use polars::prelude::{
-    Column, DataFrame, DataType, KeyValueMetadata, ParquetCompression, ParquetReader, ParquetWriter,
-    PolarsError, PolarsResult, Schema, SerReader,
-};
+use polars::prelude::{Column, DataFrame, DataType, PolarsResult};
 use vodka_stage::AtomicFile;
 
-use crate::{Error, Result, selection::parse_count, sheet, table::wrong_row};
+use crate::{
+    Error, Result,
+    frame::{self, broken, listed},
+    selection::parse_count,
+    table::{COLUMNS, scan, wrong_row},
+};
 
-/// The columns of a tag table.
-const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
-
-/// So many rows are read or written at once, where the file's own groups are smaller.
+/// So many rows are written at once.
 const GROUP: usize = 1 << 19;
 
 /// A row of a tag table.
@@ -36,32 +35,22 @@ pub(crate) struct Row<'a> {
 /// What is done with a row; an error ends the reading.
 type OnRow<'a> = &'a mut dyn FnMut(Row<'_>) -> Result<()>;
 
-/// Hands over every row of a tag table, Parquet or CSV, in order. A row group of a Parquet file is held in memory, of a
+/// Hands over every row of a tag table, Parquet or CSV, in order. A few batches of a Parquet file are held in memory, of a
 /// CSV file a row.
 ///
 /// # Errors
 /// The file cannot be read; a column is missing or of another type; a cell that its column cannot have; a score outside
 /// 0 to 1; what `on_row` returns.
 pub(crate) fn read(path: &Path, on_row: OnRow<'_>) -> Result<()> {
-    match is_parquet(path)? {
+    match frame::is_parquet(path)? {
         true => read_parquet(path, on_row),
         false => read_csv(path, on_row),
     }
 }
 
-fn is_parquet(path: &Path) -> Result<bool> {
-    let mut magic = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
-    file.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    Ok(magic == b"PAR1")
-}
-
 fn read_csv(path: &Path, on_row: OnRow<'_>) -> Result<()> {
     let unreadable = |source| Error::Read { path: path.to_path_buf(), source };
-    let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start)).map_err(unreadable)?;
-    let start = String::from_utf8_lossy(&start);
-    let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b',');
+    let separator = frame::separator(path)?;
     // The csv crate passes over a byte-order mark by itself.
     let file = File::open(path).map_err(unreadable)?;
     let mut reader = ReaderBuilder::new().delimiter(separator).from_reader(io::BufReader::new(file));
@@ -70,7 +59,7 @@ fn read_csv(path: &Path, on_row: OnRow<'_>) -> Result<()> {
     let mut places = [0; 5];
     for (place, column) in places.iter_mut().zip(COLUMNS) {
         let found = header.iter().position(|cell| cell.trim() == column);
-        *place = found.ok_or_else(|| columns(path, header.iter()))?;
+        *place = found.ok_or_else(|| frame::columns(path, listed(COLUMNS), listed(header.iter())))?;
     }
     let mut record = StringRecord::new();
     while reader.read_record(&mut record).map_err(broken)? {
@@ -113,65 +102,19 @@ fn checked<'a>(path: &Path, row: Row<'a>) -> Result<Row<'a>> {
     Err(wrong_row(path, image, tag, Some(score.to_string())))
 }
 
-fn columns<'a>(path: &Path, found: impl Iterator<Item = &'a str>) -> Error {
-    let found: Vec<_> = found.collect();
-    Error::Columns {
-        path: path.to_path_buf(),
-        expected: format!("the columns {}", COLUMNS.join(", ")),
-        found: format!("the columns {}", found.join(", ")),
-    }
-}
-
-fn broken(path: &Path) -> impl Fn(PolarsError) -> Error {
-    move |source| Error::Table { path: path.to_path_buf(), source: Box::new(source) }
-}
-
-fn open_parquet(path: &Path) -> Result<ParquetReader<File>> {
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    Ok(ParquetReader::new(file))
-}
-
 fn read_parquet(path: &Path, on_row: OnRow<'_>) -> Result<()> {
-    let broken = broken(path);
-    let mut reader = open_parquet(path)?;
-    let schema = reader.schema().map_err(&broken)?;
-    let names: Vec<_> = schema.iter_names().map(ToString::to_string).collect();
-    if COLUMNS.iter().any(|column| !names.iter().any(|name| name == column)) {
-        return Err(columns(path, names.iter().map(String::as_str)));
-    }
-    let sizes: Vec<_> = {
-        let metadata = reader.get_metadata().map_err(&broken)?;
-        metadata.row_groups.iter().map(|group| group.num_rows()).collect()
-    };
-    let (mut from, mut rows) = (0, 0);
-    for (group, size) in sizes.iter().enumerate() {
-        rows += size;
-        if rows < GROUP && group + 1 < sizes.len() {
-            continue;
-        }
-        let columns = Some(COLUMNS.map(ToOwned::to_owned).to_vec());
-        let frame = open_parquet(path)?.with_columns(columns).with_slice(Some((from, rows))).finish();
-        read_frame(path, &frame.map_err(&broken)?, on_row)?;
-        (from, rows) = (from + rows, 0);
-    }
-    Ok(())
+    frame::for_each_batch(path, scan(path)?, |batch| read_batch(path, &batch, on_row).map(|()| true))
 }
 
-fn read_frame(path: &Path, frame: &DataFrame, on_row: OnRow<'_>) -> Result<()> {
+fn read_batch(path: &Path, batch: &DataFrame, on_row: OnRow<'_>) -> Result<()> {
     let broken = broken(path);
-    let column = |name: &str, dtype: &DataType| {
-        let column = frame.column(name).map_err(&broken)?;
-        let text = |dtype: &DataType| dtype.is_string() || dtype.is_categorical();
-        if text(dtype) != text(column.dtype()) {
-            let expected = format!("{} in the column `{name}`", if text(dtype) { "text" } else { "numbers" });
-            let found = column.dtype().to_string();
-            return Err(Error::Columns { path: path.to_path_buf(), expected, found });
-        }
-        column.strict_cast(dtype).map_err(&broken)
-    };
-    let [image, tag, category] = ["image", "tag", "category"].map(|name| column(name, &DataType::String));
-    let (image, tag, category) = (image?, tag?, category?);
-    let (id, score) = (column("tag_id", &DataType::Int64)?, column("score", &DataType::Float32)?);
+    let column = |name: &str| batch.column(name).map_err(&broken);
+    let [image, tag, category] = [column("image")?, column("tag")?, column("category")?];
+    let id = column("tag_id")?;
+    if !id.dtype().is_primitive_numeric() {
+        return Err(frame::columns(path, "numbers in the column `tag_id`", id.dtype().to_string()));
+    }
+    let (id, score) = (id.strict_cast(&DataType::Int64).map_err(&broken)?, column("score")?);
     let images = image.str().map_err(&broken)?.iter();
     let texts = images.zip(tag.str().map_err(&broken)?.iter()).zip(category.str().map_err(&broken)?.iter());
     let numbers = id.i64().map_err(&broken)?.iter().zip(score.f32().map_err(&broken)?.iter());
@@ -186,18 +129,6 @@ fn read_frame(path: &Path, frame: &DataFrame, on_row: OnRow<'_>) -> Result<()> {
         on_row(checked(path, row)?)?;
     }
     Ok(())
-}
-
-/// What a Parquet tag table says about itself: model, preprocessing, floor. Nothing of a CSV file.
-pub(crate) fn metadata(path: &Path) -> Result<Vec<(String, String)>> {
-    if !is_parquet(path)? {
-        return Ok(Vec::new());
-    }
-    let mut reader = open_parquet(path)?;
-    let found = reader.get_metadata().map_err(broken(path))?.key_value_metadata().clone();
-    let pairs = found.unwrap_or_default().into_iter().filter_map(|pair| Some((pair.key, pair.value?)));
-    // This one describes the columns, and is written anew.
-    Ok(pairs.filter(|(key, _)| key != "ARROW:schema").collect())
 }
 
 /// A tag table being written: Parquet where the name ends in `.parquet`, else CSV.
@@ -240,11 +171,9 @@ impl Writer {
     pub(crate) fn create(path: &Path, metadata: Vec<(String, String)>) -> Result<Self> {
         let file = Shared(Arc::new(Mutex::new(AtomicFile::create(path)?)));
         let form = if path.extension().is_some_and(|ending| ending == "parquet") {
-            let writer = ParquetWriter::new(file.clone())
-                .with_compression(ParquetCompression::Snappy)
-                .with_key_value_metadata(Some(KeyValueMetadata::from_static(metadata)));
-            let schema = Columns::default().frame().map(|frame| Schema::clone(frame.schema()));
-            let writer = schema.and_then(|schema| writer.batched(&schema)).map_err(broken(path))?;
+            let empty = Columns::default().frame().map_err(broken(path))?;
+            let writer =
+                frame::parquet_groups(file.clone(), empty.schema(), metadata).map_err(broken(path))?;
             Form::Parquet(Box::new(writer), Columns::default())
         } else {
             let mut writer = csv::Writer::from_writer(file.clone());

@@ -258,7 +258,7 @@ struct Label {
 /// Writes the selection, unless it is there already.
 ///
 /// # Errors
-/// A vocabulary that lacks a column or holds a count that is no number; an included or excluded tag that it does not
+/// A vocabulary that lacks a column, or holds an empty name or a count that is no number; an included or excluded tag that it does not
 /// know, unless a list names it; a list that cannot be read; counts that are all 0, unless the coverage is 0; nothing left to select; an output that cannot be written.
 pub fn run(
     plan: &SelectPlan,
@@ -301,11 +301,11 @@ fn labels(sheet: &Sheet) -> Result<Vec<Label>> {
         let cells = &row.cells;
         let count =
             parse_count(cells[count].trim()).ok_or_else(|| sheet.cell(row, count, "a whole number"))?;
-        Ok(Label {
-            name: canonical(&cells[name]),
-            general: category_named(&cells[category]) == GENERAL,
-            count,
-        })
+        let named = canonical(&cells[name]);
+        if named.is_empty() {
+            return Err(sheet.cell(row, name, "the name of a tag"));
+        }
+        Ok(Label { name: named, general: category_named(&cells[category]) == GENERAL, count })
     };
     sheet.rows.iter().map(label).collect()
 }
@@ -582,6 +582,11 @@ mod tests {
         );
         let wrong = "name,category,count\na,0,many\n";
         assert!(said(&|c| fs::write(&c.labels, wrong).unwrap()).contains("line 2, column `count`"));
+        let nameless = "name,category,count\na,0,1\n \u{200b},0,1\n";
+        assert!(
+            said(&|c| fs::write(&c.labels, nameless).unwrap())
+                .contains("line 3, column `name`: expected the name of a tag")
+        );
         assert!(said(&|c| c.output = c.labels.clone()).ends_with("is the input"));
         fs::create_dir(dir.path().join("sub")).unwrap();
         let other_spelling = dir.path().join("sub/../selected_tags.csv");

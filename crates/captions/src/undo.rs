@@ -84,7 +84,8 @@ impl fmt::Display for UndoReport {
     }
 }
 
-/// Puts the originals back that runs in place have kept, and removes all that those runs have made: every byte is as it was.
+/// Puts the originals back that runs in place have kept, and removes all that those runs have made: every byte is as it was, and
+/// so are times of modification and permissions.
 ///
 /// A file that somebody has edited since stays, with its original beside it, unless that is forced. After a crash the next
 /// run goes on.

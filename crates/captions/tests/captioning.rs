@@ -52,6 +52,7 @@ fn config(dir: &TempDir) -> CaptionConfig {
         source: CaptionSource::default(),
         format: None,
         style: Style::default(),
+        without: Vec::new(),
     }
 }
 
@@ -374,4 +375,31 @@ fn a_table_from_another_model_or_floor_is_told() {
 
     write(&dir, "selection.csv", "name,include\nsunset,1\n");
     assert!(matches!(run(&config(&dir)), Err(Error::OtherVocabulary { selected: 1, .. })));
+}
+
+#[test]
+fn pictures_on_a_list_are_left_out() {
+    let dir = world();
+    write(&dir, "no.csv", "image,reason\na.png,blurred\nelsewhere.png,x\n");
+    let without =
+        |config: CaptionConfig| CaptionConfig { without: vec![dir.path().join("no.csv")], ..config };
+    let report = run(&without(config(&dir))).unwrap();
+    assert_eq!((report.outcome, report.captions, report.excluded), (Outcome::Done, 1, 1));
+    assert!(report.to_string().contains("\n1 pictures are left out, as listed"), "{report}");
+    assert!(!dir.path().join("captions/a.txt").exists());
+    assert_eq!(run(&without(config(&dir))).unwrap().outcome, Outcome::Unchanged);
+    // A list that is not the same any more is a reason to run, and what is not wanted any more goes.
+    write(&dir, "no.csv", "sub/b.jpg\n");
+    assert_eq!(run(&without(config(&dir))).unwrap().captions, 1);
+    assert!(dir.path().join("captions/a.txt").exists() && !dir.path().join("captions/sub/b.txt").exists());
+
+    // In place their originals come back, and one that would share a caption is no trouble.
+    run(&in_place(&dir)).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "blurry, solo, ^_^, a heart\n");
+    write(&dir, "no.csv", "a.png\nsub/b.png\n");
+    write(&dir, "images/sub/b.png", "");
+    run(&without(in_place(&dir))).unwrap();
+    assert_eq!(read(&dir, "images/a.txt"), "a heart");
+    write(&dir, "no.csv", b"\xff\xfe");
+    assert!(said(&without(config(&dir))).contains("no.csv` is not UTF-8"));
 }

@@ -60,6 +60,7 @@ fn config(dir: &TempDir) -> CaptionConfig {
         source: CaptionSource::default(),
         format: None,
         style: Style::default(),
+        without: Vec::new(),
     }
 }
 
@@ -561,4 +562,31 @@ fn a_table_about_something_else_is_no_matter_for_auto() {
     write(&dir, "images/captions.csv", "id,price\n1,2\n");
     write(&dir, "images/metadata.csv", "id,price\n1,2\n");
     assert_eq!(found(&dir, &auto()), before);
+}
+
+#[test]
+fn the_text_of_jpeg_pictures_is_read_and_not_written() {
+    let dir = with_captions();
+    // An EXIF segment with a user comment, as A1111 writes its parameters.
+    let text = "a cross\nNegative prompt: blurry\nSteps: 20, Seed: 1";
+    let mut exif = b"Exif\0\0II\x2a\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x1a\0\0\0\0\0\0\0".to_vec();
+    exif.extend(b"\x01\0\x86\x92\x07\0");
+    exif.extend((text.len() as u32 + 8).to_le_bytes());
+    exif.extend(b"\x2c\0\0\0\0\0\0\0ASCII\0\0\0");
+    exif.extend(text.as_bytes());
+    let jpeg =
+        [b"\xff\xd8\xff\xe1", &(exif.len() as u16 + 2).to_be_bytes()[..], &exif, b"\xff\xda\0\x02"].concat();
+    write(&dir, "images/c.jpg", &jpeg);
+    write(&dir, "tags.csv", format!("{TAGS}c.jpg,1,blurry,general,0.9\n"));
+    run(&CaptionConfig { source: auto(), max_tags: 1, ..config(&dir) }).unwrap();
+    assert_eq!(read(&dir, "captions/c.txt"), "blurry, a cross\n");
+    // In place it becomes a file beside the picture.
+    run(&in_place(&dir, auto())).unwrap();
+    assert_eq!(read(&dir, "images/c.txt"), "blurry, a cross\n");
+    assert_eq!(fs::read(dir.path().join("images/c.jpg")).unwrap(), jpeg);
+    undo(&dir, false).unwrap();
+    let report = run(&in_place(&dir, source(CaptionFormat::Png))).unwrap();
+    assert!(report.skipped.iter().any(|skipped| {
+        skipped.image == "c.jpg" && skipped.reason == "only PNG pictures can hold a caption"
+    }));
 }

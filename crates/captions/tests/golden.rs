@@ -80,6 +80,7 @@ fn the_captions_are_those_of_pandas() {
         source: CaptionSource::default(),
         format: None,
         style: Style::default(),
+        without: Vec::new(),
     };
     let report = caption::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
     assert_eq!(report.outcome, Outcome::Done);

@@ -331,6 +331,8 @@ fn captions_come_from_files_too() {
         said("c.csv", "image,caption\n,x\n")
             .contains("line 2, column `image`: expected a picture, found \"\"")
     );
+    fs::remove_file(dir.path().join("new.csv")).unwrap();
+    fs::remove_file(dir.path().join("new.csv.run.json")).unwrap();
     assert!(said("c.jsonl", "{\"image\":\"a\",\"caption\":\"b\"}\n[1]\n").contains("line 2: invalid type"));
     assert!(
         said("c.jsonl", "{\"image\":\"a\",\"caption\":7}\n")
@@ -483,4 +485,80 @@ fn tables_that_lead_elsewhere_are_refused() {
     assert!(!dir.path().join("mixed").exists());
     assert!(matches!(mix(&dir, "t.csv", 1.5, 0), Err(Error::Range { .. })));
     assert!(matches!(mix(&dir, "mixed/t.csv", 0.5, 0), Err(Error::OutputIsInput { .. })));
+}
+
+#[test]
+fn captions_changed_in_place_count_as_they_were() {
+    use vodka_captions::{CaptionSource, Position, caption};
+    let dir = world(2);
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("tags.csv"), "image,tag_id,tag,category,score\np00.png,1,solo,general,0.9\n").unwrap();
+    fs::write(at("selection.csv"), "name,include\nsolo,1\n").unwrap();
+    let in_place = caption::CaptionConfig {
+        tags: at("tags.csv"),
+        selection: at("selection.csv"),
+        images: at("images"),
+        output: None,
+        in_place: true,
+        max_tags: 3,
+        min_score: 0.3,
+        position: Position::Prepend,
+        missing: caption::Missing::Skip,
+        source: CaptionSource::default(),
+        format: None,
+        style: caption::Style::default(),
+        without: Vec::new(),
+    };
+    caption::run(&in_place.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!(read(&dir, "images/p00.txt"), "solo, a circle\n");
+    fs::write(at("theirs.csv"), "image,caption\np00.png,a disc\nsub/p01.png,a box\n").unwrap();
+    let from_file = |output: &str| RecaptionConfig {
+        captions: Some(at("theirs.csv")),
+        endpoint: None,
+        model: None,
+        output: at(output),
+        ..config(&dir, "")
+    };
+    run(&from_file("new.csv")).unwrap();
+    assert!(read(&dir, "new.csv").contains("p00.png,a circle,a disc,"), "{}", read(&dir, "new.csv"));
+}
+
+#[test]
+fn a_table_of_another_source_is_not_overwritten() {
+    let dir = world(2);
+    let at = |name: &str| dir.path().join(name);
+    let server = Server::start(|_, asked| caption(&format!("{}", asked.number())));
+    let from_service = config(&dir, &server.endpoint);
+    run(&from_service).unwrap();
+    let answered = read(&dir, "new.csv");
+    fs::write(at("theirs.csv"), "image,caption\np00.png,a disc\nsub/p01.png,a box\n").unwrap();
+    let from_file = RecaptionConfig {
+        captions: Some(at("theirs.csv")),
+        endpoint: None,
+        model: None,
+        ..config(&dir, &server.endpoint)
+    };
+    let said = |config: &RecaptionConfig| {
+        run(config).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+    };
+    assert_eq!(
+        said(&from_file),
+        "`new.csv` holds the captions of the model `painter-7b`, not of `theirs.csv`: name another output, or move it away"
+    );
+    let other = RecaptionConfig { model: Some("painter-8b".to_owned()), ..from_service.clone() };
+    assert!(said(&other).contains("of the model `painter-7b`, not of the model `painter-8b`"));
+    assert_eq!(read(&dir, "new.csv"), answered);
+    // Another question to the same model is another run of it.
+    run(&RecaptionConfig { prompt: "Well?".to_owned(), ..from_service }).unwrap();
+
+    // A file of nobody's stays; what a killed run has written without a record is written again.
+    fs::write(at("mine.csv"), "image,caption\nx.png,mine\n").unwrap();
+    let onto = |name: &str| RecaptionConfig { output: at(name), ..from_file.clone() };
+    assert!(said(&onto("mine.csv")).starts_with("`mine.csv` is in the way"));
+    let service_onto = RecaptionConfig { output: at("mine.csv"), ..config(&dir, &server.endpoint) };
+    assert!(said(&service_onto).starts_with("`mine.csv` is in the way"));
+    run(&onto("file.csv")).unwrap();
+    fs::remove_file(at("file.csv.run.json")).unwrap();
+    assert_eq!(run(&onto("file.csv")).unwrap().outcome, Outcome::Done);
+    assert_eq!(run(&onto("file.csv")).unwrap().outcome, Outcome::Unchanged);
 }

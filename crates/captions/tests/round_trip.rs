@@ -117,6 +117,7 @@ fn config(root: &Path, format: CaptionFormat, escape: bool) -> CaptionConfig {
         source: CaptionSource::default(),
         format: Some(format),
         style: Style { escape, ..Style::default() },
+        without: Vec::new(),
     }
 }
 

@@ -76,6 +76,16 @@ impl Session {
         plan: Result<P, E>,
         run: impl FnOnce(&P, &Self) -> Result<R, E>,
     ) -> ExitCode {
+        self.stage_with(plan, run, |_| false)
+    }
+
+    /// The same where a run may find out too that the user has said what cannot be: a name that the data lack, say.
+    pub fn stage_with<P: Serialize, R: Report, E: Error>(
+        &self,
+        plan: Result<P, E>,
+        run: impl FnOnce(&P, &Self) -> Result<R, E>,
+        is_usage: impl FnOnce(&E) -> bool,
+    ) -> ExitCode {
         let plan = match plan {
             Ok(plan) => plan,
             Err(error) => return self.fail(&error, Exit::Usage),
@@ -85,7 +95,10 @@ impl Session {
         }
         match run(&plan, self) {
             Ok(report) => self.finish(&report),
-            Err(error) => self.fail(&error, Exit::Failed),
+            Err(error) => {
+                let exit = if is_usage(&error) { Exit::Usage } else { Exit::Failed };
+                self.fail(&error, exit)
+            }
         }
     }
 

@@ -51,5 +51,5 @@ pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
 pub use measure::{Measures, Tiles, measure};
 pub use picture::Picture;
 pub use resize::{Filter, resize, resize_bicubic};
-pub use size::size;
+pub use size::{size, size_of_bytes};
 pub use square::{Fit, Square};

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Read, Seek},
+    io::{BufRead, BufReader, Cursor, Read, Seek},
     path::Path,
 };
 
@@ -19,19 +19,31 @@ use crate::{
 /// [`Error::Picture`]: the file cannot be read, or does not start as a picture does. One that is broken further on is
 /// for [`crate::decode`] to find.
 pub fn size(path: &Path) -> Result<(u32, u32)> {
-    read_size(path).map_err(|source| Error::Picture { path: path.to_path_buf(), source })
+    open_size(path).map_err(|source| Error::Picture { path: path.to_path_buf(), source })
 }
 
-fn read_size(path: &Path) -> Result<(u32, u32), Fault> {
+/// The same from the content of a file.
+///
+/// # Errors
+/// As [`size`], without the path.
+pub fn size_of_bytes(bytes: &[u8]) -> Result<(u32, u32), Fault> {
+    read_size(Cursor::new(bytes))
+}
+
+fn open_size(path: &Path) -> Result<(u32, u32), Fault> {
+    let file = File::open(path).map_err(|source| Fault::Read { source })?;
+    read_size(BufReader::new(file))
+}
+
+fn read_size(mut file: impl BufRead + Seek) -> Result<(u32, u32), Fault> {
     let unreadable = |source| Fault::Read { source };
-    let mut file = File::open(path).map_err(unreadable)?;
     let mut start = Vec::new();
-    file.by_ref().take(16).read_to_end(&mut start).map_err(unreadable)?;
+    (&mut file).take(16).read_to_end(&mut start).map_err(unreadable)?;
     if start.is_empty() {
         return Err(Fault::Empty);
     }
     file.rewind().map_err(unreadable)?;
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(unreadable)?;
+    let reader = ImageReader::new(file).with_guessed_format().map_err(unreadable)?;
     if reader.format().is_none() {
         return Err(Fault::NotAPicture { found: first_bytes(&start) });
     }

@@ -110,8 +110,11 @@ pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
     fs::create_dir_all(path).map_err(|source| Error::CreateDir { path: path.to_path_buf(), source })
 }
 
-/// Makes the rename itself survive a power cut. Windows has no way to open a folder for this.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
+/// Makes the names in the folder of `path` survive a power cut. Windows has no way to open a folder for this.
+///
+/// # Errors
+/// The folder cannot be opened or synced.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     if cfg!(windows) {
         return Ok(());
     }

@@ -15,7 +15,7 @@ mod record;
 mod report;
 mod space;
 
-pub use atomic::{AtomicFile, create_dir, write_atomic};
+pub use atomic::{AtomicFile, create_dir, sync_folder_of, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
 pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree};

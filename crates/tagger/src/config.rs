@@ -43,6 +43,9 @@ pub struct TagConfig {
     /// The lowest score that is written, 0 to 1.
     #[serde(default = "TagConfig::default_min_score")]
     pub min_score: f64,
+    /// Whether a table of embeddings, `STEM.embeddings.parquet`, comes beside the table of tags; of one model that has them.
+    #[serde(default)]
+    pub embeddings: bool,
     /// Whose arithmetic prepares the pictures.
     #[serde(default)]
     pub profile: Profile,
@@ -77,6 +80,7 @@ impl TagConfig {
             images: images.into(),
             output: output.into(),
             min_score: Self::default_min_score(),
+            embeddings: false,
             profile: Profile::default(),
             batch: 0,
             threads: 0,
@@ -119,6 +123,9 @@ impl TagConfig {
         if !["parquet", "csv"].contains(&extension.as_str()) {
             return wrong("output", "a name ending in .parquet or .csv", self.output.display().to_string());
         }
+        if self.embeddings && !self.ensemble.is_empty() {
+            return wrong("embeddings", "one model", format!("{} models", self.models().count()));
+        }
         self.models().try_for_each(|model| ModelFolder::open(model, self.family.as_deref()).map(|_| ()))?;
         if !self.images.is_dir() {
             return Err(Error::NoFolder { what: "the pictures", path: self.images.clone() });
@@ -130,6 +137,7 @@ impl TagConfig {
             lanes: if self.provider.is_concurrent() { threads.min(LANES_MAX) } else { 1 },
             pictures: self.output.with_extension(format!("pictures.{extension}")),
             skipped: self.output.with_extension("skipped.csv"),
+            embeddings: self.embeddings.then(|| self.output.with_extension("embeddings.parquet")),
             config: Self { threads, batch, ..self.clone() },
         })
     }
@@ -150,12 +158,15 @@ pub struct TagPlan {
     pub pictures: PathBuf,
     /// The list of skipped pictures.
     pub skipped: PathBuf,
+    /// The table of embeddings, where one is wanted.
+    pub embeddings: Option<PathBuf>,
 }
 
 /// The settings that the tables depend on.
 #[derive(Serialize)]
 struct Settings<'a> {
     min_score: f64,
+    embeddings: bool,
     family: &'a Option<String>,
     profile: Profile,
     ignore_orientation: bool,
@@ -196,12 +207,21 @@ impl TagPlan {
     /// What each row depends on beside its picture.
     pub(crate) fn key_without_images(&self) -> Result<RunKey> {
         let TagConfig {
-            min_score, profile, ignore_orientation, max_pixels, combine, batch, provider, ..
+            min_score,
+            embeddings,
+            profile,
+            ignore_orientation,
+            max_pixels,
+            combine,
+            batch,
+            provider,
+            ..
         } = self.config;
         let family = &self.config.family;
         let name = |model: &Path| model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let settings = Settings {
             min_score,
+            embeddings,
             family,
             profile,
             ignore_orientation,
@@ -228,8 +248,10 @@ impl TagPlan {
         Ok(key)
     }
 
-    pub(crate) fn outputs(&self) -> [&Path; 3] {
-        [&self.config.output, &self.pictures, &self.skipped]
+    /// The tables, and last the list of skipped pictures.
+    pub(crate) fn outputs(&self) -> Vec<&Path> {
+        let tables = [&self.config.output, &self.pictures].into_iter().chain(&self.embeddings);
+        tables.chain([&self.skipped]).map(PathBuf::as_path).collect()
     }
 
     pub(crate) fn journal(&self) -> PathBuf {

@@ -132,6 +132,11 @@ impl Tagger {
         self.model.network.lanes()
     }
 
+    /// Whether the network gives away embeddings: [`Scores::embeddings`].
+    pub fn has_embeddings(&self) -> bool {
+        self.model.outputs.embedding.is_some()
+    }
+
     /// Where the model runs.
     pub fn provider(&self) -> Provider {
         self.model.network.provider()

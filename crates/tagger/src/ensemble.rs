@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView1};
 use serde::{Deserialize, Serialize};
 use vodka_images::{Decoded, RgbImage};
 
-use crate::{Error, Labels, Result, Tagger, pipeline::Scorer, results::BATCH_MAX};
+use crate::{Error, Labels, Result, Scores, Tagger, pipeline::Scorer, results::BATCH_MAX};
 
 /// How the scores of several taggers become one. A tagger has a say on the tags that it knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,10 +135,11 @@ impl Ensemble {
 }
 
 impl Scorer for Ensemble {
-    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>> {
+    /// Of one member also the embeddings; those of several have nothing to do with each other.
+    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores> {
         let seen_by = |number: usize| prepared.iter().map(|images| &images[number]).collect::<Vec<_>>();
         if let [one] = self.members.as_slice() {
-            return one.tagger.score(&seen_by(0));
+            return one.tagger.score_with_embeddings(&seen_by(0));
         }
         let mut scores = Array2::zeros((prepared.len(), self.labels.len()));
         for (number, member) in self.members.iter().enumerate() {
@@ -147,6 +148,6 @@ impl Scorer for Ensemble {
                 self.add(member, said, sum);
             }
         }
-        Ok(scores)
+        Ok(Scores { scores, embeddings: None })
     }
 }

@@ -119,6 +119,12 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// The user wants to stop; the same goes on where it was.
+    #[error("{what} is interrupted")]
+    Interrupted {
+        /// What was in hand.
+        what: String,
+    },
     /// A setting is out of range.
     #[error("`{name}`: expected {expected}, found {found}")]
     Setting {

@@ -17,9 +17,10 @@ use std::{
     error::Error as StdError,
     ffi::OsString,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ use hf_hub::{
     api::sync::{Api, ApiBuilder, ApiError},
 };
 use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
-use vodka_stage::{ContentHash, Error as StageError, create_dir, hash_file, write_atomic};
+use vodka_stage::{ContentHash, Error as StageError, Interrupt, create_dir, hash_file, write_atomic};
 
 use crate::{
     Description, Error, Result,
@@ -167,14 +168,15 @@ pub struct Download<'a> {
 /// file of text beside it that may hold labels or settings.
 ///
 /// Of several networks it is the one that a tagger of that folder and `config.family` opens. A download that was cut off
-/// goes on where it was.
+/// or interrupted goes on where it was.
 ///
 /// # Errors
-/// When the hub has no such model or cannot be reached, when a file is not what the hub or `config.sha256` says it is,
+/// [`Error::Interrupted`]; when the hub has no such model or cannot be reached, when a file is not what the hub or `config.sha256` says it is,
 /// when the cache cannot be written, and offline when the cache has no such model; when there is no such family.
 pub fn resolve(
     model: &ModelRef,
     config: &HubConfig,
+    interrupt: &Interrupt,
     on_progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<PathBuf> {
     let folder = match model {
@@ -182,7 +184,8 @@ pub fn resolve(
         ModelRef::Hub { name, subfolder, revision } => {
             config.family.as_deref().map(Description::family).transpose()?;
             let folder = config.cache.join(format!("models--{}", name.replace('/', "--")));
-            let fetch = Fetch { model, name, subfolder: subfolder.as_deref(), revision, folder, config };
+            let subfolder = subfolder.as_deref();
+            let fetch = Fetch { model, name, subfolder, revision, folder, config, interrupt };
             match (fetch.whole(), config.offline) {
                 (Ok(folder), _) => folder,
                 (Err(missing), true) => return Err(Error::NotCached { model: model.to_string(), missing }),
@@ -225,6 +228,7 @@ struct Fetch<'a> {
     /// The repository's folder in the cache.
     folder: PathBuf,
     config: &'a HubConfig,
+    interrupt: &'a Interrupt,
 }
 
 /// What the hub says of a file.
@@ -326,8 +330,22 @@ impl Fetch<'_> {
         let path = self.folder.join(".vodka/lock");
         create_dir(self.folder.join(".vodka"))?;
         let file = File::create(&path).map_err(cannot_write(&path))?;
-        file.lock().map_err(cannot_write(&path))?;
-        Ok(file)
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => self.go_on()?,
+                Err(TryLockError::Error(source)) => return Err(cannot_write(&path)(source)),
+            }
+            thread::sleep(LOCK_TRIED_EVERY);
+        }
+    }
+
+    /// An error where the user wants to stop.
+    fn go_on(&self) -> Result<()> {
+        match self.interrupt.is_raised() {
+            true => Err(Error::Interrupted { what: format!("the download of {}", self.model) }),
+            false => Ok(()),
+        }
     }
 
     /// hf-hub for the listing and the addresses. Its downloads hand the token on to wherever the hub sends them, and show
@@ -351,6 +369,7 @@ impl Fetch<'_> {
         folder: &Path,
         on_progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<()> {
+        self.go_on()?;
         let About { etag, size } = self.about(file, url)?;
         let blob = self.folder.join("blobs").join(&etag);
         if !blob.is_file() {
@@ -402,6 +421,7 @@ impl Fetch<'_> {
         while here() < size {
             let before = here();
             match self.transfer(part, url, tell) {
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(error) if here() <= before => return Err(error),
                 Ok(()) if here() <= before => break,
                 _ => {}
@@ -422,6 +442,7 @@ impl Fetch<'_> {
         let mut body = answer.into_body().into_reader();
         let mut buffer = vec![0; 1 << 16];
         loop {
+            self.go_on()?;
             let n = body.read(&mut buffer).map_err(|error| self.failed(error))?;
             if n == 0 {
                 return Ok(());
@@ -451,6 +472,8 @@ impl Fetch<'_> {
 }
 
 const REDIRECTS_MAX: u32 = 10;
+/// How often it is looked whether another process is through with a model.
+const LOCK_TRIED_EVERY: Duration = Duration::from_millis(100);
 
 /// A client that keeps the token to the host it is for, and does not wait for ever for one that is silent.
 fn agent(redirects: u32) -> Agent {

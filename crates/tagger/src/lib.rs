@@ -7,6 +7,7 @@
 //!
 #![doc = include_str!("../README.md")]
 
+mod budget;
 mod category;
 mod choose;
 mod config;

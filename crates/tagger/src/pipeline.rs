@@ -21,7 +21,7 @@ use ndarray::Array2;
 use vodka_images::{RgbImage, relative_name};
 
 use crate::{
-    Error, Result,
+    Error, Result, Scores,
     read::{Facts, Reader, Stamp, Trouble},
 };
 
@@ -30,8 +30,8 @@ const WINDOW: usize = 4;
 
 /// A network as the pipeline sees it.
 pub(crate) trait Scorer: Sync {
-    /// The scores of pictures that [`Reader`] prepared for this network, one row each. // (pictures, labels)
-    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>>;
+    /// The scores of pictures that [`Reader`] prepared for this network, one row each.
+    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores>;
 }
 
 /// Pictures to be scored, and how.
@@ -53,8 +53,8 @@ pub(crate) struct Job<'a> {
 /// What became of one picture.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// Its score for each label, and what else there is to know.
-    Scored { scores: Vec<f32>, facts: Facts },
+    /// Its score for each label, its embedding where the network has one, and what else there is to know.
+    Scored { scores: Vec<f32>, embedding: Option<Vec<f32>>, facts: Facts },
     /// Its content is what it was; only the stamp is new.
     Same(Stamp),
     /// It cannot be scored.
@@ -171,18 +171,20 @@ impl Job<'_> {
         }
         let pictures: Vec<&[RgbImage]> = prepared.iter().filter_map(Prepared::images).collect();
         let start = Instant::now();
-        let scores = if pictures.is_empty() {
-            Array2::zeros((0, 0))
+        let Scores { scores, embeddings } = if pictures.is_empty() {
+            Scores { scores: Array2::zeros((0, 0)), embeddings: None }
         } else {
             self.scorer.score(&pictures).map_err(|source| self.failed(&places, source))?
         };
         load.add(start.elapsed());
         let mut rows = scores.outer_iter();
         let mut row = || rows.next().expect("a row for each picture").to_vec();
+        let mut embeddings = embeddings.as_ref().map(|rows| rows.outer_iter());
+        let mut embedding = || embeddings.as_mut()?.next().map(|row| row.to_vec());
         let seen = prepared
             .into_iter()
             .map(|one| match one {
-                Prepared::Picture(_, facts) => Seen::Scored { scores: row(), facts },
+                Prepared::Picture(_, facts) => Seen::Scored { scores: row(), embedding: embedding(), facts },
                 Prepared::Done(seen) => seen,
                 Prepared::Gone(_) => unreachable!("a batch with such a one is an error"),
             })
@@ -308,6 +310,7 @@ mod tests {
     use vodka_testkit::fixture;
 
     use super::*;
+    use crate::read::Memory;
 
     /// Scores a picture by its first value, and counts.
     #[derive(Default)]
@@ -319,7 +322,7 @@ mod tests {
     }
 
     impl Scorer for Fake {
-        fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>> {
+        fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores> {
             assert!(!self.panics, "a network that nobody has thought of");
             if self.fails {
                 return Err(Error::Constant { model: "fake".into() });
@@ -327,7 +330,9 @@ mod tests {
             self.scored.fetch_add(prepared.len(), Ordering::Relaxed);
             self.largest.fetch_max(prepared.len(), Ordering::Relaxed);
             let first = |images: &&[RgbImage]| f32::from(images[0].as_raw()[0]);
-            Ok(Array2::from_shape_vec((prepared.len(), 1), prepared.iter().map(first).collect()).unwrap())
+            let scores = prepared.iter().map(first).collect();
+            let scores = Array2::from_shape_vec((prepared.len(), 1), scores).unwrap();
+            Ok(Scores { scores, embeddings: None })
         }
     }
 
@@ -365,6 +370,7 @@ mod tests {
             prepare: &|decoded| vec![decoded.picture.clone().into_rgb()],
             measure: false,
             known,
+            memory: Memory::new(&DecodeOptions::default(), decoders),
         };
         let todo: Vec<_> = (0..paths.len()).collect();
         let job = Job { scorer: fake, reader: &reader, paths, todo: &todo, batch, lanes, decoders };
@@ -443,7 +449,8 @@ mod tests {
     fn a_failure_ends_the_run_and_a_panic_is_passed_on() {
         let (dir, paths) = folder(50);
         let fails = Fake { fails: true, ..Fake::default() };
-        let error = run_with(dir.path(), &paths, &fails, [2, 1, 2], &|_| None, usize::MAX).unwrap_err();
+        // With one decoder the first batch that is whole is the first one.
+        let error = run_with(dir.path(), &paths, &fails, [2, 1, 1], &|_| None, usize::MAX).unwrap_err();
         assert_eq!(error.to_string(), "cannot score `0000.png` and 1 more");
         let panics = Fake { panics: true, ..Fake::default() };
         let run = || run_with(dir.path(), &paths, &panics, [2, 2, 2], &|_| None, usize::MAX);

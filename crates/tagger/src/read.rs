@@ -9,10 +9,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure};
+use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure, size_of_bytes};
 use vodka_stage::{ContentHash, hash_bytes};
 
-use crate::pipeline::{Prepared, Seen};
+use crate::{
+    budget::{Budget, Share},
+    pipeline::{Prepared, Seen},
+};
 
 /// No picture is larger; a file that is would fill the memory before it could be looked at.
 const FILE_MAX: u64 = 1 << 30;
@@ -81,6 +84,35 @@ impl Trouble {
     }
 }
 
+/// What all readers together may hold at a time: each may come upon a picture as large as any may be.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// Bytes of files.
+    files: Budget,
+    /// Pixels of pictures that are being decoded, of 3 to 12 bytes each.
+    pixels: Budget,
+}
+
+impl Memory {
+    /// As much as one largest file and one largest picture take, or as many pictures of 16 megapixels as there are readers,
+    /// so that no reader waits where pictures are of the usual sizes.
+    pub fn new(decode: &DecodeOptions, readers: usize) -> Self {
+        let usual = (readers as u64) << 24;
+        Self { files: Budget::new(FILE_MAX), pixels: Budget::new(decode.max_pixels.max(usual)) }
+    }
+
+    /// Waits until there is room to decode a file. One that does not start as a picture does needs none.
+    fn room_for(&self, bytes: &[u8]) -> Share<'_> {
+        let pixels = match size_of_bytes(bytes) {
+            Ok((width, height)) => u64::from(width) * u64::from(height),
+            Err(Fault::Empty | Fault::NotAPicture { .. }) => 0,
+            // Another decoder may see more in it.
+            Err(_) => u64::MAX,
+        };
+        self.pixels.take(pixels)
+    }
+}
+
 /// Reads and prepares pictures; one for all threads.
 pub(crate) struct Reader<'a> {
     /// The folder that paths are relative to.
@@ -92,6 +124,7 @@ pub(crate) struct Reader<'a> {
     pub measure: bool,
     /// The hash that the picture at this place had when it was scored before, where its stamp has changed since.
     pub known: &'a (dyn Fn(usize) -> Option<ContentHash> + Sync),
+    pub memory: Memory,
 }
 
 impl Reader<'_> {
@@ -100,7 +133,7 @@ impl Reader<'_> {
         if path.to_str().is_none() {
             return skipped(Trouble::unreadable("the name is not UTF-8"));
         }
-        let (bytes, stamp) = match read(&self.root.join(path)) {
+        let (bytes, stamp, _room) = match read(&self.root.join(path), &self.memory.files) {
             Ok(found) => found,
             Err(_) if self.is_gone() => return Prepared::Gone(self.root.to_path_buf()),
             Err(trouble) => return skipped(trouble),
@@ -110,6 +143,7 @@ impl Reader<'_> {
             return Prepared::Done(Seen::Same(stamp));
         }
         let work = || {
+            let _room = self.memory.room_for(&bytes);
             let decoded = decode_bytes(&bytes, &self.decode)?;
             let looks = self.measure.then(|| measure(&decoded.picture).into());
             let Decoded { width, height, .. } = decoded;
@@ -135,8 +169,8 @@ pub(crate) fn is_readable(path: &Path) -> bool {
     path.to_str().is_some() && File::open(path).is_ok_and(is_small)
 }
 
-/// The content of a file that nobody changed meanwhile.
-fn read(path: &Path) -> Result<(Vec<u8>, Stamp), Trouble> {
+/// The content of a file that nobody changed meanwhile, and the room that it takes.
+fn read<'a>(path: &Path, room: &'a Budget) -> Result<(Vec<u8>, Stamp, Share<'a>), Trouble> {
     let unreadable = |source: io::Error| Trouble::unreadable(Fault::Read { source }.reason());
     for _ in 0..ATTEMPTS {
         let mut file = File::open(path).map_err(unreadable)?;
@@ -145,12 +179,13 @@ fn read(path: &Path) -> Result<(Vec<u8>, Stamp), Trouble> {
             let found = metadata.len();
             return Err(Trouble::unreadable(format!("expected at most {FILE_MAX} bytes, found {found}")));
         }
+        let share = room.take(metadata.len());
         let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
         file.by_ref().take(FILE_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
         let stamp = Stamp::new(&metadata);
         // The name may lead to another file by now: that is the one to tag.
         if bytes.len() as u64 == stamp.size && Stamp::of(path) == Some(stamp) {
-            return Ok((bytes, stamp));
+            return Ok((bytes, stamp, share));
         }
     }
     Err(Trouble::unreadable("the file is changed again and again while it is read"))
@@ -173,10 +208,27 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_takes_room_for_its_pixels() {
+        let decode = DecodeOptions { max_pixels: 1 << 25, ..DecodeOptions::default() };
+        let memory = Memory::new(&decode, 3);
+        let bytes = std::fs::read(vodka_testkit::fixture("images/awkward").join("odd.png")).unwrap();
+        let (width, height) = size_of_bytes(&bytes).unwrap();
+        let taken = |bytes: &[u8]| memory.room_for(bytes).amount();
+        assert_eq!(taken(&bytes), u64::from(width) * u64::from(height));
+        assert_eq!((taken(b""), taken(b"just a note")), (0, 0));
+        // Of a header that ends early the worst is thought.
+        assert_eq!(taken(&bytes[..20]), 3 << 24);
+    }
+
+    #[test]
     fn a_file_too_large_to_be_a_picture_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("large.png");
         File::create(&path).unwrap().set_len(FILE_MAX + 1).unwrap();
-        assert_eq!(read(&path).unwrap_err().reason, "expected at most 1073741824 bytes, found 1073741825");
+        let room = Budget::new(FILE_MAX);
+        assert_eq!(
+            read(&path, &room).unwrap_err().reason,
+            "expected at most 1073741824 bytes, found 1073741825"
+        );
     }
 }

@@ -36,16 +36,28 @@ pub(crate) enum Finding {
     Tagged {
         scores: Vec<(u32, f32)>,
         facts: Facts,
+        /// What the network sees in it, where that is kept.
+        embedding: Option<Vec<f32>>,
     },
     Skipped(Trouble),
 }
 
+/// What of a picture is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    /// Scores from here on.
+    pub min_score: f32,
+    pub embeddings: bool,
+}
+
 impl Entry {
-    pub fn new(image: String, seen: Seen, min_score: f32) -> Option<Self> {
+    pub fn new(image: String, seen: Seen, kept: Kept) -> Option<Self> {
         let finding = match seen {
-            Seen::Scored { scores, facts } => {
-                Finding::Tagged { scores: from_floor(&scores, min_score), facts }
-            }
+            Seen::Scored { scores, embedding, facts } => Finding::Tagged {
+                scores: from_floor(&scores, kept.min_score),
+                facts,
+                embedding: embedding.filter(|_| kept.embeddings),
+            },
             Seen::Skipped(trouble) => Finding::Skipped(trouble),
             Seen::Same(_) => return None,
         };
@@ -166,12 +178,12 @@ impl<'a> Results<'a> {
     }
 
     /// Adds a batch: pictures by their places in the list, each with what became of it.
-    pub fn add(&mut self, batch: Vec<(usize, Seen)>, min_score: f32) -> Result<Batch> {
+    pub fn add(&mut self, batch: Vec<(usize, Seen)>, kept: Kept) -> Result<Batch> {
         let (mut indices, mut entries) = (Vec::new(), Vec::new());
         for (index, seen) in batch {
             let entry = match seen {
                 Seen::Same(stamp) => self.stale_entry(index)?.restamped(stamp),
-                seen => Entry::new(relative_name(&self.images[index]), seen, min_score)
+                seen => Entry::new(relative_name(&self.images[index]), seen, kept)
                     .expect("only the same has no entry of its own"),
             };
             indices.push(index);

@@ -15,9 +15,11 @@ use crate::{
     Error, Provider, Result, TagPlan, Tagger,
     ensemble::Ensemble,
     pipeline::{Job, Load},
-    read::Reader,
-    results::{Entry, Finding, ImagesHash, Results},
-    table::{LabelCells, PICTURES, SKIPPED, TAGS, Table, picture_row, skipped_row},
+    read::{Memory, Reader},
+    results::{Entry, Finding, ImagesHash, Kept, Results},
+    table::{
+        EMBEDDINGS, LabelCells, PICTURES, SKIPPED, TAGS, Table, embedding_row, picture_row, skipped_row,
+    },
 };
 
 /// What happens during a run.
@@ -82,7 +84,8 @@ pub struct TagReport {
     /// The first of the skipped pictures, with the reasons; all of them are in the list.
     #[serde(default)]
     pub first_skipped: Vec<SkippedPicture>,
-    /// What was written: the table of tags, the table of pictures, and the list of skipped pictures.
+    /// What was written: the table of tags, that of pictures, where it was wanted that of embeddings, and the list of skipped
+    /// pictures.
     pub outputs: Vec<PathBuf>,
     /// How fast it went; not for runs that had nothing to do, nor in run records, which hold no clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,11 +160,20 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
         return Ok(report);
     }
     let taggers: Vec<_> = plan.taggers().map(|config| Tagger::open(&config)).collect::<Result<_>>()?;
+    let wants_embeddings = plan.embeddings.is_some();
+    if let Some(tagger) = taggers.iter().find(|tagger| wants_embeddings && !tagger.has_embeddings()) {
+        return Err(Error::Setting {
+            name: "embeddings",
+            expected: "a network with an output for them (`output.embedding` in a model.toml says which)",
+            found: format!("a network of the family {} without one", tagger.description().name()),
+        });
+    }
     let ensemble = Ensemble::new(taggers, plan.config.combine);
     let labels = ensemble.labels().len();
     let fits = |entry: &Entry| match &entry.finding {
-        Finding::Tagged { scores, facts } => {
-            facts.looks.is_some() && scores.iter().all(|(place, _)| (*place as usize) < labels)
+        Finding::Tagged { scores, facts, embedding } => {
+            let is_whole = facts.looks.is_some() && embedding.is_some() == wants_embeddings;
+            is_whole && scores.iter().all(|(place, _)| (*place as usize) < labels)
         }
         Finding::Skipped(_) => true,
     };
@@ -192,7 +204,7 @@ fn unchanged(
     }
     let Some(key) = plan.key_with_images(key, images, interrupt)? else { return Ok(None) };
     let made = key.made::<TagReport>(&record)?;
-    let outputs = plan.outputs().map(Into::into).to_vec();
+    let outputs = plan.outputs().into_iter().map(Into::into).collect();
     Ok(made.map(|report| TagReport { outcome: Outcome::Unchanged, outputs, ..report }))
 }
 
@@ -218,13 +230,15 @@ impl Run<'_> {
         }
         let config = &self.plan.config;
         let known = results.known();
+        let decode = DecodeOptions {
+            orientation: !config.ignore_orientation,
+            max_pixels: config.max_pixels,
+            reduce_to: self.ensemble.reduce_to(),
+        };
         let reader = Reader {
             root: &config.images,
-            decode: DecodeOptions {
-                orientation: !config.ignore_orientation,
-                max_pixels: config.max_pixels,
-                reduce_to: self.ensemble.reduce_to(),
-            },
+            memory: Memory::new(&decode, config.threads),
+            decode,
             prepare: &|decoded| self.ensemble.prepare(decoded),
             measure: true,
             known: &|index| known.get(&index).copied(),
@@ -241,9 +255,10 @@ impl Run<'_> {
         let clock = Clock { start: Instant::now(), load: Load::default(), lanes: self.plan.lanes };
         let mut done = self.images.len() - self.todo.len();
         let mut fresh = 0;
+        let kept = Kept { min_score: config.min_score as f32, embeddings: config.embeddings };
         job.run(&clock.load, &mut |batch| {
             let indices = self.todo[batch.places].iter().copied();
-            let entries = results.add(indices.zip(batch.seen).collect(), config.min_score as f32)?;
+            let entries = results.add(indices.zip(batch.seen).collect(), kept)?;
             for entry in &entries {
                 if let Finding::Skipped(trouble) = &entry.finding {
                     on_event(TagEvent::Skipped {
@@ -281,6 +296,8 @@ impl Run<'_> {
     ) -> Result<(ContentHash, Tally)> {
         let mut tags = Table::create(&self.plan.config.output, TAGS)?;
         let mut pictures = Table::create(&self.plan.pictures, PICTURES)?;
+        let mut embeddings =
+            self.plan.embeddings.as_ref().map(|path| Table::create(path, EMBEDDINGS)).transpose()?;
         let mut skipped = Table::create(&self.plan.skipped, SKIPPED)?;
         let cells = LabelCells::new(self.ensemble.labels());
         let mut hash = ImagesHash::default();
@@ -288,10 +305,13 @@ impl Run<'_> {
             let entry = results.entry(index)?;
             hash.add_entry(&entry);
             match &entry.finding {
-                Finding::Tagged { scores, facts } => {
+                Finding::Tagged { scores, facts, embedding } => {
                     cells.rows(&entry.image, scores).try_for_each(|row| tags.push(row))?;
                     let looks = facts.looks.expect("this stage measures");
                     pictures.push(picture_row(&entry.image, facts, &looks))?;
+                    if let (Some(table), Some(embedding)) = (&mut embeddings, embedding) {
+                        table.push(embedding_row(&entry.image, embedding))?;
+                    }
                     tally.tagged += 1;
                 }
                 Finding::Skipped(trouble) => {
@@ -303,7 +323,9 @@ impl Run<'_> {
         let hash = hash.finish();
         let metadata = metadata(self.plan, key, hash);
         tally.rows = tags.finish(metadata.clone())?;
-        pictures.finish(metadata)?;
+        for table in [Some(pictures), embeddings].into_iter().flatten() {
+            table.finish(metadata.clone())?;
+        }
         skipped.finish(Vec::new())?;
         Ok((hash, tally))
     }
@@ -331,7 +353,7 @@ impl Tally {
         let Self { tagged, skipped, first_skipped, rows, speed } = self;
         // Of an interrupted run nothing was counted yet.
         let tagged = if outcome == Outcome::Interrupted { images.len() - missing } else { tagged };
-        let outputs = plan.outputs().map(Into::into).to_vec();
+        let outputs = plan.outputs().into_iter().map(Into::into).collect();
         let (provider, found) = (plan.config.provider, images.len());
         TagReport { outcome, provider, found, tagged, skipped, rows, first_skipped, outputs, speed }
     }

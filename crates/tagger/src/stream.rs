@@ -7,13 +7,12 @@ use std::{
     thread,
 };
 
-use ndarray::Array2;
 use vodka_images::{DecodeOptions, RgbImage};
 
 use crate::{
-    Result, Tagger, Tags,
+    Result, Scores, Tagger, Tags,
     pipeline::{Job, Load, Scorer, Seen},
-    read::Reader,
+    read::{Memory, Reader},
 };
 
 /// How [`Tagger::tag_paths`] works.
@@ -68,8 +67,15 @@ impl Tagger {
             reduce_to: self.reduce_to(),
         };
         let prepare = |decoded: &_| vec![self.prepare_decoded(decoded)];
-        let reader =
-            Reader { root: Path::new(""), decode, prepare: &prepare, known: &|_| None, measure: false };
+        let decoders = if options.decoders == 0 { cores() } else { options.decoders };
+        let reader = Reader {
+            root: Path::new(""),
+            decode,
+            prepare: &prepare,
+            known: &|_| None,
+            measure: false,
+            memory: Memory::new(&decode, decoders),
+        };
         let job = Job {
             scorer: self,
             reader: &reader,
@@ -77,7 +83,7 @@ impl Tagger {
             todo: &todo,
             batch: batch.next_multiple_of(self.fixed_batch().unwrap_or(1)),
             lanes: self.lanes(),
-            decoders: if options.decoders == 0 { cores() } else { options.decoders },
+            decoders,
         };
         let (mut next, mut waiting, mut over) = (0, BTreeMap::new(), false);
         job.run(&Load::default(), &mut |batch| {
@@ -101,8 +107,8 @@ impl Tagger {
 }
 
 impl Scorer for Tagger {
-    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Array2<f32>> {
+    fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores> {
         let pictures: Vec<&RgbImage> = prepared.iter().map(|images| &images[0]).collect();
-        Self::score(self, &pictures)
+        self.score_with_embeddings(&pictures)
     }
 }

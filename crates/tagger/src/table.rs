@@ -28,6 +28,8 @@ use crate::{
 
 /// So many rows are held in memory and can be read apart from the others.
 const ROWS_PER_GROUP: usize = 1 << 18;
+/// The same of a table with a list of floats in each row, which is as wide as a network.
+const LISTS_PER_GROUP: usize = 1 << 13;
 
 /// A column that is being filled.
 enum Column {
@@ -35,6 +37,8 @@ enum Column {
     Int(Vec<i32>),
     Long(Vec<i64>),
     Float(Vec<f32>),
+    /// All lists, one after the other, and for each float whether it goes on with a list.
+    Floats(Vec<f32>, Vec<i16>),
 }
 
 /// What one cell holds.
@@ -43,6 +47,7 @@ pub(crate) enum Cell {
     Int(i32),
     Long(i64),
     Float(f32),
+    Floats(Vec<f32>),
 }
 
 impl Cell {
@@ -56,6 +61,7 @@ impl Cell {
             Self::Int(number) => number.to_string().into_bytes().into(),
             Self::Long(number) => number.to_string().into_bytes().into(),
             Self::Float(number) => number.to_string().into_bytes().into(),
+            Self::Floats(_) => unreachable!("lists are for Parquet"),
         }
     }
 }
@@ -65,6 +71,7 @@ pub(crate) struct Table {
     path: PathBuf,
     form: Form,
     rows: usize,
+    rows_per_group: usize,
 }
 
 enum Form {
@@ -97,6 +104,9 @@ pub(crate) const PICTURES: &Columns = &[
     ("sharpness_tile_max", "FLOAT"),
 ];
 
+/// The columns of the table of embeddings, which is Parquet.
+pub(crate) const EMBEDDINGS: &Columns = &[("image", "BYTE_ARRAY"), ("embedding", "FLOATS")];
+
 /// The columns of the list of skipped pictures.
 pub(crate) const SKIPPED: &Columns = &[("image", "BYTE_ARRAY"), ("reason", "BYTE_ARRAY")];
 
@@ -114,12 +124,14 @@ impl Table {
                 Form::Csv(writer)
             }
         };
-        Ok(Self { path: path.to_path_buf(), form, rows: 0 })
+        let has_lists = columns.iter().any(|(_, kind)| *kind == "FLOATS");
+        let rows_per_group = if has_lists { LISTS_PER_GROUP } else { ROWS_PER_GROUP };
+        Ok(Self { path: path.to_path_buf(), form, rows: 0, rows_per_group })
     }
 
     pub fn push<const N: usize>(&mut self, row: [Cell; N]) -> Result<()> {
         self.rows += 1;
-        let is_full = self.rows.is_multiple_of(ROWS_PER_GROUP);
+        let is_full = self.rows.is_multiple_of(self.rows_per_group);
         match &mut self.form {
             Form::Csv(writer) => {
                 writer.write_record(row.iter().map(|cell| cell.to_csv())).map_err(table_error(&self.path))
@@ -153,6 +165,9 @@ impl Table {
 fn parquet(file: AtomicFile, columns: &Columns) -> Result<Form, ParquetError> {
     let field = |(name, kind): &(&str, &str)| match *kind {
         "BYTE_ARRAY" => format!("REQUIRED BYTE_ARRAY {name} (UTF8);"),
+        "FLOATS" => {
+            format!("REQUIRED group {name} (LIST) {{ REPEATED group list {{ REQUIRED FLOAT element; }} }}")
+        }
         kind => format!("REQUIRED {kind} {name};"),
     };
     let fields: Vec<_> = columns.iter().map(field).collect();
@@ -190,6 +205,7 @@ fn write_group(
             Column::Int(values) => write_column::<Int32Type>(&mut group, values),
             Column::Long(values) => write_column::<Int64Type>(&mut group, values),
             Column::Float(values) => write_column::<FloatType>(&mut group, values),
+            Column::Floats(values, goes_on) => write_lists(&mut group, values, goes_on),
         }?;
     }
     group.close().map(|_| ())
@@ -205,6 +221,19 @@ fn write_column<T: DataType>(
     column.close()
 }
 
+/// Every list has a float at least.
+fn write_lists(
+    group: &mut SerializedRowGroupWriter<'_, AtomicFile>,
+    values: &mut Vec<f32>,
+    goes_on: &mut Vec<i16>,
+) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.expect("the schema has as many columns as are written");
+    column.typed::<FloatType>().write_batch(values, Some(&vec![1; values.len()]), Some(goes_on))?;
+    values.clear();
+    goes_on.clear();
+    column.close()
+}
+
 impl Column {
     fn new(kind: &str) -> Self {
         match kind {
@@ -212,6 +241,7 @@ impl Column {
             "INT32" => Self::Int(Vec::new()),
             "INT64" => Self::Long(Vec::new()),
             "FLOAT" => Self::Float(Vec::new()),
+            "FLOATS" => Self::Floats(Vec::new(), Vec::new()),
             kind => unreachable!("no column of ours is {kind}"),
         }
     }
@@ -222,6 +252,10 @@ impl Column {
             (Self::Int(values), Cell::Int(value)) => values.push(value),
             (Self::Long(values), Cell::Long(value)) => values.push(value),
             (Self::Float(values), Cell::Float(value)) => values.push(value),
+            (Self::Floats(values, goes_on), Cell::Floats(list)) => {
+                goes_on.extend((0..list.len()).map(|place| i16::from(place > 0)));
+                values.extend(list);
+            }
             _ => unreachable!("a row has the types of its columns"),
         }
     }
@@ -231,7 +265,7 @@ impl Column {
             Self::Text(values) => values.is_empty(),
             Self::Int(values) => values.is_empty(),
             Self::Long(values) => values.is_empty(),
-            Self::Float(values) => values.is_empty(),
+            Self::Float(values) | Self::Floats(values, _) => values.is_empty(),
         }
     }
 }
@@ -280,6 +314,11 @@ pub(crate) fn picture_row(image: &str, facts: &Facts, looks: &Looks) -> [Cell; 9
     ]
 }
 
+/// A row of the table of embeddings.
+pub(crate) fn embedding_row(image: &str, embedding: &[f32]) -> [Cell; 2] {
+    [Cell::text(image), Cell::Floats(embedding.to_vec())]
+}
+
 /// A row of the list of skipped pictures.
 pub(crate) fn skipped_row(image: &str, reason: &str) -> [Cell; 2] {
     [Cell::text(image), Cell::text(reason)]
@@ -296,7 +335,7 @@ mod tests {
 
     use parquet::{
         file::reader::{FileReader, SerializedFileReader},
-        record::RowAccessor,
+        record::{ListAccessor, RowAccessor},
     };
 
     use super::*;
@@ -361,6 +400,26 @@ mod tests {
         assert_eq!(groups, [ROWS_PER_GROUP as i64, ROWS_PER_GROUP as i64, 1]);
         let last = reader.get_row_iter(None).unwrap().last().unwrap().unwrap();
         assert_eq!(last.get_string(1).unwrap(), &(2 * ROWS_PER_GROUP).to_string());
+    }
+
+    #[test]
+    fn a_list_of_floats_is_a_column() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.embeddings.parquet");
+        let mut table = Table::create(&path, EMBEDDINGS).unwrap();
+        let lists: Vec<Vec<f32>> = (0..=LISTS_PER_GROUP).map(|i| vec![i as f32, 0.5, -1.0]).collect();
+        for list in &lists {
+            table.push(embedding_row("a.png", list)).unwrap();
+        }
+        assert_eq!(table.finish(Vec::new()).unwrap(), lists.len());
+        let reader = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
+        assert_eq!(reader.metadata().num_row_groups(), 2);
+        let list = |row: &parquet::record::Row| {
+            let list = row.get_list(1).unwrap();
+            (0..list.len()).map(|i| list.get_float(i).unwrap()).collect::<Vec<_>>()
+        };
+        let found: Vec<_> = reader.get_row_iter(None).unwrap().map(|row| list(&row.unwrap())).collect();
+        assert_eq!(found, lists);
     }
 
     #[test]

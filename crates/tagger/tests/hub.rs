@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use vodka_stage::hash_bytes;
+use vodka_stage::{Interrupt, hash_bytes};
 use vodka_tagger::{
     Error,
     hub::{Download, HubConfig, ModelRef, resolve},
@@ -162,7 +162,7 @@ fn get(config: &HubConfig) -> Result<PathBuf, Error> {
 
 /// From a folder of the repository, given with a slash before it.
 fn get_from(folder: &str, config: &HubConfig) -> Result<PathBuf, Error> {
-    resolve(&ModelRef::parse(format!("{NAME}{folder}")), config, &mut |_| {})
+    resolve(&ModelRef::parse(format!("{NAME}{folder}")), config, &Interrupt::new(), &mut |_| {})
 }
 
 /// The names of the files of a folder, sorted.
@@ -188,9 +188,14 @@ fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let mut progress = vec![];
     let with_token = HubConfig { token: Some("secret".to_owned()), ..config(&server, dir.path()) };
-    let folder = resolve(&ModelRef::parse(NAME), &with_token, &mut |Download { file, done, total }| {
-        progress.push((file.to_owned(), done, total));
-    })
+    let folder = resolve(
+        &ModelRef::parse(NAME),
+        &with_token,
+        &Interrupt::new(),
+        &mut |Download { file, done, total }| {
+            progress.push((file.to_owned(), done, total));
+        },
+    )
     .unwrap();
     let snapshot = repository(dir.path()).join("snapshots").join(COMMIT);
     assert_eq!(folder, snapshot);
@@ -208,7 +213,7 @@ fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
     assert_eq!(server.requests(), [""; 0], "the second time no network is needed");
     let pinned = ModelRef::parse(format!("{NAME}@{COMMIT}"));
     let nowhere = HubConfig { endpoint: "http://127.0.0.1:1".to_owned(), ..config(&server, dir.path()) };
-    assert_eq!(resolve(&pinned, &nowhere, &mut |_| {}).unwrap(), snapshot);
+    assert_eq!(resolve(&pinned, &nowhere, &Interrupt::new(), &mut |_| {}).unwrap(), snapshot);
     assert_eq!(get(&HubConfig { offline: true, ..nowhere }).unwrap(), snapshot);
 }
 
@@ -278,6 +283,28 @@ fn a_download_that_was_cut_off_goes_on_where_it_was() {
 }
 
 #[test]
+fn an_interrupted_download_goes_on_where_it_was() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let (config, interrupt) = (config(&server, dir.path()), Interrupt::new());
+    let stopped = resolve(&ModelRef::parse(NAME), &config, &interrupt, &mut |download| {
+        if download.file == "model.onnx" {
+            interrupt.raise();
+        }
+    });
+    assert_eq!(message(stopped), "the download of someone/a-tagger@main is interrupted");
+    server.requests();
+    let folder = get(&config).unwrap();
+    assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), network());
+    let from = |request: &str| {
+        request.strip_prefix("/storage/model.onnx ")?.strip_suffix('-')?.parse::<usize>().ok()
+    };
+    let asked: Vec<_> = server.requests().iter().filter_map(|request| from(request)).collect();
+    assert!(matches!(asked[..], [from] if from > 0), "{asked:?}");
+    // Nothing is asked for once it is there, interrupted or not.
+    assert_eq!(resolve(&ModelRef::parse(NAME), &config, &interrupt, &mut |_| {}).unwrap(), folder);
+}
+
+#[test]
 fn what_an_earlier_run_left_is_used() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let ours = repository(dir.path()).join(".vodka");
@@ -294,7 +321,7 @@ fn what_an_earlier_run_left_is_used() {
 fn a_model_that_is_not_there_is_named() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let other = ModelRef::parse("someone/else@v2");
-    let found = message(resolve(&other, &config(&server, dir.path()), &mut |_| {}));
+    let found = message(resolve(&other, &config(&server, dir.path()), &Interrupt::new(), &mut |_| {}));
     let expected = "no such folder, and cannot get the model `someone/else@v2` from http://127.0.0.1:";
     assert!(found.contains(expected), "{found}");
     assert!(found.contains("404"), "{found}");
@@ -421,7 +448,8 @@ fn the_hash_is_that_of_the_network_which_runs() {
             family: family.map(str::to_owned),
             ..unused.clone()
         };
-        resolve(&ModelRef::Folder(dir.path().to_path_buf()), &config, &mut |_| {}).map(drop)
+        resolve(&ModelRef::Folder(dir.path().to_path_buf()), &config, &Interrupt::new(), &mut |_| {})
+            .map(drop)
     };
     for network in ["model_initial.onnx", "model_refined.onnx"] {
         fs::write(dir.path().join(network), network).unwrap();
@@ -451,7 +479,7 @@ fn offline_a_missing_model_is_named_and_nothing_is_asked() {
         "{found}"
     );
     let pinned = ModelRef::parse(format!("{NAME}@{COMMIT}"));
-    let found = message(resolve(&pinned, &offline, &mut |_| {}));
+    let found = message(resolve(&pinned, &offline, &Interrupt::new(), &mut |_| {}));
     assert!(found.contains(&format!("snapshots/{COMMIT}/model.onnx")), "{found}");
     assert_eq!(server.requests(), [""; 0]);
 }
@@ -503,7 +531,10 @@ fn a_name_is_told_from_a_folder() {
     fs::create_dir(&there).unwrap();
     assert_eq!(ModelRef::parse(&there), ModelRef::Folder(there.clone()));
     let unused = HubConfig::from_vars(|_| None);
-    assert_eq!(resolve(&ModelRef::Folder(there.clone()), &unused, &mut |_| {}).unwrap(), there);
+    assert_eq!(
+        resolve(&ModelRef::Folder(there.clone()), &unused, &Interrupt::new(), &mut |_| {}).unwrap(),
+        there
+    );
 }
 
 #[test]

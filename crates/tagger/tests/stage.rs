@@ -449,3 +449,78 @@ fn wrong_settings_are_told() {
     let error = serde_json::from_value::<TagConfig>(unknown).unwrap_err();
     assert!(error.to_string().contains("unknown field `min_scor`"), "{error}");
 }
+
+/// Pictures and their embeddings, as a table has them.
+fn embeddings(path: &Path) -> Vec<(String, Vec<f32>)> {
+    use parquet::{
+        file::reader::{FileReader, SerializedFileReader},
+        record::{ListAccessor, RowAccessor},
+    };
+    let reader = SerializedFileReader::new(fs::File::open(path).unwrap()).unwrap();
+    let row = |row: parquet::record::Row| {
+        let list = row.get_list(1).unwrap();
+        let floats = (0..list.len()).map(|i| list.get_float(i).unwrap()).collect();
+        (row.get_string(0).unwrap().clone(), floats)
+    };
+    reader.get_row_iter(None).unwrap().map(|found| row(found.unwrap())).collect()
+}
+
+#[test]
+fn embeddings_are_a_table_of_their_own_and_survive_an_interruption() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    fs::write(images.join("b.png"), "no picture").unwrap();
+    let with = |output: &str| TagConfig {
+        model: fixture("tagger-families/animetimm"),
+        embeddings: true,
+        threads: 1,
+        batch: 1,
+        ..config(&images, &dir.path().join(output))
+    };
+    let report = tag(&with("whole/tags.csv"));
+    let table = dir.path().join("whole/tags.embeddings.parquet");
+    assert!(report.outputs.contains(&table) && report.to_string().contains("tags.embeddings.parquet"));
+    let rows = embeddings(&table);
+    assert_eq!(rows.len(), 8);
+
+    // What the engine says of one of them.
+    let tagger = vodka_tagger::Tagger::open(&vodka_tagger::TaggerConfig {
+        onnxruntime: onnxruntime(),
+        ..vodka_tagger::TaggerConfig::new(fixture("tagger-families/animetimm"))
+    })
+    .unwrap();
+    let picture = vodka_images::decode(&images.join("more/la.png")).unwrap();
+    let alone = tagger.score_with_embeddings(&[tagger.prepare(&picture)]).unwrap().embeddings.unwrap();
+    let (_, found) = rows.iter().find(|(image, _)| image == "more/la.png").unwrap();
+    assert_eq!(found, &alone.row(0).to_vec());
+
+    let plan = with("parts/tags.csv").plan().unwrap();
+    let interrupt = Interrupt::new();
+    run(&plan, &interrupt, &mut |event| {
+        if matches!(event, TagEvent::Progress { .. }) {
+            interrupt.raise();
+        }
+    })
+    .unwrap();
+    assert_eq!(tag(&with("parts/tags.csv")).outcome, Outcome::Skipped);
+    assert_eq!(
+        fs::read(dir.path().join("parts/tags.embeddings.parquet")).unwrap(),
+        fs::read(&table).unwrap()
+    );
+
+    // Without them there is no such table, and it is another run.
+    tag(&TagConfig { embeddings: false, ..with("without/tags.csv") });
+    assert!(!dir.path().join("without/tags.embeddings.parquet").exists());
+}
+
+#[test]
+fn embeddings_that_no_network_gives_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let without = TagConfig { embeddings: true, ..config(&images, &dir.path().join("tags.csv")) };
+    let found = run(&without.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap_err().to_string();
+    assert!(found.contains("`embeddings`: expected a network with an output for them"), "{found}");
+    let two = TagConfig { ensemble: vec![fixture("tagger-families/animetimm")], ..without };
+    let found = two.plan().unwrap_err().to_string();
+    assert_eq!(found, "`embeddings`: expected one model, found 2 models");
+}

@@ -90,6 +90,12 @@ pub enum Error {
         /// The key.
         key: &'static str,
     },
+    /// The user wants to stop; the same command goes on where it was.
+    #[error("{what} is interrupted")]
+    Interrupted {
+        /// What was in hand.
+        what: String,
+    },
     /// The settings of a stage are wrong.
     #[error("the settings of `{job}` are wrong")]
     Settings {
@@ -129,6 +135,19 @@ pub enum Error {
     /// A record cannot be read.
     #[error(transparent)]
     Record(#[from] vodka_stage::Error),
+}
+
+impl Error {
+    /// Whether the recipe asks for what cannot be, also where only a stage could find that out: a tag that nothing knows, say.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Settings { .. } | Self::ModelMissing { .. } => true,
+            Self::Stage { source, .. } => {
+                source.downcast_ref::<vodka_captions::Error>().is_some_and(vodka_captions::Error::is_usage)
+            }
+            _ => false,
+        }
+    }
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use serde::Serialize;
-use vodka_stage::{RunRecord, record_path};
+use vodka_stage::{Interrupt, RunRecord, record_path};
+use vodka_tagger::hub::{self, Download, HubConfig, ModelRef};
 use vodka_trainer::TrainReport;
 
 use crate::{Error, Recipe, Result};
@@ -70,6 +71,30 @@ impl Workflow {
         let recipe = Recipe::read(path)?;
         let jobs = order(&recipe, path)?;
         Ok(Self { recipe, runtime_dir, path: path.to_path_buf(), jobs })
+    }
+
+    /// Puts folders in the place of taggers that the recipe names as the hub does, downloading what is not here yet.
+    ///
+    /// # Errors
+    /// A file of `[models]` is missing; [`Error::Interrupted`]; a tagger that the hub has not, or that is not here when `hub`
+    /// is offline.
+    pub fn fetch(
+        &mut self,
+        hub: &HubConfig,
+        interrupt: &Interrupt,
+        on_progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        // Not after a download.
+        self.check_models()?;
+        let hub = HubConfig { family: self.recipe.tag.family.clone(), ..hub.clone() };
+        for model in self.recipe.tag.models() {
+            let found = hub::resolve(&ModelRef::parse(&*model), &hub, interrupt, on_progress);
+            *model = found.map_err(|source| match source {
+                vodka_tagger::Error::Interrupted { what } => Error::Interrupted { what },
+                source => Error::Settings { job: Job::Tag.to_string(), source: source.into() },
+            })?;
+        }
+        Ok(())
     }
 
     /// The jobs, in the order in which they run: each after those whose files it reads, grids as early as they can.

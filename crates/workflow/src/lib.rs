@@ -16,6 +16,7 @@ pub use recipe::Recipe;
 pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
 pub use stages::{Plan, Progress};
 pub use status::{JobStatus, State};
+pub use vodka_tagger::hub::{Download, HubConfig};
 
 /// The recipe that `vodka init` writes: the V3 experiment with the numbers that its authors published.
 pub const TEMPLATE: &str = include_str!("template.toml");

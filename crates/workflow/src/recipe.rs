@@ -10,7 +10,7 @@ use vodka_captions::{Position, caption::Missing, select::list_file};
 use vodka_merger::{Method, Precision, VaePolicy};
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{nearest, read_toml};
-use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig};
+use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
 use crate::{Error, Result};
@@ -64,9 +64,9 @@ pub struct Workflow {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tag {
-    /// Folder of the model.
+    /// Folder of the model, or its name on the hub: `OWNER/NAME[/SUBFOLDER][@REVISION]`.
     pub model: PathBuf,
-    /// Folders of further models, whose scores are put together with the first one's. Default: none.
+    /// Further models, given in the same way, whose scores are put together with the first one's. Default: none.
     #[serde(default)]
     pub ensemble: Vec<PathBuf>,
     /// How the scores of several models become one: `mean`, `max` or `vote`. Default: `mean`.
@@ -94,6 +94,13 @@ pub struct Tag {
     /// Leave pictures as they are stored, whatever their EXIF orientation says. Default: false.
     #[serde(default)]
     pub ignore_orientation: bool,
+}
+
+impl Tag {
+    /// All models, the first one first.
+    pub(crate) fn models(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.model].into_iter().chain(&mut self.ensemble)
+    }
 }
 
 /// `[select]`
@@ -275,8 +282,14 @@ impl Recipe {
     }
 
     fn resolve_paths(&mut self, folder: &Path) {
-        let given = [&mut self.workflow.images, &mut self.workflow.output, &mut self.tag.model];
-        let given = given.into_iter().chain(&mut self.tag.ensemble);
+        for model in self.tag.models() {
+            let here = tidy(&folder.join(&*model));
+            // What is no folder may be a name on the hub.
+            if here.exists() || matches!(ModelRef::parse(&*model), ModelRef::Folder(_)) {
+                *model = here;
+            }
+        }
+        let given = [&mut self.workflow.images, &mut self.workflow.output].into_iter();
         let rules = self.clean.as_mut().map(|clean| &mut clean.rules);
         let given = given.chain(&mut self.select.labels).chain(&mut self.select.list).chain(rules);
         for path in given.chain(self.models.values_mut()) {

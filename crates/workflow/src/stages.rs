@@ -147,6 +147,7 @@ impl Workflow {
             source: CaptionSource::default(),
             format: None,
             style: Style::default(),
+            without: Vec::new(),
         }
     }
 

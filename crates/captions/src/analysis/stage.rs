@@ -138,7 +138,7 @@ impl AnalysePlan {
     /// The caption of each picture in the folder.
     fn captions(&self) -> Result<Option<BTreeMap<String, String>>> {
         let Some(images) = &self.images else { return Ok(None) };
-        let Captioned { pictures, mut captions, .. } = Captioned::read(images)?;
+        let Captioned { pictures, mut captions, .. } = Captioned::originals(images)?;
         let caption = |picture: Picture| {
             let caption = captions.remove(&picture.image).unwrap_or_default();
             (picture.image, caption.text)

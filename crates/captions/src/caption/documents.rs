@@ -229,8 +229,11 @@ impl<'a> Desk<'a> {
             Action::Nothing => Ok(()),
             Action::PutBack => put_back(self.disk, path, decision.bytes.is_some()),
             Action::Write => {
-                if let Some(keep) = &decision.keep {
-                    self.disk.write(&original_path(path), keep.as_deref().unwrap_or_default())?;
+                let original = original_path(path);
+                match &decision.keep {
+                    Some(Some(bytes)) => self.disk.keep(path, bytes, &original)?,
+                    Some(None) => self.disk.write(&original, &[])?,
+                    None => {}
                 }
                 self.disk.write(path, decision.bytes.as_deref().unwrap_or_default())
             }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     CaptionFormat, CaptionSource, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result,
     TagScore, TagTable, choose_by, displayed, gather, named, new_key,
+    query::read_all_exclusions,
     sidecar::{all_pictures, check_shared},
     table::{About, below_floor, missing_tags, other_vocabulary},
     template::Template,
@@ -29,6 +30,8 @@ pub(super) struct Read {
     pub pictures: Vec<Picture>,
     /// Pictures that no table can name.
     unnamed: Vec<Skipped>,
+    /// Pictures that the user leaves out.
+    excluded: BTreeSet<String>,
     pub written: Written,
     pub gathered: Gathered,
 }
@@ -37,11 +40,11 @@ impl Read {
     pub(super) fn new(plan: &CaptionPlan) -> Result<Self> {
         let (pictures, unnamed): (Vec<_>, Vec<_>) =
             all_pictures(&plan.images)?.into_iter().partition(|picture| picture.caption.to_str().is_some());
+        let excluded = read_all_exclusions(&plan.without)?;
         if plan.shares_stems() {
-            check_shared(
-                &plan.images,
-                pictures.iter().map(|picture| (picture.caption.as_path(), picture.image.as_str())),
-            )?;
+            let counted = pictures.iter().filter(|picture| !excluded.contains(&picture.image));
+            let owners = counted.map(|picture| (picture.caption.as_path(), picture.image.as_str()));
+            check_shared(&plan.images, owners)?;
         }
         let reason = "a name that is not UTF-8".to_owned();
         let unnamed = unnamed
@@ -53,7 +56,7 @@ impl Read {
         let beside = (!plan.in_place()).then(|| Written::read(&plan.images)).transpose()?;
         let kept = beside.as_ref().unwrap_or(&written);
         let gathered = gather(&plan.source, &plan.images, &pictures, Some(kept))?;
-        Ok(Self { pictures, unnamed, written, gathered })
+        Ok(Self { pictures, unnamed, excluded, written, gathered })
     }
 
     /// All that the captions depend on.
@@ -73,6 +76,9 @@ impl Read {
             &plan.selection,
             |_| true,
         )?;
+        for (number, list) in plan.without.iter().enumerate() {
+            key = key.input(&format!("without {}", number + 1), list, |_| true)?;
+        }
         let mut hasher = Hasher::default();
         hasher.piece(self.gathered.hash.to_string());
         if let Some(CaptionFormat::Png | CaptionFormat::FileName) = plan.format {
@@ -113,7 +119,8 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
     let mut table = TagTable::open(&plan.tags)?;
     let in_table = table.images()?;
     let images: BTreeSet<_> = read.pictures.iter().map(|picture| picture.image.as_str()).collect();
-    let untagged = check_images(plan, &in_table, &images)?;
+    let mut untagged = check_images(plan, &in_table, &images)?;
+    untagged.retain(|image| !read.excluded.contains(image));
     let warnings = warnings(plan, &vocabulary, &table)?;
     table.restrict(images.iter().copied())?;
     let names: Vec<_> = vocabulary.names.iter().map(String::as_str).collect();
@@ -124,6 +131,7 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
         captions: 0,
         with_tags: 0,
         skipped: read.unnamed.clone(),
+        excluded: read.pictures.iter().filter(|picture| read.excluded.contains(&picture.image)).count(),
         absent: in_table.iter().filter(|image| !images.contains(image.as_str())).count(),
         untagged,
         joined: Vec::new(),
@@ -286,6 +294,9 @@ fn documents(
     let mut documents: Vec<Document> = Vec::new();
     let mut places = BTreeMap::new();
     for (picture, Made { text, tokens, joined }) in read.pictures.iter().zip(made) {
+        if read.excluded.contains(&picture.image) {
+            continue;
+        }
         let image = || picture.image.clone();
         let found = read.found(picture);
         let target = text.and_then(|text| Ok((targets.of(picture, found, &text)?, text)));

@@ -38,6 +38,9 @@ pub struct CaptionReport {
     pub with_tags: u64,
     /// Pictures that got no caption, and why.
     pub skipped: Vec<Skipped>,
+    /// How many pictures a list leaves out.
+    #[serde(default)]
+    pub excluded: usize,
     /// Pictures that the tag table does not name; their captions are as they were.
     pub untagged: Vec<String>,
     /// How many pictures the tag table names that are not in the folder.
@@ -115,6 +118,9 @@ impl fmt::Display for CaptionReport {
         for Double { tag, spellings, images } in &self.doubles {
             let spellings: Vec<_> = spellings.iter().map(|name| format!("{name:?}")).collect();
             write!(f, "\n{images} pictures have `{tag}` more than once ({})", spellings.join(", "))?;
+        }
+        if self.excluded > 0 {
+            write!(f, "\n{} pictures are left out, as listed", self.excluded)?;
         }
         if *absent > 0 {
             write!(f, "\n{absent} pictures of the tag table are not in the folder")?;

@@ -48,6 +48,10 @@ pub struct CaptionConfig {
     /// How a caption is put together.
     #[serde(default)]
     pub style: Style,
+    /// Lists of pictures to leave out ([`crate::query::read_exclusions`]): they get no caption, and in place their originals
+    /// are put back.
+    #[serde(default)]
+    pub without: Vec<PathBuf>,
 }
 
 /// How a caption is put together, and from which scores on.
@@ -132,6 +136,8 @@ pub struct CaptionPlan {
     pub format: Option<CaptionFormat>,
     /// How a caption is put together.
     pub style: Style,
+    /// Lists of pictures to leave out.
+    pub without: Vec<PathBuf>,
 }
 
 fn three() -> usize {
@@ -163,8 +169,9 @@ impl CaptionConfig {
         }
         self.style.check(self.position)?;
         let format = (!self.in_place).then(|| self.format.unwrap_or_default());
-        let Self { tags, selection, images, max_tags, min_score, position, missing, source, style, .. } =
+        let Self { tags, selection, images, max_tags, min_score, position, missing, source, .. } =
             self.clone();
+        let (style, without) = (self.style.clone(), self.without.clone());
         Ok(CaptionPlan {
             tags,
             selection,
@@ -177,6 +184,7 @@ impl CaptionConfig {
             source,
             format,
             style,
+            without,
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod csv;
 mod ed2;
+mod exif;
 mod file_name;
 mod json;
 mod keys;
@@ -43,7 +44,7 @@ pub enum CaptionFormat {
     Parquet,
     /// One CSV file for all pictures.
     Csv,
-    /// The text of PNG pictures.
+    /// The text of pictures: read from PNG, and from the EXIF data of JPEG and WebP; written into PNG alone.
     Png,
     /// The names of the pictures, up to the first underscore, as EveryDream2 reads them.
     FileName,

@@ -1,20 +1,20 @@
 //! Captions in Parquet files with a column of names and one of captions.
 
-use std::{io::Cursor, path::Path};
+use std::path::Path;
 
-use polars::prelude::{
-    Column, DataFrame, DataType, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader,
-    Series,
-};
+use polars::prelude::{Column, DataFrame, DataType, IntoColumn, NamedFrom, Series};
 
 use super::{Columns, Edits, Row, column};
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    frame::{broken, of_parquet, texts, write_parquet},
+};
 
 /// The rows of a Parquet file.
 pub(super) fn rows(path: &Path, bytes: &[u8], columns: &Columns) -> Result<Vec<Row>> {
-    let frame = read(path, bytes)?;
+    let frame = of_parquet(path, bytes)?;
     let (image, caption) = places(path, &frame, columns)?;
-    let [images, captions] = [texts(path, &frame, image)?, texts(path, &frame, caption)?];
+    let [images, captions] = [texts(path, &frame.columns()[image])?, texts(path, &frame.columns()[caption])?];
     let row = |(row, (key, caption)): (usize, (Option<String>, Option<String>))| {
         let place = format!("row {}", row + 1);
         let key = key.ok_or_else(|| Error::CaptionFile {
@@ -35,22 +35,22 @@ pub(super) fn written(
     columns: &Columns,
     edits: &Edits,
 ) -> Result<Vec<u8>> {
-    let broken = |source| broken(path, source);
+    let broken = broken(path);
     let mut frame = match bytes {
-        Some(bytes) => read(path, bytes)?,
+        Some(bytes) => of_parquet(path, bytes)?,
         None => {
             let names = [column(columns.image, "image"), column(columns.caption, "caption")];
             let empty = names.map(|name| Column::new_empty(name.into(), &DataType::String));
-            DataFrame::new(0, empty.into()).map_err(broken)?
+            DataFrame::new(0, empty.into()).map_err(&broken)?
         }
     };
     let (image, caption) = places(path, &frame, columns)?;
-    let mut captions = texts(path, &frame, caption)?;
+    let mut captions = texts(path, &frame.columns()[caption])?;
     for (row, new) in &edits.set {
         captions[*row] = Some(new.clone());
     }
     let name = frame.columns()[caption].name().clone();
-    frame.replace_column(caption, Series::new(name, captions).into_column()).map_err(broken)?;
+    frame.replace_column(caption, Series::new(name, captions).into_column()).map_err(&broken)?;
     if !edits.add.is_empty() {
         let added = |(place, column): (usize, &Column)| {
             let name = column.name().clone();
@@ -63,38 +63,16 @@ pub(super) fn written(
             }
         };
         let added =
-            frame.columns().iter().enumerate().map(added).collect::<Result<Vec<_>, _>>().map_err(broken)?;
-        let added = DataFrame::new(edits.add.len(), added).map_err(broken)?;
-        frame = frame.vstack(&added).map_err(broken)?;
+            frame.columns().iter().enumerate().map(added).collect::<Result<Vec<_>, _>>().map_err(&broken)?;
+        let added = DataFrame::new(edits.add.len(), added).map_err(&broken)?;
+        frame = frame.vstack(&added).map_err(&broken)?;
     }
     let mut bytes = Vec::new();
-    ParquetWriter::new(&mut bytes).finish(&mut frame).map_err(broken)?;
+    write_parquet(path, &mut bytes, &mut frame)?;
     Ok(bytes)
-}
-
-fn read(path: &Path, bytes: &[u8]) -> Result<DataFrame> {
-    ParquetReader::new(Cursor::new(bytes)).finish().map_err(|source| broken(path, source))
 }
 
 fn places(path: &Path, frame: &DataFrame, columns: &Columns) -> Result<(usize, usize)> {
     let names: Vec<_> = frame.columns().iter().map(|column| column.name().to_string()).collect();
     Ok((columns.image(path, &names)?, columns.caption(path, &names)?))
-}
-
-fn texts(path: &Path, frame: &DataFrame, place: usize) -> Result<Vec<Option<String>>> {
-    let column = &frame.columns()[place];
-    if !(column.dtype().is_string() || column.dtype().is_categorical()) {
-        return Err(Error::Columns {
-            path: path.to_path_buf(),
-            expected: format!("text in the column `{}`", column.name()),
-            found: column.dtype().to_string(),
-        });
-    }
-    let column = column.cast(&DataType::String).map_err(|source| broken(path, source))?;
-    let texts = column.str().map_err(|source| broken(path, source))?;
-    Ok(texts.iter().map(|text| text.map(ToOwned::to_owned)).collect())
-}
-
-fn broken(path: &Path, source: PolarsError) -> Error {
-    Error::Table { path: path.to_path_buf(), source: Box::new(source) }
 }

@@ -1,4 +1,4 @@
-//! Captions in the text of PNG pictures: `parameters` as A1111 writes it, or `Description`.
+//! Captions in the text of pictures: of PNG `parameters` as A1111 writes it, or `Description`; of others what EXIF has.
 
 use std::{
     fs::File,
@@ -9,6 +9,7 @@ use std::{
 use png::text_metadata::{EncodableTextChunk, ITXtChunk, TEXtChunk};
 use vodka_prompt::Parameters;
 
+use super::exif;
 use crate::{Caption, Error, Result, encoding};
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -20,15 +21,15 @@ const KEYWORDS: [&str; 2] = ["parameters", "Description"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PngText {
     pub keyword: &'static str,
-    /// The whole text; in `parameters` the prompt is the caption.
+    /// The whole text; in `parameters`, and in what EXIF has for them, the prompt is the caption.
     pub text: String,
 }
 
 impl PngText {
-    /// The caption: of `parameters` the prompt, without the negative prompt and the settings.
+    /// The caption: of parameters the prompt, without the negative prompt and the settings.
     pub(crate) fn caption(&self) -> Caption {
         match self.keyword {
-            "parameters" => Caption::new(&parameters(&self.text).prompt),
+            "parameters" | exif::COMMENT => Caption::new(&parameters(&self.text).prompt),
             _ => Caption::new(&self.text),
         }
     }
@@ -39,10 +40,10 @@ fn parameters(text: &str) -> Parameters {
     parameters
 }
 
-/// The caption of a picture, which need not be a PNG; pixels are not read.
+/// The caption of a picture: PNG, JPEG or WebP; pixels are not read.
 ///
 /// # Errors
-/// The file cannot be read. One that is not there, no PNG, or broken, has no text.
+/// The file cannot be read. One that is not there, another format, or broken, has no text.
 pub(crate) fn read(path: &Path) -> Result<Option<PngText>> {
     let failed = |source| Error::Read { path: path.to_path_buf(), source };
     let mut file = match File::open(path) {
@@ -51,7 +52,11 @@ pub(crate) fn read(path: &Path) -> Result<Option<PngText>> {
         Err(source) => return Err(failed(source)),
     };
     let chunks = text_chunks(&mut file).map_err(failed)?;
-    Ok(found(&chunks))
+    if let Some(text) = found(&chunks) {
+        return Ok(Some(text));
+    }
+    let text = file.rewind().and_then(|()| exif::read(&mut file)).map_err(failed)?;
+    Ok(text.map(|(keyword, text)| PngText { keyword, text }))
 }
 
 /// The text chunks of a PNG, whole; of what is cut off those before.

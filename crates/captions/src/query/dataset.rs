@@ -214,8 +214,7 @@ impl DatasetPlan {
     }
 
     fn without(&self) -> Result<BTreeSet<String>> {
-        let lists = self.0.without.iter().map(|path| super::read_exclusions(path));
-        Ok(lists.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        super::read_all_exclusions(&self.0.without)
     }
 
     /// The folder with the captions.

@@ -23,6 +23,12 @@ pub fn read_exclusions(path: &Path) -> Result<BTreeSet<String>> {
     }
 }
 
+/// Reads several such lists.
+pub(crate) fn read_all_exclusions(lists: &[std::path::PathBuf]) -> Result<BTreeSet<String>> {
+    let lists = lists.iter().map(|path| read_exclusions(path));
+    Ok(lists.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
 /// Writes a list of pictures to leave out, each with its reason.
 ///
 /// # Errors

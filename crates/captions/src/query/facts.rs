@@ -5,10 +5,10 @@ use vodka_prompt::token_count;
 use vodka_stage::ContentHash;
 
 use super::{
-    glob::glob,
     parse::format_of,
     syntax::{Flag, NumberField, Test, TextField, TextMatch},
 };
+use crate::glob::Glob;
 
 /// All that a query may ask of a picture. What is not known fits no comparison, neither `=` nor `!=`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -90,14 +90,14 @@ fn plain_check(field: TextField, text: &str) -> Check {
         }
         TextField::Name => {
             let whole = text.contains('/');
-            let glob = glob(text, true).expect("checked when it was parsed");
-            Box::new(move |facts| glob.is_match(if whole { &facts.image } else { last_part(&facts.image) }))
+            let glob = Glob::of_paths(text);
+            Box::new(move |facts| glob.fits(if whole { &facts.image } else { last_part(&facts.image) }))
         }
         TextField::Folder => {
-            let glob = glob(text, true).expect("checked when it was parsed");
+            let glob = Glob::of_paths(text);
             Box::new(move |facts| {
                 let folders = facts.image.match_indices('/').map(|(end, _)| &facts.image[..end]);
-                folders.chain(["."]).any(|folder| glob.is_match(folder))
+                folders.chain(["."]).any(|folder| glob.fits(folder))
             })
         }
         TextField::Format => {

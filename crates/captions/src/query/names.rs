@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Query,
     fault::{QueryError, QueryFault},
-    glob::glob,
     parse::unknown,
     syntax::{Pattern, ScoreKind},
 };
-use crate::canonical;
+use crate::{canonical, glob::Glob};
 
 /// The category of ratings.
 const RATING: &str = "rating";
@@ -87,8 +86,8 @@ fn fits(name: &Pattern) -> Box<dyn Fn(&str) -> bool + '_> {
     match name {
         Pattern::Exact(name) => Box::new(move |tag| tag == name),
         Pattern::Glob(text) => {
-            let glob = glob(text, false).expect("checked when it was parsed");
-            Box::new(move |tag| glob.is_match(tag))
+            let glob = Glob::plain(text);
+            Box::new(move |tag| glob.fits(tag))
         }
     }
 }

@@ -8,7 +8,6 @@ use vodka_stage::nearest;
 
 use super::{
     fault::{QueryError, QueryFault},
-    glob::glob,
     lex::{Scanner, Token, Value, said},
     syntax::{
         Bound, Expression, Flag, NumberField, Pattern, Relation, ScoreKind, Test, TextField, TextMatch, Unit,
@@ -109,9 +108,6 @@ impl Parser<'_> {
             return Err(self.scanner.error(at, fault));
         }
         let is_glob = !quoted && name.contains(['*', '?']);
-        if is_glob {
-            self.check_regex(glob(&name, false), &at)?;
-        }
         let name = if is_glob { Pattern::Glob(name) } else { Pattern::Exact(name) };
         let Token::Relation(relation) = self.scanner.peek().0 else {
             return Ok(Test::Score { kind, name, bound: None });
@@ -181,9 +177,6 @@ impl Parser<'_> {
             TextField::Hash => text.to_lowercase(),
             _ => text,
         };
-        if matches!(field, TextField::Name | TextField::Folder) {
-            self.check_regex(glob(&text, true), &at)?;
-        }
         Ok(Test::Text { field, text: TextMatch::Plain(text) })
     }
 

@@ -1,19 +1,15 @@
 //! The tagger's second table: one row for each picture.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use polars::prelude::{
-    Column, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlRefPath,
-    PolarsError, PolarsResult, ScanArgsParquet, col, len,
-};
+use polars::prelude::{Column, DataFrame, DataType, col, len};
 use vodka_stage::ContentHash;
 
 use super::Sharpness;
-use crate::{Error, Result, sheet};
+use crate::{
+    Error, Result,
+    frame::{broken, check_fields, collect, columns, listed, scan},
+};
 
 /// A row of the table; what the table has no column for is not known.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -107,14 +103,13 @@ pub(crate) struct Vocabulary {
 
 /// Reads what a tag table names.
 pub(crate) fn vocabulary(path: &Path) -> Result<Vocabulary> {
-    let broken = |source| broken(path, source);
     let rows = scan(path)?.select([
         col("tag").cast(DataType::String),
         col("category").cast(DataType::String),
         col("score").cast(DataType::Float32),
     ]);
     let pairs = rows.group_by([col("tag"), col("category")]).agg([col("score").min(), len().alias("rows")]);
-    let frame = Frame { path: path.to_path_buf(), frame: collect(pairs).map_err(broken)? };
+    let frame = Frame { path: path.to_path_buf(), frame: collect(path, pairs)? };
     let tags = frame.texts("tag")?.unwrap_or_default();
     let categories = frame.texts("category")?.unwrap_or_default();
     let pairs = tags.into_iter().zip(categories).filter_map(|(tag, category)| Some((tag?, category)));
@@ -129,19 +124,20 @@ struct Frame {
 
 impl Frame {
     fn read(path: &Path) -> Result<Self> {
-        let frame = collect(scan(path)?).map_err(|source| broken(path, source))?;
+        check_fields(path)?;
+        let frame = collect(path, scan(path)?)?;
         Ok(Self { path: path.to_path_buf(), frame })
     }
 
     fn column(&self, name: &str, as_type: &DataType) -> Result<Option<Column>> {
         let Ok(column) = self.frame.column(name) else { return Ok(None) };
-        let column = column.strict_cast(as_type).map_err(|source| broken(&self.path, source))?;
+        let column = column.strict_cast(as_type).map_err(broken(&self.path))?;
         Ok(Some(column))
     }
 
     fn texts(&self, name: &str) -> Result<Option<Vec<Option<String>>>> {
         let Some(column) = self.column(name, &DataType::String)? else { return Ok(None) };
-        let texts = column.str().map_err(|source| broken(&self.path, source))?;
+        let texts = column.str().map_err(broken(&self.path))?;
         Ok(Some(
             texts.iter().map(|text| text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)).collect(),
         ))
@@ -149,14 +145,12 @@ impl Frame {
 
     fn numbers(&self, name: &str) -> Result<Option<Vec<Option<f64>>>> {
         let Some(column) = self.column(name, &DataType::Float64)? else { return Ok(None) };
-        let numbers = column.f64().map_err(|source| broken(&self.path, source))?;
+        let numbers = column.f64().map_err(broken(&self.path))?;
         Ok(Some(numbers.iter().collect()))
     }
 
     fn lacks(&self, name: &str) -> Error {
-        let names: Vec<_> = self.frame.get_column_names().iter().map(|name| name.to_string()).collect();
-        let found = format!("the columns {}", names.join(", "));
-        Error::Columns { path: self.path.clone(), expected: format!("a column `{name}`"), found }
+        columns(&self.path, format!("a column `{name}`"), listed(self.frame.get_column_names()))
     }
 
     fn parsed<T>(
@@ -173,32 +167,4 @@ impl Frame {
             found: text.to_owned(),
         })
     }
-}
-
-fn collect(rows: LazyFrame) -> PolarsResult<DataFrame> {
-    Ok(rows.collect_with_engine(Engine::Streaming)?.unwrap_single())
-}
-
-fn broken(path: &Path, source: PolarsError) -> Error {
-    Error::Table { path: path.to_path_buf(), source: Box::new(source) }
-}
-
-/// A table of any columns, of CSV all of them as text.
-fn scan(path: &Path) -> Result<LazyFrame> {
-    let mut start = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
-    file.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    let name = PlRefPath::try_from_path(path);
-    let rows = if start.starts_with(b"PAR1") {
-        let options = ScanArgsParquet { glob: false, ..Default::default() };
-        name.and_then(|name| LazyFrame::scan_parquet(name, options))
-    } else {
-        let start = String::from_utf8_lossy(&start);
-        let separator = sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b',');
-        name.and_then(|name| {
-            let reader = LazyCsvReader::new(name).with_separator(separator);
-            reader.with_infer_schema_length(Some(0)).with_glob(false).finish()
-        })
-    };
-    rows.map_err(|source| broken(path, source))
 }

@@ -12,7 +12,9 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, hash_file, record_path};
+use vodka_stage::{
+    ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, hash_file, record_path,
+};
 
 use self::ask::Reply;
 pub use self::ask::Secret;
@@ -27,7 +29,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecaptionConfig {
-    /// The folder of pictures, with captions in any format for those that have one.
+    /// The folder of pictures, with captions in any format for those that have one. Of captions that were changed in place
+    /// the originals count.
     pub images: PathBuf,
     /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with `image` (or `file_name`) and `caption`
     /// (or `text`).
@@ -253,10 +256,42 @@ impl RecaptionPlan {
         Ok(key.input_hashed("originals", &self.images, originals.finish()))
     }
 
+    /// Makes sure that the output is not there, or holds captions from the same source: answers are dear.
+    fn check_output(&self, record: &Path) -> Result<()> {
+        let output = || self.output.clone();
+        if !self.output.exists() {
+            return Ok(());
+        }
+        let Ok(found) = RunRecord::read(record) else {
+            // Where answers are still missing there is a journal and no record.
+            return match &self.source {
+                Source::Service(_) if !service::journal_path(&self.output).exists() => {
+                    Err(Error::Foreign { path: output() })
+                }
+                _ => Ok(()),
+            };
+        };
+        let found = match found.settings["service"]["model"].as_str() {
+            Some(model) => format!("the model `{model}`"),
+            None => match found.inputs.get("captions") {
+                Some(input) => format!("`{}`", input.path.display()),
+                None => return Err(Error::Foreign { path: output() }),
+            },
+        };
+        let wanted = match &self.source {
+            Source::Service(_) => format!("the model `{}`", self.model),
+            Source::File(file) => format!("`{}`", file.display()),
+        };
+        match found == wanted {
+            true => Ok(()),
+            false => Err(Error::OtherSource { output: output(), found, wanted }),
+        }
+    }
+
     /// The pictures with their captions; none where an interrupt came before. What file the picture is only matters where
     /// it is sent.
     fn tasks(&self, interrupt: &Interrupt) -> Result<Option<Vec<Task>>> {
-        let Captioned { pictures, captions, .. } = Captioned::read(&self.images)?;
+        let Captioned { pictures, captions, .. } = Captioned::originals(&self.images)?;
         let task = |picture: Picture| {
             if interrupt.is_raised() {
                 return Ok(None);
@@ -366,7 +401,8 @@ type Replies = BTreeMap<String, Result<Reply, String>>;
 ///
 /// # Errors
 /// No pictures; two that share a caption; a caption or a file of captions that cannot be read; a service that refuses the
-/// key or the address, redirects, or gives no answer for several pictures in a row; an output that cannot be written.
+/// key or the address, redirects, or gives no answer for several pictures in a row; an output that cannot be written, that
+/// holds captions from another source, or that no run has written.
 pub fn run(
     plan: &RecaptionPlan,
     interrupt: &Interrupt,
@@ -381,6 +417,7 @@ pub fn run(
     if let Some(report) = key.made::<RecaptionReport>(&record)? {
         return Ok(RecaptionReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }
+    plan.check_output(&record)?;
     let mut absent = 0;
     let replies = match &plan.source {
         Source::File(file) => {
@@ -397,6 +434,11 @@ pub fn run(
         return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
     }
     report.skipped.iter().for_each(|skipped| on_event(RecaptionEvent::Skipped(skipped.clone())));
+    // A run that was killed before its record leaves this very table.
+    let is_foreign = || caption_table::read(&plan.output).ok().as_ref() != Some(&pairs);
+    if matches!(plan.source, Source::File(_)) && plan.output.exists() && !record.exists() && is_foreign() {
+        return Err(Error::Foreign { path: plan.output.clone() });
+    }
     caption_table::write(&plan.output, &pairs)?;
     // Without a record the next run asks again about what could not be answered.
     if tasks.iter().all(|task| matches!(replies.get(&task.picture.image), Some(Ok(_)))) {

@@ -134,7 +134,7 @@ pub(super) fn ask_all(
 }
 
 /// Where the answers are kept: `new.csv` has `new.csv.journal` beside it.
-fn journal_path(output: &Path) -> PathBuf {
+pub(super) fn journal_path(output: &Path) -> PathBuf {
     let mut name = output.file_name().unwrap_or_default().to_os_string();
     name.push(".journal");
     output.with_file_name(name)

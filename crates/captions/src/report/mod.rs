@@ -147,7 +147,7 @@ impl ReportConfig {
 impl ReportPlan {
     /// All that the report depends on: settings, tag table, selection, captions, and the pictures that it shows.
     pub fn key(&self) -> Result<RunKey> {
-        let captioned = Captioned::read(&self.images)?;
+        let captioned = Captioned::originals(&self.images)?;
         let read = Read::new(self, &captioned)?;
         let thumbnails = Thumbnails::open(&self.images, &self.output, self.gallery.thumbnail_px);
         self.key_of(&captioned, &read.shown(), &thumbnails)
@@ -423,7 +423,7 @@ pub fn run(
 ) -> Result<ReportSummary> {
     let record = record_path(&plan.output);
     let mut folder = Folder::open(&plan.output, &record)?;
-    let captioned = Captioned::read(&plan.images)?;
+    let captioned = Captioned::originals(&plan.images)?;
     let read = Read::new(plan, &captioned)?;
     let shown = read.shown();
     let mut thumbnails = Thumbnails::open(&plan.images, &plan.output, plan.gallery.thumbnail_px);

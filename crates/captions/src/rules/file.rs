@@ -13,8 +13,8 @@ use serde::{
 };
 use vodka_stage::{Spanned, parse_toml};
 
-use super::{Glob, Graph, ImplicationMode, Rule, RuleId, RuleKind, Rules};
-use crate::{Error, Result, canonical, sheet::Sheet};
+use super::{Graph, ImplicationMode, Rule, RuleId, RuleKind, Rules};
+use crate::{Error, Result, canonical, glob::Glob, sheet::Sheet};
 
 /// A rules file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -286,7 +286,7 @@ impl Reader {
         for pattern in written {
             let place = at(pattern.span().start);
             let text = self.name(RuleKind::Blacklist, pattern.get_ref(), place)?;
-            let glob = Glob::new(&text);
+            let glob = Glob::of_names(&text);
             match glob.name() {
                 Some(name) => {
                     let rule = self.rule(RuleKind::Blacklist, text, place);

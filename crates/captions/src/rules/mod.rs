@@ -4,7 +4,6 @@
 //! implications, blacklist, replace, regular expressions; what has one name then becomes one tag with the highest score.
 
 mod file;
-mod glob;
 mod graph;
 
 use std::{
@@ -16,9 +15,8 @@ use std::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::glob::Glob;
 use self::graph::{Graph, Reach, RuleId};
-use crate::{Result, canonical};
+use crate::{Result, canonical, glob::Glob};
 
 /// A tag of a picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,18 +2,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
     path::Path,
     sync::OnceLock,
 };
 
-use polars::prelude::{
-    DataType, Engine, LazyFrame, ParquetReader, PolarsResult, SerReader, StringChunked, col,
-};
+use polars::prelude::{DataType, LazyFrame, PolarsResult, StringChunked, col};
 use vodka_stage::{RunRecord, record_path};
 
-use super::{broken, check_fields, is_parquet, is_text, scan_csv, scan_parquet, walk::comes_before};
-use crate::{Error, Result};
+use super::walk::comes_before;
+use crate::{
+    Result,
+    frame::{broken, check_fields, collect, columns, is_text, listed, metadata, scan},
+};
 
 /// So many pictures ahead the next one is looked for.
 const AHEAD: usize = 4;
@@ -37,17 +37,12 @@ impl About {
     /// # Errors
     /// The file or its metadata cannot be read.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let about = if is_parquet(path)? { Self::from_metadata(path)? } else { Self::default() };
+        let about = Self::from_metadata(path)?;
         Ok(if about == Self::default() { Self::from_record(path) } else { about })
     }
 
     fn from_metadata(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-        let mut reader = ParquetReader::new(file);
-        let metadata = reader.get_metadata().map_err(|source| broken(path, source))?;
-        let entries = metadata.key_value_metadata.iter().flatten();
-        let entries: HashMap<_, _> =
-            entries.filter_map(|entry| Some((entry.key.as_str(), entry.value.clone()?))).collect();
+        let entries: HashMap<_, _> = metadata(path)?.into_iter().collect();
         let get = |name: &str| entries.get(name).cloned();
         Ok(Self {
             floor: get("vodka.min_score").and_then(|floor| floor.parse().ok()),
@@ -89,14 +84,13 @@ impl Sharpness {
     /// The file cannot be read; a column is missing or of another type; a sharpness is no number of 0 or more; a
     /// picture stands there twice.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let told = |expected, found| Error::Columns { path: path.to_path_buf(), expected, found };
-        let frame = rows(path)?.collect_with_engine(Engine::Streaming);
-        let mut frame = frame.map_err(|source| broken(path, source))?.unwrap_single();
+        let told = |expected: String, found: String| columns(path, expected, found);
+        let mut frame = collect(path, rows(path)?)?;
         frame.rechunk_mut();
         let read = || -> PolarsResult<_> {
             Ok((frame.column("image")?.str()?.clone(), frame.column("sharpness")?.f32()?.clone()))
         };
-        let (names, numbers) = read().map_err(|source| broken(path, source))?;
+        let (names, numbers) = read().map_err(broken(path))?;
         let mut values = Vec::with_capacity(names.len());
         for (name, value) in names.iter().zip(numbers.iter()) {
             let name = name.unwrap_or("null");
@@ -145,21 +139,15 @@ impl Sharpness {
 
 /// The columns `image` as text and `sharpness` as f32, null where it is no number.
 fn rows(path: &Path) -> Result<LazyFrame> {
-    let told = |expected: &str, found| Error::Columns {
-        path: path.to_path_buf(),
-        expected: expected.to_owned(),
-        found,
-    };
     check_fields(path)?;
-    let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
-        .map_err(|source| broken(path, source))?;
-    let schema = rows.collect_schema().map_err(|source| broken(path, source))?;
+    let mut rows = scan(path)?;
+    let schema = rows.collect_schema().map_err(broken(path))?;
     let names: Vec<_> = schema.iter_names().map(|name| name.as_str()).collect();
     if !["image", "sharpness"].iter().all(|name| names.contains(name)) {
-        return Err(told("the columns image, sharpness", format!("the columns {}", names.join(", "))));
+        return Err(columns(path, "the columns image, sharpness", listed(names)));
     }
     if let Some(other) = schema.get("image").filter(|dtype| !is_text(dtype)) {
-        return Err(told("text in the column `image`", format!("{other}")));
+        return Err(columns(path, "text in the column `image`", format!("{other}")));
     }
     Ok(rows.select([col("image").cast(DataType::String), col("sharpness").cast(DataType::Float32)]))
 }

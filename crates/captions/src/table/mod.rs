@@ -6,15 +6,12 @@ mod warnings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use polars::prelude::{
-    AnyValue, Column, DataFrame, DataType, Engine, Expr, IntoLazy, JoinArgs, JoinType, LazyCsvReader,
-    LazyFileListReader, LazyFrame, PlRefPath, PolarsError, PolarsResult, ScanArgsParquet, UniqueKeepStrategy,
-    col, len, lit,
+    AnyValue, Column, DataFrame, DataType, Expr, IntoLazy, JoinArgs, JoinType, LazyFrame, PolarsError,
+    UniqueKeepStrategy, col, len, lit,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,10 +19,13 @@ pub(crate) use about::{About, Sharpness};
 pub(crate) use walk::{Scored, Visitor, Walked, categories, walk};
 pub(crate) use warnings::{below_floor, list, missing_tags, other_vocabulary};
 
-use crate::{Error, Result, TagScore, canonical, sheet};
+use crate::{
+    Error, Result, TagScore, canonical,
+    frame::{self, broken, check_fields, collect, columns, is_text, listed},
+};
 
 /// The columns of a tag table.
-const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
+pub(crate) const COLUMNS: [&str; 5] = ["image", "tag_id", "tag", "category", "score"];
 
 /// A tag table on disk, Parquet or CSV: one row per picture and tag. Rows are read when they are asked for, and only
 /// those that are asked for are held in memory.
@@ -164,8 +164,7 @@ impl TagTable {
     }
 
     fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
-        let result = query.collect_with_engine(Engine::Streaming).map_err(|source| self.broken(source))?;
-        Ok(result.unwrap_single())
+        collect(&self.path, query)
     }
 
     fn strings<'a>(
@@ -190,7 +189,7 @@ impl TagTable {
     }
 
     fn broken(&self, source: PolarsError) -> Error {
-        broken(&self.path, source)
+        broken(&self.path)(source)
     }
 }
 
@@ -204,25 +203,17 @@ pub(crate) fn respelled(spellings: &[(String, String)]) -> Vec<(String, Vec<Stri
     several.map(|(name, spellings)| (name.to_owned(), spellings)).collect()
 }
 
-fn broken(path: &Path, source: PolarsError) -> Error {
-    Error::Table { path: path.to_path_buf(), source: Box::new(source) }
-}
-
 fn join(rows: LazyFrame, wanted: LazyFrame, column: &str) -> LazyFrame {
     rows.join(wanted, [col(column)], [col(column)], JoinArgs::new(JoinType::Inner))
 }
 
-/// The rows of a table, with `image`, `tag` and `category` as text and `score` as f32.
-fn scan(path: &Path) -> Result<LazyFrame> {
-    let mut rows = if is_parquet(path)? { scan_parquet(path) } else { scan_csv(path) }
-        .map_err(|source| broken(path, source))?;
-    let schema = rows.collect_schema().map_err(|source| broken(path, source))?;
+/// The rows of a table, with `image`, `tag` and `category` as text and `score` as f32; `tag_id` as it is.
+pub(crate) fn scan(path: &Path) -> Result<LazyFrame> {
+    let mut rows = frame::scan(path)?;
+    let schema = rows.collect_schema().map_err(broken(path))?;
     let names: Vec<_> = schema.iter_names().map(|name| name.as_str()).collect();
-    let wrong =
-        |expected: String, found: String| Error::Columns { path: path.to_path_buf(), expected, found };
     if COLUMNS.iter().any(|column| !names.contains(column)) {
-        let [expected, found] = [COLUMNS.join(", "), names.join(", ")];
-        return Err(wrong(format!("the columns {expected}"), format!("the columns {found}")));
+        return Err(columns(path, listed(COLUMNS), listed(names)));
     }
     for (name, dtype) in schema.iter() {
         let expected = match name.as_str() {
@@ -230,32 +221,15 @@ fn scan(path: &Path) -> Result<LazyFrame> {
             "score" if !(dtype.is_primitive_numeric() || dtype.is_string()) => "numbers",
             _ => continue,
         };
-        return Err(wrong(format!("{expected} in the column `{name}`"), format!("{dtype}")));
+        return Err(columns(path, format!("{expected} in the column `{name}`"), format!("{dtype}")));
     }
     Ok(rows.select([
         col("image").cast(DataType::String),
+        col("tag_id"),
         col("tag").cast(DataType::String),
         col("category").cast(DataType::String),
         col("score").strict_cast(DataType::Float32),
     ]))
-}
-
-fn is_text(dtype: &DataType) -> bool {
-    dtype.is_string() || dtype.is_categorical()
-}
-
-fn is_parquet(path: &Path) -> Result<bool> {
-    let mut magic = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
-    file.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    Ok(magic == b"PAR1")
-}
-
-fn scan_parquet(path: &Path) -> PolarsResult<LazyFrame> {
-    LazyFrame::scan_parquet(
-        PlRefPath::try_from_path(path)?,
-        ScanArgsParquet { glob: false, ..Default::default() },
-    )
 }
 
 /// The text of a cell, if it is not empty.
@@ -281,39 +255,6 @@ pub(crate) fn wrong_row(
         (image, None) => Error::EmptyCell { row: row("with the picture", image), path, column: "tag" },
         (Some(image), Some(tag)) => Error::Score { path, image, tag, found },
     }
-}
-
-/// Makes sure that each row of a CSV has as many fields as the header. Polars drops those that are too many, so that a
-/// decimal comma would cut a score, and fills up those that are too few.
-fn check_fields(path: &Path) -> Result<()> {
-    if is_parquet(path)? {
-        return Ok(());
-    }
-    let unreadable = |source| Error::Read { path: path.to_path_buf(), source };
-    let separator = separator(path).map_err(unreadable)?;
-    let file = File::open(path).map_err(unreadable)?;
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(separator).buffer_capacity(1 << 20).from_reader(file);
-    let mut record = csv::ByteRecord::new();
-    let mut next = || reader.read_byte_record(&mut record);
-    while next().map_err(|source| Error::Csv { path: path.to_path_buf(), source })? {}
-    Ok(())
-}
-
-fn separator(path: &Path) -> io::Result<u8> {
-    let mut start = Vec::new();
-    File::open(path)?.take(4096).read_to_end(&mut start)?;
-    let start = String::from_utf8_lossy(&start);
-    Ok(sheet::separator(start.trim_start_matches('\u{feff}'), "image").unwrap_or(b','))
-}
-
-/// All columns as text: what is a number is said when it is cast.
-fn scan_csv(path: &Path) -> PolarsResult<LazyFrame> {
-    LazyCsvReader::new(PlRefPath::try_from_path(path)?)
-        .with_separator(separator(path)?)
-        .with_infer_schema_length(Some(0))
-        .with_glob(false)
-        .finish()
 }
 
 /// The table of pictures that the tagger has written beside a tag table, `tags.pictures.parquet` for `tags.parquet`, if it

@@ -3,18 +3,16 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::mpsc::sync_channel,
-    thread,
 };
 
-use polars::prelude::{Column, DataFrame, Engine, LazyFrame, PlanCallback, StringChunked, col};
+use polars::prelude::{Column, DataFrame, StringChunked, col};
 use vodka_stage::Interrupt;
 
-use super::{broken, check_fields, scan, text as cell_text, wrong_row};
-use crate::{Result, canonical};
-
-/// So many batches of rows may wait.
-const BATCHES: usize = 2;
+use super::{scan, text as cell_text, wrong_row};
+use crate::{
+    Result, canonical,
+    frame::{broken, check_fields, for_each_batch},
+};
 
 /// What looks at the pictures of a table. What it finds out must not depend on the order of pictures, of scores, or of
 /// a tag's spellings.
@@ -79,7 +77,7 @@ pub(crate) fn categories(path: &Path, rows: &[u64]) -> Result<Vec<String>> {
     let mut before = 0;
     // A query of its own, as for every row of the table it would take a third of the time.
     for_each_batch(path, scan(path)?.select([col("category")]), |batch| {
-        let column = batch.column("category").and_then(Column::str).map_err(|source| broken(path, source))?;
+        let column = batch.column("category").and_then(Column::str).map_err(broken(path))?;
         let end = before + batch.height() as u64;
         let here = rows[categories.len()..].iter().take_while(|row| **row < end);
         let here: Vec<_> =
@@ -89,26 +87,6 @@ pub(crate) fn categories(path: &Path, rows: &[u64]) -> Result<Vec<String>> {
         Ok(categories.len() < rows.len())
     })?;
     Ok(categories)
-}
-
-/// Hands over batches of rows in order, as long as `take` says to go on.
-fn for_each_batch(
-    path: &Path,
-    rows: LazyFrame,
-    mut take: impl FnMut(DataFrame) -> Result<bool>,
-) -> Result<()> {
-    let (send, batches) = sync_channel(BATCHES);
-    // Polars stops where nobody wants more.
-    let hand_over = PlanCallback::new(move |batch| Ok(send.send(batch).is_err()));
-    let rows = rows.sink_batches(hand_over, true, None).map_err(|source| broken(path, source))?;
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || rows.collect_with_engine(Engine::Streaming));
-        // Consumed, and with it the end of the channel, before the reader is waited for.
-        let taken = batches.into_iter().map(&mut take).find(|taken| !matches!(taken, Ok(true)));
-        let read = reader.join().expect("polars says by an error what went wrong");
-        read.map_err(|source| broken(path, source))?;
-        taken.unwrap_or(Ok(true)).map(|_| ())
-    })
 }
 
 enum Passed<V> {
@@ -158,11 +136,11 @@ impl<V: Visitor> Walker<V> {
     /// Takes rows; false where the pictures are not in order, unless rows are gathered.
     fn take(&mut self, batch: &DataFrame) -> Result<bool> {
         let path = self.path.clone();
-        let column = |name| batch.column(name).map_err(|source| broken(&path, source));
+        let column = |name| batch.column(name).map_err(broken(&path));
         let (image, tag, score) = (column("image")?, column("tag")?, column("score")?);
         self.check_nulls([image, tag, score])?;
         let (images, tags) = (text(&path, image)?, text(&path, tag)?);
-        let scores = score.f32().map_err(|source| broken(&path, source))?;
+        let scores = score.f32().map_err(broken(&path))?;
         let (Some(images), Some(tags), Some(scores)) =
             (images.downcast_iter().next(), tags.downcast_iter().next(), scores.downcast_iter().next())
         else {
@@ -246,7 +224,7 @@ fn first_null(column: &Column) -> Option<usize> {
 }
 
 fn text<'a>(path: &Path, column: &'a Column) -> Result<&'a StringChunked> {
-    column.str().map_err(|source| broken(path, source))
+    column.str().map_err(broken(path))
 }
 
 /// Whether a picture comes before another as the tagger lists them: folder by folder, so that `/` is the lowest of all

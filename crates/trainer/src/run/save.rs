@@ -1,57 +1,49 @@
-//! What a run leaves on the disk: checkpoints, the training state, the ledger of exposures.
+//! What a run leaves on the disk beside checkpoints: the training state, the ledger of exposures.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::time::Instant;
 
 use vodka_images::relative_name;
 use vodka_stage::write_atomic;
 
 use super::{EXPOSURES, Run};
 use crate::{
-    Bucket, Error, Result, TrainEvent,
+    Bucket, Result, TrainEvent,
     data::Example,
-    epoch::{Planned, saved_epochs},
-    losses::{Validations, csv_cell},
+    epoch::Planned,
     state,
+    watch::{Phase, Validations, csv_cell, mean},
 };
 
 impl Run<'_> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     pub(super) fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        if self.saved_epochs().any(|saved| saved == epoch) {
-            let path = self.checkpoint_path(epoch);
-            self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
-            on_event(TrainEvent::Saved { path });
-            if let Some(ema) = &self.ema {
-                let path = self.ema_path(epoch);
-                let (precision, metadata) = (self.plan.settings.precision, self.metadata(epoch));
-                ema.in_place(|| self.model.save(&path, precision, &metadata))?;
-                on_event(TrainEvent::Saved { path });
-            }
-        }
+        let (start, end) = (self.epochs.end(epoch - 1), self.epochs.end(epoch));
+        let minutes = self.epoch_began.elapsed().as_secs_f64() / 60.0;
+        self.epoch_began = Instant::now();
+        let loss = mean(&self.progress.losses[start as usize..end as usize]);
+        self.watch.epoch(epoch, end, loss, minutes)?;
+        let (epochs, speed) = (self.plan.settings.max_epochs, self.watch.speed);
+        on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
+        self.save_epoch(epoch, on_event)?;
         match epoch < self.plan.settings.max_epochs {
             true => self.save_state(),
             false => {
                 self.write_exposures()?;
-                self.validations.iter().try_for_each(Validations::sync)?;
-                self.losses_file.sync()
+                self.sync_logs()
             }
         }
     }
 
-    /// What a checkpoint says about its origin. Nothing in it varies from run to run.
-    fn metadata(&self, epoch: u64) -> BTreeMap<String, String> {
-        let settings = serde_json::to_string(&self.plan.settings).expect("settings are plain data");
-        BTreeMap::from([
-            ("vodka.train".to_owned(), settings),
-            ("vodka.train.base".to_owned(), self.base.to_string()),
-            ("vodka.train.epoch".to_owned(), epoch.to_string()),
-            ("vodka.train.step".to_owned(), self.progress.step().to_string()),
-        ])
+    /// Makes all that was logged so far survive a power cut: a state is worth nothing without it.
+    fn sync_logs(&self) -> Result<()> {
+        self.watch.sync()?;
+        self.validations.iter().try_for_each(Validations::sync)?;
+        self.losses_file.sync()
     }
 
     /// Saves the state where one is due within the last `steps`; the end of an epoch has its own.
-    pub(super) fn save_state_where_due(&self, steps: u64) -> Result<()> {
+    pub(super) fn save_state_where_due(&mut self, steps: u64) -> Result<()> {
         let step = self.progress.step();
         let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
         match due && self.epochs.done_within(step) > 0 {
@@ -60,10 +52,10 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn save_state(&self) -> Result<()> {
+    pub(super) fn save_state(&mut self) -> Result<()> {
+        self.watch.meter.enter(Phase::Saving);
         self.write_exposures()?;
-        self.losses_file.sync()?;
-        self.validations.iter().try_for_each(Validations::sync)?;
+        self.sync_logs()?;
         let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
         let optimizers: Vec<_> =
             parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
@@ -98,40 +90,5 @@ impl Run<'_> {
             }
         }
         Ok(write_atomic(self.plan.output.join(format!("ep{epoch}_batch_schedule.txt")), text)?)
-    }
-
-    pub(super) fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
-        saved_epochs(self.plan.settings.max_epochs, self.plan.settings.save_every_n_epochs)
-    }
-
-    /// EveryDream2's name for it.
-    pub(super) fn checkpoint_path(&self, epoch: u64) -> PathBuf {
-        let (name, step) = (&self.plan.settings.name, self.epochs.end(epoch));
-        self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
-    }
-
-    /// EveryDream2's name for its twin.
-    pub(super) fn ema_path(&self, epoch: u64) -> PathBuf {
-        let path = self.checkpoint_path(epoch);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        path.with_file_name(format!("{stem}_ema.safetensors"))
-    }
-
-    /// Those with the running means, of the epochs that are done.
-    pub(super) fn ema_checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = if self.ema.is_some() { self.epochs_done() } else { 0 };
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.ema_path(epoch))
-    }
-
-    pub(super) fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = self.epochs_done();
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.checkpoint_path(epoch))
-    }
-
-    pub(super) fn check_earlier_checkpoints(&self) -> Result<()> {
-        match self.checkpoints().chain(self.ema_checkpoints()).find(|path| !path.exists()) {
-            Some(path) => Err(Error::MissingCheckpoint { path }),
-            None => Ok(()),
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     keys::{
         Answer::{Refused, Told},
         Idle,
-        Neutral::{self, Any, Bool, Null, Number, Text},
+        Neutral::{self, Bool, Null, Text},
         Notice, Refused as Missing, Vocabulary, read_json,
     },
     rates::Shape,
@@ -264,7 +264,6 @@ impl Default for TrainConfig {
 }
 
 const OFF: &[Neutral] = &[Bool(false), Null];
-const NOUGHT: &[Neutral] = &[Number(0.0), Null];
 const ABSENT: &[Neutral] = &[Null];
 
 /// EveryDream2's other keys. Sources: victorchall/EveryDream2trainer, `train.py` and `train.json` at 5098db8 (2025-05)

@@ -15,7 +15,7 @@ use vodka_sd15::StableDiffusion;
 
 use crate::{
     Error, Result,
-    keys::{Neutral::Any, Refused, Vocabulary, read_json},
+    keys::{Answer::Told, Idle, Neutral::Null, Vocabulary, read_json},
 };
 
 /// What a `.json` file of samples says. A key that is absent has the default stated here.
@@ -75,7 +75,10 @@ impl Default for SampleConfig {
 }
 
 /// Keys that change no picture: here each is made by itself, and the caller shows how far it is.
-const REFUSED: &[Refused] = &[("batch_size", &[Any]), ("show_progress_bars", &[Any])];
+const IDLE: &[Idle] = &[
+    ("batch_size", &[Null], Told("each picture is made by itself")),
+    ("show_progress_bars", &[Null], Told("the bar says how far it is")),
+];
 
 /// How many captions of a batch are sampled where nothing else is asked for.
 const RANDOM_CAPTIONS: usize = 4;
@@ -95,7 +98,7 @@ impl SampleConfig {
                     |prompt: &str| SampleEntry { prompt: prompt.to_owned(), ..SampleEntry::default() };
                 config.samples = Some(prompts.map(entry).collect());
             }
-            Some("json") => read_json(path, Vocabulary::of::<Self>(REFUSED).fields_of(&mut config))?,
+            Some("json") => read_json(path, Vocabulary::of::<Self>(&[], IDLE).fields_of(&mut config))?,
             _ => return Err(Error::SamplesName { path: path.to_path_buf() }),
         }
         let in_file = |source| Error::InFile { path: path.to_path_buf(), source: Box::new(source) };

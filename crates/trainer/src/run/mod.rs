@@ -344,8 +344,10 @@ impl<'a> Run<'a> {
 
 /// The hash of pictures and captions, wherever they lie.
 fn data_hash(key: &RunKey) -> ContentHash {
-    let hash = |name| key.inputs[name].sha256;
-    hash_bytes(format!("images {}\ncaptions {}\n", hash("images"), hash("captions")).as_bytes())
+    let is_data = |name: &str| ["images", "captions", "list"].iter().any(|kind| name.starts_with(kind));
+    let data = key.inputs.iter().filter(|(name, _)| is_data(name));
+    let text: String = data.map(|(name, input)| format!("{name} {}\n", input.sha256)).collect();
+    hash_bytes(text.as_bytes())
 }
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.

@@ -1,11 +1,15 @@
 //! `vodka-train`: fine-tunes a Stable Diffusion 1.x checkpoint.
 
+mod samples;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
-use vodka_cli::{Common, Progress, Session, runtime_dir};
-use vodka_trainer::{AuditReport, Result, TrainConfig, TrainEvent, TrainPlan, audit, run};
+use vodka_cli::{Common, Progress, Session, in_words, runtime_dir};
+use vodka_trainer::{
+    AuditReport, FinderSettings, Result, Speed, TrainConfig, TrainEvent, TrainPlan, audit, find_lr, run,
+};
 
 /// Fine-tunes a Stable Diffusion 1.x checkpoint on pictures with captions
 ///
@@ -27,6 +31,19 @@ struct Args {
     /// What to do about an interrupted run in the output folder
     #[arg(long, value_enum, default_value_t = Resume::Latest)]
     resume: Resume,
+    /// Try learning rates instead: a short run with a growing rate, whose weights are thrown away; writes a table, a graph
+    /// and a suggestion into find-lr in the output folder
+    #[arg(long)]
+    find_lr: bool,
+    /// The smallest rate to try
+    #[arg(long, value_name = "LR", default_value_t = FinderSettings::default().lr_min, requires = "find_lr")]
+    lr_min: f64,
+    /// The largest rate to try
+    #[arg(long, value_name = "LR", default_value_t = FinderSettings::default().lr_max, requires = "find_lr")]
+    lr_max: f64,
+    /// How many rates to try
+    #[arg(long, value_name = "N", default_value_t = FinderSettings::default().steps, requires = "find_lr")]
+    lr_steps: u64,
     /// Device: cpu, cuda or cuda:N; goes before the key `device`
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -50,8 +67,9 @@ enum Resume {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let session = Session::start(args.common);
     if args.audit {
-        return Session::start(args.common).stage(plan(&args), |plan, session| {
+        return session.stage(plan(&args), |plan, session| {
             let bar = session.progress("pictures", 0);
             let found = audit(plan, session.interrupt(), &mut |event| {
                 if let TrainEvent::Audited { done, total } = event {
@@ -62,14 +80,39 @@ fn main() -> ExitCode {
             Ok(found.unwrap_or_else(AuditReport::interrupted))
         });
     }
-    Session::start(args.common).stage(plan(&args), |plan, session| {
+    if args.find_lr {
+        return session.stage(finder(&args), |(plan, settings), session| {
+            let bar = session.progress("steps", 0);
+            bar.message("loading");
+            find_lr(plan, settings, session.interrupt(), &mut |event| show(&bar, event))
+        });
+    }
+    session.stage(plan(&args), |plan, session| {
         let bar = session.progress("steps", 0);
         bar.message("loading");
-        run(plan, session.interrupt(), &mut |event| show(&bar, event))
+        run(plan, session.interrupt(), &mut |event| match event {
+            TrainEvent::Sample(round) => samples::answer(&round, session.interrupt(), &bar),
+            event => show(&bar, event),
+        })
     })
 }
 
+/// What is to be tried. A configuration without a learning rate will do.
+fn finder(args: &Args) -> Result<(TrainPlan, FinderSettings)> {
+    let settings = FinderSettings { lr_min: args.lr_min, lr_max: args.lr_max, steps: args.lr_steps };
+    settings.check()?;
+    let mut config = config(args)?;
+    if config.optimizer_config.is_none() {
+        config.lr.get_or_insert(settings.lr_max);
+    }
+    Ok((config.plan()?, settings))
+}
+
 fn plan(args: &Args) -> Result<TrainPlan> {
+    config(args)?.plan()
+}
+
+fn config(args: &Args) -> Result<TrainConfig> {
     let mut config = TrainConfig::read(&args.config)?;
     for (key, value) in &args.set {
         config.set(key, value.clone())?;
@@ -85,7 +128,7 @@ fn plan(args: &Args) -> Result<TrainPlan> {
     }
     config.runtime_dir = runtime_dir();
     config.start_over = args.resume == Resume::Never;
-    config.plan()
+    Ok(config)
 }
 
 fn show(bar: &Progress, event: TrainEvent) {
@@ -97,15 +140,15 @@ fn show(bar: &Progress, event: TrainEvent) {
         TrainEvent::Skipped(skipped) => bar.line(format!("skipped {}: {}", skipped.image, skipped.reason)),
         TrainEvent::Started { steps, done, .. } => {
             bar.set_total(steps);
-            bar.set(done);
+            bar.start_at(done);
             bar.message("");
             if done > 0 {
                 bar.line(format!("going on after step {done} of {steps}"));
             }
         }
-        TrainEvent::Step { epoch, step, loss } => {
+        TrainEvent::Step { epoch, step, loss, speed } => {
             bar.set(step);
-            bar.message(format!("epoch {epoch}, loss {loss:.4}"));
+            bar.message(format!("epoch {epoch}, loss {loss:.4}, {}", pace(&speed)));
         }
         TrainEvent::Validated { step, set, loss } => bar.line(format!("step {step}: {set} {loss:.4}")),
         TrainEvent::StateSaved { path } => bar.line(format!("saved {}", path.display())),
@@ -125,9 +168,25 @@ fn show(bar: &Progress, event: TrainEvent) {
         TrainEvent::AnotherRun { path, change } => {
             bar.line(format!("{} is of another run: {change}; starting anew", path.display()));
         }
+        TrainEvent::SamplesUnreadable { reason } => bar.line(format!("samples as before: {reason}")),
+        TrainEvent::Epoch { epoch, epochs, loss, speed } => {
+            let (pace, left) = (pace(&speed), in_words(speed.left_s));
+            bar.line(format!("epoch {epoch} of {epochs}: loss {loss:.4}, {pace}, {left} left"));
+        }
+        TrainEvent::Diverges { step, set } => {
+            bar.line(format!(
+                "step {step}: the loss of {set} has been rising: an earlier checkpoint may be better"
+            ));
+        }
         TrainEvent::Saved { path } => bar.line(format!("wrote {}", path.display())),
         _ => {}
     }
+}
+
+/// How fast it goes, and what it holds in memory.
+fn pace(speed: &Speed) -> String {
+    let gib = speed.memory_bytes as f64 / f64::from(1 << 30);
+    format!("{:.2} images/s, {gib:.1} GiB", speed.images_per_s)
 }
 
 fn key_and_value(text: &str) -> Result<(String, Value), String> {

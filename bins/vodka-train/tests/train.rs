@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -63,12 +63,25 @@ impl World {
         text
     }
 
+    /// The files in a folder; of the log what does not vary. What folders below it hold is left out.
     fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(self.at(folder)).unwrap().map(|entry| entry.unwrap().path());
-        entries
-            .map(|path| (path.file_name().unwrap().to_string_lossy().into(), fs::read(path).unwrap()))
-            .collect()
+        let file = |path: PathBuf| {
+            let name: String = path.file_name().unwrap().to_string_lossy().into();
+            let bytes = if name == "log.jsonl" { without_times(&path) } else { fs::read(path).unwrap() };
+            (name, bytes)
+        };
+        entries.filter(|path| path.is_file()).map(file).collect()
     }
+}
+
+fn without_times(log: &Path) -> Vec<u8> {
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().shift_remove("time");
+        format!("{line}\n")
+    };
+    fs::read_to_string(log).unwrap().lines().map(line).collect::<String>().into()
 }
 
 #[test]
@@ -78,9 +91,23 @@ fn a_run_makes_checkpoints_and_the_second_one_nothing() {
     assert!(text.contains("wrote out/tiny-ep01-gs00003.safetensors"), "{text}");
     assert!(text.contains("trained on 5 pictures, 6 steps, loss "), "{text}");
     let names: Vec<_> = world.files("out").into_keys().collect();
-    let checkpoints = ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors"];
-    let of_the_audit = ["audit.cache.json", "audit.csv", "audit.json", "exposures.csv", "losses.csv"];
-    assert_eq!(names, [&of_the_audit, &checkpoints[..], &["train.effective.json"]].concat());
+    let expected = [
+        "audit.cache.json",
+        "audit.csv",
+        "audit.json",
+        "exposures.csv",
+        "last-tiny-ep02-gs00006.safetensors",
+        "log.jsonl",
+        "losses.csv",
+        "losses.png",
+        "losses.svg",
+        "tiny-ep01-gs00003.safetensors",
+        "train.effective.json",
+    ];
+    assert_eq!(names, expected);
+    for said in ["epoch 1 of 2: loss ", " images/s, ", " GiB, ", " s left", "\ntime: data "] {
+        assert!(text.contains(said), "{said} in {text}");
+    }
     assert!(world.at("out.run.json").exists());
 
     let again = world.run(&["--json"]);
@@ -189,4 +216,52 @@ fn a_bad_checkpoint_device_or_folder_ends_with_1() {
     assert!(world.said(1, &["--set", "output=file/out"]).contains("cannot create the folder `file/out`"));
     let mut left = fs::read_dir(world.at("out")).unwrap();
     assert!(left.next().is_none(), "nothing half made is left");
+}
+
+#[test]
+fn samples_are_made_with_the_networks_in_training() {
+    let samples = json!({"cfgs": [7, 1], "num_inference_steps": 2, "generate_samples_every_n_steps": 3,
+        "samples": [{"prompt": "a red circle"}, {"prompt": "a blue star", "size": [128, 64]}]});
+    let world = World::new(json!({"sample_prompts": "samples.json", "ema_decay_rate": 0.5,
+        "ema_update_interval": 1, "ema_sample_ema_model": true, "ema_sample_nonema_model": true}));
+    fs::write(world.at("samples.json"), samples.to_string()).unwrap();
+    world.said(0, &[]);
+    let strip = |name: &str| image::open(world.at("out/samples").join(name)).unwrap().to_rgb8();
+    assert_eq!(strip("gs00003-001-a blue star.jpg").dimensions(), (256, 64));
+    let [early, late, means] = ["gs00003-000-", "gs00006-000-", "gs00006-000-ema_"]
+        .map(|name| strip(&format!("{name}a red circle.jpg")));
+    assert!(early != late && late != means, "the networks that are trained are sampled");
+    let text = fs::read_to_string(world.at("out/samples/gs00003-000-a red circle.txt")).unwrap();
+    assert_eq!(text, "a red circle\n seed: 555");
+
+    world.said(0, &["--set", "sample_prompts=null", "--set", "output=without"]);
+    let files = |output: &str| {
+        let mut files = world.files(output);
+        // It says what was asked for.
+        files.remove("train.effective.json");
+        files
+    };
+    assert_eq!(files("out"), files("without"), "bit for bit: samples do not touch the training");
+}
+
+#[test]
+fn a_sampler_that_is_not_there_is_told_with_the_nearest() {
+    let world = World::new(json!({"sample_prompts": "samples.json"}));
+    fs::write(world.at("samples.json"), r#"{"scheduler": "ddpm"}"#).unwrap();
+    let text = world.said(2, &[]);
+    assert!(text.contains("cannot use `samples.json`: there is no scheduler `ddpm`: the nearest "), "{text}");
+}
+
+#[test]
+fn the_learning_rate_finder_writes_a_table_a_graph_and_a_suggestion() {
+    let world = World::new(json!({"lr": null}));
+    let text = world.said(0, &["--find-lr", "--lr-min", "1e-6", "--lr-max", "10", "--lr-steps", "30"]);
+    assert!(text.contains("learning rate") && text.contains("the networks are as they were"), "{text}");
+    for name in ["find-lr.csv", "find-lr.png", "find-lr.svg"] {
+        assert!(world.at("out/find-lr").join(name).exists(), "{name}");
+    }
+    assert!(
+        world.said(2, &["--find-lr", "--lr-steps", "3"]).contains("`lr-steps` is 3, expected 10 to 100000")
+    );
+    assert!(world.said(2, &["--lr-steps", "3"]).contains("--find-lr"));
 }

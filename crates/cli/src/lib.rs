@@ -25,6 +25,6 @@ mod runtime;
 mod session;
 
 pub use exit::{Exit, explain};
-pub use progress::Progress;
+pub use progress::{Progress, in_words};
 pub use runtime::runtime_dir;
 pub use session::{Common, Session};

@@ -54,3 +54,26 @@ impl Drop for Progress {
         self.bar.finish_and_clear();
     }
 }
+
+/// A time in its two largest units: `2 h 05 min`, `3 min 20 s`, `12 s`.
+pub fn in_words(seconds: f64) -> String {
+    let seconds = seconds.max(0.0).round() as u64;
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min {:02} s", seconds % 60),
+        (0..48, _) => format!("{hours} h {:02} min", minutes % 60),
+        _ => format!("{} d {:02} h", hours / 24, hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_two_units() {
+        let said = [0.2, 59.6, 200.0, 7500.0, 200_000.0].map(in_words);
+        assert_eq!(said, ["0 s", "1 min 00 s", "3 min 20 s", "2 h 05 min", "2 d 07 h"]);
+    }
+}

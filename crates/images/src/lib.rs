@@ -43,7 +43,7 @@ mod square;
 
 pub use crop::{Anchor, crop, fit_crop, flip_horizontal};
 pub use decode::{DecodeOptions, Decoded, MAX_SIDE_PX, decode, decode_bytes, decode_with};
-pub use encode::jpeg;
+pub use encode::{jpeg, png};
 pub use error::{Error, Fault, Result};
 pub use find::{EXTENSIONS, find, is_image, relative_name};
 pub use flatten::{flatten, flatten_over};

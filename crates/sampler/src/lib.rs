@@ -19,4 +19,5 @@ pub use pipeline::{Networks, Pipeline, solve};
 pub use png::{read_parameters, write_png};
 pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
 pub use settings::{CutPrompt, Settings, Size};
+pub use sheet::strip;
 pub use vodka_noise::{SamplerName, ScheduleName};

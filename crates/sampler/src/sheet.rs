@@ -47,6 +47,24 @@ pub(crate) fn draw(
     Ok(sheet)
 }
 
+/// Pictures of one size side by side, each with its label in the lower right corner, as EveryDream2 shows its samples.
+pub fn strip(pictures: &[(String, RgbImage)]) -> RgbImage {
+    let size = |(_, picture): &(String, RgbImage)| picture.dimensions();
+    let (width, height) = pictures.first().map_or((0, 0), size);
+    let mut strip = RgbImage::from_pixel(width * pictures.len() as u32, height, WHITE);
+    let font = (height / 25).clamp(MIN_FONT_PX, MAX_FONT_PX);
+    for (i, (label, picture)) in pictures.iter().enumerate() {
+        let left = i as u32 * width;
+        imageops::replace(&mut strip, picture, left.into(), 0);
+        let text = width_of(label, font).ceil() as u32;
+        let (wide, high) = ((text + 2 * MARGIN_PX).min(width), (line_height(font) + MARGIN_PX).min(height));
+        let (x, y) = (left + width - wide, height - high);
+        imageops::replace(&mut strip, &RgbImage::from_pixel(wide, high, WHITE), x.into(), y.into());
+        write_line(&mut strip, label, (x + MARGIN_PX) as f32, y + MARGIN_PX / 2, font, BLACK);
+    }
+    strip
+}
+
 /// A rectangle of the sheet, in pixels.
 #[derive(Debug, Clone, Copy)]
 struct Area {
@@ -258,6 +276,19 @@ mod tests {
             sheet.pixels().any(|pixel| pixel.0.iter().all(|channel| *channel < 96)),
             "the legend is dark"
         );
+    }
+
+    #[test]
+    fn a_strip_has_its_pictures_side_by_side_with_their_labels() {
+        let grey = |level: u8| RgbImage::from_pixel(128, 64, Rgb([level; 3]));
+        let strip = strip(&[("cfg:7.0".to_owned(), grey(150)), ("cfg:1.0".to_owned(), grey(200))]);
+        assert_eq!(strip.dimensions(), (256, 64));
+        assert_eq!((strip.get_pixel(0, 0)[0], strip.get_pixel(128, 0)[0]), (150, 200));
+        for right in [128, 256] {
+            let corner = imageops::crop_imm(&strip, right - 40, 50, 40, 14).to_image();
+            assert!(corner.pixels().any(|pixel| pixel[0] < 96), "a label");
+        }
+        assert_eq!(super::strip(&[]).dimensions(), (0, 0));
     }
 
     #[test]

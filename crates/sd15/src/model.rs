@@ -6,7 +6,7 @@ use std::{
 };
 
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, write_checkpoint};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, write_checkpoint, write_diffusers};
 
 use crate::{ClipTextModel, Error, Network, Result, UNet, Vae};
 
@@ -54,12 +54,25 @@ impl StableDiffusion {
         precision: Precision,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
+        write_checkpoint(path, &self.config, precision, metadata, &mut self.reader())
+    }
+
+    /// Writes a diffusers folder, whole or not at all; the same weights give the same bytes.
+    ///
+    /// # Errors
+    /// As [`StableDiffusion::save`].
+    pub fn save_diffusers(&self, path: impl AsRef<Path>, precision: Precision) -> Result<()> {
+        write_diffusers(path, &self.config, precision, &mut self.reader())
+    }
+
+    /// Shape and elements of each parameter, by LDM name.
+    fn reader(&self) -> impl FnMut(&str) -> Result<(Vec<usize>, Vec<f32>)> {
         let state: HashMap<String, Tensor> = self.state().into_iter().collect();
-        write_checkpoint(path, &self.config, precision, metadata, &mut |name| {
+        move |name| {
             let tensor =
                 state.get(name).unwrap_or_else(|| panic!("{name} is in the key list and not in the model"));
             values(name, tensor)
-        })
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! why = "fp32 sums in another order"
 //! ```
 
+mod events;
 mod models;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+pub use events::event_values;
 pub use models::{MODELS, compose_model, model};
 
 /// A file or folder below `fixtures/`.

@@ -20,8 +20,8 @@ use crate::{
     facts::{Facts, Index, Looked, Stamp},
     geometry::{centred, is_undersized},
     items::{Bare, Item, items},
-    losses::csv_cell,
     validation::HELD_OUT,
+    watch::csv_cell,
 };
 
 /// A row for each picture, in the output folder.

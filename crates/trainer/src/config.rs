@@ -10,7 +10,7 @@ use crate::{
     keys::{
         Answer::{Refused, Told},
         Idle,
-        Neutral::{self, Any, Bool, Null, Number, Text},
+        Neutral::{self, Bool, Null, Text},
         Notice, Refused as Missing, Vocabulary, read_json,
     },
     rates::Shape,
@@ -90,6 +90,15 @@ pub struct TrainConfig {
     pub ema_device: String,
     /// Start the running means from this checkpoint, a single file or a diffusers folder. Default: from the base.
     pub ema_resume_model: Option<PathBuf>,
+    /// Sample the trained networks, also where there are running means. Default: only if `ema_sample_ema_model` is false.
+    pub ema_sample_nonema_model: Option<bool>,
+    /// Sample the running means. Default: false.
+    pub ema_sample_ema_model: Option<bool>,
+    /// Which pictures are sampled while training: a `.txt` file with a prompt a line, or a `.json` file; read again before
+    /// each round. Default: none.
+    pub sample_prompts: Option<PathBuf>,
+    /// Batches between two rounds of samples. Default: 250.
+    pub sample_steps: u64,
     /// `validation.json`. Default: no validation.
     pub validation_config: Option<PathBuf>,
     /// Random seed; -1 draws one. Default: 555.
@@ -135,6 +144,24 @@ pub struct TrainConfig {
     pub embedding_perturbation: Option<f64>,
     /// A checkpoint after each so many epochs; there is always one after the last epoch. Default: none but that.
     pub save_every_n_epochs: Option<u64>,
+    /// No checkpoint before this epoch, but for the last. Default: 0.
+    pub save_ckpts_from_n_epochs: u64,
+    /// A checkpoint whenever the last is so many minutes old, too: which ones there are is up to the clock, what is in
+    /// them is not. Default: none.
+    pub ckpt_every_n_minutes: Option<f64>,
+    /// Keep the training state when the run is done. Default: false.
+    pub save_optimizer: bool,
+    /// No single-file checkpoints: diffusers folders only. Default: false.
+    pub no_save_ckpt: bool,
+    /// Ours: diffusers folders, beside single files or in their place. Default: that of `no_save_ckpt`. (EveryDream2
+    /// always writes them.)
+    pub save_diffusers: Option<bool>,
+    /// Do not put `last-` before the name of the last checkpoint. Default: false.
+    pub no_prepend_last: bool,
+    /// The folder of TensorBoard's event files, in which each run has its own. Default: `logs` in the output folder.
+    pub logdir: Option<PathBuf>,
+    /// Batches between two entries of TensorBoard's event file. Default: 25.
+    pub log_step: u64,
     /// Checkpoints with 32 bits a weight in place of 16. Default: false.
     pub save_full_precision: bool,
     /// Write `ep<N>_batch_schedule.txt` for each epoch: a line a picture, with step, size and what of the batch is repeated.
@@ -206,6 +233,10 @@ impl Default for TrainConfig {
             ema_update_interval: 500,
             ema_device: "cpu".to_owned(),
             ema_resume_model: None,
+            ema_sample_nonema_model: None,
+            ema_sample_ema_model: None,
+            sample_prompts: None,
+            sample_steps: 250,
             validation_config: None,
             seed: 555,
             clip_skip: 0,
@@ -226,6 +257,14 @@ impl Default for TrainConfig {
             enable_zero_terminal_snr: None,
             embedding_perturbation: None,
             save_every_n_epochs: None,
+            save_ckpts_from_n_epochs: 0,
+            ckpt_every_n_minutes: None,
+            save_optimizer: false,
+            no_save_ckpt: false,
+            save_diffusers: None,
+            no_prepend_last: false,
+            logdir: None,
+            log_step: 25,
             save_full_precision: false,
             write_schedule: false,
             state_every_n_steps: None,
@@ -246,7 +285,6 @@ impl Default for TrainConfig {
 }
 
 const OFF: &[Neutral] = &[Bool(false), Null];
-const NOUGHT: &[Neutral] = &[Number(0.0), Null];
 const ABSENT: &[Neutral] = &[Null];
 
 /// EveryDream2's other keys. Sources: victorchall/EveryDream2trainer, `train.py` and `train.json` at 5098db8 (2025-05)
@@ -255,20 +293,6 @@ const REFUSED: &[Missing] = &[
     // Only 32-bit arithmetic so far.
     ("disable_amp", &[Bool(true)]),
     ("gradient_checkpointing", OFF),
-    ("sample_prompts", ABSENT),
-    // Says nothing without `sample_prompts`.
-    ("sample_steps", &[Any]),
-    ("ckpt_every_n_minutes", NOUGHT),
-    ("save_ckpts_from_n_epochs", NOUGHT),
-    ("save_optimizer", OFF),
-    ("no_save_ckpt", OFF),
-    ("no_prepend_last", &[Bool(true), Null]),
-    // Where and how often TensorBoard files are written there; `losses.csv` has every step.
-    ("logdir", &[Any]),
-    ("log_step", &[Any]),
-    // Pictures are not sampled during training yet.
-    ("ema_sample_nonema_model", &[Any]),
-    ("ema_sample_ema_model", &[Any]),
 ];
 
 /// EveryDream2's keys for which there is nothing to do, or nothing will be done.
@@ -374,7 +398,7 @@ mod tests {
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
         let text = r#"{"wandb": false, "ema_decay_rate": null, "attn_type": "sdp", "disable_amp": true,
-            "log_step": 25, "ema_sample_ema_model": true, "train_sampler": "ddim"}"#;
+             "train_sampler": "ddim"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 

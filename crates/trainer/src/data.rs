@@ -29,7 +29,7 @@ pub struct Skipped {
 }
 
 /// A picture that can be trained on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Example {
     pub item: Item,
     /// The token ids of the caption in its own order.

@@ -248,11 +248,12 @@ impl Epochs {
     }
 }
 
-/// The epochs after which a checkpoint is saved: every `every`th, and the last.
-pub fn saved_epochs(max_epochs: u64, every: Option<u64>) -> impl Iterator<Item = u64> {
+/// The epochs after which a checkpoint is saved: every `every`th that is not before `from`, and the last.
+pub fn saved_epochs(max_epochs: u64, every: Option<u64>, from: u64) -> impl Iterator<Item = u64> {
     // The plan refuses 0.
     let every = every.filter(|every| *every > 0).unwrap_or(max_epochs);
-    (1..=max_epochs).filter(move |epoch| epoch.is_multiple_of(every) || *epoch == max_epochs)
+    let due = move |epoch: &u64| epoch.is_multiple_of(every) && *epoch >= from;
+    (1..=max_epochs).filter(move |epoch| due(epoch) || *epoch == max_epochs)
 }
 
 #[cfg(test)]
@@ -416,7 +417,7 @@ mod tests {
 
     #[test]
     fn the_last_epoch_is_always_saved() {
-        let saved = |max, every| saved_epochs(max, every).collect::<Vec<_>>();
+        let saved = |max, every| saved_epochs(max, every, 0).collect::<Vec<_>>();
         assert_eq!(saved(100, Some(25)), [25, 50, 75, 100]);
         assert_eq!(saved(5, Some(2)), [2, 4, 5]);
         assert_eq!(saved(5, None), [5]);

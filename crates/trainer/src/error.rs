@@ -17,6 +17,14 @@ pub enum Error {
         /// What is wrong, with line and column.
         source: serde_json::Error,
     },
+    /// A value in a configuration file that cannot be used.
+    #[error("cannot use `{path}`")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// A key that neither EveryDream2 nor we know.
     #[error("unknown key `{key}`{}", nearest.as_ref().map_or(String::new(), |n| format!(" (did you mean `{n}`?)")))]
     UnknownKey {
@@ -235,6 +243,28 @@ pub enum Error {
     LatentsNotFinite {
         /// The picture.
         path: PathBuf,
+    },
+    /// A file of prompts that cannot be read.
+    #[error("the prompts `{path}` cannot be read")]
+    Samples {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file of prompts of an unknown kind.
+    #[error("the prompts `{path}` are of an unknown kind, expected a name that ends in .txt or .json")]
+    SamplesName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A sampler that is not there.
+    #[error("there is no scheduler `{found}`: the nearest that is there is `{nearest}`")]
+    Scheduler {
+        /// What was asked for.
+        found: String,
+        /// What comes nearest to it.
+        nearest: String,
     },
     /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.
     #[error("the {what} is not finite in epoch {epoch}, step {step}, with the pictures {}", listed(pictures))]

@@ -18,10 +18,13 @@ use crate::{
     geometry::{CropRule, Cropping},
     items::items,
     optimizer::{MainRates, PartSettings, Resolved},
+    samples::SampleFile,
     state,
     target::LossType,
     validation::ValidationConfig,
 };
+
+const MINUTES_MAX: f64 = 5_256_000.0;
 
 /// A checked training configuration.
 #[derive(Debug, Clone, Serialize)]
@@ -62,6 +65,22 @@ pub struct TrainPlan {
     pub cache: CachePlan,
     /// Threads that decode pictures.
     pub data_threads: usize,
+    /// Save a checkpoint when the last is so many minutes old, too.
+    pub ckpt_every_n_minutes: Option<f64>,
+    /// Which pictures are sampled while training.
+    pub sample_prompts: Option<PathBuf>,
+    /// Batches between two rounds of samples, where the file says nothing else.
+    pub sample_steps: u64,
+    /// Sample the networks, also where the running means are.
+    pub ema_sample_nonema_model: bool,
+    /// Sample the running means.
+    pub ema_sample_ema_model: bool,
+    /// Keep the training state when the run is done.
+    pub save_optimizer: bool,
+    /// The folder of event files; `None`: in the output folder.
+    pub logdir: Option<PathBuf>,
+    /// Batches between two entries of the event file.
+    pub log_step: u64,
     /// All else that the weights depend on.
     pub settings: Settings,
 }
@@ -101,6 +120,14 @@ pub struct Settings {
     pub max_epochs: u64,
     /// Epochs between checkpoints; `None` saves after the last epoch only.
     pub save_every_n_epochs: Option<u64>,
+    /// The first epoch with a checkpoint, but for the last.
+    pub save_ckpts_from_n_epochs: u64,
+    /// Write single files.
+    pub save_ckpt: bool,
+    /// Write diffusers folders.
+    pub save_diffusers: bool,
+    /// Begin the name of the last checkpoint with `last-`.
+    pub prepend_last: bool,
     /// The element type of the checkpoints.
     pub precision: Precision,
     /// The text encoder's layer, counted from the last, which is 1.
@@ -263,6 +290,14 @@ impl TrainConfig {
         let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
         notices.extend(validation.iter().flat_map(|validation| validation.notices.clone()));
         Ok(TrainPlan {
+            ckpt_every_n_minutes: self.ckpt_every_n_minutes.filter(|minutes| *minutes > 0.0),
+            sample_prompts: self.sample_prompts()?,
+            sample_steps: self.sample_steps,
+            ema_sample_nonema_model: self.ema_sample_nonema_model.unwrap_or(false),
+            ema_sample_ema_model: self.ema_sample_ema_model.unwrap_or(false),
+            save_optimizer: self.save_optimizer,
+            logdir: self.logdir.clone(),
+            log_step: self.log_step,
             base,
             device: self.device.clone().unwrap_or_else(|| "cpu".to_owned()),
             threads: self.threads,
@@ -287,6 +322,13 @@ impl TrainConfig {
         })
     }
 
+    /// A file that is there must be good; one that is not may come.
+    fn sample_prompts(&self) -> Result<Option<PathBuf>> {
+        let path = self.sample_prompts.clone();
+        path.as_deref().map(SampleFile::open).transpose()?;
+        Ok(path)
+    }
+
     fn resolved_optimizer(&self) -> Result<Resolved> {
         let from_file = || self.optimizer_config.as_ref().map(OptimizerConfig::read).transpose();
         let optimizer = self.optimizer.clone().map_or_else(from_file, |optimizer| Ok(Some(optimizer)))?;
@@ -309,6 +351,10 @@ impl TrainConfig {
             grad_accum: self.grad_accum,
             max_epochs: self.max_epochs,
             save_every_n_epochs: self.save_every_n_epochs.filter(|every| *every > 0),
+            save_ckpts_from_n_epochs: self.save_ckpts_from_n_epochs,
+            save_ckpt: !self.no_save_ckpt,
+            save_diffusers: self.save_diffusers.unwrap_or(self.no_save_ckpt),
+            prepend_last: !self.no_prepend_last,
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
             clip_skip: self.clip_skip.max(1),
             compat: self.compat,
@@ -373,6 +419,13 @@ impl TrainConfig {
         let data_threads = self.data_threads.unwrap_or(1);
         let good = (1..=256).contains(&data_threads);
         within("data_threads", data_threads.to_string(), good, "1 to 256, or null")?;
+        let saves = !self.no_save_ckpt || self.save_diffusers != Some(false);
+        within("save_diffusers", "false".into(), saves, "true with `no_save_ckpt`, or nothing is saved")?;
+        within("sample_steps", "0".into(), self.sample_steps > 0, "at least 1")?;
+        within("log_step", "0".into(), self.log_step > 0, "at least 1")?;
+        let minutes = self.ckpt_every_n_minutes.unwrap_or(0.0);
+        let good = (0.0..=MINUTES_MAX).contains(&minutes);
+        within("ckpt_every_n_minutes", minutes.to_string(), good, "0 to 5256000 (ten years), or null")?;
         within("seed", self.seed.to_string(), self.seed >= -1, "-1 (random), or 0 and above")?;
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let crops = self.crop_variants;
@@ -516,6 +569,14 @@ impl TrainPlan {
             plan_keys.shift_remove(key);
         }
         serde_json::to_string_pretty(&plan).expect("plans are plain data") + "\n"
+    }
+
+    /// Where the event file of the run with this key goes: in the output folder, or into a folder of its own in `logdir`.
+    pub(crate) fn event_folder(&self, key: ContentHash) -> PathBuf {
+        match &self.logdir {
+            Some(logdir) => logdir.join(format!("{}-{}", self.settings.name, key.short(8))),
+            None => self.output.join("logs"),
+        }
     }
 
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
@@ -752,6 +813,10 @@ mod tests {
         assert_eq!(
             said(json!({"project_name": "a/b"})),
             "`project_name` is \"a/b\", expected a name without slashes"
+        );
+        assert_eq!(
+            said(json!({"no_save_ckpt": true, "save_diffusers": false})),
+            "`save_diffusers` is false, expected true with `no_save_ckpt`, or nothing is saved"
         );
         assert!(
             said(json!({"disable_unet_training": true, "disable_textenc_training": true}))

@@ -40,6 +40,8 @@ pub enum Purpose {
     Crop = 13,
     /// Which of its fixed crops a picture has.
     CropVariant = 14,
+    /// The seed of a sample picture.
+    Sample = 20,
 }
 
 /// One stream of random numbers.

@@ -5,12 +5,12 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use vodka_stage::{Outcome, Report};
 
-use crate::{AuditReport, Notice, Skipped, TrainPlan};
+use crate::{AuditReport, Notice, Phase, SampleRound, Skipped, Speed, Spent, TrainPlan};
 
 /// Something that happened in a training run.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum TrainEvent {
+pub enum TrainEvent<'a> {
     /// A key does nothing, or not what it says.
     Notice(Notice),
     /// So many of the pictures are looked at.
@@ -48,6 +48,33 @@ pub enum TrainEvent {
         step: u64,
         /// The mean over the batch's pictures.
         loss: f32,
+        /// How fast it goes.
+        speed: Speed,
+    },
+    /// Sample pictures are due. Who does not answer has none.
+    Sample(SampleRound<'a>),
+    /// The file that says which samples to make cannot be read, or not be used; what it said before is.
+    SamplesUnreadable {
+        /// What is wrong.
+        reason: String,
+    },
+    /// An epoch is done.
+    Epoch {
+        /// From 1.
+        epoch: u64,
+        /// All epochs of the run.
+        epochs: u64,
+        /// The mean over its batches.
+        loss: f32,
+        /// How fast it goes.
+        speed: Speed,
+    },
+    /// The validation loss of a set has begun to rise: the model learns its pictures by heart.
+    Diverges {
+        /// Batches that were done.
+        step: u64,
+        /// The name of the set.
+        set: String,
     },
     /// A set of pictures was validated on.
     Validated {
@@ -138,6 +165,9 @@ pub struct TrainReport {
     pub ema_checkpoints: Vec<PathBuf>,
     /// Pictures that were left out.
     pub skipped: Vec<Skipped>,
+    /// Where the time went, since the run began or went on; on a GPU in the steps that were measured.
+    #[serde(default)]
+    pub spent: Vec<Spent>,
 }
 
 impl TrainReport {
@@ -155,7 +185,25 @@ impl TrainReport {
             checkpoints: Vec::new(),
             ema_checkpoints: Vec::new(),
             skipped: Vec::new(),
+            spent: Vec::new(),
         }
+    }
+
+    /// What a run took: `data 3 %, UNet and text encoder 80 %, ...`
+    fn shares(&self) -> Option<String> {
+        let total: f64 = self.spent.iter().map(|spent| spent.seconds).sum();
+        let share = |spent: &Spent| format!("{} {:.0} %", spent.phase.name(), 100.0 * spent.seconds / total);
+        let largest = self.spent.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
+        let shares = self.spent.iter().map(share).collect::<Vec<_>>().join(", ");
+        let hint = match largest.phase {
+            Phase::Data => "; the step waits for pictures: cache them, or give it more processor cores",
+            Phase::Vae => "; most of it went into the VAE: cache its results",
+            Phase::Validation => "; most of it went into validation: do it less often",
+            Phase::Samples => "; most of it went into sample pictures: make fewer",
+            Phase::Saving => "; most of it went into saving: do it less often",
+            Phase::Networks | Phase::Optimizer => "",
+        };
+        Some(format!("time: {shares}{hint}"))
     }
 }
 
@@ -185,6 +233,9 @@ impl fmt::Display for TrainReport {
             if *diverges {
                 write!(f, "; it has been rising: an earlier checkpoint may be better")?;
             }
+        }
+        if let Some(shares) = self.shares() {
+            write!(f, "\n{shares}")?;
         }
         if self.long_captions > 0 {
             write!(f, "\n{} captions have more than 75 tokens and are cut there", self.long_captions)?;

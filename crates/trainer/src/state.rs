@@ -416,14 +416,19 @@ mod tests {
         RunKey::new("train", &json!({"name": name}), Some(7))
     }
 
-    /// Restores, and what was said meanwhile.
+    /// Restores, and what was said meanwhile: files, and why they are not used.
     fn restore(
         output: &Path,
         key: &RunKey,
         optimizers: &mut [(&str, &mut Optimizer)],
-    ) -> (Result<Option<Progress>>, Vec<TrainEvent>) {
-        let mut events = Vec::new();
-        (super::restore(output, key, optimizers, None, &mut |event| events.push(event)), events)
+    ) -> (Result<Option<Progress>>, Vec<(PathBuf, String)>) {
+        let mut said = Vec::new();
+        let on_event = &mut |event: TrainEvent| match event {
+            TrainEvent::StateRefused { path, reason } => said.push((path, reason)),
+            TrainEvent::AnotherRun { path, change } => said.push((path, change)),
+            event => panic!("{event:?}"),
+        };
+        (super::restore(output, key, optimizers, None, on_event), said)
     }
 
     fn after(steps: usize) -> Progress {
@@ -482,7 +487,7 @@ mod tests {
         let (found, events) = restore(dir.path(), &key("other"), &mut []);
         assert_eq!(found.unwrap(), None);
         let change = "the setting `name` changed from \"run\" to \"other\"".to_owned();
-        assert_eq!(events, [TrainEvent::AnotherRun { path: path_in(dir.path(), 4), change }]);
+        assert_eq!(events, [(path_in(dir.path(), 4), change)]);
         assert_eq!(steps_in(dir.path()), [4, 3], "until the other run saves, one can go back");
         save(dir.path(), &key("other"), 2, &after(3), &trained).unwrap();
         assert_eq!(steps_in(dir.path()), [3]);
@@ -513,7 +518,7 @@ mod tests {
             fs::write(&newer, bytes).unwrap();
             let (found, events) = restore(dir.path(), &key("run"), &mut [("unet", &mut saved)]);
             assert_eq!(found.unwrap(), Some(after(1)));
-            let [TrainEvent::StateRefused { path, reason }] = &events[..] else { panic!("{events:?}") };
+            let [(path, reason)] = &events[..] else { panic!("{events:?}") };
             assert!(*path == newer && reason.starts_with("it"), "{reason}");
         }
         fs::write(&older, b"").unwrap();

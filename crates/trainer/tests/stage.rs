@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vodka_checkpoint::Checkpoint;
 use vodka_images::RgbImage;
-use vodka_stage::{ContentHash, Interrupt, Outcome, hash_file};
-use vodka_trainer::{Error, Result, TrainConfig, TrainEvent, TrainReport, run};
+use vodka_stage::{ContentHash, Interrupt, Outcome, hash_bytes, hash_file};
+use vodka_testkit::event_values;
+use vodka_trainer::{
+    EFFECTIVE_JSON, Error, FinderSettings, Phase, Result, TrainConfig, TrainEvent, TrainReport, find_lr, run,
+};
 
 /// Pictures with captions in a folder of their own, and a configuration that trains the tiny model on them.
 struct World {
@@ -73,13 +76,60 @@ impl World {
         self.train("out", changes, &mut |_, _| ()).unwrap_err()
     }
 
-    /// The hashes of what is in an output folder, by name.
+    /// The hashes of what is in an output folder, by name. What is told of the time is left out.
     fn files(&self, output: &str) -> BTreeMap<String, ContentHash> {
-        let entries = fs::read_dir(self.at(output)).unwrap().map(|entry| entry.unwrap().path());
-        entries
-            .map(|path| (path.file_name().unwrap().to_string_lossy().into(), hash_file(path).unwrap()))
-            .collect()
+        let folder = self.at(output);
+        let entries = walk(&folder).into_iter().map(|path| {
+            let name = path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned();
+            let hash = match name.as_str() {
+                LOG => hash_bytes(self.log(output).as_bytes()),
+                EVENTS => hash_bytes(format!("{:?}", self.events(output)).as_bytes()),
+                _ => hash_file(path).unwrap(),
+            };
+            (name, hash)
+        });
+        entries.collect()
     }
+
+    /// The log without its times.
+    fn log(&self, output: &str) -> String {
+        let text = fs::read_to_string(self.at(output).join(LOG)).unwrap();
+        let line = |line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            line.as_object_mut().unwrap().shift_remove("time");
+            format!("{line}\n")
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// What TensorBoard is told, but for how fast it went.
+    fn events(&self, output: &str) -> Vec<(u64, String, f32)> {
+        let mut values = event_values(&self.at(output).join(EVENTS));
+        values.retain(|(_, tag, _)| !tag.starts_with("performance/"));
+        values
+    }
+}
+
+const LOG: &str = "log.jsonl";
+const EVENTS: &str = "logs/events.out.tfevents.0.vodka";
+/// What every run leaves beside its checkpoints.
+const BESIDE: [&str; 10] = [
+    "audit.cache.json",
+    "audit.csv",
+    "audit.json",
+    "exposures.csv",
+    LOG,
+    EVENTS,
+    "losses.csv",
+    "losses.png",
+    "losses.svg",
+    EFFECTIVE_JSON,
+];
+
+/// The files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 fn image_pixel(i: u32, x: u32, y: u32) -> vodka_images::Rgb<u8> {
@@ -106,10 +156,14 @@ fn a_run_leaves_checkpoints_losses_and_nothing_else() {
     let report = world.undisturbed("out", json!({}));
     assert_eq!((report.outcome, report.pictures, report.steps), (Outcome::Done, 5, 9));
     let names: Vec<_> = world.files("out").into_keys().collect();
-    let checkpoints =
-        ["tiny-ep01-gs00003.safetensors", "tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"];
-    let of_the_audit = ["audit.cache.json", "audit.csv", "audit.json", "exposures.csv", "losses.csv"];
-    assert_eq!(names, [&of_the_audit, &checkpoints[..], &["train.effective.json"]].concat());
+    let checkpoints = [
+        "tiny-ep01-gs00003.safetensors",
+        "tiny-ep02-gs00006.safetensors",
+        "last-tiny-ep03-gs00009.safetensors",
+    ];
+    let mut expected = [&BESIDE[..], &checkpoints[..]].concat();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
     let exposures = fs::read_to_string(world.at("out/exposures.csv")).unwrap();
     assert_eq!(exposures, "image,exposures\n0.png,3\n1.png,3\n2.png,3\n3.png,3\nsub/4.png,3\n");
     assert_eq!(report.checkpoints, checkpoints.map(|name| world.at("out").join(name)));
@@ -132,7 +186,7 @@ fn an_interrupted_run_goes_on_to_the_same_files() {
         let report = world.train(&output, json!({}), &mut at_step(step, Interrupt::raise)).unwrap();
         assert_eq!((report.outcome, report.steps), (Outcome::Interrupted, step));
         let mut started = None;
-        let on_event = &mut |event, _: &Interrupt| {
+        let on_event = &mut |event: TrainEvent, _: &Interrupt| {
             if let TrainEvent::Started { done, .. } = event {
                 started = Some(done);
             }
@@ -260,7 +314,7 @@ fn running_means_are_checkpoints_of_their_own() {
     let keys = || json!({"ema_decay_rate": 0.9, "ema_update_interval": 2, "state_every_n_steps": 1});
     let report = world.undisturbed("whole", keys());
     let names: Vec<_> = report.ema_checkpoints.iter().map(|path| path.file_name().unwrap()).collect();
-    assert_eq!(names[2], "tiny-ep03-gs00009_ema.safetensors");
+    assert_eq!(names[2], "last-tiny-ep03-gs00009_ema.safetensors");
     let weights = |path: &PathBuf| {
         let name = "model.diffusion_model.out.2.weight";
         let bytes = fs::read(path).unwrap();
@@ -305,7 +359,7 @@ fn another_setting_starts_anew_and_never_starts_over() {
         let mut config = TrainConfig { output: Some(world.at("out")), start_over, ..world.config.clone() };
         set(&mut config, changes);
         let interrupt = Interrupt::new();
-        let on_event = &mut |event| match event {
+        let on_event = &mut |event: TrainEvent| match event {
             TrainEvent::Started { done, .. } => done_before = Some(done),
             TrainEvent::Step { step: 4, .. } => interrupt.raise(),
             _ => {}
@@ -396,7 +450,7 @@ fn bad_pictures_are_skipped_and_named() {
     fs::write(world.at("data/bad.txt"), "a caption").unwrap();
     fs::write(world.at("data/empty.jpg"), "").unwrap();
     let mut seen = Vec::new();
-    let on_event = &mut |event, _: &Interrupt| {
+    let on_event = &mut |event: TrainEvent, _: &Interrupt| {
         if let TrainEvent::Skipped(skipped) = event {
             seen.push(skipped.image);
         }
@@ -477,4 +531,322 @@ fn an_earlier_checkpoint_that_is_gone_is_an_error() {
     world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
     fs::remove_file(world.at("out/tiny-ep01-gs00003.safetensors")).unwrap();
     assert!(matches!(world.error(json!({})), Error::MissingCheckpoint { .. }));
+}
+
+#[test]
+fn a_log_and_events_tell_each_step_once() {
+    let world = World::new();
+    let file = world.at("validation.json");
+    fs::write(&file, json!({"auto_split_proportion": 0.4, "stabilize_training_loss": true}).to_string())
+        .unwrap();
+    let optimizer = world.at("optimizer.json");
+    fs::write(&optimizer, json!({"log_grad_norm": true}).to_string()).unwrap();
+    let keys = || json!({"validation_config": file, "optimizer_config": optimizer, "log_step": 2});
+    world.train("out", keys(), &mut at_step(3, Interrupt::raise)).unwrap();
+    world.undisturbed("out", keys());
+    let log = world.log("out");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["event"] == kind).cloned().collect::<Vec<_>>();
+    let steps: Vec<_> = of("step").iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+    assert!(of("step").iter().all(|line| line["grad_norm_unet"].as_f64().unwrap() > 0.0), "{log}");
+    assert_eq!((of("epoch").len(), of("checkpoint").len(), of("validation").len()), (3, 3, 2 * 4));
+    let losses = fs::read_to_string(world.at("out/losses.csv")).unwrap();
+    let losses: Vec<f32> =
+        losses.lines().skip(1).map(|line| line.split(',').nth(2).unwrap().parse().unwrap()).collect();
+    let events = world.events("out");
+    let values = |tag: &str| {
+        let of_tag = events.iter().filter(|(_, found, _)| found == tag);
+        of_tag.map(|(step, _, value)| (*step, *value)).collect::<Vec<_>>()
+    };
+    assert_eq!(values("loss/log_step")[0], (2, (losses[0] + losses[1]) / 2.0));
+    assert_eq!(values("loss/log_step").len(), steps.len() / 2);
+    assert_eq!(values("hyperparameter/lr unet")[0], (2, 1e-3));
+    assert_eq!(values("loss/epoch").len(), 3);
+    assert_eq!(values("optimizer/te_grad_norm_pre_clip").len(), steps.len());
+    let [val, stable, all] = ["loss/val", "loss/stabilize-train", "loss/_all_val_combined"].map(values);
+    assert_eq!((val.len(), val[0].0, stable.len()), (4, 0, 4));
+    assert!((all[3].1 - (val[3].1 + stable[3].1) / 2.0).abs() < 1e-6);
+    let told = event_values(&world.at("out").join(EVENTS));
+    assert!(told.iter().any(|(_, tag, value)| tag == "performance/images per second" && *value > 0.0));
+    let time = fs::read_to_string(world.at("out").join(LOG)).unwrap();
+    assert!(time.lines().next().unwrap().contains("validation"), "before the first step: {time}");
+    assert!(time.contains(r#""time":{"images_per_s":"#), "{time}");
+}
+
+#[test]
+fn a_folder_for_logs_holds_a_folder_for_each_run() {
+    let world = World::new();
+    let keys = |lr: f64| json!({"logdir": world.at("logs"), "max_epochs": 1, "lr": lr});
+    world.undisturbed("a", keys(1e-3));
+    world.undisturbed("b", keys(1e-4));
+    let folders: Vec<_> =
+        fs::read_dir(world.at("logs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(folders.len(), 2);
+    for folder in folders {
+        assert!(folder.file_name().unwrap().to_string_lossy().starts_with("tiny-"));
+        assert!(folder.join("events.out.tfevents.0.vodka").exists());
+    }
+}
+
+#[test]
+fn the_graph_of_losses_is_drawn_at_each_checkpoint() {
+    let world = World::new();
+    let file = world.at("validation.json");
+    fs::write(&file, json!({"auto_split_proportion": 0.4, "stabilize_training_loss": true}).to_string())
+        .unwrap();
+    let svg = || fs::read_to_string(world.at("out/losses.svg"));
+    let mut first = None;
+    let on_event = &mut |event: TrainEvent, _: &Interrupt| match event {
+        TrainEvent::Step { step: 1, .. } => assert!(svg().is_err(), "not before the first checkpoint"),
+        TrainEvent::Saved { .. } => drop(first.get_or_insert_with(|| svg().unwrap())),
+        _ => {}
+    };
+    world.train("out", json!({"validation_config": file}), on_event).unwrap();
+    let last = svg().unwrap();
+    assert_ne!(first.unwrap(), last);
+    for text in
+        ["Loss of tiny", "training", "training, smoothed", "validation: val", "training pictures, stabilised"]
+    {
+        assert!(last.contains(&format!("\n{text}\n")), "{text}");
+    }
+    let png = vodka_images::decode(&world.at("out/losses.png")).unwrap().into_rgb();
+    assert_eq!(png.dimensions(), (1000, 560));
+}
+
+#[test]
+fn checkpoints_are_called_as_in_everydream2_and_come_when_they_should() {
+    let world = World::new();
+    let names = |output: &str| {
+        let names = world.files(output).into_keys().filter(|name| name.ends_with(".safetensors"));
+        names.collect::<Vec<_>>()
+    };
+    world.undisturbed("late", json!({"save_ckpts_from_n_epochs": 2, "no_prepend_last": true}));
+    assert_eq!(names("late"), ["tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"]);
+    world.undisturbed("plain", json!({"no_prepend_last": true, "save_optimizer": true}));
+    assert!(world.at("plain/state.safetensors").exists(), "`save_optimizer` keeps the state");
+    // Each step is later than no time at all.
+    let timed = world.undisturbed("timed", json!({"no_prepend_last": true, "ckpt_every_n_minutes": 1e-9}));
+    let by_the_clock: Vec<_> =
+        names("timed").into_iter().filter(|name| !names("plain").contains(name)).collect();
+    let expected =
+        ["ep00-gs00001", "ep00-gs00002", "ep01-gs00004", "ep01-gs00005", "ep02-gs00007", "ep02-gs00008"];
+    assert_eq!(by_the_clock, expected.map(|name| format!("tiny-{name}.safetensors")));
+    assert_eq!(timed.checkpoints.len(), 3, "those of the epochs");
+    let files = |output: &str| {
+        let all = world.files(output);
+        names(output).into_iter().map(move |name| (name.clone(), all[&name])).collect::<BTreeMap<_, _>>()
+    };
+    let timed = files("timed");
+    for (name, hash) in files("plain").into_iter().filter(|(name, _)| name.starts_with("tiny")) {
+        assert_eq!(timed[&name], hash, "{name}: the clock does not touch the training");
+    }
+}
+
+#[test]
+fn what_stops_leaves_a_checkpoint_that_goes_when_it_goes_on() {
+    let world = World::new();
+    world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
+    let interrupted = world.at("out/interrupted-gs00004.safetensors");
+    Checkpoint::open(&interrupted).unwrap().verify().unwrap();
+    world.undisturbed("out", json!({}));
+    assert!(!interrupted.exists());
+    let said = world.train("bad", json!({"lr": 1e20}), &mut |_, _| ()).unwrap_err();
+    assert!(matches!(said, Error::NotFinite { .. }), "{said}");
+    // With such weights there is nothing to keep; with others there is.
+    let broken = &mut |event: TrainEvent, _: &Interrupt| {
+        if let TrainEvent::Step { step: 4, .. } = event {
+            fs::remove_dir_all(world.at("bad/samples")).unwrap();
+            fs::write(world.at("bad/samples"), "in the way").unwrap();
+        }
+        if let TrainEvent::Sample(round) = event {
+            round.give(0, RgbImage::new(8, 8));
+        }
+    };
+    let prompts = world.at("prompts.txt");
+    fs::write(&prompts, "a cat").unwrap();
+    let error =
+        world.train("bad", json!({"sample_prompts": prompts, "sample_steps": 1}), broken).unwrap_err();
+    assert!(matches!(error, Error::Stage(_)), "{error}");
+    let errored = world.at("bad/errored-tiny-ep01-gs00004.safetensors");
+    Checkpoint::open(&errored).unwrap().verify().unwrap();
+    fs::remove_file(world.at("bad/samples")).unwrap();
+    world.undisturbed("bad", json!({"sample_prompts": prompts}));
+    assert!(!errored.exists());
+}
+
+#[test]
+fn a_checkpoint_says_what_it_is_and_where_it_comes_from() {
+    let world = World::new();
+    let metadata = |output: &str| {
+        let report = world.undisturbed(output, json!({"max_epochs": 1}));
+        Checkpoint::open(&report.checkpoints[0]).unwrap().metadata().clone()
+    };
+    let first = metadata("first");
+    for (key, value) in [
+        ("modelspec.sai_model_spec", "1.0.1"),
+        ("modelspec.architecture", "stable-diffusion-v1"),
+        ("modelspec.title", "last-tiny-ep01-gs00003"),
+        ("modelspec.resolution", "64x64"),
+        ("modelspec.prediction_type", "epsilon"),
+        ("modelspec.timestep_range", "0,1000"),
+        ("vodka.train.step", "3"),
+    ] {
+        assert_eq!(first[key], value, "{key}");
+    }
+    assert!(first["vodka.train"].contains("\"resolution\":64"), "{}", first["vodka.train"]);
+    fs::write(world.at("data/1.txt"), "another caption").unwrap();
+    let second = metadata("second");
+    assert_ne!(first["vodka.train.data"], second["vodka.train.data"]);
+    assert_eq!(first["vodka.train.base"], second["vodka.train.base"]);
+}
+
+/// Hands in a strip for each prompt, which says its number.
+fn give_strips(event: TrainEvent) {
+    if let TrainEvent::Sample(round) = event {
+        assert_eq!(round.cfgs, [7.0, 4.0, 1.01]);
+        for (i, prompt) in round.prompts.iter().enumerate() {
+            let grey = if round.ema { 200 } else { 50 };
+            assert_eq!((prompt.width, prompt.height), (64, 64));
+            round.give(i, RgbImage::from_pixel(3 * 64, 64, vodka_images::Rgb([grey; 3])));
+        }
+    }
+}
+
+#[test]
+fn samples_are_asked_for_and_kept_and_do_not_touch_the_training() {
+    let world = World::new();
+    let prompts = world.at("prompts.json");
+    let file = |prompt: &str| {
+        let samples =
+            json!([{"prompt": prompt, "seed": 3}, {"random_caption": true, "negative_prompt": "blue"}]);
+        fs::write(&prompts, json!({"generate_pretrain_samples": true, "samples": samples}).to_string())
+            .unwrap();
+    };
+    file("a cat!");
+    let keys = || {
+        json!({"sample_prompts": prompts, "sample_steps": 4, "ema_decay_rate": 0.9,
+        "ema_update_interval": 1, "ema_sample_ema_model": true, "ema_sample_nonema_model": true})
+    };
+    let plain = world.undisturbed("plain", json!({"ema_decay_rate": 0.9, "ema_update_interval": 1}));
+    let mut unreadable = 0;
+    let on_event = &mut |event: TrainEvent, _: &Interrupt| match event {
+        // Edited while it runs: first rightly, then wrongly.
+        TrainEvent::Step { step: 1, .. } => file("a dog"),
+        TrainEvent::Step { step: 5, .. } => fs::write(&prompts, "{").unwrap(),
+        TrainEvent::SamplesUnreadable { .. } => unreadable += 1,
+        event => give_strips(event),
+    };
+    let report = world.train("out", keys(), on_event).unwrap();
+    assert_eq!((report.losses, unreadable), (plain.losses, 1));
+    let (with, without) = (world.files("out"), world.files("plain"));
+    for (name, hash) in without.iter().filter(|(name, _)| ![EVENTS, EFFECTIVE_JSON].contains(&name.as_str()))
+    {
+        assert_eq!(with.get(name), Some(hash), "{name}");
+    }
+    let names: Vec<_> = with.keys().filter_map(|name| name.strip_prefix("samples/")).collect();
+    for name in [
+        "gs00000-000-a cat.jpg",
+        "gs00004-000-a dog.jpg",
+        "gs00008-000-ema_a dog.jpg",
+        "gs00008-000-a dog.txt",
+    ] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    assert_eq!(
+        names.len(),
+        3 * 2 * 2 * 2,
+        "three rounds, two prompts, two models, picture and text: {names:?}"
+    );
+    let text = fs::read_to_string(world.at("out/samples/gs00004-000-a dog.txt")).unwrap();
+    assert_eq!(text, "a dog\n seed: 3");
+    let captions: Vec<_> =
+        names.iter().filter(|name| name.starts_with("gs00004-001-a red circle number")).collect();
+    assert_eq!(captions.len(), 2, "{names:?}");
+    let tags: Vec<_> = world
+        .events("out")
+        .into_iter()
+        .filter(|(step, tag, _)| *step == 8 && tag.starts_with("sample"))
+        .collect();
+    let tags: Vec<_> = tags.iter().map(|(_, tag, _)| tag.as_str()).collect();
+    assert_eq!(tags, ["sample_000_a dog", "sample_001", "sample_000_ema_a dog", "sample_001ema_"]);
+}
+
+#[test]
+fn a_broken_file_of_samples_is_an_error_before_the_run() {
+    let world = World::new();
+    let prompts = world.at("prompts.json");
+    fs::write(&prompts, r#"{"scheduler": "dpm+"}"#).unwrap();
+    let error = world.error(json!({"sample_prompts": prompts}));
+    assert!(error.to_string().contains("prompts.json") && matches!(error, Error::InFile { .. }), "{error}");
+    // One that is not there yet may come.
+    let keys = json!({"sample_prompts": world.at("later.txt"), "sample_steps": 1, "max_epochs": 1});
+    world.train("out", keys, &mut |event, _| give_strips(event)).unwrap();
+    assert!(world.at("out/samples").exists(), "captions stand in for it");
+}
+
+#[test]
+fn the_learning_rate_finder_finds_where_the_loss_falls_and_touches_nothing() {
+    let world = World::new();
+    let report = world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
+    let before = world.files("out");
+    let mut config = TrainConfig { output: Some(world.at("out")), ..world.config.clone() };
+    set(&mut config, json!({"optimizer_config": null}));
+    let settings = FinderSettings { lr_min: 1e-6, lr_max: 10.0, steps: 40 };
+    let found = find_lr(&config.plan().unwrap(), &settings, &Interrupt::new(), &mut |_| ()).unwrap();
+    assert!(found.diverged && found.tried.len() < 40, "{found:?}");
+    let (lr, limit) = (found.suggestion.unwrap(), found.limit.unwrap());
+    assert!(lr < limit && limit < 1.0, "{found:?}");
+    let rates: Vec<_> = found.tried.iter().map(|tried| tried.lr).collect();
+    assert!(rates.windows(2).all(|pair| pair[1] > pair[0]));
+    let table = fs::read_to_string(world.at("out/find-lr/find-lr.csv")).unwrap();
+    assert_eq!(table.lines().count(), found.tried.len() + 1);
+    assert!(world.at("out/find-lr/find-lr.svg").exists() && world.at("out/find-lr/find-lr.png").exists());
+    let mut after = world.files("out");
+    after.retain(|name, _| !name.starts_with("find-lr/"));
+    assert_eq!(after, before, "neither checkpoints nor state are touched");
+    assert!(!walk(&world.at("out/find-lr")).iter().any(|path| path.ends_with(".safetensors")));
+    let said = found.to_string();
+    assert!(said.starts_with("suggested learning rate ") && said.contains("went wild"), "{said}");
+}
+
+#[test]
+fn a_report_says_where_the_time_went() {
+    let world = World::new();
+    let report = world.undisturbed("out", json!({"max_epochs": 1}));
+    let phases: Vec<_> = report.spent.iter().map(|spent| spent.phase).collect();
+    for phase in [Phase::Data, Phase::Networks, Phase::Optimizer, Phase::Saving] {
+        assert!(phases.contains(&phase), "{phases:?}");
+    }
+    let said = report.to_string();
+    assert!(said.contains("\ntime: data ") && said.contains("UNet and text encoder "), "{said}");
+    let record = fs::read_to_string(world.at("out.run.json")).unwrap();
+    assert!(record.contains("\"spent\": []"), "no time in the record: {record}");
+}
+
+#[test]
+fn a_checkpoint_may_be_a_diffusers_folder_too_or_only_that() {
+    let world = World::new();
+    let keys = || json!({"save_diffusers": true, "ema_decay_rate": 0.5, "ema_update_interval": 1});
+    let report = world.undisturbed("both", keys());
+    assert_eq!(world.undisturbed("both", keys()).outcome, Outcome::Unchanged);
+    for path in report.checkpoints.iter().chain(&report.ema_checkpoints) {
+        let [file, folder] =
+            [path.clone(), path.with_extension("")].map(|path| Checkpoint::open(path).unwrap());
+        folder.check_names().unwrap();
+        for name in file.names() {
+            let [file, folder] = [&file, &folder].map(|checkpoint| checkpoint.tensor(name).unwrap().to_f32());
+            assert_eq!(file, folder, "{name}");
+        }
+    }
+    world.train("parts", keys(), &mut at_step(4, Interrupt::raise)).unwrap();
+    assert!(world.at("parts/interrupted-gs00004").is_dir());
+    world.undisturbed("parts", keys());
+    assert_eq!(world.files("parts"), world.files("both"));
+    let report = world.undisturbed("folders", json!({"no_save_ckpt": true}));
+    assert_eq!(report.checkpoints[2], world.at("folders/last-tiny-ep03-gs00009"));
+    assert!(world.files("folders").keys().all(|name| !name.ends_with("gs00009.safetensors")));
+    fs::remove_dir_all(world.at("both/tiny-ep01-gs00003")).unwrap();
+    assert_eq!(world.undisturbed("both", keys()).outcome, Outcome::Done, "made again");
 }

@@ -82,6 +82,14 @@ pub enum Error {
         /// The recipe.
         recipe: PathBuf,
     },
+    /// Pictures while training, which a workflow does not make.
+    #[error(
+        "`{recipe}`: `train.config.sample_prompts` is for `vodka-train`: here the grid shows the checkpoints"
+    )]
+    Samples {
+        /// The recipe.
+        recipe: PathBuf,
+    },
     /// A training key that the workflow sets.
     #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]
     TrainKey {

@@ -348,6 +348,9 @@ impl Recipe {
             ("allow", !config.allow.is_empty()),
             ("optimizer_config", config.optimizer_config.is_some()),
         ];
+        if config.sample_prompts.is_some() {
+            return Err(Error::Samples { recipe: path.to_path_buf() });
+        }
         match set.into_iter().find(|(_, set)| *set) {
             Some((key, _)) => Err(Error::TrainKey { recipe: path.to_path_buf(), key }),
             None => Ok(()),
@@ -393,7 +396,7 @@ impl Recipe {
     /// The epochs after which a checkpoint is saved.
     pub(crate) fn saved_epochs(&self) -> Vec<u64> {
         let config = &self.train.config;
-        saved_epochs(config.max_epochs, config.save_every_n_epochs).collect()
+        saved_epochs(config.max_epochs, config.save_every_n_epochs, config.save_ckpts_from_n_epochs).collect()
     }
 }
 
@@ -480,6 +483,10 @@ mod tests {
         assert!(with("name = \"mixes\"", "name = \"../mixes\"").contains("becomes a file"));
         assert!(with("choose = 75", "choose = 76").contains("no checkpoint of epoch 76"));
         assert!(with("a = \"v3\"", "a = \"v3-with-v1\"").contains("made of itself"));
+        assert!(
+            with("seed = 555", "sample_prompts = \"x.txt\"")
+                .contains("`train.config.sample_prompts` is for `vodka-train`")
+        );
         assert!(
             with("seed = 555", "output = \"x\"").contains("`train.config.output` is set by the workflow")
         );

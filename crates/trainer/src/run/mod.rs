@@ -1,9 +1,14 @@
 //! The stage: from a plan to checkpoints.
 
 mod batch;
+mod checkpoint;
+mod find;
 mod optimize;
+mod sample;
 mod save;
 mod validate;
+
+pub use find::find_lr;
 
 use std::{
     cell::RefCell,
@@ -20,7 +25,8 @@ use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, record_path, write_atomic,
+    ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, hash_bytes, record_path,
+    write_atomic,
 };
 
 use self::batch::places_after;
@@ -33,11 +39,12 @@ use crate::{
     draft::{Draft, Drafter, Place, Role, identity},
     ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, groups},
-    losses::{LossesFile, Row, Validations},
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
+    samples::SampleFile,
     state::{self, Progress},
     step::Objective,
+    watch::{LossesFile, Meter, Phase, Row, Validations, Watch, mean},
 };
 
 /// How often each picture was trained on.
@@ -61,8 +68,10 @@ pub fn run(
     if !plan.start_over
         && let Some(report) = key.made::<TrainReport>(&record)?
     {
-        // Left behind by a kill between the record and this.
-        state::delete(&plan.output)?;
+        if !plan.save_optimizer {
+            // Left behind by a kill between the record and this.
+            state::delete(&plan.output)?;
+        }
         // The folder may have been moved since.
         let moved = |paths: &[PathBuf]| {
             let names = paths.iter().filter_map(|path| path.file_name());
@@ -75,16 +84,28 @@ pub fn run(
     let Some(mut run) = Run::prepare(plan, &key, interrupt, on_event)? else {
         return Ok(TrainReport::nothing_yet(plan));
     };
-    let finished = run.train(interrupt, on_event)?;
+    let finished = match run.train(interrupt, on_event) {
+        Ok(finished) => finished,
+        Err(error) => {
+            // Of use, where it works; the error is what counts.
+            let _ = run.save_errored(on_event);
+            return Err(error);
+        }
+    };
     let report = run.report(finished);
     if finished {
         let losses_file = LossesFile::path_in(&plan.output);
         let validations = run.validations.as_ref().map(|_| Validations::path_in(&plan.output));
-        let outputs = report.checkpoints.iter().chain(&report.ema_checkpoints);
+        let folders: Vec<_> = run.folders().collect();
+        let outputs = report.checkpoints.iter().chain(&report.ema_checkpoints).chain(&folders);
         let exposures = plan.output.join(EXPOSURES);
         let outputs = outputs.chain([&losses_file, &exposures]).chain(&validations);
-        key.write(&record, &outputs.map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
-        state::delete(&plan.output)?;
+        let outputs: Vec<_> = outputs.map(PathBuf::as_path).collect();
+        // What a run took is no part of what it made.
+        key.write(&record, &outputs, &TrainReport { spent: Vec::new(), ..report.clone() })?;
+        if !plan.save_optimizer {
+            state::delete(&plan.output)?;
+        }
     }
     Ok(report)
 }
@@ -96,7 +117,7 @@ fn restored(
     optimizers: &mut [(&str, &mut Optimizer)],
     ema: Option<&mut Ema>,
     on_event: &mut dyn FnMut(TrainEvent),
-) -> Result<Progress> {
+) -> Result<Option<Progress>> {
     state::delete_partial(&plan.output)?;
     if plan.start_over {
         state::delete(&plan.output)?;
@@ -105,7 +126,7 @@ fn restored(
     if progress.is_none() {
         tell_of_another_run(key, &record_path(&plan.output), on_event);
     }
-    Ok(progress.unwrap_or_default())
+    Ok(progress)
 }
 
 /// Says in what a run that is through in the output folder differs from this one, which replaces it.
@@ -145,14 +166,27 @@ struct Rates {
     settings: [Option<PartSettings>; 2],
     /// All batches of the run.
     steps: u64,
+    /// These in all batches, whatever the settings say: for the learning-rate finder.
+    fixed: Option<[f64; 2]>,
 }
 
 impl Rates {
     /// For the batch `step`, counted from 1.
     fn at(&self, step: u64) -> [f64; 2] {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
         self.settings.map(|settings| {
             settings.map_or(0.0, |part| part.schedule(self.steps).rate(part.optimizer.lr, step - 1))
         })
+    }
+}
+
+impl Rates {
+    /// The text encoder's rate to that of the UNet; 1 where one of them is left as it is.
+    fn proportion(&self) -> f64 {
+        let [unet, text_encoder] = self.settings.map(|settings| settings.map(|part| part.optimizer.lr));
+        unet.zip(text_encoder).map_or(1.0, |(unet, text_encoder)| text_encoder / unet)
     }
 }
 
@@ -161,6 +195,8 @@ struct Run<'a> {
     plan: &'a TrainPlan,
     key: &'a RunKey,
     base: ContentHash,
+    /// Of pictures and captions.
+    data: ContentHash,
     model: StableDiffusion,
     unet: Option<Optimizer>,
     text_encoder: Option<Optimizer>,
@@ -187,6 +223,12 @@ struct Run<'a> {
     exposures: Vec<u64>,
     losses_file: LossesFile,
     validations: Option<Validations>,
+    watch: Watch,
+    samples: Option<SampleFile>,
+    /// When the last checkpoint was written.
+    saved_at: Instant,
+    /// When the epoch in hand began, or was gone on with.
+    epoch_began: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -206,6 +248,8 @@ impl<'a> Run<'a> {
         audited.check(plan)?;
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
+        let mut meter = Meter::new(device);
+        meter.enter(Phase::Data);
         let pool = pool(plan.data_threads);
         let Some(dataset) = Dataset::load(plan, stride, &pool, &looked, interrupt, on_event)? else {
             return Ok(None);
@@ -222,22 +266,17 @@ impl<'a> Run<'a> {
         let entries = entries(&dataset.examples);
         let epoch_settings = epoch_settings(plan);
         let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
-        let mut ema = plan.settings.ema.map(|settings| {
-            let parts = [("unet", &unet), ("text_encoder", &text_encoder)].into_iter();
-            let parts = parts.filter_map(|(name, optimizer)| Some((name, optimizer.as_ref()?)));
-            Ema::new(
-                settings,
-                epochs.steps(),
-                parts.flat_map(|(network, optimizer)| named(network, optimizer)),
-            )
-        });
-        if let (Some(ema), Some(path)) = (&mut ema, &plan.ema_base) {
-            start_means(ema, path)?;
-        }
+        let mut ema = means(plan, epochs.steps(), [("unet", &unet), ("text_encoder", &text_encoder)])?;
         let optimizers = &mut by_name_mut(&mut unet, &mut text_encoder);
         let progress = restored(plan, key, optimizers, ema.as_mut(), on_event)?;
-        let rates =
-            Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
+        let done = progress.as_ref().map(|progress| progress.losses.as_slice());
+        let watch = Watch::start(plan, key.hash(), done, meter)?;
+        let progress = progress.unwrap_or_default();
+        let rates = Rates {
+            settings: [plan.settings.unet, plan.settings.text_encoder],
+            steps: epochs.steps(),
+            fixed: None,
+        };
         let places = places_after(progress.step(), &entries, epoch_settings, &epochs);
         let run = Self {
             ahead: RefCell::new(look_ahead(plan, &pool, &training, places)),
@@ -249,6 +288,11 @@ impl<'a> Run<'a> {
             rates,
             key,
             base: key.inputs["checkpoint"].sha256,
+            data: data_hash(key),
+            watch,
+            samples: plan.sample_prompts.as_deref().map(SampleFile::open).transpose()?,
+            saved_at: Instant::now(),
+            epoch_began: Instant::now(),
             objective: objective(plan, &checkpoint),
             plan,
             model,
@@ -264,6 +308,7 @@ impl<'a> Run<'a> {
             state_saved_at: Instant::now(),
         };
         run.check_earlier_checkpoints()?;
+        run.forget_unfinished()?;
         run.check_space()?;
         Ok(Some(run))
     }
@@ -272,8 +317,9 @@ impl<'a> Run<'a> {
     fn train(&mut self, interrupt: &Interrupt, on_event: &mut dyn FnMut(TrainEvent)) -> Result<bool> {
         let steps = self.epochs.steps();
         let (done, steps_per_epoch) = (self.progress.step(), self.epochs.end(1));
+        self.watch.meter.start(steps - done);
         on_event(TrainEvent::Started { steps, done, steps_per_epoch });
-        if done == 0 {
+        if done == 0 && self.progress.validations.is_empty() {
             self.validate(on_event)?;
         }
         while self.progress.step() < steps {
@@ -289,9 +335,14 @@ impl<'a> Run<'a> {
                 true => (self.progress.step() % settings.grad_accum as u64) as usize,
                 false => 0,
             };
+            let first = groups(&batches[done..], settings.grad_accum, before).next();
+            if let Some(first) = first.filter(|_| self.progress.step() == 0) {
+                self.sample_before(first, on_event)?;
+            }
             for group in groups(&batches[done..], settings.grad_accum, before) {
                 if interrupt.is_raised() {
                     self.save_state(on_event)?;
+                    self.save_interrupted(on_event)?;
                     return Ok(false);
                 }
                 let before = self.progress.step();
@@ -308,6 +359,8 @@ impl<'a> Run<'a> {
                 let done = self.progress.step();
                 self.ema.iter_mut().for_each(|ema| ema.update(before, done));
                 self.validate_where_due(before, on_event)?;
+                self.sample_where_due(before, group, on_event)?;
+                self.save_by_the_clock(on_event)?;
                 self.save_state_where_due(group.len() as u64, on_event)?;
             }
             self.end_epoch(epoch, on_event)?;
@@ -329,7 +382,6 @@ impl<'a> Run<'a> {
     }
 
     fn report(&self, finished: bool) -> TrainReport {
-        let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
         let losses = |epoch: u64| {
             let all = &self.progress.losses;
             let bound = |epoch| (self.epochs.end(epoch) as usize).min(all.len());
@@ -355,9 +407,18 @@ impl<'a> Run<'a> {
             checkpoints: self.checkpoints().collect(),
             ema_checkpoints: self.ema_checkpoints().collect(),
             validations: self.last_validations(),
+            spent: self.watch.meter.spent(),
             skipped: self.dataset.skipped.clone(),
         }
     }
+}
+
+/// The hash of pictures and captions, wherever they lie.
+fn data_hash(key: &RunKey) -> ContentHash {
+    let is_data = |name: &str| ["images", "captions", "list"].iter().any(|kind| name.starts_with(kind));
+    let data = key.inputs.iter().filter(|(name, _)| is_data(name));
+    let text: String = data.map(|(name, input)| format!("{name} {}\n", input.sha256)).collect();
+    hash_bytes(text.as_bytes())
 }
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.
@@ -434,6 +495,17 @@ fn look_ahead(
     let most = (2 * plan.settings.batch_size).max(4 * plan.data_threads);
     let drafter = drafter.clone();
     Ahead::new(Arc::clone(pool), most, places, move |place| drafter.draft(place))
+}
+
+/// The running means, as they are before the first of so many batches, where there are to be any.
+fn means(plan: &TrainPlan, steps: u64, parts: [(&str, &Option<Optimizer>); 2]) -> Result<Option<Ema>> {
+    let parts = parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer.as_ref()?)));
+    let parameters = parts.flat_map(|(network, optimizer)| named(network, optimizer));
+    let mut ema = plan.settings.ema.map(|settings| Ema::new(settings, steps, parameters));
+    if let (Some(ema), Some(path)) = (&mut ema, &plan.ema_base) {
+        start_means(ema, path)?;
+    }
+    Ok(ema)
 }
 
 /// What epochs are made from. Names of batches become numbers in the order of the pictures.

@@ -3,7 +3,12 @@
 use tch::Kind;
 
 use super::Run;
-use crate::{Error, Result, TrainEvent, epoch::Planned, losses::Row, optimizers::Optimizer};
+use crate::{
+    Error, Result, TrainEvent,
+    epoch::Planned,
+    optimizers::Optimizer,
+    watch::{Extra, Phase, Row},
+};
 
 impl Run<'_> {
     /// Accumulates the gradients of a few batches and steps along them.
@@ -22,7 +27,9 @@ impl Run<'_> {
         let mut rows = Vec::with_capacity(group.len());
         for (step, planned) in (self.progress.step() + 1..).zip(group) {
             let pictures = &planned.pictures;
+            self.watch.meter.enter(Phase::Data);
             let batch = self.batch(epoch, planned)?;
+            self.watch.meter.enter(Phase::Networks);
             let (clip, unet) = (&self.model.clip, &self.model.unet);
             let losses = self.objective.losses(clip, unet, &batch); // (B)
             let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
@@ -37,8 +44,10 @@ impl Run<'_> {
                     clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
                 }
             }
-            rows.push(Row { epoch, step, loss, rates: self.rates.at(step) });
+            let extra = Extra { pictures: pictures.len() as u64, ..Extra::default() };
+            rows.push((Row { epoch, step, loss, rates: self.rates.at(step) }, extra));
         }
+        self.watch.meter.enter(Phase::Optimizer);
         // Schedules go by batches; the last of the group says the rate.
         let step = self.progress.step() + group.len() as u64;
         let rates = self.rates.at(step);
@@ -48,6 +57,9 @@ impl Run<'_> {
         if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
             return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
         }
+        if let Some((_, extra)) = rows.last_mut().filter(|_| self.plan.log_grad_norm) {
+            extra.norms = optimizers.map(|optimizer| optimizer.as_ref().map(Optimizer::gradient_norm));
+        }
         let parts = [(&mut self.unet, clip), (&mut self.text_encoder, clip_text_encoder)];
         for ((optimizer, clip), rate) in parts.into_iter().zip(rates) {
             let Some(optimizer) = optimizer else { continue };
@@ -55,11 +67,12 @@ impl Run<'_> {
             optimizer.step(rate);
             optimizer.zero_grad();
         }
-        for row in rows {
+        for (row, extra) in rows {
             self.progress.losses.push(row.loss);
             self.losses_file.append(row)?;
+            let speed = self.watch.step(row, extra)?;
             let Row { epoch, step, loss, .. } = row;
-            on_event(TrainEvent::Step { epoch, step, loss });
+            on_event(TrainEvent::Step { epoch, step, loss, speed });
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! What a run leaves on the disk: checkpoints, the training state, the ledger of exposures.
+//! What a run leaves on the disk beside checkpoints: the training state, the ledger of exposures.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use vodka_images::relative_name;
 use vodka_sd15::Network;
@@ -8,12 +8,12 @@ use vodka_stage::{check_space, write_atomic};
 
 use super::{EXPOSURES, Run};
 use crate::{
-    Bucket, Error, Result, TrainEvent, TrainPlan,
+    Bucket, Result, TrainEvent, TrainPlan,
     data::Example,
-    epoch::{Planned, saved_epochs},
-    losses::{Validations, csv_cell},
+    epoch::Planned,
     optimizers::Optimizer,
     state::{self, Trained},
+    watch::{Phase, Validations, csv_cell, mean},
 };
 
 impl Run<'_> {
@@ -24,24 +24,21 @@ impl Run<'_> {
         if is_saved {
             // A state of another run fits the checkpoints no longer.
             state::delete_others(&self.plan.output, self.key)?;
-            check_space(&self.plan.output, self.checkpoint_size(), "a checkpoint")?;
-            let path = self.checkpoint_path(epoch);
-            self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
-            on_event(TrainEvent::Saved { path });
-            if let Some(ema) = &self.ema {
-                let path = self.ema_path(epoch);
-                let (precision, metadata) = (self.plan.settings.precision, self.metadata(epoch));
-                ema.in_place(|| self.model.save(&path, precision, &metadata))?;
-                on_event(TrainEvent::Saved { path });
-            }
         }
+        let (start, end) = (self.epochs.end(epoch - 1), self.epochs.end(epoch));
+        let minutes = self.epoch_began.elapsed().as_secs_f64() / 60.0;
+        self.epoch_began = Instant::now();
+        let loss = mean(&self.progress.losses[start as usize..end as usize]);
+        self.watch.epoch(epoch, end, loss, minutes)?;
+        let (epochs, speed) = (self.plan.settings.max_epochs, self.watch.speed);
+        on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
+        self.save_epoch(epoch, on_event)?;
         match epoch < self.plan.settings.max_epochs {
             true if is_saved => self.save_state(on_event),
             true => Ok(()),
             false => {
                 self.write_exposures()?;
-                self.validations.iter().try_for_each(Validations::sync)?;
-                self.losses_file.sync()
+                self.sync_logs()
             }
         }
     }
@@ -64,14 +61,16 @@ impl Run<'_> {
         }
     }
 
-    /// How many bytes an epoch's checkpoint has, with its twin.
-    fn checkpoint_size(&self) -> u64 {
+    /// How many bytes a checkpoint has, in all its forms and with its twin.
+    pub(super) fn checkpoint_size(&self) -> u64 {
         let networks = [self.model.unet.vars(), self.model.clip.vars(), self.model.vae.vars()];
         let weights =
             |vars: &tch::nn::VarStore| vars.variables().values().map(|v| v.numel() as u64).sum::<u64>();
         let weights: u64 = networks.into_iter().map(weights).sum();
         let twins = if self.ema.is_some() { 2 } else { 1 };
-        twins * weights * self.plan.settings.precision.size() as u64
+        let settings = &self.plan.settings;
+        let forms = u64::from(settings.save_ckpt) + u64::from(settings.save_diffusers);
+        twins * forms * weights * settings.precision.size() as u64
     }
 
     fn with_trained<R>(&self, act: impl FnOnce(&Trained<'_>) -> R) -> R {
@@ -81,15 +80,11 @@ impl Run<'_> {
         act(&Trained { optimizers: &optimizers, ema: self.ema.as_ref() })
     }
 
-    /// What a checkpoint says about its origin. Nothing in it varies from run to run.
-    fn metadata(&self, epoch: u64) -> BTreeMap<String, String> {
-        let settings = serde_json::to_string(&self.plan.settings).expect("settings are plain data");
-        BTreeMap::from([
-            ("vodka.train".to_owned(), settings),
-            ("vodka.train.base".to_owned(), self.base.to_string()),
-            ("vodka.train.epoch".to_owned(), epoch.to_string()),
-            ("vodka.train.step".to_owned(), self.progress.step().to_string()),
-        ])
+    /// Makes all that was logged so far survive a power cut: a state is worth nothing without it.
+    fn sync_logs(&self) -> Result<()> {
+        self.watch.sync()?;
+        self.validations.iter().try_for_each(Validations::sync)?;
+        self.losses_file.sync()
     }
 
     /// Saves the state where one is due within the last `steps`, or by the clock; a checkpoint that is due
@@ -112,9 +107,9 @@ impl Run<'_> {
     }
 
     pub(super) fn save_state(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        self.watch.meter.enter(Phase::Saving);
         self.write_exposures()?;
-        self.losses_file.sync()?;
-        self.validations.iter().try_for_each(Validations::sync)?;
+        self.sync_logs()?;
         let TrainPlan { output, keep_states, .. } = self.plan;
         let path = self
             .with_trained(|trained| state::save(output, self.key, *keep_states, &self.progress, trained))?;
@@ -144,40 +139,5 @@ impl Run<'_> {
             }
         }
         Ok(write_atomic(self.plan.output.join(format!("ep{epoch}_batch_schedule.txt")), text)?)
-    }
-
-    pub(super) fn saved_epochs(&self) -> impl Iterator<Item = u64> + use<> {
-        saved_epochs(self.plan.settings.max_epochs, self.plan.settings.save_every_n_epochs)
-    }
-
-    /// EveryDream2's name for it.
-    pub(super) fn checkpoint_path(&self, epoch: u64) -> PathBuf {
-        let (name, step) = (&self.plan.settings.name, self.epochs.end(epoch));
-        self.plan.output.join(format!("{name}-ep{epoch:02}-gs{step:05}.safetensors"))
-    }
-
-    /// EveryDream2's name for its twin.
-    pub(super) fn ema_path(&self, epoch: u64) -> PathBuf {
-        let path = self.checkpoint_path(epoch);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        path.with_file_name(format!("{stem}_ema.safetensors"))
-    }
-
-    /// Those with the running means, of the epochs that are done.
-    pub(super) fn ema_checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = if self.ema.is_some() { self.epochs_done() } else { 0 };
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.ema_path(epoch))
-    }
-
-    pub(super) fn checkpoints(&self) -> impl Iterator<Item = PathBuf> {
-        let done = self.epochs_done();
-        self.saved_epochs().take_while(move |epoch| *epoch <= done).map(|epoch| self.checkpoint_path(epoch))
-    }
-
-    pub(super) fn check_earlier_checkpoints(&self) -> Result<()> {
-        match self.checkpoints().chain(self.ema_checkpoints()).find(|path| !path.exists()) {
-            Some(path) => Err(Error::MissingCheckpoint { path }),
-            None => Ok(()),
-        }
     }
 }

@@ -10,11 +10,11 @@ use crate::{
     Result, TrainEvent, Validated,
     data::Example,
     draft::{Draft, Drafter, Place, Role},
-    losses::ValidationRow,
     random::Purpose,
     step::{Batch, Objective},
     target::LossType,
     validation::diverges,
+    watch::{Phase, ValidationRow},
 };
 
 impl Run<'_> {
@@ -39,6 +39,7 @@ impl Run<'_> {
     /// Measures the mean squared error on each set: always with the same noise and timesteps.
     pub(super) fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
         let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
+        self.watch.meter.enter(Phase::Validation);
         let step = self.progress.step();
         let mut rows = Vec::new();
         for (name, examples) in &self.dataset.sets {
@@ -49,18 +50,26 @@ impl Run<'_> {
             let loss = (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32;
             rows.push(ValidationRow { epoch: self.epochs.done(step), step, set: name.clone(), loss });
         }
-        for row in rows {
+        for row in &rows {
             on_event(TrainEvent::Validated { step, set: row.set.clone(), loss: row.loss });
             self.progress.validations.push((step, row.loss));
             if let Some(validations) = &mut self.validations {
-                validations.append(&row)?;
+                validations.append(row)?;
+            }
+        }
+        self.watch.validated(&rows)?;
+        for (set, losses) in self.validation_curves() {
+            let losses: Vec<_> = losses.into_iter().map(|(_, loss)| loss).collect();
+            if diverges(&losses) {
+                self.watch.diverges(step, &set)?;
+                on_event(TrainEvent::Diverges { step, set });
             }
         }
         Ok(())
     }
 
     /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
-    fn validation_losses(&self, examples: &Arc<Vec<Example>>, seed: u64) -> Result<Vec<f32>> {
+    pub(super) fn validation_losses(&self, examples: &Arc<Vec<Example>>, seed: u64) -> Result<Vec<f32>> {
         let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
         let settings = &self.plan.settings;
         let own = settings.validation.as_ref().and_then(|validation| validation.batch_size);
@@ -113,22 +122,22 @@ impl Run<'_> {
         })
     }
 
+    /// The losses of each set so far, with the batches that were done.
+    pub(super) fn validation_curves(&self) -> Vec<(String, Vec<(u64, f32)>)> {
+        let sets = self.dataset.sets.iter().filter(|(_, set)| !set.is_empty());
+        let names: Vec<_> = sets.map(|(name, _)| name.clone()).collect();
+        let (count, losses) = (names.len(), &self.progress.validations);
+        let curve = |i: usize| losses.iter().skip(i).step_by(count).copied().collect();
+        names.into_iter().enumerate().map(|(i, name)| (name, curve(i))).collect()
+    }
+
     /// The first and the last loss of each set, and whether it has begun to rise.
     pub(super) fn last_validations(&self) -> Vec<Validated> {
-        let names: Vec<_> =
-            self.dataset.sets.iter().filter(|(_, set)| !set.is_empty()).map(|(name, _)| name).collect();
-        let validated = |(i, name): (usize, &&String)| {
-            let losses: Vec<_> = self
-                .progress
-                .validations
-                .iter()
-                .skip(i)
-                .step_by(names.len())
-                .map(|(_, loss)| *loss)
-                .collect();
+        let validated = |(set, losses): (String, Vec<(u64, f32)>)| {
+            let losses: Vec<_> = losses.into_iter().map(|(_, loss)| loss).collect();
             let (first, last) = (*losses.first()?, *losses.last()?);
-            Some(Validated { set: (*name).clone(), first, last, diverges: diverges(&losses) })
+            Some(Validated { set, first, last, diverges: diverges(&losses) })
         };
-        names.iter().enumerate().filter_map(validated).collect()
+        self.validation_curves().into_iter().filter_map(validated).collect()
     }
 }

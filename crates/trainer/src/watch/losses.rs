@@ -2,21 +2,17 @@
 
 use std::{
     fmt::Write as _,
-    fs::{File, OpenOptions},
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use vodka_stage::write_atomic;
-
-use crate::{Error, Result, epoch::Epochs, state::Progress};
+use super::growing::Growing;
+use crate::{Result, epoch::Epochs, state::Progress};
 
 /// A losses file that is being written.
 #[derive(Debug)]
 pub(crate) struct LossesFile {
-    path: PathBuf,
-    file: File,
+    file: Growing,
 }
 
 /// One line.
@@ -40,25 +36,19 @@ impl LossesFile {
 
     /// Starts the file with the lines of the steps that are done, whatever it held before.
     pub fn start(output: &Path, done: impl Iterator<Item = Row>) -> Result<Self> {
-        let path = Self::path_in(output);
         let mut text = "epoch,step,loss,lr_unet,lr_text_encoder\n".to_owned();
         done.for_each(|row| text += &line(row));
-        write_atomic(&path, text)?;
-        let opened = OpenOptions::new().append(true).open(&path);
-        let file = opened.map_err(|source| vodka_stage::Error::Write { path: path.clone(), source })?;
-        Ok(Self { path, file })
+        Ok(Self { file: Growing::start(Self::path_in(output), text.as_bytes())? })
     }
 
     /// Adds a line.
     pub fn append(&mut self, row: Row) -> Result<()> {
-        let written = self.file.write_all(line(row).as_bytes());
-        Ok(written.map_err(|source| vodka_stage::Error::Write { path: self.path.clone(), source })?)
+        self.file.append(line(row).as_bytes())
     }
 
     /// Makes the lines survive a power cut.
     pub fn sync(&self) -> Result<()> {
-        let synced = self.file.sync_all();
-        synced.map_err(|source| Error::Stage(vodka_stage::Error::Write { path: self.path.clone(), source }))
+        self.file.sync()
     }
 }
 
@@ -85,8 +75,7 @@ pub(crate) struct ValidationRow {
 /// `validation.csv` while it is being written: one line a set and validation.
 #[derive(Debug)]
 pub(crate) struct Validations {
-    path: PathBuf,
-    file: File,
+    file: Growing,
 }
 
 impl Validations {
@@ -106,28 +95,22 @@ impl Validations {
         if names.is_empty() {
             return Ok(None);
         }
-        let path = Self::path_in(output);
         let mut text = "epoch,step,set,loss\n".to_owned();
         for (&(step, loss), name) in progress.validations.iter().zip(names.iter().cycle()) {
             let set = (*name).clone();
             text += &validation_line(&ValidationRow { epoch: epochs.done(step), step, set, loss });
         }
-        write_atomic(&path, text)?;
-        let opened = OpenOptions::new().append(true).open(&path);
-        let file = opened.map_err(|source| vodka_stage::Error::Write { path: path.clone(), source })?;
-        Ok(Some(Self { path, file }))
+        Ok(Some(Self { file: Growing::start(Self::path_in(output), text.as_bytes())? }))
     }
 
     /// Adds a line.
     pub fn append(&mut self, row: &ValidationRow) -> Result<()> {
-        let written = self.file.write_all(validation_line(row).as_bytes());
-        Ok(written.map_err(|source| vodka_stage::Error::Write { path: self.path.clone(), source })?)
+        self.file.append(validation_line(row).as_bytes())
     }
 
     /// Makes the lines survive a power cut.
     pub fn sync(&self) -> Result<()> {
-        let synced = self.file.sync_all();
-        synced.map_err(|source| Error::Stage(vodka_stage::Error::Write { path: self.path.clone(), source }))
+        self.file.sync()
     }
 }
 

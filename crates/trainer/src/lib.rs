@@ -38,6 +38,7 @@ mod state;
 pub mod step;
 pub mod target;
 mod validation;
+mod zips;
 
 pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};

@@ -34,5 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = Checkpoint::open(&path).and_then(|checkpoint| checkpoint.verify());
     let _ = Checkpoint::open_vae(&path);
     let _ = Lora::open(&path, &ModelConfig::sd15());
-    let _ = inspect::inspect(&path, inspect::Depth { hashes: true, values: true });
+    // Threads cost more than all the rest: not every time.
+    let values = *kind >= 0xf0;
+    let _ = inspect::inspect(&path, inspect::Depth { hashes: false, values });
 });

@@ -265,3 +265,37 @@ fn the_learning_rate_finder_writes_a_table_a_graph_and_a_suggestion() {
     );
     assert!(world.said(2, &["--lr-steps", "3"]).contains("--find-lr"));
 }
+
+#[test]
+fn the_audit_runs_alone() {
+    let world = World::new(json!({"amp": false, "gpuid": 0}));
+    let text = world.said(0, &["--audit"]);
+    assert!(text.contains("audited 5 pictures: 0 unreadable, 0 without a caption"), "{text}");
+    assert!(text.contains("\n64 x 64: "), "{text}");
+    let names: Vec<_> = world.files("out").into_keys().collect();
+    assert_eq!(names, ["audit.cache.json", "audit.csv", "audit.json"]);
+
+    fs::write(world.at("data/bad.png"), "").unwrap();
+    fs::write(world.at("data/bad.txt"), "a caption").unwrap();
+    let output = world.run(&["--audit", "--json"]);
+    assert_eq!(output.status.code(), Some(3));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["unreadable"], json!([{"image": "bad.png", "reason": "the file is empty"}]));
+    assert!(
+        world.said(2, &["--audit", "--allow", "ugly"]).contains("unreadable"),
+        "what can be allowed is listed"
+    );
+}
+
+#[test]
+fn what_was_understood_is_printed_and_kept() {
+    let world = World::new(json!({"amp": false, "gpuid": 0, "max_epochs": 1}));
+    let output = world.run(&["--dry-run"]);
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let told: Vec<_> = plan["notices"].as_array().unwrap().iter().map(|notice| &notice["key"]).collect();
+    assert_eq!(told, ["amp", "gpuid"]);
+    let text = world.said(0, &[]);
+    assert!(text.contains("note: `amp` (false): deprecated in EveryDream2 too"), "{text}");
+    let kept: Value = serde_json::from_slice(&world.files("out")["train.effective.json"]).unwrap();
+    assert_eq!((&kept["settings"], &kept["notices"]), (&plan["settings"], &plan["notices"]));
+}

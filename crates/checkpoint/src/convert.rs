@@ -552,7 +552,7 @@ pub(crate) fn check_position_ids(checkpoint: &Checkpoint) -> Result<Option<Posit
 /// The file or folder being written.
 enum Output {
     Safetensors(SafetensorsWriter),
-    Ckpt(TorchWriter),
+    Ckpt(Box<TorchWriter>),
     Diffusers(DiffusersWriter),
 }
 
@@ -562,7 +562,7 @@ impl Output {
         let path = &plan.output;
         Ok(match plan.target {
             Target::Safetensors => Self::Safetensors(SafetensorsWriter::create(path, specs, &work.metadata)?),
-            Target::Ckpt => Self::Ckpt(TorchWriter::create(path, &specs, &work.metadata)?),
+            Target::Ckpt => Self::Ckpt(Box::new(TorchWriter::create(path, &specs, &work.metadata)?)),
             Target::Diffusers => Self::Diffusers(DiffusersWriter::create(path, &specs, &work.config)?),
         })
     }

@@ -31,7 +31,7 @@ impl DiffusersWriter {
         let dtypes: HashMap<_, _> = specs.iter().map(|spec| (spec.name.as_str(), spec.dtype)).collect();
         let folder = AtomicFolder::create(path)?;
         // The parts' own checks see only the part that they write.
-        check_free_space(folder.path(), specs.iter().map(TensorSpec::bytes).sum())?;
+        check_free_space(path, specs.iter().map(TensorSpec::bytes).sum())?;
         let (mut parts, mut places) = (Vec::new(), HashMap::new());
         for part in Part::ALL {
             let (name, keys) = match part {

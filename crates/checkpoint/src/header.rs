@@ -22,12 +22,14 @@ type Contents = (BTreeMap<String, Stored>, BTreeMap<String, String>);
 
 /// Tensors and metadata of a file, checked: offsets without gaps or overlaps, sizes that fit the shapes, no name twice.
 pub(crate) fn contents(path: &Path, bytes: &[u8]) -> Result<Contents> {
-    let (length, header) = SafeTensors::read_metadata(bytes).map_err(|source| why(path, bytes, source))?;
-    let start = 8 + length;
-    // The library keeps the last of several tensors of one name.
-    if let Ok(Names { twice: Some(tensor) }) = serde_json::from_slice(&bytes[8..start]) {
+    // The library keeps the last of several tensors of one name, and then misses the others' bytes.
+    if let Some(text) = text(bytes)
+        && let Ok(Names { twice: Some(tensor) }) = serde_json::from_slice(text)
+    {
         return Err(Error::Duplicate { path: path.to_path_buf(), tensor });
     }
+    let (length, header) = SafeTensors::read_metadata(bytes).map_err(|source| why(path, bytes, source))?;
+    let start = 8 + length;
     let stored = |info: &safetensors::tensor::TensorInfo| Stored {
         dtype: info.dtype,
         shape: info.shape.clone(),
@@ -36,6 +38,13 @@ pub(crate) fn contents(path: &Path, bytes: &[u8]) -> Result<Contents> {
     let tensors = header.tensors().into_iter().map(|(name, info)| (name, stored(info))).collect();
     let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     Ok((tensors, metadata))
+}
+
+/// The JSON, if the file is long enough to have it.
+fn text(bytes: &[u8]) -> Option<&[u8]> {
+    let (size, rest) = bytes.split_at_checked(8)?;
+    let size = u64::from_le_bytes(size.try_into().expect("eight bytes"));
+    rest.get(..usize::try_from(size).ok()?)
 }
 
 /// The first name that a JSON object has twice.

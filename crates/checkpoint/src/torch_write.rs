@@ -1,9 +1,11 @@
 //! Writes what `torch.save` writes: a zip archive with a pickle and the elements.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
-    io::Write,
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use vodka_stage::AtomicFile;
@@ -17,8 +19,62 @@ const ROOT: &str = "archive";
 /// A `.ckpt` file being written, tensor after tensor, whole or not at all.
 pub(crate) struct TorchWriter {
     path: PathBuf,
-    zip: ZipWriter<AtomicFile>,
+    zip: ZipWriter<Quiet>,
+    fault: Fault,
     options: SimpleFileOptions,
+}
+
+/// The first error of a file.
+type Fault = Rc<RefCell<Option<io::Error>>>;
+
+/// A file that keeps its first error for whoever asks, and takes everything after it: the archive's writer, when it is
+/// dropped, tries to end the archive all the same, and prints what goes wrong.
+struct Quiet {
+    file: AtomicFile,
+    fault: Fault,
+    /// Where the next byte goes, and how long the file is or would be.
+    at: u64,
+    end: u64,
+}
+
+impl Quiet {
+    fn keep<T>(&mut self, instead: T, work: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> T {
+        let mut fault = self.fault.borrow_mut();
+        if fault.is_some() {
+            return instead;
+        }
+        work(&mut self.file).unwrap_or_else(|error| {
+            *fault = Some(error);
+            instead
+        })
+    }
+}
+
+impl Write for Quiet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.keep(bytes.len(), |file| file.write(bytes));
+        self.at += written as u64;
+        self.end = self.end.max(self.at);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.keep((), AtomicFile::flush);
+        Ok(())
+    }
+}
+
+impl Seek for Quiet {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        let to = match position {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(step) => self.at.checked_add_signed(step),
+            SeekFrom::End(step) => self.end.checked_add_signed(step),
+        };
+        let to = to.ok_or(io::ErrorKind::InvalidInput)?;
+        self.at = self.keep(to, |file| file.seek(position));
+        Ok(self.at)
+    }
 }
 
 impl TorchWriter {
@@ -37,7 +93,9 @@ impl TorchWriter {
             .compression_method(CompressionMethod::Stored)
             // As PyTorch does, so that elements may be mapped.
             .with_alignment(64);
-        let mut writer = Self { path: path.to_path_buf(), zip: ZipWriter::new(file), options };
+        let fault = Fault::default();
+        let zip = ZipWriter::new(Quiet { file, fault: Rc::clone(&fault), at: 0, end: 0 });
+        let mut writer = Self { path: path.to_path_buf(), zip, fault, options };
         writer.entry("data.pkl", pickle.len() as u64)?;
         writer.write(&pickle)?;
         writer.entry("byteorder", 6)?;
@@ -52,20 +110,37 @@ impl TorchWriter {
 
     /// Writes elements of the tensor in hand.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.zip.write_all(bytes).map_err(Error::write(&self.path))
+        self.zip.write_all(bytes).map_err(Error::write(&self.path))?;
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
+        let fault = self.fault.borrow_mut().take();
+        match fault {
+            Some(error) => {
+                // From here on the file takes everything, and is thrown away.
+                *self.fault.borrow_mut() = Some(io::ErrorKind::Other.into());
+                Err(Error::write(&self.path)(error))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn commit(mut self) -> Result<()> {
         self.entry("version", 2)?;
         self.write(b"3\n")?;
-        let file = self.zip.finish().map_err(|source| Error::write(&self.path)(source.into()))?;
-        Ok(file.commit()?)
+        let quiet = self.zip.finish().map_err(|source| Error::write(&self.path)(source.into()))?;
+        match self.fault.take() {
+            Some(error) => Err(Error::write(&self.path)(error)),
+            None => Ok(quiet.file.commit()?),
+        }
     }
 
     fn entry(&mut self, name: &str, bytes: u64) -> Result<()> {
         let options = self.options.large_file(bytes >= u64::from(u32::MAX));
         let started = self.zip.start_file(format!("{ROOT}/{name}"), options);
-        started.map_err(|source| Error::write(&self.path)(source.into()))
+        started.map_err(|source| Error::write(&self.path)(source.into()))?;
+        self.check()
     }
 }
 

@@ -14,7 +14,8 @@ use common::{Raw, raw, source, tiny, tiny_with_defaults, weights, write, write_r
 use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use vodka_checkpoint::{
-    CONFIG_KEY, Checkpoint, Dtype, Error, ModelConfig, Precision, Values, WeightFile, keys, write_checkpoint,
+    CONFIG_KEY, Checkpoint, Dtype, Error, Hashes, ModelConfig, Precision, Values, WeightFile, keys,
+    write_checkpoint,
 };
 
 const POSITION_IDS: &str = "cond_stage_model.transformer.text_model.embeddings.position_ids";
@@ -121,6 +122,22 @@ fn a_written_file_is_plain_safetensors_and_always_the_same() {
     assert!(checkpoint.names().all(|name| name != POSITION_IDS));
     assert_eq!(checkpoint.sha256().unwrap(), vodka_stage::hash_bytes(&bytes));
     assert_eq!(checkpoint.tensor("model.diffusion_model.out.2.bias").unwrap().dtype, Dtype::F16);
+}
+
+/// The file that `fixtures/checkpoint/formats/generate.py` hashes.
+#[test]
+fn hashes_are_those_of_python() {
+    let dir = tempfile::tempdir().unwrap();
+    let data: Vec<u8> = (0..1_200_000_u32).map(|i| (i * 31 % 251) as u8).collect();
+    let header = r#"{"model.x":{"dtype":"U8","shape":[1200000],"data_offsets":[0,1200000]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    fs::write(file_in(&dir), bytes).unwrap();
+    let golden = fs::read_to_string(vodka_testkit::fixture("checkpoint/formats/hashes.json")).unwrap();
+    let hashes = Hashes::of(&WeightFile::open(file_in(&dir)).unwrap()).unwrap();
+    assert_eq!(
+        serde_json::to_value(&hashes).unwrap(),
+        serde_json::from_str::<serde_json::Value>(&golden).unwrap()
+    );
 }
 
 #[test]
@@ -258,6 +275,48 @@ fn damaged_files_are_told_apart() {
         "`FILE` is not a pickle that can be read: the pickle instruction `a` at byte 6 has no value"
     );
     assert!(said(|_| ()).starts_with("cannot read `FILE`: "));
+}
+
+/// What opening a file with this header and this many bytes of data says, and why.
+fn said_of_header(header: impl AsRef<[u8]>, data: usize) -> String {
+    let header = header.as_ref();
+    said(|path| {
+        let bytes = [&(header.len() as u64).to_le_bytes(), header, &vec![0; data]].concat();
+        fs::write(path, bytes).unwrap();
+    })
+}
+
+#[test]
+fn headers_that_lie_are_told_apart() {
+    let entry = |name: &str, shape: &str, start: u64, end: u64| {
+        format!(r#""{name}":{{"dtype":"F16","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    };
+    let two = |a: String, b: String| said_of_header(format!("{{{a},{b}}}"), 8);
+    let starts = |said: String, expected: &str| assert!(said.starts_with(expected), "{said}");
+    let a = entry("a", "[2]", 0, 4);
+    starts(
+        two(a.clone(), entry("b", "[2]", 2, 6)),
+        "`FILE` is not a safetensors file: invalid offset for tensor `b`",
+    );
+    starts(
+        two(a.clone(), entry("b", "[1]", 6, 8)),
+        "`FILE` is not a safetensors file: invalid offset for tensor `b`",
+    );
+    assert_eq!(two(a.clone(), entry("a", "[2]", 4, 8)), "`FILE` has two tensors named `a`");
+    assert_eq!(said_of_header(format!("{{{a},{a}}}"), 4), "`FILE` has two tensors named `a`");
+    starts(two(a.clone(), entry("b", "[2000]", 4, 4004)), "`FILE` is truncated: its header asks for ");
+    starts(two(a.clone(), entry("b", "[3]", 4, 8)), "`FILE` is not a safetensors file: ");
+    let absurd = entry("b", "[4294967296,4294967296,4294967296]", 4, 8);
+    starts(two(a.clone(), absurd), "`FILE` is not a safetensors file: ");
+    starts(two(a.clone(), entry("b", "[-1]", 4, 8)), "`FILE` is not a safetensors file: ");
+    starts(two(a, entry("b", "[2]", 4, 8).replace("F16", "F12")), "`FILE` is not a safetensors file: ");
+    starts(said_of_header(b"{\"\xff\xfe\":{}}", 8), "`FILE` is not a safetensors file: ");
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    starts(said_of_header(deep, 8), "`FILE` is not a safetensors file: ");
+    for length in [u64::MAX, 1 << 63, 100_000_001] {
+        let large = said(|path| fs::write(path, [&length.to_le_bytes(), b"{}".as_slice()].concat()).unwrap());
+        starts(large, "`FILE` is not a safetensors file: ");
+    }
 }
 
 #[test]

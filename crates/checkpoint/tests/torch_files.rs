@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 
 use safetensors::SafeTensors;
 use vodka_checkpoint::{Dtype, Format, WeightFile};
@@ -150,4 +150,87 @@ fn damaged_archives_are_told_apart() {
             fs::remove_file(&path).unwrap();
         }
     }
+}
+
+/// An archive of entries that are compressed, each with the size that it claims to have.
+fn deflated(entries: &[(&str, &[u8], u32)]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (name, data, claimed) in entries {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(data).unwrap();
+        let data = encoder.finish().unwrap();
+        let offset = bytes.len() as u32;
+        // Version, flags, method, time, date, checksum, sizes, lengths of name and extra field.
+        let mut header = [20_u16, 0, 8, 0, 0x21].map(u16::to_le_bytes).concat();
+        header.extend([0, data.len() as u32, *claimed].map(u32::to_le_bytes).concat());
+        header.extend([name.len() as u16, 0].map(u16::to_le_bytes).concat());
+        bytes.extend([b"PK\x03\x04".as_slice(), &header, name.as_bytes(), &data].concat());
+        let place = [&[0; 10], offset.to_le_bytes().as_slice()].concat();
+        directory.extend([b"PK\x01\x02\x14\x00".as_slice(), &header, &place, name.as_bytes()].concat());
+    }
+    let count = (entries.len() as u16).to_le_bytes();
+    let place = [(directory.len() as u32).to_le_bytes(), (bytes.len() as u32).to_le_bytes()].concat();
+    let end = [b"PK\x05\x06\0\0\0\0".as_slice(), &count, &count, &place, &[0, 0]].concat();
+    [bytes, directory, end].concat()
+}
+
+#[test]
+fn archives_that_grow_are_not_unpacked() {
+    // It works at all: an empty dictionary.
+    assert_eq!(said_or_open(&deflated(&[("a/data.pkl", b"\x80\x02}.", 4)])), "opened");
+    let zeros = vec![0; 40 << 20];
+    let bomb = deflated(&[("a/data.pkl", &zeros, 40 << 20)]);
+    assert!(bomb.len() < 100_000);
+    assert_eq!(said(&bomb), "`FILE`: its pickle has 41943040 bytes, at most 33554432 are read");
+    // A claim that is too small, or too large for what is there.
+    let entry = "`FILE`: the entry `data.pkl` of the archive cannot be read";
+    assert_eq!(said(&deflated(&[("a/data.pkl", &zeros, 1000)])), entry);
+    assert_eq!(said(&deflated(&[("a/data.pkl", b"\x80\x02}.", 30 << 20)])), entry);
+    // Without entries it is no archive of PyTorch, nor anything else.
+    assert!(said(&deflated(&[])).starts_with("`FILE` is not a safetensors file: "));
+    let two = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("b/data.pkl", b"\x80\x02}.", 4)]);
+    assert!(said(&two).starts_with("`FILE` is a zip archive with 2 entries `data.pkl`, expected one"));
+    let script = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("a/constants.pkl", b"\x80\x02}.", 4)]);
+    assert!(said(&script).starts_with("`FILE` is a TorchScript archive"));
+    let big = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("a/byteorder", b"big", 3)]);
+    assert_eq!(said(&big), "`FILE` is big-endian, expected little-endian");
+}
+
+fn said_or_open(bytes: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("FILE");
+    fs::write(&path, bytes).unwrap();
+    WeightFile::open(&path).map_or_else(|error| error.to_string(), |_| "opened".to_owned())
+}
+
+#[test]
+fn tensors_larger_than_their_storage_are_refused() {
+    // A dictionary with one float tensor of 2 elements over storage 0 of `numel` elements, of which the file has 8 bytes.
+    let file = |numel: u8, offset: u8, shape: &[u8], stride: &[u8]| {
+        let tuple = |items: &[u8]| {
+            [b"(".as_slice(), &items.iter().flat_map(|i| [b'K', *i]).collect::<Vec<_>>(), b"t"].concat()
+        };
+        let pickle = [
+            b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage"
+                .as_slice(),
+            b"ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK",
+            &[numel],
+            b"tQK",
+            &[offset],
+            &tuple(shape),
+            &tuple(stride),
+            b"\x89}tRs.",
+        ]
+        .concat();
+        let data = [1_f32.to_le_bytes(), 2_f32.to_le_bytes()].concat();
+        said_or_open(&deflated(&[("a/data.pkl", &pickle, pickle.len() as u32), ("a/data/0", &data, 8)]))
+    };
+    assert_eq!(file(2, 0, &[2], &[1]), "opened");
+    let ends = |said: String, expected: &str| assert!(said.ends_with(expected), "{said}");
+    ends(file(3, 0, &[2], &[1]), "the tensor `w` needs 12 bytes, its storage has 8");
+    ends(file(2, 1, &[2], &[1]), "the tensor `w` needs 12 bytes, its storage has 8");
+    ends(file(2, 0, &[2], &[9]), "the tensor `w` needs 40 bytes, its storage has 8");
+    ends(file(2, 0, &[200, 200], &[0, 0]), "the tensor `w` of shape [200, 200] is larger than its storage");
+    assert!(file(2, 0, &[2, 1], &[1]).contains("is not a pickle that can be read"));
+    ends(file(2, 0, &[0], &[1]), "opened");
 }

@@ -252,8 +252,8 @@ pub(crate) fn look(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<(AuditReport, Looked)>> {
-    let subjects = subjects(plan)?;
     create_dir(&plan.output)?;
+    let subjects = subjects(plan, &plan.roots(interrupt)?)?;
     let Some(seen) = look_at(&subjects, plan, interrupt, on_event)? else { return Ok(None) };
     // The base model may not be there yet, or be no model: that is for the run to say.
     let stride = Checkpoint::open(&plan.base).map_or(64, |base| base.config().vae.downscale() as u32);
@@ -269,10 +269,10 @@ pub(crate) fn look(
 }
 
 /// The pictures of all sets.
-fn subjects(plan: &TrainPlan) -> Result<Vec<Subject>> {
+fn subjects(plan: &TrainPlan, roots: &[PathBuf]) -> Result<Vec<Subject>> {
     let mut subjects = Vec::new();
     let compat = plan.settings.compat;
-    let (mut training, bare) = items(plan.data_root.paths(), plan.caption_root.as_deref(), compat)?;
+    let (mut training, bare) = items(roots, plan.caption_root.as_deref(), compat)?;
     let of = |set: &str, item: Item| {
         let (image, file) = (relative_name(&item.path), item.file.clone());
         Subject { set: set.to_owned(), image, file, item: Some(item) }

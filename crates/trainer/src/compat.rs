@@ -123,6 +123,11 @@ impl Compat {
         self == Self::Vodka
     }
 
+    /// Whether zip files in the data folder are unpacked (defect D11: it fails).
+    pub fn unpacks_zips(self) -> bool {
+        self == Self::Vodka
+    }
+
     /// Whether `multiply: 0` and `rating: 0` count as not said.
     pub fn nought_is_unsaid(self) -> bool {
         self != Self::Vodka
@@ -139,9 +144,53 @@ impl Compat {
         self != Self::Ed2Head
     }
 
+    /// Whether `text_encoder_lr_scale` does nothing where the UNet is frozen.
+    pub fn scales_text_encoder_with_unet_only(self) -> bool {
+        self == Self::Ed2April2023
+    }
+
     /// Whether batches are counted over the whole run for accumulation, so that the first optimizer step of an epoch may
     /// have fewer than the others, rather than anew in each epoch.
     pub fn counts_accumulation_over_epochs(self) -> bool {
         self != Self::Vodka
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of `docs/training.md`; what each line does is tested where it is done.
+    #[test]
+    fn modes_differ_as_the_documentation_says() {
+        let modes = [Compat::Vodka, Compat::Ed2Head, Compat::Ed2April2023];
+        let each = |of: fn(Compat) -> bool| modes.map(of);
+        let ours = [true, false, false];
+        assert_eq!(each(Compat::averages_gradients), ours, "D10");
+        assert_eq!(each(Compat::obeys_flip_p), ours, "D1");
+        assert_eq!(each(Compat::obeys_keep_tags), ours, "D2");
+        assert_eq!(each(Compat::shuffles_apart), ours);
+        assert_eq!(each(Compat::warms_up_ema), ours);
+        assert_eq!(each(Compat::reads_json_sidecars), ours, "D11");
+        assert_eq!(each(Compat::unpacks_zips), ours, "D11");
+        assert_eq!(each(|mode| mode.takes(Path::new("a.GIF"))), ours);
+        assert_eq!(each(|mode| mode.takes(Path::new("a.png"))), [true; 3]);
+        let theirs = [false, true, true];
+        assert_eq!(each(Compat::names_are_captions), theirs);
+        assert_eq!(each(Compat::nought_is_unsaid), theirs);
+        assert_eq!(each(Compat::subsets_ignore_multiply), theirs);
+        assert_eq!(each(Compat::misspells_buckets), theirs);
+        assert_eq!(each(Compat::counts_accumulation_over_epochs), theirs);
+        assert_eq!(each(Compat::clips_text_encoder), [true, false, true], "D3");
+        assert_eq!(each(Compat::clips_every_batch), [false, false, true], "D4");
+        assert_eq!(each(Compat::scales_text_encoder_with_unet_only), [false, false, true]);
+        assert_eq!(each(Compat::min_snr_ignores_v), [false, true, false], "D6");
+        assert_eq!(each(Compat::validates_with_pyramid_noise), [false, true, false], "D8");
+        let power = |power| Runts::Repeated { power };
+        assert_eq!(modes.map(Compat::runts), [Runts::Small, power(1.5), power(1.0)]);
+        let crops = [CropRule::Fixed(3), CropRule::Head, CropRule::April2023];
+        assert_eq!(modes.map(|mode| mode.crops(3)), crops);
+        assert_eq!(modes.map(Compat::loss_type), [LossType::Mse, LossType::MseHuber, LossType::Mse]);
+        assert_eq!(modes.map(Compat::offset_noise), [0.0, 0.02, 0.02]);
     }
 }

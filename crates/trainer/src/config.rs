@@ -324,10 +324,21 @@ const IDLE: &[Idle] = &[
 
 impl TrainConfig {
     /// Reads a `train.json`. What is wrong in it is told with line, column and the nearest known key.
+    ///
+    /// Other configuration files that it names are relative to the current folder, as in EveryDream2; one that is not there
+    /// is looked for beside it.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let (mut config, vocabulary) = (Self::default(), Self::vocabulary());
         read_json(path.as_ref(), vocabulary.fields_of(&mut config))?;
         config.notices = vocabulary.notices();
+        let folder = path.as_ref().parent().unwrap_or(Path::new(""));
+        let named = [&mut config.optimizer_config, &mut config.validation_config];
+        for file in named.into_iter().flatten().filter(|file| !file.exists()) {
+            let beside = folder.join(&*file);
+            if beside.exists() {
+                *file = beside;
+            }
+        }
         Ok(config)
     }
 

@@ -77,7 +77,7 @@ impl Dataset {
                 skipped.extend(bad);
                 Ok::<_, Error>(items)
             };
-        let mut items = listed(plan.data_root.paths(), plan.caption_root.as_deref(), on_event)?;
+        let mut items = listed(&plan.roots(interrupt)?, plan.caption_root.as_deref(), on_event)?;
         let long_captions = too_long(&items);
         let mut sets = Vec::new();
         if let Some(validation) = &plan.settings.validation {

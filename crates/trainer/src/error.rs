@@ -176,6 +176,32 @@ pub enum Error {
         /// The pictures, relative to the data folder.
         pictures: Vec<PathBuf>,
     },
+    /// A zip file that cannot be read.
+    #[error("cannot unpack `{archive}`")]
+    Zip {
+        /// The zip file.
+        archive: PathBuf,
+        /// What is wrong with it.
+        source: zip::result::ZipError,
+    },
+    /// A file in a zip file that is not unpacked.
+    #[error("`{entry}` in `{archive}` is not unpacked: {reason}")]
+    ZipEntry {
+        /// The zip file.
+        archive: PathBuf,
+        /// The name in it.
+        entry: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A file that is unpacked cannot be written.
+    #[error("cannot unpack to `{path}`")]
+    Unpack {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// A caption that is not text.
     #[error("the caption `{path}` cannot be read")]
     Caption {

@@ -85,7 +85,7 @@ impl Caption {
 /// A picture to train on, before it is decoded.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Item {
-    /// What it is called: its path relative to the data folder where there is only one, else with that folder; in a list
+    /// What it is called: its path relative to the data folder, below that folder's name where there are several; in a list
     /// as it is written there.
     pub path: PathBuf,
     /// The file.
@@ -130,15 +130,16 @@ pub(crate) fn items(
     compat: Compat,
 ) -> Result<(Vec<Item>, Vec<Bare>)> {
     let (mut items, mut without) = (Vec::new(), Vec::new());
+    let mut labels = BTreeMap::<String, usize>::new();
     for root in roots {
         let is_list = root.is_file() && root.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
         if !is_list && root.exists() && !root.is_dir() {
             return Err(Error::NoData { root: root.clone() });
         }
-        let prefix = if roots.len() > 1 { root.as_path() } else { Path::new("") };
+        let prefix = if roots.len() > 1 && !is_list { label(root, &mut labels) } else { String::new() };
         let found = match is_list {
             true => of_list(root, compat)?,
-            false => of_folder(root, prefix, captions.unwrap_or(root), compat)?,
+            false => of_folder(root, Path::new(&prefix), captions.unwrap_or(root), compat)?,
         };
         for found in found {
             match found {
@@ -151,6 +152,13 @@ pub(crate) fn items(
         true => Err(Error::NoPictures { root: roots.first().cloned().unwrap_or_default() }),
         false => Ok((items, without)),
     }
+}
+
+/// A folder's name, with a number where another has it too.
+fn label(root: &Path, labels: &mut BTreeMap<String, usize>) -> String {
+    let name = root.file_name().map_or("folder".into(), |name| name.to_string_lossy().into_owned());
+    let times = labels.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
+    if *times == 1 { name } else { format!("{name}-{times}") }
 }
 
 type Found = Vec<Result<Item, Bare>>;
@@ -195,7 +203,11 @@ fn of_list(list: &Path, compat: Compat) -> Result<Found> {
         let file = if as_said.exists() { as_said.clone() } else { folder.join(&as_said) };
         // The same picture may come with several captions.
         let times = times.entry(as_said.clone()).and_modify(|n| *n += 1).or_insert(1);
-        let path = if *times == 1 { as_said } else { PathBuf::from(format!("{image}#{times}")) };
+        let name = as_said.strip_prefix("/").unwrap_or(&as_said);
+        let path = match *times {
+            1 => name.to_path_buf(),
+            times => PathBuf::from(format!("{}#{times}", name.display())),
+        };
         found.push(item(path, file, options, compat));
     }
     Ok(found)
@@ -359,6 +371,14 @@ mod tests {
     }
 
     #[test]
+    fn captions_without_tags_are_shuffled_too() {
+        for text in ["a cat", "a cat, x"] {
+            assert_eq!(caption(text).shuffled(&mut stream(0), 0), text);
+            assert_eq!(caption(text).shuffled(&mut stream(0), 5), text);
+        }
+    }
+
+    #[test]
     fn equal_tags_are_one() {
         assert_eq!(caption("a cat, x, y, x").text(), "a cat, x, y");
     }
@@ -393,7 +413,11 @@ mod tests {
 
         let both = super::items(&[list.clone(), dir.path().into()], None, Compat::Vodka).unwrap().0;
         let names: Vec<_> = both.iter().map(|item| item.path.clone()).collect();
-        assert_eq!(names, [Path::new("a.png"), Path::new("a.png#2"), &dir.path().join("a.png")]);
+        let labelled = Path::new(dir.path().file_name().unwrap()).join("a.png");
+        assert_eq!(names, [Path::new("a.png"), Path::new("a.png#2"), &labelled]);
+        let twice = super::items(&[dir.path().into(), dir.path().into()], None, Compat::Vodka).unwrap().0;
+        let folder = dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(twice[1].path, Path::new(&format!("{folder}-2/a.png")));
 
         let said = |text: &str| {
             write(text);

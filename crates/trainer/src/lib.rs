@@ -44,6 +44,7 @@ pub mod step;
 pub mod target;
 mod validation;
 mod watch;
+mod zips;
 
 pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};

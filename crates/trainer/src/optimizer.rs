@@ -42,6 +42,8 @@ pub(crate) struct MainRates {
     pub lr_scheduler: Option<Shape>,
     pub lr_warmup_steps: Option<u64>,
     pub lr_decay_steps: Option<u64>,
+    /// Whether `text_encoder_lr_scale` counts: EveryDream2 of 2023-04 leaves it out where the UNet is frozen.
+    pub without_scale: bool,
 }
 
 /// What an `optimizer.json` says; a field that is `None` was not said.
@@ -192,7 +194,8 @@ impl OptimizerConfig {
         let missing =
             Error::MissingKey { key: "lr", meaning: "the learning rate, here or in optimizer.json" };
         let lr = main.lr.or(base.lr).ok_or(missing)?;
-        let scaled = lr * base.text_encoder_lr_scale.unwrap_or(1.0);
+        let scale = base.text_encoder_lr_scale.filter(|_| !main.without_scale);
+        let scaled = lr * scale.unwrap_or(1.0);
         let lr_text_encoder = if main.lr.is_some() { scaled } else { own.lr.unwrap_or(scaled) };
         let (unet, text_encoder) = (base.part(lr, main), own.over(base).part(lr_text_encoder, main));
         unet.optimizer.check()?;
@@ -413,6 +416,12 @@ mod tests {
         assert_eq!(unet.optimizer, expected);
         assert_eq!(text.optimizer, OptimizerSettings { lr: 5e-7, ..expected });
         assert_eq!(rates(FLAT, Some(2e-6)), (2e-6, 1e-6), "the main rate comes first, then the scale");
+        let main = MainRates { without_scale: true, ..MainRates::default() };
+        assert_eq!(
+            parts(&read(FLAT).unwrap(), &main).1.optimizer.lr,
+            1e-6,
+            "as in 2023 with the UNet frozen"
+        );
     }
 
     #[test]

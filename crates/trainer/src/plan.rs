@@ -9,7 +9,7 @@ use serde::Serialize;
 use vodka_checkpoint::Precision;
 use vodka_images::is_image;
 use vodka_sd15::{check_device_name, device_type};
-use vodka_stage::{ContentHash, Hasher, RunKey, RunRecord, hash_file, record_path};
+use vodka_stage::{ContentHash, Hasher, Interrupt, RunKey, RunRecord, hash_file, record_path};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     state,
     target::LossType,
     validation::ValidationConfig,
+    zips,
 };
 
 const MINUTES_MAX: f64 = 5_256_000.0;
@@ -337,6 +338,7 @@ impl TrainConfig {
             lr_scheduler: self.lr_scheduler,
             lr_warmup_steps: self.lr_warmup_steps,
             lr_decay_steps: self.lr_decay_steps,
+            without_scale: self.compat.scales_text_encoder_with_unet_only() && self.disable_unet_training,
         })
     }
 
@@ -560,6 +562,17 @@ fn find_last(output: &Path) -> Result<PathBuf> {
 /// The configuration that a run had, in its output folder.
 pub const EFFECTIVE_JSON: &str = "train.effective.json";
 
+/// Whether this could be the name of a repository on huggingface.co: an owner and a name.
+fn is_hub_name(name: &str) -> bool {
+    let mut parts = name.split('/');
+    let good = |part: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.starts_with('.') && !part.is_empty() && part.chars().all(plain)
+    };
+    let two = parts.next().is_some_and(good) && parts.next().is_some_and(good) && parts.next().is_none();
+    two && ![".safetensors", ".ckpt"].iter().any(|extension| name.ends_with(extension))
+}
+
 impl TrainPlan {
     /// The plan as JSON, without what changes nothing in the outputs: for [`EFFECTIVE_JSON`].
     pub fn effective(&self) -> String {
@@ -579,12 +592,28 @@ impl TrainPlan {
         }
     }
 
+    /// The folders and lists with the pictures: those of the configuration, and what was in zip files of the folders, unpacked.
+    ///
+    /// # Errors
+    /// A zip file that is damaged, or leads out of its folder; a disk that fails.
+    pub(crate) fn roots(&self, interrupt: &Interrupt) -> Result<Vec<PathBuf>> {
+        let mut roots = self.data_root.paths().to_vec();
+        if self.settings.compat.unpacks_zips() {
+            roots.extend(zips::unpack(&roots, &self.output, interrupt)?);
+        }
+        Ok(roots)
+    }
+
     /// What the outputs depend on: the settings, and what base checkpoint, pictures and captions hold.
     pub fn key(&self) -> Result<RunKey> {
         let says_something = |path: &Path| {
             path.extension()
                 .is_some_and(|e| ["txt", "caption", "yml", "yaml", "json"].iter().any(|known| e == *known))
         };
+        let name = self.base.to_string_lossy();
+        if !self.base.exists() && is_hub_name(&name) {
+            return Err(Error::HubModel { name: name.into_owned() });
+        }
         let mut settings = serde_json::to_value(&self.settings).expect("settings are plain data");
         settings["device"] = device_type(&self.device).into();
         let mut key = RunKey::new("train", &settings, Some(self.settings.seed)).input(
@@ -599,7 +628,8 @@ impl TrainPlan {
                 key = key.input_hashed(&name("images"), root, listed_content(root, self.settings.compat)?);
                 continue;
             }
-            key = key.input(&name("images"), root, is_image)?;
+            let zips = self.settings.compat.unpacks_zips();
+            key = key.input(&name("images"), root, |path| is_image(path) || zips && zips::is_zip(path))?;
             let captions = self.caption_root.as_deref().unwrap_or(root);
             key = key.input(&name("captions"), captions, says_something)?;
             if self.caption_root.is_some() {

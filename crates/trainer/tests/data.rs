@@ -1,43 +1,52 @@
-//! The data path: caches that change nothing but the time, pictures that change or vanish, and states that are damaged.
+//! The data of a run through the whole stage: the audit, lists, frozen layers, and where the modes differ.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vodka_checkpoint::Checkpoint;
 use vodka_images::{Rgb, RgbImage};
-use vodka_stage::{ContentHash, FolderLock, Interrupt, Outcome, hash_file};
-use vodka_trainer::{Error, Result, TrainConfig, TrainEvent, TrainReport, run};
+use vodka_stage::{Interrupt, Outcome};
+use vodka_trainer::{
+    AUDIT_CSV, AuditReport, Error, Result, TrainConfig, TrainEvent, TrainReport, audit, run,
+};
 
-/// Pictures with captions in a folder of their own, and a configuration that trains the tiny model on them.
+/// A folder `data` with pictures and captions, and what all runs on it have in common.
 struct World {
     dir: TempDir,
 }
 
 impl World {
-    fn new() -> Self {
+    /// So many square pictures of the bucket's size.
+    fn new(squares: u32) -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(world.at("data")).unwrap();
-        for i in 0..6 {
-            let (width, height) = if i % 2 == 0 { (70, 64) } else { (130, 66) };
-            world.draw(i, width, height, 40 * i as u8);
-            fs::write(world.at(&format!("data/{i}.txt")), format!("a red circle number {i}")).unwrap();
+        for i in 0..squares {
+            world.picture(&format!("data/{i}.png"), (64, 64), i);
+            world.write(&format!("data/{i}.txt"), &format!("a red circle number {i}"));
         }
         world
     }
 
-    fn draw(&self, i: u32, width: u32, height: u32, blue: u8) {
-        let pixel = |x: u32, y: u32| Rgb([(x * 3 + 40 * i) as u8, (y * 2) as u8, blue]);
-        RgbImage::from_fn(width, height, pixel).save(self.at(&format!("data/{i}.bmp"))).unwrap();
-    }
-
     fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn picture(&self, name: &str, (width, height): (u32, u32), seed: u32) {
+        let pixel =
+            |x: u32, y: u32| Rgb([(x * 3 + 40 * seed) as u8, (y * 2) as u8, (x + y + 7 * seed) as u8]);
+        fs::create_dir_all(self.at(name).parent().unwrap()).unwrap();
+        RgbImage::from_fn(width, height, pixel).save(self.at(name)).unwrap();
     }
 
     fn config(&self, output: &str, changes: Value) -> TrainConfig {
@@ -47,306 +56,366 @@ impl World {
             output: Some(self.at(output)),
             ..TrainConfig::default()
         };
-        let keys = json!({"resolution": 64, "batch_size": 2, "max_epochs": 2, "lr": 1e-3, "cond_dropout": 0.3,
-            "project_name": "tiny", "threads": 1});
-        for (key, value) in keys.as_object().unwrap().iter().chain(changes.as_object().unwrap()) {
-            config.set(key, value.clone()).unwrap();
+        let common = json!({"resolution": 64, "batch_size": 1, "max_epochs": 1, "lr": 1e-2, "threads": 1,
+            "cond_dropout": 0, "save_full_precision": true, "loss_type": "mse", "zero_frequency_noise_ratio": 0});
+        for keys in [common, changes] {
+            for (key, value) in keys.as_object().unwrap() {
+                config.set(key, value.clone()).unwrap();
+            }
         }
         config
     }
 
-    /// Trains into the folder `output`.
-    fn train(
-        &self,
-        output: &str,
-        changes: Value,
-        on_event: &mut dyn FnMut(TrainEvent, &Interrupt),
-    ) -> Result<TrainReport> {
-        let interrupt = Interrupt::new();
-        run(&self.config(output, changes).plan()?, &interrupt, &mut |event| on_event(event, &interrupt))
+    fn train(&self, output: &str, changes: Value) -> Result<TrainReport> {
+        run(&self.config(output, changes).plan()?, &Interrupt::new(), &mut |_| ())
     }
 
-    fn undisturbed(&self, output: &str, changes: Value) -> TrainReport {
-        self.train(output, changes, &mut |_, _| ()).unwrap()
+    fn audit(&self, changes: Value) -> AuditReport {
+        let plan = self.config("out", changes).plan().unwrap();
+        audit(&plan, &Interrupt::new(), &mut |_| ()).unwrap().unwrap()
     }
 
-    /// What the run has left, but for the configuration, which says where.
-    fn files(&self, output: &str) -> BTreeMap<String, ContentHash> {
-        let entries = fs::read_dir(self.at(output)).unwrap().map(|entry| entry.unwrap().path());
-        let is_made = |path: &PathBuf| path.is_file() && !path.ends_with("train.effective.json");
-        let files = entries.filter(is_made);
-        files
-            .map(|path| (path.file_name().unwrap().to_string_lossy().into(), hash_file(path).unwrap()))
-            .collect()
-    }
-
-    /// The files in the cache's folder, the index apart.
-    fn entries(&self, cache: &str) -> Vec<PathBuf> {
-        let list =
-            |path: PathBuf| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
-        list(self.at(cache).join("entries")).flat_map(list).collect()
-    }
-}
-
-/// Does something at the end of a step.
-fn at_step(wanted: u64, mut act: impl FnMut(&Interrupt)) -> impl FnMut(TrainEvent, &Interrupt) {
-    move |event, interrupt| match event {
-        TrainEvent::Step { step, .. } if step == wanted => act(interrupt),
-        _ => {}
-    }
-}
-
-#[test]
-fn caches_and_threads_change_no_result() {
-    let world = World::new();
-    let validation = world.at("validation.json");
-    fs::write(&validation, json!({"auto_split_proportion": 0.3}).to_string()).unwrap();
-    for (name, option) in [
-        ("plain", json!({})),
-        ("crops", json!({"crop_variants": 3, "flip_p": 0.5, "max_epochs": 4})),
-        ("frozen", json!({"disable_textenc_training": true})),
-        ("head", json!({"compat": "ed2-head", "resolution": 64})),
-    ] {
-        let with = |changes: Value| {
-            let mut keys = option.clone();
-            keys["validation_config"] = json!(validation);
-            keys["cache_dir"] = json!(world.at(&format!("cache-{name}")));
-            keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            keys
+    /// What a run of a few batches adds to the weights of a network, by name.
+    fn change(&self, output: &str, network: &str, changes: Value) -> BTreeMap<String, Vec<f32>> {
+        let report = self.train(output, changes).unwrap();
+        let [base, trained] = [&vodka_testkit::model("base"), &report.checkpoints[0]].map(|path| {
+            let checkpoint = Checkpoint::open(path).unwrap();
+            let names = checkpoint.names().filter(|name| name.starts_with(network));
+            let values = names.map(|name| (name.to_owned(), checkpoint.tensor(name).unwrap().to_f32()));
+            values.collect::<BTreeMap<_, _>>()
+        });
+        let difference = |(name, after): (String, Vec<f32>)| {
+            let before = &base[&name];
+            let moved = after.iter().zip(before).map(|(a, b)| a - b).collect();
+            (name, moved)
         };
-        world.undisturbed(&format!("{name}-off"), with(json!({"cache": "off"})));
-        assert_eq!(world.entries(&format!("cache-{name}")).len(), 0);
-        for (i, changes) in [
-            json!({"cache": "memory", "data_threads": 1}),
-            json!({"data_threads": 5}),
-            json!({"data_threads": 1}),
-            // Room for two entries.
-            json!({"cache_size_gb": 2e-6}),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let output = format!("{name}-{i}");
-            world.undisturbed(&output, with(changes));
-            assert_eq!(world.files(&output), world.files(&format!("{name}-off")), "{output}");
-        }
+        trained.into_iter().map(difference).collect()
     }
 }
 
+const UNET: &str = "model.diffusion_model.";
+const TEXT: &str = "cond_stage_model.";
+
+/// The length of a change.
+fn norm(change: &BTreeMap<String, Vec<f32>>) -> f64 {
+    change.values().flatten().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// How far two changes are from each other, to the length of the first.
+fn distance(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) -> f64 {
+    let apart = |(name, a): (&String, &Vec<f32>)| {
+        let b = &b[name];
+        (name.clone(), a.iter().zip(b).map(|(a, b)| a - b).collect())
+    };
+    norm(&a.iter().map(apart).collect()) / norm(a)
+}
+
+/// An optimizer whose first step is in proportion to the gradient.
+const PLAIN: &str = r#"{"optimizer": "adamw", "lr": 1e-2, "epsilon": 1e4, "weight_decay": 0}"#;
+
+/// Two batches to the one optimizer step there is, with an optimizer that shows how long gradients are.
+fn one_step(world: &World, changes: Value) -> Value {
+    world.write("optimizer.json", PLAIN);
+    let mut keys = json!({"grad_accum": 2, "lr": 1e5, "optimizer_config": world.at("optimizer.json")});
+    keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    keys
+}
+
 #[test]
-fn what_is_cached_is_not_made_again_and_needs_no_picture() {
-    let world = World::new();
-    let picture = world.at("data/3.bmp");
-    let bytes = fs::read(&picture).unwrap();
-    let keys = || json!({"max_epochs": 4, "state_every_n_steps": 2});
-    world.undisturbed("whole", keys());
-    let entries = world.entries("vodka-cache");
-    assert_eq!(entries.len(), 6, "one a picture");
+fn accumulated_gradients_are_averaged_or_summed_as_the_mode_says() {
+    let world = World::new(2);
+    let change = |compat: &str| world.change(compat, UNET, one_step(&world, json!({"compat": compat})));
+    let (vodka, head, april) = (change("vodka"), change("ed2-head"), change("ed2-2023-04"));
+    let doubled: BTreeMap<_, _> =
+        vodka.iter().map(|(name, moved)| (name.clone(), moved.iter().map(|x| 2.0 * x).collect())).collect();
+    assert!(distance(&head, &doubled) < 1e-3, "D10: {}", distance(&head, &doubled));
+    assert!(distance(&april, &head) < 1e-6, "pictures of the bucket's size, and no other difference");
+}
 
-    // The picture vanishes while the run is on.
-    let remove = || at_step(1, |_: &Interrupt| fs::remove_file(&picture).unwrap());
-    let report = world.train("cached", keys(), &mut remove()).unwrap();
-    assert_eq!(report.outcome, Outcome::Done);
-    assert_eq!(world.files("cached"), world.files("whole"));
-    fs::write(&picture, &bytes).unwrap();
+#[test]
+fn gradients_are_clipped_where_the_mode_says() {
+    let world = World::new(2);
+    let change = |compat: &str, network: &str, clip: Option<f64>| {
+        let keys = one_step(&world, json!({"compat": compat, "clip_grad_norm": clip}));
+        world.change(&format!("{compat}-{network}-{}", clip.unwrap_or(0.0)), network, keys)
+    };
+    let clip = Some(1e-6);
+    let share = |compat: &str, network: &str| {
+        norm(&change(compat, network, clip)) / norm(&change(compat, network, None))
+    };
+    assert!(share("vodka", TEXT) < 0.9 && share("vodka", UNET) < 0.9);
+    assert!((share("ed2-head", TEXT) - 1.0).abs() < 1e-6, "D3: the text encoder's are not");
+    assert!(share("ed2-head", UNET) < 0.9);
+    assert!(share("ed2-2023-04", TEXT) < 0.9, "which came later");
+    let clip = Some(1e-3);
+    let (head, april) = (change("ed2-head", UNET, clip), change("ed2-2023-04", UNET, clip));
+    assert!(distance(&head, &april) > 0.1, "D4: each batch by itself: {}", distance(&head, &april));
+}
 
-    // Without a cache it is missed, after what was done before is saved.
-    let mut keys = keys();
-    keys["cache"] = json!("off");
-    let error = world.train("gone", keys.clone(), &mut remove()).unwrap_err();
-    let said = error.to_string();
-    assert!(matches!(error, Error::PictureGone { .. }), "{said}");
+#[test]
+fn pyramid_noise_is_in_validation_where_the_mode_says() {
+    let world = World::new(4);
+    world.write("validation.json", r#"{"auto_split_proportion": 0.5}"#);
+    let first = |compat: &str, discount: f64| {
+        let keys = json!({"compat": compat, "pyramid_noise_discount": discount,
+            "validation_config": world.at("validation.json")});
+        world.train(&format!("{compat}-{discount}"), keys).unwrap().validations[0].first
+    };
+    assert_eq!(first("vodka", 0.4), first("vodka", 0.0));
+    assert_eq!(first("ed2-head", 0.0), first("vodka", 0.0));
+    assert_ne!(first("ed2-head", 0.4), first("ed2-head", 0.0), "D8");
+}
+
+#[test]
+fn frozen_layers_of_the_text_encoder_stay_and_the_others_change() {
+    let world = World::new(2);
+    let optimizer = json!({"base": {"optimizer": "adamw", "lr": 1e-2},
+        "text_encoder_freezing": {"unfreeze_last_n_layers": 1}});
+    world.write("frozen.json", &optimizer.to_string());
+    let moved = |group: &str| {
+        let keys = json!({"lr": null, "optimizer_config": world.at("frozen.json")});
+        let change = world.change(&group.replace('.', "-"), TEXT, keys);
+        let of_group: Vec<_> = change.iter().filter(|(name, _)| name.contains(group)).collect();
+        assert!(!of_group.is_empty(), "{group}");
+        of_group.iter().filter(|(_, moved)| moved.iter().any(|x| *x != 0.0)).count()
+    };
+    assert_eq!((moved("token_embedding"), moved("position_embedding"), moved("layers.0.")), (0, 0, 0));
+    assert!(moved("layers.1.") > 10 && moved("final_layer_norm") == 2);
+}
+
+#[test]
+fn running_means_start_from_another_checkpoint() {
+    let world = World::new(2);
+    let keys = |name: &str| json!({"ema_decay_rate": 0.9, "ema_update_interval": 500, "ema_resume_model": vodka_testkit::model(name)});
+    let report = world.train("out", keys("v1")).unwrap();
+    let [mean, v1, base] =
+        [report.ema_checkpoints[0].clone(), vodka_testkit::model("v1"), vodka_testkit::model("base")].map(
+            |path| {
+                Checkpoint::open(path).unwrap().tensor("model.diffusion_model.out.2.weight").unwrap().to_f32()
+            },
+        );
+    assert!(mean == v1 && mean != base, "there was no update yet");
+    world.write("v1.safetensors", "no model");
+    let broken = json!({"ema_decay_rate": 0.9, "ema_resume_model": world.at("v1.safetensors")});
+    assert!(world.train("out", broken).unwrap_err().to_string().contains("v1.safetensors"));
+}
+
+#[test]
+fn a_model_of_the_hub_is_named() {
+    let error = World::new(1).train("out", json!({"resume_ckpt": "panopstor/EveryDream"})).unwrap_err();
+    assert!(error.to_string().contains("`hf download panopstor/EveryDream --local-dir DIR`"), "{error}");
+}
+
+#[test]
+fn pictures_come_from_folders_and_lists_together() {
+    let world = World::new(2);
+    world.picture("more/a.png", (64, 64), 5);
+    let list = json!([{"image": "a.png", "caption": "a star"}, {"image": "a.png", "caption": "a sun", "multiply": 2}]);
+    world.write("more/list.json", &list.to_string());
+    let root = json!({"resolver": "multi", "resolvers":
+        [{"resolver": "directory", "path": world.at("data")}, world.at("more/list.json")]});
+    let keys = || json!({"data_root": root, "write_schedule": true, "batch_size": 2});
+    let report = world.train("out", keys()).unwrap();
+    assert_eq!((report.pictures, report.steps), (4, 3));
+    let exposures = fs::read_to_string(world.at("out/exposures.csv")).unwrap();
+    assert_eq!(exposures, "image,exposures\ndata/0.png,1\ndata/1.png,1\na.png,1\na.png#2,2\n");
+    let schedule = fs::read_to_string(world.at("out/ep1_batch_schedule.txt")).unwrap();
+    assert_eq!(schedule.lines().count(), 5);
+    let numbered = schedule.lines().filter(|line| line.starts_with("step:00002, wh:[64, 64], r:1, path:"));
+    let runts = schedule.lines().filter(|line| line.contains(", r:1, ")).count();
+    assert!(numbered.count() <= 1 && runts == 1, "{schedule}");
+    assert_eq!(world.train("out", keys()).unwrap().outcome, Outcome::Unchanged);
+    // Another picture under the same name is another run.
+    world.picture("more/a.png", (64, 64), 6);
+    assert_eq!(world.train("out", keys()).unwrap().outcome, Outcome::Done);
+}
+
+#[test]
+fn the_audit_tells_what_is_wrong_with_the_data() {
+    let world = World::new(2);
+    let missing = json!({"resume_ckpt": world.at("nowhere.safetensors")});
+    let clean = world.audit(missing.clone());
+    assert_eq!((clean.outcome, clean.pictures, clean.trained), (Outcome::Done, 2, 2));
+    assert_eq!((clean.buckets.len(), clean.buckets[0].pictures, clean.mean_crop_loss), (1, 2, 0.0));
+    assert!(clean.same_bytes.is_empty() && clean.undersized.is_empty(), "{clean}");
+
+    world.write("data/broken.jpg", "not a picture");
+    world.write("data/broken.txt", "a caption");
+    world.write("data/empty.png", "");
+    fs::copy(world.at("data/0.png"), world.at("data/copy.png")).unwrap();
+    world.write("data/copy.txt", &"many words ".repeat(60));
+    RgbImage::from_pixel(60, 50, Rgb([9; 3])).save(world.at("data/small.bmp")).unwrap();
+    world.write("data/small.txt", "small");
+    image_of_the_same_pixels(&world.at("data/small.bmp"), &world.at("data/small2.png"));
+    world.write("data/small2.txt", " \n");
+    world.picture("data/panorama.png", (400, 100), 3);
+    world.write("data/panorama.txt", "a panorama");
+
+    let found = world.audit(missing);
+    assert_eq!(found.outcome, Outcome::Skipped);
+    let unreadable: Vec<_> = found.unreadable.iter().map(|bad| bad.image.as_str()).collect();
+    assert_eq!(unreadable, ["empty.png", "broken.jpg"]);
+    assert_eq!(found.no_caption, ["small2.png"]);
+    assert_eq!(found.undersized, ["small2.png", "small.bmp"]);
+    assert_eq!((found.long_captions[0].image.as_str(), found.long_captions[0].tokens), ("copy.png", 120));
+    assert_eq!(found.same_bytes, [["0.png", "copy.png"]]);
+    assert_eq!(found.same_pixels, [["small.bmp", "small2.png"]]);
+    let text = found.to_string();
     assert!(
-        said.contains("data/3.bmp` cannot be read any more: ") && said.ends_with("command goes on"),
-        "{said}"
+        text.starts_with("audited 8 pictures: 2 unreadable, 1 without a caption, 2 smaller than"),
+        "{text}"
     );
-    fs::write(&picture, &bytes).unwrap();
-    let mut started = 0;
-    world
-        .train("gone", keys.clone(), &mut |event, _| {
-            if let TrainEvent::Started { done, .. } = event {
-                started = done;
+    assert!(
+        text.contains("\nunreadable: empty.png: the file is empty")
+            && text.contains("much cut off: panorama.png")
+    );
+    let rows = fs::read_to_string(world.at("out").join(AUDIT_CSV)).unwrap();
+    assert_eq!(rows.lines().count(), 9);
+    assert!(rows.contains("\n0.png,train,64,64,64x64,0.0000,1,5,false,\n"), "{rows}");
+    assert!(rows.contains("\nempty.png,train,,,,,,,,the file is empty\n"), "{rows}");
+    assert!(rows.contains(",true,no caption\n"), "{rows}");
+    let json: AuditReport =
+        serde_json::from_str(&fs::read_to_string(world.at("out/audit.json")).unwrap()).unwrap();
+    assert_eq!(json, found);
+
+    let error = world.train("out", json!({})).unwrap_err();
+    assert!(
+        matches!(&error, Error::MissingCaptions { pictures, .. } if pictures == &[Path::new("small2.png")])
+    );
+    let error = world.train("out", json!({"allow": ["no_caption"]})).unwrap_err();
+    assert!(
+        error.to_string().contains("2 of the pictures cannot be read; the first is `empty.png`"),
+        "{error}"
+    );
+    let report = world.train("out", json!({"allow": ["no_caption", "unreadable"]})).unwrap();
+    assert_eq!((report.outcome, report.pictures, report.skipped.len()), (Outcome::Skipped, 5, 3));
+}
+
+/// The same pixels in another file.
+fn image_of_the_same_pixels(from: &Path, to: &Path) {
+    vodka_images::decode(from).unwrap().into_rgb().save(to).unwrap();
+}
+
+#[test]
+fn data_that_change_after_the_audit_are_told_of() {
+    let world = World::new(3);
+    let train = |act: &dyn Fn()| {
+        let plan = world.config("out", json!({})).plan().unwrap();
+        let on_event = &mut |event: TrainEvent| {
+            if matches!(event, TrainEvent::Audit(_)) {
+                act();
             }
-        })
-        .unwrap();
-    assert!(started > 0, "it goes on from the state that was saved");
-    assert_eq!(world.files("gone"), world.files("whole"));
-
-    // Another picture in its place.
-    let exchange = &mut at_step(1, |_| world.draw(3, 130, 66, 1));
-    let said = world.train("changed", keys, exchange).unwrap_err().to_string();
-    assert!(said.contains("data/3.bmp` was changed since the run began"), "{said}");
-}
-
-#[test]
-fn a_picture_that_was_edited_is_encoded_again() {
-    let world = World::new();
-    let off = || json!({"cache": "off"});
-    let before = world.undisturbed("before", json!({})).losses;
-    // Other pixels, the same number of bytes, and the old time.
-    let picture = world.at("data/2.bmp");
-    let time = fs::metadata(&picture).unwrap().modified().unwrap();
-    let size = fs::metadata(&picture).unwrap().len();
-    world.draw(2, 70, 64, 200);
-    assert_eq!(fs::metadata(&picture).unwrap().len(), size);
-    File::options().write(true).open(&picture).unwrap().set_modified(time).unwrap();
-    let after = world.undisturbed("after", json!({})).losses;
-    assert_eq!(after, world.undisturbed("after-off", off()).losses);
-    assert_ne!(after, before);
-    assert_eq!(world.entries("vodka-cache").len(), 7, "one picture is new");
-    // Another resolution, crop or mirror image is something else as well.
-    for (i, changes) in
-        [json!({"resolution": 128}), json!({"crop_variants": 2, "seed": 3}), json!({"flip_p": 1.0})]
-            .into_iter()
-            .enumerate()
-    {
-        let before = world.entries("vodka-cache").len();
-        let mut uncached = changes.clone();
-        uncached["cache"] = json!("off");
-        let losses = world.undisturbed(&format!("other-{i}"), changes).losses;
-        assert_eq!(losses, world.undisturbed(&format!("other-off-{i}"), uncached).losses);
-        assert!(world.entries("vodka-cache").len() > before);
-    }
-}
-
-#[test]
-fn a_damaged_cache_is_made_again() {
-    let world = World::new();
-    world.undisturbed("whole", json!({}));
-    for (i, path) in world.entries("vodka-cache").iter().enumerate() {
-        let mut bytes = fs::read(path).unwrap();
-        match i % 3 {
-            0 => bytes.truncate(bytes.len() / 2),
-            1 => bytes.clear(),
-            _ => {
-                let last = bytes.len() - 1;
-                bytes[last] ^= 1;
-            }
-        }
-        fs::write(path, bytes).unwrap();
-    }
-    fs::write(world.at("vodka-cache/pictures.index"), "nonsense").unwrap();
-    world.undisturbed("again", json!({}));
-    assert_eq!(world.files("again"), world.files("whole"));
-}
-
-#[test]
-fn a_cache_that_cannot_be_written_is_told_of_and_the_run_goes_on() {
-    let world = World::new();
-    world.undisturbed("whole", json!({}));
-    fs::create_dir(world.at("cache")).unwrap();
-    let mut told = 0;
-    let block = &mut |event, _: &Interrupt| match event {
-        // A file where the folder of the entries should be.
-        TrainEvent::Started { .. } => {
-            fs::remove_dir_all(world.at("cache/entries")).unwrap();
-            fs::write(world.at("cache/entries"), "").unwrap();
-        }
-        TrainEvent::CacheFailed { path, .. } => {
-            assert_eq!(path, world.at("cache"));
-            told += 1;
-        }
-        _ => {}
-    };
-    world.train("out", json!({"cache_dir": world.at("cache")}), block).unwrap();
-    assert!(told > 0);
-    assert_eq!(world.files("out"), world.files("whole"));
-    let mut needed = 0;
-    let small = &mut |event, _: &Interrupt| {
-        if let TrainEvent::CacheTooSmall { needed_bytes, .. } = event {
-            needed = needed_bytes;
-        }
-    };
-    world.train("small", json!({"cache_size_gb": 1e-6}), small).unwrap();
-    assert!(needed > 1000, "{needed}");
-}
-
-#[test]
-fn copies_of_a_picture_in_an_epoch_have_random_numbers_of_their_own() {
-    let world = World::new();
-    fs::write(world.at("data/multiply.txt"), "4").unwrap();
-    let report =
-        world.undisturbed("out", json!({"lr": 1e-30, "cond_dropout": 0.0, "max_epochs": 1, "batch_size": 1}));
-    assert_eq!(report.steps, 24);
-    let losses = fs::read_to_string(world.at("out/losses.csv")).unwrap();
-    let losses: Vec<_> = losses.lines().skip(1).map(|line| line.split(',').nth(2).unwrap()).collect();
-    let different: std::collections::BTreeSet<_> = losses.iter().collect();
-    assert_eq!(different.len(), 24, "the weights stay, so equal numbers would give equal losses: {losses:?}");
-}
-
-#[test]
-fn a_damaged_state_is_passed_over_and_the_run_goes_on_to_the_same_files() {
-    let world = World::new();
-    let keys = || json!({"state_every_n_steps": 1, "max_epochs": 3});
-    world.undisturbed("whole", keys());
-    world.train("out", keys(), &mut at_step(5, Interrupt::raise)).unwrap();
-    let state = world.at("out/state-gs00005.safetensors");
-    let mut bytes = fs::read(&state).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    fs::write(&state, bytes).unwrap();
-    let mut events = Vec::new();
-    world
-        .train("out", keys(), &mut |event, _| match event {
-            TrainEvent::StateRefused { path, reason } => events.push((path, reason)),
-            TrainEvent::Started { done, .. } => assert_eq!(done, 4),
-            _ => {}
-        })
-        .unwrap();
-    let [(path, reason)] = &events[..] else { panic!("{events:?}") };
-    assert!(*path == state && reason.starts_with("its checksum is "), "{reason}");
-    assert_eq!(world.files("out"), world.files("whole"));
-}
-
-#[test]
-fn states_are_saved_by_the_clock_and_that_changes_nothing() {
-    let world = World::new();
-    world.undisturbed("whole", json!({}));
-    let mut saved = 0;
-    let count =
-        &mut |event, _: &Interrupt| saved += u32::from(matches!(event, TrainEvent::StateSaved { .. }));
-    world.train("out", json!({"state_every_n_minutes": 1e-9, "keep_states": 3}), count).unwrap();
-    assert_eq!(saved, 7, "after each step but the last");
-    assert_eq!(world.files("out"), world.files("whole"));
-}
-
-#[test]
-fn what_changed_since_the_last_run_is_said() {
-    let world = World::new();
-    let changed = |changes: Value, interrupt_at: u64| {
-        let mut said = Vec::new();
-        let on_event = &mut |event, interrupt: &Interrupt| match event {
-            TrainEvent::AnotherRun { change, .. } => said.push(change),
-            TrainEvent::Step { step, .. } if step == interrupt_at => interrupt.raise(),
-            _ => {}
         };
-        let report = world.train("out", changes, on_event).unwrap();
-        (report.outcome, said)
+        run(&plan, &Interrupt::new(), on_event)
     };
-    assert_eq!(changed(json!({}), 2), (Outcome::Interrupted, vec![]));
-    let change = "the setting `max_epochs` changed from 2 to 3".to_owned();
-    assert_eq!(changed(json!({"max_epochs": 3}), 2), (Outcome::Interrupted, vec![change]));
-    fs::write(world.at("data/0.txt"), "another caption").unwrap();
-    let change = "the input `captions` changed".to_owned();
-    assert_eq!(changed(json!({"max_epochs": 3}), 0), (Outcome::Done, vec![change]));
-    assert_eq!(changed(json!({"max_epochs": 3}), 0), (Outcome::Unchanged, vec![]));
-    let change = "the setting `max_epochs` changed from 3 to 4".to_owned();
-    assert_eq!(changed(json!({"max_epochs": 4}), 0), (Outcome::Done, vec![change]));
+    let broken =
+        train(&|| fs::write(world.at("data/2.png"), "another file").unwrap()).unwrap_err().to_string();
+    assert!(broken.starts_with("`2.png` has changed since the run began: expected PNG"), "{broken}");
+    world.picture("data/2.png", (64, 64), 2);
+    let gone = train(&|| fs::remove_file(world.at("data/1.png")).unwrap()).unwrap_err().to_string();
+    assert!(
+        gone.contains("data` has changed since the run began: 3 pictures were there at the audit, 2 a"),
+        "{gone}"
+    );
+    let new = train(&|| {
+        world.picture("data/new.png", (64, 64), 2);
+        world.write("data/new.txt", "a new one");
+    });
+    assert!(matches!(new, Err(Error::DataChanged { .. })), "{new:?}");
 }
 
-#[cfg(unix)]
 #[test]
-fn two_runs_in_one_folder_and_a_disk_that_is_too_small_are_refused() {
-    let world = World::new();
-    fs::create_dir(world.at("out")).unwrap();
-    let held = FolderLock::take(&world.at("out")).unwrap();
-    let said = world.train("out", json!({}), &mut |_, _| ()).unwrap_err().to_string();
-    assert!(said.ends_with("out` is held by another run: wait for it, or end it"), "{said}");
-    drop(held);
-    // Ten million checkpoints of 2.4 MB, with twins.
-    let many = json!({"max_epochs": 10_000_000, "save_every_n_epochs": 1, "save_full_precision": true,
-        "ema_decay_rate": 0.9});
-    let said = world.train("out", many, &mut |_, _| ()).unwrap_err().to_string();
-    assert!(said.contains(" MB free, what is still to be written needs "), "{said}");
-    assert!(!world.files("out").keys().any(|name| name.ends_with(".safetensors")));
+fn what_is_known_of_a_file_is_not_decoded_again() {
+    let world = World::new(2);
+    assert_eq!(world.audit(json!({})).unreadable, []);
+    let cache = world.at("out/audit.cache.json");
+    let mut known: BTreeMap<String, Value> =
+        serde_json::from_str(&fs::read_to_string(&cache).unwrap()).unwrap();
+    assert_eq!(known.len(), 2);
+    // What stands there is believed, as long as the content is the same.
+    known.values_mut().for_each(|entry| *entry = json!({"Err": "as it was"}));
+    fs::write(&cache, serde_json::to_string(&known).unwrap()).unwrap();
+    assert_eq!(world.audit(json!({})).unreadable.len(), 2);
+    world.picture("data/0.png", (64, 64), 9);
+    assert_eq!(world.audit(json!({})).unreadable.len(), 1);
+    fs::write(&cache, "damaged").unwrap();
+    assert_eq!(world.audit(json!({})).unreadable, []);
+}
+
+#[test]
+fn buckets_say_how_often_their_pictures_are_repeated() {
+    let world = World::new(5);
+    world.write("data/multiply.txt", "1.5");
+    let buckets = |compat: &str| world.audit(json!({"batch_size": 4, "compat": compat})).buckets;
+    let head = buckets("ed2-head");
+    // Seven and a half pictures an epoch, in two batches.
+    assert_eq!((head[0].pictures, head[0].per_epoch, head[0].missing), (5, 7.5, 1));
+    assert!((head[0].effective_multiplier - 8.0 / 7.5).abs() < 1e-12);
+    assert_eq!(buckets("vodka")[0].effective_multiplier, 1.0);
+    let one = World::new(1).audit(json!({"batch_size": 4, "compat": "ed2-2023-04"}));
+    assert_eq!(one.buckets[0].effective_multiplier, 4.0, "as the log of Vodka V3 says of one of its buckets");
+    assert!(one.to_string().contains("repeated to fill a batch: each counts 4.00 times; add 3"), "{one}");
+}
+
+/// A zip file of these entries.
+fn zip_of(path: &Path, entries: &[(&str, &[u8])]) {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, bytes) in entries {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+#[test]
+fn pictures_in_zip_files_are_trained_on() {
+    let world = World::new(1);
+    world.picture("elsewhere/b.png", (64, 64), 4);
+    let picture = fs::read(world.at("elsewhere/b.png")).unwrap();
+    let entries: [(&str, &[u8]); 4] =
+        [("sub/b.png", &picture), ("sub/b.txt", b"a star"), ("run.sh", b"rm"), ("multiply.txt", b"2")];
+    zip_of(&world.at("data/more.zip"), &entries);
+    let report = world.train("out", json!({})).unwrap();
+    assert_eq!((report.pictures, report.steps), (2, 2), "multiply.txt is for its own folder");
+    let unzipped = fs::read_dir(world.at("out/unzipped")).unwrap().next().unwrap().unwrap().path();
+    assert!(unzipped.join("sub/b.png").exists() && !unzipped.join("run.sh").exists());
+    assert!(!world.at("data/sub").exists(), "the data stay as they are");
+    let audited = fs::read_to_string(world.at("out").join(AUDIT_CSV)).unwrap();
+    assert!(audited.lines().any(|row| row.contains("/sub/b.png,train,64,64")), "{audited}");
+    assert_eq!(world.train("out", json!({})).unwrap().outcome, Outcome::Unchanged);
+    let head = world.train("head", json!({"compat": "ed2-head"})).unwrap();
+    assert_eq!(head.pictures, 1, "D11");
+    zip_of(&world.at("data/more.zip"), &entries[..2]);
+    assert_eq!(
+        world.train("out", json!({})).unwrap().outcome,
+        Outcome::Done,
+        "another zip file is another run"
+    );
+}
+
+#[test]
+fn zip_files_that_are_not_what_they_should_be_are_named() {
+    let world = World::new(1);
+    let said = |entries: &[(&str, &[u8])]| {
+        zip_of(&world.at("data/bad.zip"), entries);
+        let error = world.train("out", json!({})).unwrap_err().to_string();
+        assert!(
+            !world.at("out/unzipped").read_dir().unwrap().any(|entry| entry
+                .unwrap()
+                .path()
+                .join("a.png")
+                .exists())
+        );
+        error
+    };
+    let out = said(&[("a.png", b"x"), ("../evil.png", b"x")]);
+    assert!(out.ends_with("is not unpacked: its name leads out of the folder"), "{out}");
+    assert!(!world.at("out/evil.png").exists() && !world.at("out/unzipped/evil.png").exists());
+    assert!(said(&[("/etc/a.txt", b"x")]).contains("leads out of the folder"));
+    let bomb = vec![0; 3 << 20];
+    assert!(said(&[("b.png", &bomb)]).contains("200 times as large"));
+    world.write("data/bad.zip", "no zip file");
+    let error = world.train("out", json!({})).unwrap_err();
+    assert!(error.to_string().starts_with("cannot unpack `"), "{error}");
 }

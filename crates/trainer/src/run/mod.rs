@@ -31,7 +31,7 @@ use vodka_stage::{
 
 use self::batch::places_after;
 use crate::{
-    EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
+    AuditReport, EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
     ahead::{Ahead, pool},
     audit::look,
     cache::Cache,
@@ -44,6 +44,7 @@ use crate::{
     samples::SampleFile,
     state::{self, Progress},
     step::Objective,
+    validation::STABILIZED,
     watch::{LossesFile, Meter, Phase, Row, Validations, Watch, mean},
 };
 
@@ -254,6 +255,7 @@ impl<'a> Run<'a> {
         let Some(dataset) = Dataset::load(plan, stride, &pool, &looked, interrupt, on_event)? else {
             return Ok(None);
         };
+        check_unchanged(plan, &audited, &dataset)?;
         let training = drafter(plan, &dataset, &model)?;
         tell_of_small_cache(plan, &training, on_event);
         let frozen_text = plan.settings.text_encoder.is_none().then(|| identity(&model.clip)).transpose()?;
@@ -423,10 +425,6 @@ fn data_hash(key: &RunKey) -> ContentHash {
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.
 fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
-    let name = plan.base.to_string_lossy();
-    if !plan.base.exists() && is_hub_name(&name) {
-        return Err(Error::HubModel { name: name.into_owned() });
-    }
     let checkpoint = Checkpoint::open(&plan.base)?;
     checkpoint.verify()?;
     let ModelConfig { clip, .. } = checkpoint.config();
@@ -444,15 +442,25 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Whether this could be the name of a repository on huggingface.co: an owner and a name.
-fn is_hub_name(name: &str) -> bool {
-    let mut parts = name.split('/');
-    let good = |part: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        !part.starts_with('.') && !part.is_empty() && part.chars().all(plain)
+/// Pictures must not come, go or break between the audit and here: the run's key is of those that were there.
+fn check_unchanged(plan: &TrainPlan, audited: &AuditReport, dataset: &Dataset) -> Result<()> {
+    let told = |image: &String| {
+        audited.no_caption.contains(image) || audited.unreadable.iter().any(|bad| bad.image == *image)
     };
-    let two = parts.next().is_some_and(good) && parts.next().is_some_and(good) && parts.next().is_none();
-    two && ![".safetensors", ".ckpt"].iter().any(|extension| name.ends_with(extension))
+    if let Some(broken) = dataset.skipped.iter().find(|skipped| !told(&skipped.image)) {
+        let (file, reason) = (PathBuf::from(&broken.image), broken.reason.clone());
+        return Err(Error::DataChanged { file, reason });
+    }
+    let held_out = dataset.sets.iter().filter(|(name, _)| name != STABILIZED);
+    let validated: usize = held_out.map(|(_, examples)| examples.len()).sum();
+    let found = dataset.examples.len() + validated + dataset.skipped.len();
+    match found == audited.pictures {
+        true => Ok(()),
+        false => Err(Error::DataChanged {
+            file: plan.data_root.paths()[0].clone(),
+            reason: format!("{} pictures were there at the audit, {found} a moment later", audited.pictures),
+        }),
+    }
 }
 
 /// Makes drafts of the pictures that are trained on.
@@ -523,7 +531,8 @@ fn entries(examples: &[Example]) -> Vec<Entry> {
     examples.iter().map(entry).collect()
 }
 
-fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
+/// How a plan makes epochs.
+pub(crate) fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
     let settings = &plan.settings;
     EpochSettings {
         batch_size: settings.batch_size,

@@ -108,6 +108,23 @@ fn show(bar: &Progress, event: TrainEvent) {
             bar.message(format!("epoch {epoch}, loss {loss:.4}"));
         }
         TrainEvent::Validated { step, set, loss } => bar.line(format!("step {step}: {set} {loss:.4}")),
+        TrainEvent::StateSaved { path } => bar.line(format!("saved {}", path.display())),
+        TrainEvent::StateRefused { path, reason } => {
+            bar.line(format!("{} is damaged and passed over: {reason}", path.display()));
+        }
+        TrainEvent::CacheFailed { path, reason } => {
+            bar.line(format!("cannot write to the cache {}: {reason}; going on without", path.display()));
+        }
+        TrainEvent::CacheTooSmall { needed_bytes, limit_bytes } => {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            let (needed, limit) = (gb(needed_bytes), gb(limit_bytes));
+            bar.line(format!(
+                "the cache holds {limit:.1} GB, this run needs {needed:.1}: raise `cache_size_gb`"
+            ));
+        }
+        TrainEvent::AnotherRun { path, change } => {
+            bar.line(format!("{} is of another run: {change}; starting anew", path.display()));
+        }
         TrainEvent::Saved { path } => bar.line(format!("wrote {}", path.display())),
         _ => {}
     }

@@ -53,6 +53,18 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The disk has not enough room for what is to be written.
+    #[error("the disk of `{path}` has {} MB free, {for_what} needs {} MB", free >> 20, needed.div_ceil(1 << 20))]
+    NoSpace {
+        /// The folder that was to be written to.
+        path: PathBuf,
+        /// How many bytes are needed.
+        needed: u64,
+        /// How many there are.
+        free: u64,
+        /// What needs them.
+        for_what: &'static str,
+    },
     /// A run record or another JSON file of ours does not parse.
     #[error("`{path}` is not a valid run record")]
     Record {

@@ -13,6 +13,7 @@ mod journal;
 mod lock;
 mod record;
 mod report;
+mod space;
 
 pub use atomic::{AtomicFile, create_dir, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
@@ -23,4 +24,5 @@ pub use journal::{Journal, Place};
 pub use lock::FolderLock;
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};
+pub use space::{check_space, free_space};
 pub use toml::Spanned;

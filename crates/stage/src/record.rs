@@ -133,16 +133,16 @@ impl RunKey {
         })
     }
 
-    /// The first thing in which a record differs from this key.
-    fn difference(&self, found: &RunRecord) -> Option<String> {
+    /// The first thing in which a record differs from this key, in words; `None` where it is of this very run.
+    pub fn difference(&self, found: &RunRecord) -> Option<String> {
         if found.stage != self.stage {
             return Some(format!("made by the stage `{}`", found.stage));
         }
         if found.seed != self.seed {
             return Some("the seed changed".into());
         }
-        if let Some(name) = changed_setting(&as_read(&self.settings), &found.settings) {
-            return Some(format!("the setting `{name}` changed"));
+        if let Some(change) = changed_setting(&found.settings, &as_read(&self.settings)) {
+            return Some(change);
         }
         let names = self.inputs.keys().chain(found.inputs.keys());
         let hash = |inputs: &BTreeMap<String, Input>, name: &str| inputs.get(name).map(|input| input.sha256);
@@ -150,6 +150,19 @@ impl RunKey {
             .into_iter()
             .find(|name| hash(&self.inputs, name) != hash(&found.inputs, name))
             .map(|name| format!("the input `{name}` changed"))
+    }
+
+    /// The record of a run that is not through: without outputs and report.
+    pub fn begun(&self) -> RunRecord {
+        RunRecord {
+            stage: self.stage.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: self.settings.clone(),
+            seed: self.seed,
+            inputs: self.inputs.clone(),
+            outputs: Vec::new(),
+            report: Value::Null,
+        }
     }
 
     /// Writes the record of a finished run, hashing its outputs.
@@ -162,15 +175,8 @@ impl RunKey {
                 Ok(Output { path: relative, sha256: hash_tree(path, |_| true)? })
             })
             .collect::<Result<_>>()?;
-        let record_of_run = RunRecord {
-            stage: self.stage.to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            settings: self.settings.clone(),
-            seed: self.seed,
-            inputs: self.inputs.clone(),
-            outputs,
-            report: serde_json::to_value(report).expect("reports are plain data"),
-        };
+        let report = serde_json::to_value(report).expect("reports are plain data");
+        let record_of_run = RunRecord { outputs, report, ..self.begun() };
         let text = serde_json::to_string_pretty(&record_of_run).expect("records are plain data");
         write_atomic(record, text + "\n")?;
         Ok(record_of_run)
@@ -218,13 +224,37 @@ fn as_read(settings: &Value) -> Value {
     serde_json::from_str(&settings.to_string()).expect("what is written as JSON is JSON")
 }
 
-/// The name of a setting in which two objects differ.
-fn changed_setting(a: &Value, b: &Value) -> Option<String> {
-    match (a.as_object(), b.as_object()) {
-        (Some(a), Some(b)) => {
-            a.keys().chain(b.keys()).find(|name| a.get(*name) != b.get(*name)).map(ToOwned::to_owned)
+/// The first setting in which two runs differ, in words: with both values where they are short.
+fn changed_setting(before: &Value, now: &Value) -> Option<String> {
+    let (name, before, now) = first_change(before, now)?;
+    let name = if name.is_empty() { "settings" } else { &name };
+    let text = |value: Option<&Value>| value.map_or_else(|| "absent".to_owned(), Value::to_string);
+    let (before, now) = (text(before), text(now));
+    Some(match before.len().max(now.len()) {
+        0..=SHORT => format!("the setting `{name}` changed from {before} to {now}"),
+        _ => format!("the setting `{name}` changed"),
+    })
+}
+
+/// Values of so many bytes are told.
+const SHORT: usize = 60;
+
+/// The path of the first value, keys joined by points, in which two objects differ, and both values.
+fn first_change<'v>(
+    before: &'v Value,
+    now: &'v Value,
+) -> Option<(String, Option<&'v Value>, Option<&'v Value>)> {
+    let (Some(a), Some(b)) = (before.as_object(), now.as_object()) else {
+        return (before != now).then_some((String::new(), Some(before), Some(now)));
+    };
+    let name = b.keys().chain(a.keys()).find(|name| a.get(*name) != b.get(*name))?;
+    match (a.get(name), b.get(name)) {
+        (Some(before), Some(now)) => {
+            let (inner, before, now) = first_change(before, now)?;
+            let path = if inner.is_empty() { name.clone() } else { format!("{name}.{inner}") };
+            Some((path, before, now))
         }
-        _ => (a != b).then(|| "settings".to_owned()),
+        (before, now) => Some((name.clone(), before, now)),
     }
 }
 
@@ -260,7 +290,7 @@ mod tests {
         assert_eq!(key(1, 1).made::<String>(&record).unwrap().as_deref(), Some("fine"));
         assert_eq!(key(2, 1).made::<String>(&record).unwrap(), None);
         assert_eq!(key(1, 1).made::<u32>(&record).unwrap(), None, "a report of another version");
-        assert_eq!(stale(key(2, 1).standing(&record).unwrap()), "the setting `steps` changed");
+        assert_eq!(stale(key(2, 1).standing(&record).unwrap()), "the setting `steps` changed from 1 to 2");
         assert_eq!(stale(key(1, 2).standing(&record).unwrap()), "the seed changed");
 
         fs::write(at("in.txt"), "other").unwrap();
@@ -281,7 +311,24 @@ mod tests {
         let alpha = 0.122_677_981_217_605_05;
         key(alpha).write(&record_path(&out), &[&out], &()).unwrap();
         assert!(matches!(key(alpha).standing(&record_path(&out)).unwrap(), Standing::Current(_)));
-        assert_eq!(stale(key(0.1226).standing(&record_path(&out)).unwrap()), "the setting `alpha` changed");
+        assert_eq!(
+            stale(key(0.1226).standing(&record_path(&out)).unwrap()),
+            "the setting `alpha` changed from 0.12267798121760504 to 0.1226"
+        );
+    }
+
+    #[test]
+    fn a_setting_within_settings_is_told_by_its_path() {
+        let change = |before: Value, now: Value| changed_setting(&before, &now);
+        let said =
+            change(json!({"a": 1, "unet": {"lr": 1, "x": 2}}), json!({"a": 1, "unet": {"lr": 3, "x": 2}}));
+        assert_eq!(said.unwrap(), "the setting `unet.lr` changed from 1 to 3");
+        let said = change(json!({"ema": null}), json!({"ema": {"interval": 1}}));
+        assert_eq!(said.unwrap(), "the setting `ema` changed from null to {\"interval\":1}");
+        let said = change(json!({}), json!({"cache": "x".repeat(80)}));
+        assert_eq!(said.unwrap(), "the setting `cache` changed");
+        assert_eq!(change(json!({"a": [1]}), json!({"a": [1]})), None);
+        assert_eq!(change(json!(1), json!(2)).unwrap(), "the setting `settings` changed from 1 to 2");
     }
 
     #[test]

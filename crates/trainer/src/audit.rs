@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use rayon::prelude::*;
@@ -11,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use vodka_checkpoint::Checkpoint;
 use vodka_images::{DecodeOptions, decode_bytes, relative_name};
 use vodka_prompt::{MAX_TOKENS, token_count};
-use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, create_dir, hash_bytes, write_atomic};
+use vodka_stage::{ContentHash, Interrupt, Outcome, Report, create_dir, hash_bytes, write_atomic};
 
 use crate::{
     Bucket, Error, Result, Runts, Skipped, TrainEvent, TrainPlan,
     buckets::{buckets, nearest},
+    facts::{Facts, Index, Looked, Stamp},
     geometry::{centred, is_undersized},
     items::{Bare, Item, items},
     losses::csv_cell,
@@ -215,6 +217,20 @@ struct Subject {
 struct Seen {
     content: Option<ContentHash>,
     pixels: Result<Pixels, String>,
+    stamp: Option<Stamp>,
+}
+
+impl Seen {
+    fn facts(&self) -> Option<(Stamp, Facts)> {
+        let Pixels { width, height, hash } = *self.pixels.as_ref().ok()?;
+        Some((self.stamp?, Facts { size: (width, height), pixels: hash }))
+    }
+}
+
+impl From<Facts> for Pixels {
+    fn from(Facts { size: (width, height), pixels: hash }: Facts) -> Self {
+        Self { width, height, hash }
+    }
 }
 
 /// Audits the data of a plan, and writes [`AUDIT_CSV`] and [`AUDIT_JSON`] into the output folder. What is wrong with
@@ -227,9 +243,18 @@ pub fn audit(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<AuditReport>> {
+    Ok(look(plan, interrupt, on_event)?.map(|(report, _)| report))
+}
+
+/// Audits, and hands over what was seen of each picture, so that it need not be decoded again.
+pub(crate) fn look(
+    plan: &TrainPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(TrainEvent),
+) -> Result<Option<(AuditReport, Looked)>> {
     let subjects = subjects(plan)?;
     create_dir(&plan.output)?;
-    let Some(seen) = look_at(&subjects, &plan.output, interrupt, on_event)? else { return Ok(None) };
+    let Some(seen) = look_at(&subjects, plan, interrupt, on_event)? else { return Ok(None) };
     // The base model may not be there yet, or be no model: that is for the run to say.
     let stride = Checkpoint::open(&plan.base).map_or(64, |base| base.config().vae.downscale() as u32);
     let settings = &plan.settings;
@@ -238,7 +263,9 @@ pub fn audit(
     write_atomic(plan.output.join(AUDIT_CSV), csv(&subjects, &seen, &buckets))?;
     let json = serde_json::to_string_pretty(&report).expect("reports are plain data");
     write_atomic(plan.output.join(AUDIT_JSON), json + "\n")?;
-    Ok(Some(report))
+    let looked =
+        subjects.into_iter().zip(&seen).filter_map(|(subject, seen)| Some((subject.file, seen.facts()?)));
+    Ok(Some((report, looked.collect())))
 }
 
 /// The pictures of all sets.
@@ -277,12 +304,13 @@ fn subjects(plan: &TrainPlan) -> Result<Vec<Subject>> {
 /// Decodes all files whose content is not known yet. `None` when interrupted.
 fn look_at(
     subjects: &[Subject],
-    output: &Path,
+    plan: &TrainPlan,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<Vec<Seen>>> {
     const AT_ONCE: usize = 64;
-    let path = output.join(CACHE);
+    let path = plan.output.join(CACHE);
+    let index = plan.cache.folder().map(Index::open).transpose()?;
     // One that is of another version, or damaged, knows nothing.
     let known: HashMap<ContentHash, Result<Pixels, String>> =
         fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
@@ -291,7 +319,12 @@ fn look_at(
         if interrupt.is_raised() {
             return Ok(None);
         }
-        seen.par_extend(chunk.par_iter().map(|subject| look_at_one(&subject.file, &known)));
+        let before = seen.len();
+        seen.par_extend(chunk.par_iter().map(|subject| look_at_one(&subject.file, &known, index.as_ref())));
+        if let Some(index) = &index {
+            let new = seen[before..].iter().filter_map(Seen::facts);
+            index.add(&new.filter(|(stamp, _)| index.get(*stamp).is_none()).collect::<Vec<_>>());
+        }
         on_event(TrainEvent::Audited { done: seen.len(), total: subjects.len() });
     }
     let all: BTreeMap<_, _> = seen.iter().filter_map(|seen| Some((seen.content?, &seen.pixels))).collect();
@@ -299,23 +332,27 @@ fn look_at(
     Ok(Some(seen))
 }
 
-fn look_at_one(file: &Path, known: &HashMap<ContentHash, Result<Pixels, String>>) -> Seen {
+fn look_at_one(
+    file: &Path,
+    known: &HashMap<ContentHash, Result<Pixels, String>>,
+    index: Option<&Index>,
+) -> Seen {
+    let stamp = Stamp::of(file, SystemTime::now()).ok();
     let bytes = match fs::read(file) {
         Ok(bytes) => bytes,
         Err(error) => {
-            return Seen { content: None, pixels: Err(format!("the file cannot be read: {error}")) };
+            let pixels = Err(format!("the file cannot be read: {error}"));
+            return Seen { content: None, pixels, stamp };
         }
     };
     let content = hash_bytes(&bytes);
     let decoded = || {
         let decoded = decode_bytes(&bytes, &DecodeOptions::default()).map_err(|fault| fault.reason())?;
-        let image = decoded.picture.into_rgb();
-        let (width, height) = image.dimensions();
-        let mut hasher = Hasher::default();
-        hasher.piece(width.to_le_bytes()).piece(height.to_le_bytes()).piece(image.as_raw());
-        Ok(Pixels { width, height, hash: hasher.finish() })
+        Ok(Facts::of(&decoded.picture.into_rgb()).into())
     };
-    Seen { content: Some(content), pixels: known.get(&content).cloned().unwrap_or_else(decoded) }
+    let indexed = || Some(Ok(index?.get(stamp?)?.into()));
+    let pixels = known.get(&content).cloned().or_else(indexed).unwrap_or_else(decoded);
+    Seen { content: Some(content), pixels, stamp }
 }
 
 fn report(plan: &TrainPlan, subjects: &[Subject], seen: &[Seen], buckets: &[Bucket]) -> AuditReport {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
 
 use crate::{
-    Compat, DataRoot, Flaw, OptimizerConfig, Result,
+    CacheMode, Compat, DataRoot, Flaw, OptimizerConfig, Result,
     keys::{
         Answer::{Refused, Told},
         Idle,
@@ -140,8 +140,23 @@ pub struct TrainConfig {
     /// Write `ep<N>_batch_schedule.txt` for each epoch: a line a picture, with step, size and what of the batch is repeated.
     /// Default: false.
     pub write_schedule: bool,
-    /// Ours: save the training state after each so many batches, beside every end of an epoch. Default: not.
+    /// Ours: save the training state after each so many batches, beside every checkpoint. Default: not.
     pub state_every_n_steps: Option<u64>,
+    /// Ours: save the training state after each so many minutes. Default: 20.
+    pub state_every_n_minutes: Option<f64>,
+    /// Ours: where what the VAE makes of pictures, and a frozen text encoder of captions, is kept: on `disk` for other runs
+    /// too, in `memory`, or nowhere (`off`). It changes no result. Crops that are new in each epoch are not kept. Default:
+    /// `disk`.
+    pub cache: Option<CacheMode>,
+    /// Ours: the folder of the cache; several runs may share one. Default: `vodka-cache` beside `output`.
+    pub cache_dir: Option<PathBuf>,
+    /// Ours: the most that the cache may hold, in 10^9 bytes; what was not used for longest goes. Default: 50.
+    pub cache_size_gb: f64,
+    /// Ours: threads that decode pictures ahead of the step. It changes no result. Default: as many as there are cores, at
+    /// most 8.
+    pub data_threads: Option<usize>,
+    /// Ours: how many training states are kept, at least 1. Default: 2.
+    pub keep_states: usize,
     /// Leave the text encoder as it is. Default: false.
     pub disable_textenc_training: bool,
     /// Leave the UNet as it is. Default: false.
@@ -214,6 +229,12 @@ impl Default for TrainConfig {
             save_full_precision: false,
             write_schedule: false,
             state_every_n_steps: None,
+            state_every_n_minutes: Some(20.0),
+            cache: None,
+            cache_dir: None,
+            cache_size_gb: 50.0,
+            data_threads: None,
+            keep_states: 2,
             disable_textenc_training: false,
             disable_unet_training: false,
             notices: Vec::new(),

@@ -1,19 +1,21 @@
-//! Pictures with their captions, from the folder to the latents' distribution.
+//! Pictures with their captions: all that is known of them before the first step.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
-use rayon::prelude::*;
+use rayon::{ThreadPool, prelude::*};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
-use vodka_images::{Picture, RgbImage, decode, flip_horizontal, relative_name};
+use vodka_images::relative_name;
 use vodka_prompt::{CONTEXT_LENGTH, MAX_TOKENS, token_count, token_ids};
-use vodka_sd15::{Moments, Network, Vae};
 use vodka_stage::Interrupt;
 
 use crate::{
     Bucket, Compat, Error, Flaw, Result, TrainEvent, TrainPlan,
     buckets::{buckets, nearest},
-    geometry::{centred, cut},
+    facts::{Facts, Index, Looked, Stamp, read},
     items::{Bare, Item, items},
 };
 
@@ -33,19 +35,19 @@ pub(crate) struct Example {
     /// The token ids of the caption in its own order.
     pub ids: [i64; CONTEXT_LENGTH],
     pub bucket: Bucket,
-    /// What the VAE makes of the picture's centre. `(1, 4, h, w)`, on the processor
-    pub moments: Moments,
-    /// The same of the picture flipped, where it may be.
-    pub flipped: Option<Moments>,
+    /// What was seen of it before the run.
+    pub facts: Facts,
+    /// What its file was like then.
+    pub stamp: Stamp,
 }
 
 /// All pictures of a run.
 #[derive(Debug)]
 pub(crate) struct Dataset {
     /// Those that are trained on.
-    pub examples: Vec<Example>,
+    pub examples: Arc<Vec<Example>>,
     /// Those that are validated on, by name of the set; training pictures may be among them.
-    pub sets: Vec<(String, Vec<Example>)>,
+    pub sets: Vec<(String, Arc<Vec<Example>>)>,
     /// Those that are left out.
     pub skipped: Vec<Skipped>,
     /// How many captions are cut because they have more than 75 tokens.
@@ -53,14 +55,16 @@ pub(crate) struct Dataset {
 }
 
 impl Dataset {
-    /// Lists, decodes and encodes all pictures; `None` when interrupted.
+    /// Lists all pictures and looks at each: those that the index in the cache's folder knows need not be decoded.
+    /// `None` when interrupted.
     ///
     /// # Errors
     /// No pictures, or no good ones; good pictures without a caption; a file beside them that says what it cannot.
     pub fn load(
         plan: &TrainPlan,
-        vae: &Vae,
         stride: u32,
+        pool: &ThreadPool,
+        looked: &Looked,
         interrupt: &Interrupt,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Self>> {
@@ -85,14 +89,16 @@ impl Dataset {
         }
         let total = items.len() + sets.iter().map(|(_, items)| items.len()).sum::<usize>();
         let mut done = 0;
+        let index = plan.cache.folder().map(Index::open).transpose()?;
         let buckets = buckets(plan.settings.resolution, stride, plan.settings.compat.misspells_buckets());
+        let looker = Looker { pool, looked, index: index.as_ref(), buckets: &buckets };
         let mut load = |items: &[Item]| {
             let on_picture = &mut |bad: Option<&Skipped>| {
                 done += 1;
                 bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
                 on_event(TrainEvent::Loaded { done, total });
             };
-            load(plan, items, &buckets, vae, interrupt, on_picture)
+            looker.look(items, interrupt, on_picture)
         };
         let Some((examples, bad)) = load(&items) else { return Ok(None) };
         skipped.extend(bad);
@@ -101,11 +107,11 @@ impl Dataset {
             let Some((examples, bad)) = load(&items) else { return Ok(None) };
             // A stabilised picture has been told of already.
             skipped.extend(bad.into_iter().filter(|bad| !skipped.contains(bad)).collect::<Vec<_>>());
-            loaded.push((name, examples));
+            loaded.push((name, Arc::new(examples)));
         }
         match examples.is_empty() {
             true => Err(no_good_pictures(plan, &skipped)),
-            false => Ok(Some(Self { examples, sets: loaded, skipped, long_captions })),
+            false => Ok(Some(Self { examples: Arc::new(examples), sets: loaded, skipped, long_captions })),
         }
     }
 }
@@ -150,69 +156,77 @@ fn too_long(items: &[Item]) -> usize {
     items.iter().filter(|item| token_count(&item.caption.text()) > MAX_TOKENS).count()
 }
 
-/// Decodes the pictures and runs them through the VAE, telling of each whether it is left out. `None` when interrupted.
-fn load(
-    plan: &TrainPlan,
-    items: &[Item],
-    buckets: &[Bucket],
-    vae: &Vae,
-    interrupt: &Interrupt,
-    on_picture: &mut dyn FnMut(Option<&Skipped>),
-) -> Option<(Vec<Example>, Vec<Skipped>)> {
-    /// Pictures that are decoded at the same time, and in memory at the same time.
-    const AT_ONCE: usize = 32;
-    let mut examples = Vec::with_capacity(items.len());
-    let mut skipped = Vec::new();
-    for chunk in items.chunks(AT_ONCE) {
-        let fit = |item: &Item| fit(&item.file, buckets);
-        let decoded: Vec<_> = chunk.par_iter().map(fit).collect();
-        for (item, decoded) in chunk.iter().zip(decoded) {
+/// Looks at pictures before the run.
+struct Looker<'l> {
+    pool: &'l ThreadPool,
+    /// What the audit has seen.
+    looked: &'l Looked,
+    /// What an earlier run has seen.
+    index: Option<&'l Index>,
+    buckets: &'l [Bucket],
+}
+
+impl Looker<'_> {
+    /// Looks at pictures, telling of each whether it is left out. `None` when interrupted.
+    fn look(
+        &self,
+        items: &[Item],
+        interrupt: &Interrupt,
+        on_picture: &mut dyn FnMut(Option<&Skipped>),
+    ) -> Option<(Vec<Example>, Vec<Skipped>)> {
+        /// Pictures between two looks at the interrupt, and between two writes to the index.
+        const AT_ONCE: usize = 32;
+        let mut examples = Vec::with_capacity(items.len());
+        let mut skipped = Vec::new();
+        for chunk in items.chunks(AT_ONCE) {
             if interrupt.is_raised() {
                 return None;
             }
-            let bad = match decoded {
-                Ok((pixels, bucket)) => {
-                    let flips = plan.settings.flip_p_of(item) > 0.0;
-                    examples.push(Example {
-                        item: item.clone(),
-                        ids: token_ids(&item.caption.text()),
-                        bucket,
-                        moments: encode(vae, &pixels),
-                        flipped: flips.then(|| encode(vae, &flip_horizontal(&pixels))),
-                    });
-                    None
-                }
-                Err(reason) => Some(Skipped { image: relative_name(&item.path), reason }),
-            };
-            on_picture(bad.as_ref());
-            skipped.extend(bad);
+            let seen: Vec<_> =
+                self.pool.install(|| chunk.par_iter().map(|item| self.seen(&item.file)).collect());
+            let new = seen.iter().flatten().filter(|seen| !seen.was_known);
+            let new: Vec<_> = new.map(|seen| (seen.stamp, seen.facts)).collect();
+            self.index.into_iter().for_each(|index| index.add(&new));
+            for (item, seen) in chunk.iter().zip(seen) {
+                let bad = match seen {
+                    Ok(Seen { facts, stamp, .. }) => {
+                        examples.push(Example {
+                            item: item.clone(),
+                            ids: token_ids(&item.caption.text()),
+                            bucket: nearest(self.buckets, facts.size.0, facts.size.1),
+                            facts,
+                            stamp,
+                        });
+                        None
+                    }
+                    Err(reason) => Some(Skipped { image: relative_name(&item.path), reason }),
+                };
+                on_picture(bad.as_ref());
+                skipped.extend(bad);
+            }
         }
+        Some((examples, skipped))
     }
-    Some((examples, skipped))
+
+    /// What is known of a picture, or seen now; or why it cannot be read.
+    fn seen(&self, path: &Path) -> Result<Seen, String> {
+        if let Some((stamp, facts)) = self.looked.get(path) {
+            return Ok(Seen { facts: *facts, stamp: *stamp, was_known: true });
+        }
+        // A file that cannot even be looked at: why, says who reads it.
+        let Ok(stamp) = Stamp::of(path, SystemTime::now()) else {
+            return Err(read(path).err().unwrap_or_else(|| "it came while it was looked at".to_owned()));
+        };
+        if let Some(facts) = self.index.and_then(|index| index.get(stamp)) {
+            return Ok(Seen { facts, stamp, was_known: true });
+        }
+        Ok(Seen { facts: Facts::of(&read(path)?.into_rgb()), stamp, was_known: false })
+    }
 }
 
-/// The picture in the size of its bucket, or why it cannot be read.
-fn fit(path: &Path, buckets: &[Bucket]) -> Result<(RgbImage, Bucket), String> {
-    let picture = read(path)?;
-    let bucket = nearest(buckets, picture.width(), picture.height());
-    let image = picture.into_rgb();
-    Ok((cut(&image, centred(image.dimensions(), bucket), bucket, false), bucket))
-}
-
-fn read(path: &Path) -> Result<Picture, String> {
-    decode(path).map_err(|error| match error {
-        vodka_images::Error::Picture { source, .. } => source.reason(),
-        other => other.to_string(),
-    })
-}
-
-/// One picture at a time, so that its latents do not depend on which pictures are beside it.
-fn encode(vae: &Vae, image: &RgbImage) -> Moments {
-    let (width, height) = image.dimensions();
-    let size = [1, i64::from(height), i64::from(width), 3];
-    let device = vae.vars().device();
-    let bytes = Tensor::from_data_size(image.as_raw(), &size, Kind::Uint8).to_device(device);
-    let pixels = bytes.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0; // (1, 3, H, W)
-    let Moments { mean, logvar } = tch::no_grad(|| vae.encode(&pixels)); // (1, 4, H/8, W/8)
-    Moments { mean: mean.to_device(Device::Cpu), logvar: logvar.to_device(Device::Cpu) }
+/// A picture that can be read.
+struct Seen {
+    facts: Facts,
+    stamp: Stamp,
+    was_known: bool,
 }

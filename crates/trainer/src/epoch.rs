@@ -25,6 +25,8 @@ pub struct Entry {
 pub struct Planned {
     /// Indices of entries.
     pub pictures: Vec<usize>,
+    /// How often each of them came before in the epoch: each time it has other random numbers.
+    pub copies: Vec<u64>,
     /// Factor of the loss of each.
     pub loss_scale: f64,
     /// How many pictures there were for it, where they were too few for a batch, else 0: with those that are repeated there
@@ -72,7 +74,16 @@ pub fn batches(entries: &[Entry], settings: &EpochSettings, epoch: u64) -> Vec<P
         let planned = chunks.map(|chunk| batch(chunk, settings, &mut stream)).collect::<Vec<_>>();
         named.entry(id).or_default().extend(planned);
     }
-    in_groups(named, settings.grad_accum, &mut stream)
+    let mut batches = in_groups(named, settings.grad_accum, &mut stream);
+    let mut came = vec![0; entries.len()];
+    for Planned { pictures, copies, .. } in &mut batches {
+        let mut next = |&i: &usize| {
+            came[i] += 1;
+            came[i] - 1
+        };
+        *copies = pictures.iter().map(&mut next).collect();
+    }
+    batches
 }
 
 /// How many batches each epoch has, from the first.
@@ -144,10 +155,12 @@ fn batch(chunk: &[usize], settings: &EpochSettings, stream: &mut Stream) -> Plan
         Runts::Repeated { power } if missing > 0 => {
             pictures.extend((0..missing).map(|_| chunk[stream.below(chunk.len() as i64) as usize]));
             let share = chunk.len() as f64 / settings.batch_size as f64;
-            Planned { pictures, loss_scale: share.powf(power), runt: chunk.len() }
+            Planned { pictures, copies: Vec::new(), loss_scale: share.powf(power), runt: chunk.len() }
         }
-        Runts::Small if missing > 0 => Planned { pictures, loss_scale: 1.0, runt: chunk.len() },
-        _ => Planned { pictures, loss_scale: 1.0, runt: 0 },
+        Runts::Small if missing > 0 => {
+            Planned { pictures, copies: Vec::new(), loss_scale: 1.0, runt: chunk.len() }
+        }
+        _ => Planned { pictures, copies: Vec::new(), loss_scale: 1.0, runt: 0 },
     }
 }
 
@@ -303,6 +316,13 @@ mod tests {
             let counts = counts(&batches(&entries, &SETTINGS, epoch), 23);
             assert_eq!(counts.iter().sum::<usize>(), 11);
             assert_eq!((counts[0], counts[1]), (3, 0));
+            let copies = |i: usize| {
+                let all = batches(&entries, &SETTINGS, epoch);
+                let all =
+                    all.into_iter().flat_map(|planned| planned.pictures.into_iter().zip(planned.copies));
+                all.filter(|(picture, _)| *picture == i).map(|(_, copy)| copy).collect::<Vec<_>>()
+            };
+            assert_eq!((copies(0), copies(3).len()), (vec![0, 1, 2], counts[3]));
             assert!((2..=3).contains(&counts[2]) && counts[3..].iter().all(|n| *n <= 1));
             often.iter_mut().zip(counts).for_each(|(often, n)| *often += n);
         }

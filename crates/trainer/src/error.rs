@@ -214,6 +214,28 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A picture that was there when the run began, and is not in the cache, is gone or broken.
+    #[error("`{path}` cannot be read any more: {reason}; put it back, and the same command goes on")]
+    PictureGone {
+        /// The picture.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A picture that is not in the cache is another one than when the run began.
+    #[error("`{path}` was changed since the run began; put it back, and the same command goes on")]
+    PictureChanged {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// The VAE makes numbers of a picture that are infinite or none.
+    #[error(
+        "what the VAE makes of `{path}` is not finite; a VAE in 16 bits may be the reason, or a damaged one"
+    )]
+    LatentsNotFinite {
+        /// The picture.
+        path: PathBuf,
+    },
     /// The loss, or a gradient, is infinite or not a number. The weights were not touched by it.
     #[error("the {what} is not finite in epoch {epoch}, step {step}, with the pictures {}", listed(pictures))]
     NotFinite {
@@ -277,6 +299,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it was met before the weights were touched, so that what was done before is worth saving.
+    pub(crate) fn is_of_data(&self) -> bool {
+        matches!(self, Self::PictureGone { .. } | Self::PictureChanged { .. } | Self::LatentsNotFinite { .. })
+    }
+
     pub(crate) fn torch(doing: &'static str) -> impl FnOnce(tch::TchError) -> Self {
         move |source| Self::Torch { doing, source }
     }

@@ -12,14 +12,18 @@
 //! # }
 //! ```
 
+mod ahead;
 mod audit;
 mod buckets;
+mod cache;
 mod compat;
 mod config;
 mod data;
+mod draft;
 pub mod ema;
 mod epoch;
 mod error;
+mod facts;
 mod freezing;
 pub mod geometry;
 mod items;
@@ -41,6 +45,7 @@ mod validation;
 
 pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};
+pub use cache::CacheMode;
 pub use compat::{Compat, Runts};
 pub use config::TrainConfig;
 pub use data::Skipped;

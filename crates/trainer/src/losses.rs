@@ -5,6 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use vodka_stage::write_atomic;
@@ -97,7 +98,7 @@ impl Validations {
     /// Starts the file with what is done; there is none without sets.
     pub fn start<E>(
         output: &Path,
-        sets: &[(String, Vec<E>)],
+        sets: &[(String, Arc<Vec<E>>)],
         progress: &Progress,
         epochs: &Epochs,
     ) -> Result<Option<Self>> {

@@ -13,10 +13,10 @@ use vodka_stage::{ContentHash, Hasher, RunKey, RunRecord, hash_file, record_path
 use walkdir::{DirEntry, WalkDir};
 
 use crate::{
-    Compat, DataRoot, Error, Flaw, Freezing, Notice, OptimizerConfig, Result, TrainConfig,
+    CacheMode, Compat, DataRoot, Error, Flaw, Freezing, Notice, OptimizerConfig, Result, TrainConfig,
     ema::{EmaSettings, EmaStrength},
-    geometry::CropRule,
-    items::{Item, items},
+    geometry::{CropRule, Cropping},
+    items::items,
     optimizer::{MainRates, PartSettings, Resolved},
     state,
     target::LossType,
@@ -42,7 +42,7 @@ pub struct TrainPlan {
     pub runtime_dir: PathBuf,
     /// Ignore a saved state.
     pub start_over: bool,
-    /// Save the state after each so many batches, beside every end of an epoch.
+    /// Save the state after each so many batches, beside every checkpoint.
     pub state_every_n_steps: Option<u64>,
     /// What may be wrong with pictures; they are left out then.
     pub allow: Vec<Flaw>,
@@ -54,8 +54,34 @@ pub struct TrainPlan {
     pub ema_base: Option<PathBuf>,
     /// What is to be told of keys that do nothing, or not what they say.
     pub notices: Vec<Notice>,
+    /// Save the state after each so many minutes.
+    pub state_every_n_minutes: Option<f64>,
+    /// How many states are kept.
+    pub keep_states: usize,
+    /// Where what frozen networks make is kept.
+    pub cache: CachePlan,
+    /// Threads that decode pictures.
+    pub data_threads: usize,
     /// All else that the weights depend on.
     pub settings: Settings,
+}
+
+/// Where what frozen networks make is kept.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CachePlan {
+    /// How.
+    pub mode: CacheMode,
+    /// The folder, for [`CacheMode::Disk`].
+    pub dir: PathBuf,
+    /// The most it may hold there.
+    pub limit_bytes: u64,
+}
+
+impl CachePlan {
+    /// The folder, where one is used.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        (self.mode == CacheMode::Disk).then_some(self.dir.as_path())
+    }
 }
 
 /// The settings that the outputs of a training run depend on.
@@ -241,6 +267,12 @@ impl TrainConfig {
             device: self.device.clone().unwrap_or_else(|| "cpu".to_owned()),
             threads: self.threads,
             state_every_n_steps: self.state_every_n_steps,
+            state_every_n_minutes: self.state_every_n_minutes,
+            keep_states: self.keep_states,
+            cache: self.cache_plan(&output),
+            data_threads: self.data_threads.unwrap_or_else(|| {
+                std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8))
+            }),
             log_grad_norm: optimizer.log_grad_norm,
             write_schedule: self.write_schedule,
             notices,
@@ -332,6 +364,15 @@ impl TrainConfig {
             self.state_every_n_steps != Some(0),
             "at least 1, or null",
         )?;
+        let minutes = self.state_every_n_minutes.unwrap_or(1.0);
+        let good = minutes.is_finite() && minutes > 0.0;
+        within("state_every_n_minutes", minutes.to_string(), good, "a number above 0, or null")?;
+        within("keep_states", self.keep_states.to_string(), self.keep_states > 0, "at least 1")?;
+        let size = self.cache_size_gb;
+        within("cache_size_gb", size.to_string(), size.is_finite() && size > 0.0, "a number above 0")?;
+        let data_threads = self.data_threads.unwrap_or(1);
+        let good = (1..=256).contains(&data_threads);
+        within("data_threads", data_threads.to_string(), good, "1 to 256, or null")?;
         within("seed", self.seed.to_string(), self.seed >= -1, "-1 (random), or 0 and above")?;
         within("clip_skip", self.clip_skip.to_string(), (0..=4).contains(&self.clip_skip), "0 to 4")?;
         let crops = self.crop_variants;
@@ -361,6 +402,15 @@ impl TrainConfig {
 }
 
 impl TrainConfig {
+    fn cache_plan(&self, output: &Path) -> CachePlan {
+        let beside = || output.with_file_name("vodka-cache");
+        CachePlan {
+            mode: self.cache.unwrap_or(CacheMode::Disk),
+            dir: self.cache_dir.clone().unwrap_or_else(beside),
+            limit_bytes: (self.cache_size_gb * 1e9) as u64,
+        }
+    }
+
     /// The share of the pictures that is left out in the end.
     fn left_out(&self) -> f64 {
         // EveryDream2 means by its percentage what is left in the end.
@@ -524,9 +574,9 @@ fn listed_content(list: &Path, compat: Compat) -> Result<ContentHash> {
 }
 
 impl Settings {
-    /// The probability of flipping a picture.
-    pub(crate) fn flip_p_of(&self, item: &Item) -> f64 {
-        item.flip_p.unwrap_or(self.flip_p)
+    /// How pictures are cut.
+    pub(crate) fn cropping(&self) -> Cropping {
+        Cropping { rule: self.crops, seed: self.seed }
     }
 }
 

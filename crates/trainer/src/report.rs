@@ -58,6 +58,39 @@ pub enum TrainEvent {
         /// The mean over its pictures.
         loss: f32,
     },
+    /// A training state is written.
+    StateSaved {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A training state is damaged; the one before it is gone on from, if there is one.
+    StateRefused {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What frozen networks make cannot be kept, and is made again when it is needed.
+    CacheFailed {
+        /// The folder of the cache.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// The cache cannot hold what one epoch needs, so most of it is made again in each.
+    CacheTooSmall {
+        /// About what this run needs.
+        needed_bytes: u64,
+        /// What the cache may hold.
+        limit_bytes: u64,
+    },
+    /// What is in the output folder is of another run: it is not gone on from, and will be replaced.
+    AnotherRun {
+        /// The training state, or the record of a run that is through.
+        path: PathBuf,
+        /// In what the runs differ.
+        change: String,
+    },
     /// A checkpoint is written.
     Saved {
         /// The file.

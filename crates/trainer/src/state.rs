@@ -1,13 +1,16 @@
-//! The training state on disk: all that is needed to go on as if nothing had happened.
+//! The training states on disk: all that is needed to go on as if nothing had happened.
 //!
-//! A safetensors file with the trained weights and the optimizer's means in 32 bits, and the losses so far. Its metadata
-//! names the run it belongs to. Random numbers need no state: they are functions of their place ([`crate::random`]).
+//! `state-gs00775.safetensors` is a safetensors file with the trained weights and the optimizer's means after step 775, and
+//! the losses so far. Its metadata names the run it belongs to, and has a CRC-32 of the file. The last few are kept: one
+//! that is damaged is passed over for the one before it. Random numbers need no state: they are functions of their
+//! place ([`crate::random`]).
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     error::Error as StdError,
     fs::{self, File},
-    io::Write,
+    io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -15,10 +18,10 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, no_grad};
-use vodka_stage::{AtomicFile, ContentHash};
+use vodka_stage::{AtomicFile, RunKey, RunRecord, check_space};
 
 use crate::{
-    Error, Result,
+    Error, Result, TrainEvent,
     ema::Ema,
     optimizers::{Numbers, Optimizer, Parameter},
 };
@@ -39,73 +42,163 @@ impl Progress {
     }
 }
 
-/// Where the state lies in an output folder.
-pub(crate) fn path_in(output: &Path) -> PathBuf {
-    output.join("state.safetensors")
+/// What is trained.
+pub(crate) struct Trained<'t> {
+    /// By the name of their network.
+    pub optimizers: &'t [(&'t str, &'t Optimizer)],
+    /// Running means.
+    pub ema: Option<&'t Ema>,
 }
 
-/// Writes the state of the run with this key, whole or not at all.
+const PREFIX: &str = "state-gs";
+const SUFFIX: &str = ".safetensors";
+
+/// Where the state after a step lies in an output folder.
+pub(crate) fn path_in(output: &Path, step: u64) -> PathBuf {
+    output.join(format!("{PREFIX}{step:05}{SUFFIX}"))
+}
+
+/// The states in an output folder with their steps, the newest first; none where there is no such folder.
+pub(crate) fn list(output: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(output).into_iter().flatten().flatten().map(|entry| entry.path());
+    let step = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
+    };
+    let mut states: Vec<_> = entries.filter_map(|path| Some((step(&path)?, path))).collect();
+    states.sort_by_key(|(step, _)| Reverse(*step));
+    states
+}
+
+/// How the file begins: what the checksum is at is known before the rest is read.
+const BEFORE_CHECKSUM: &str = r#"{"__metadata__":{"crc32":""#;
+const NO_CHECKSUM: &str = "00000000";
+/// Where the checksum lies, behind the length of the header.
+const CHECKSUM_AT: usize = 8 + BEFORE_CHECKSUM.len();
+
+/// Writes the state of the run with this key, whole or not at all, and then deletes all but the last `keep`.
 pub(crate) fn save(
     output: &Path,
-    key: ContentHash,
-    seed: u64,
+    key: &RunKey,
+    keep: usize,
     progress: &Progress,
-    optimizers: &[(&str, &Optimizer)],
-    ema: Option<&Ema>,
-) -> Result<()> {
+    trained: &Trained<'_>,
+) -> Result<PathBuf> {
     let mut metadata = json!({
-        "run": key,
-        "seed": seed.to_string(),
+        "crc32": NO_CHECKSUM,
+        "run": key.hash(),
+        "record": serde_json::to_string(&key.begun()).expect("records are plain data"),
         "threads": tch::get_num_threads().to_string(),
         "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
     });
-    for (network, optimizer) in optimizers {
+    for (network, optimizer) in trained.optimizers {
         let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
         metadata[numbers_key(network)] = numbers.into();
     }
     let losses = Tensor::from_slice(&progress.losses);
     let mut tensors = vec![("losses".to_owned(), losses)];
-    for (network, optimizer) in optimizers {
-        for parameter in optimizer.parameters() {
-            tensors.extend(parts(network, parameter).map(|(name, tensor)| (name, tensor.detach())));
+    tensors.extend(tensors_of(trained));
+    if let Some(ema) = trained.ema {
+        metadata["ema_updates"] = ema.updates().to_string().into();
+    }
+    let path = path_in(output, progress.step());
+    check_space(output, size_of(&tensors), "a training state")?;
+    let mut file =
+        Checked { file: AtomicFile::create(&path)?, path: &path, hasher: crc32fast::Hasher::new() };
+    file.write(&header(&metadata, &tensors))?;
+    for (_, tensor) in &tensors {
+        file.write(&bytes(tensor)?)?;
+    }
+    file.commit()?;
+    // Others are of another run; a later one is that, or was refused.
+    let mut kept = 0;
+    for (step, path) in list(output) {
+        match step <= progress.step() && kept < keep && is_of(&path, key) {
+            true => kept += 1,
+            false => remove(&path)?,
         }
     }
-    if let Some(ema) = ema {
-        metadata["ema_updates"] = ema.updates().to_string().into();
-        tensors.extend(ema.means().map(|(name, mean)| (ema_key(name), mean.shallow_clone())));
-    }
-    let path = path_in(output);
-    let mut file = AtomicFile::create(&path)?;
-    let mut write = |bytes: &[u8]| {
-        file.write_all(bytes).map_err(|source| vodka_stage::Error::Write { path: path.clone(), source })
-    };
-    write(&header(&metadata, &tensors))?;
-    for (_, tensor) in &tensors {
-        write(&bytes(tensor)?)?;
-    }
-    Ok(file.commit()?)
+    Ok(path)
 }
 
-/// Restores the state in the output folder, where it is that of the run with this key; `None` where there is none, or
-/// that of another run.
+/// A file that is written with a checksum in its header.
+struct Checked<'p> {
+    file: AtomicFile,
+    path: &'p Path,
+    hasher: crc32fast::Hasher,
+}
+
+impl Checked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(write_error(self.path))
+    }
+
+    fn commit(mut self) -> Result<()> {
+        let checksum = format!("{:08x}", self.hasher.clone().finalize());
+        let mut put = || {
+            self.file.seek(SeekFrom::Start(CHECKSUM_AT as u64))?;
+            self.file.write_all(checksum.as_bytes())
+        };
+        put().map_err(write_error(self.path))?;
+        Ok(self.file.commit()?)
+    }
+}
+
+fn write_error(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |source| vodka_stage::Error::Write { path: path.to_path_buf(), source }.into()
+}
+
+/// Restores the newest whole state in the output folder, where it is of the run with this key. Damaged ones, and that
+/// they are of another run, are told of; `None` where there is none to go on from.
+///
+/// # Errors
+/// All that there are are damaged; one that does not fit the model.
 pub(crate) fn restore(
     output: &Path,
-    key: ContentHash,
+    key: &RunKey,
     optimizers: &mut [(&str, &mut Optimizer)],
     ema: Option<&mut Ema>,
+    on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<Progress>> {
-    let path = path_in(output);
-    let Some(map) = open(&path)? else { return Ok(None) };
-    let damaged = |source: Box<dyn StdError + Send + Sync>| Error::State { path: path.clone(), source };
-    let metadata = metadata(&map).map_err(damaged)?;
-    if metadata.get("run") != Some(&key.to_string()) {
-        return Ok(None);
+    let mut first_damaged = None;
+    for (_, path) in list(output) {
+        let map = open(&path)?;
+        let found = check(&map).and_then(|()| metadata(&map));
+        let metadata = match found {
+            Ok(metadata) => metadata,
+            Err(source) => {
+                on_event(TrainEvent::StateRefused { path: path.clone(), reason: source.to_string() });
+                first_damaged.get_or_insert(Error::State { path, source });
+                continue;
+            }
+        };
+        if metadata.get("run") != Some(&key.hash().to_string()) {
+            let change = metadata.get("record").and_then(|record| serde_json::from_str(record).ok());
+            let change = change.and_then(|record: RunRecord| key.difference(&record));
+            let change = change.unwrap_or_else(|| "it is of another version".to_owned());
+            on_event(TrainEvent::AnotherRun { path, change });
+            return Ok(None);
+        }
+        return read(&path, &map, &metadata, optimizers, ema).map(Some);
     }
-    let tensors = SafeTensors::deserialize(&map).map_err(|error| damaged(error.into()))?;
+    first_damaged.map_or(Ok(None), Err)
+}
+
+/// Overwrites what is trained with what a state holds.
+fn read(
+    path: &Path,
+    map: &[u8],
+    metadata: &BTreeMap<String, String>,
+    optimizers: &mut [(&str, &mut Optimizer)],
+    ema: Option<&mut Ema>,
+) -> Result<Progress> {
+    let damaged = |source: Box<dyn StdError + Send + Sync>| Error::State { path: path.to_path_buf(), source };
+    let tensors = SafeTensors::deserialize(map).map_err(|error| damaged(error.into()))?;
     for (network, optimizer) in optimizers {
         for parameter in optimizer.parameters() {
             for (name, mut tensor) in parts(network, parameter) {
-                fill(&path, &tensors, name, &mut tensor)?;
+                fill(path, &tensors, name, &mut tensor)?;
             }
         }
         let numbers = metadata.get(&numbers_key(network)).map_or("", String::as_str);
@@ -114,7 +207,7 @@ pub(crate) fn restore(
     }
     if let Some(ema) = ema {
         for (name, mean) in ema.means() {
-            fill(&path, &tensors, ema_key(name), &mut mean.shallow_clone())?;
+            fill(path, &tensors, ema_key(name), &mut mean.shallow_clone())?;
         }
         let updates = metadata.get("ema_updates").map_or("", String::as_str).parse();
         ema.restore(updates.map_err(|error: std::num::ParseIntError| damaged(error.into()))?);
@@ -123,32 +216,78 @@ pub(crate) fn restore(
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let validations = metadata.get("validations").map_or("[]", String::as_str);
     let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
-    Ok(Some(Progress { losses: values.collect(), validations }))
+    Ok(Progress { losses: values.collect(), validations })
 }
 
-/// Deletes the state: the run is done.
+/// Deletes all states: the run is done, or starts over.
 pub(crate) fn delete(output: &Path) -> Result<()> {
-    let path = path_in(output);
-    match path.exists() {
-        true => fs::remove_file(&path).map_err(|source| vodka_stage::Error::Write { path, source }.into()),
-        false => Ok(()),
-    }
+    list(output).iter().try_for_each(|(_, path)| remove(path))
+}
+
+/// Deletes the states of other runs.
+pub(crate) fn delete_others(output: &Path, key: &RunKey) -> Result<()> {
+    list(output).iter().filter(|(_, path)| !is_of(path, key)).try_for_each(|(_, path)| remove(path))
+}
+
+/// Deletes what a killed run has left of files it was writing.
+pub(crate) fn delete_partial(output: &Path) -> Result<()> {
+    let entries = fs::read_dir(output).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_partial = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with(&format!(".{PREFIX}")) && name.ends_with(".partial")
+    };
+    entries.filter(|path| is_partial(path)).try_for_each(|path| remove(&path))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(write_error(path))
 }
 
 /// The seed of the run whose state is in the output folder, if one is.
 pub(crate) fn seed(output: &Path) -> Option<u64> {
-    let map = open(&path_in(output)).ok()??;
-    metadata(&map).ok()?.get("seed")?.parse().ok()
+    let record = |path: &Path| metadata(&open(path).ok()?).ok()?.remove("record");
+    let record = list(output).iter().find_map(|(_, path)| record(path))?;
+    serde_json::from_str::<RunRecord>(&record).ok()?.seed
 }
 
 /// The number of threads that the run with this key began with, if its state is in the output folder.
-pub(crate) fn threads(output: &Path, key: ContentHash) -> Option<i32> {
-    let map = open(&path_in(output)).ok()??;
-    let metadata = metadata(&map).ok()?;
-    if metadata.get("run") != Some(&key.to_string()) {
-        return None;
-    }
-    metadata.get("threads")?.parse().ok()
+pub(crate) fn threads(output: &Path, key: &RunKey) -> Option<i32> {
+    let of_run = |path: &Path| of(path, key)?.remove("threads")?.parse().ok();
+    list(output).iter().find_map(|(_, path)| of_run(path))
+}
+
+/// The metadata of a state of the run with this key.
+fn of(path: &Path, key: &RunKey) -> Option<BTreeMap<String, String>> {
+    let metadata = metadata(&open(path).ok()?).ok()?;
+    (metadata.get("run") == Some(&key.hash().to_string())).then_some(metadata)
+}
+
+fn is_of(path: &Path, key: &RunKey) -> bool {
+    of(path, key).is_some()
+}
+
+/// About how many bytes a state has.
+pub(crate) fn size(trained: &Trained<'_>) -> u64 {
+    size_of(&tensors_of(trained).collect::<Vec<_>>())
+}
+
+fn size_of(tensors: &[(String, Tensor)]) -> u64 {
+    let header = 1 << 16;
+    tensors.iter().map(|(name, tensor)| (size_in_bytes(tensor) + 2 * name.len()) as u64).sum::<u64>() + header
+}
+
+fn size_in_bytes(tensor: &Tensor) -> usize {
+    tensor.kind().elt_size_in_bytes() * tensor.numel()
+}
+
+/// What is trained, by the names in the file.
+fn tensors_of(trained: &Trained<'_>) -> impl Iterator<Item = (String, Tensor)> {
+    let parameters = trained.optimizers.iter().flat_map(|(network, optimizer)| {
+        optimizer.parameters().iter().flat_map(move |parameter| parts(network, parameter))
+    });
+    let means = trained.ema.into_iter().flat_map(Ema::means);
+    let means = means.map(|(name, mean)| (ema_key(name), mean.shallow_clone()));
+    parameters.map(|(name, tensor)| (name, tensor.detach())).chain(means)
 }
 
 /// Overwrites a tensor with that of the file.
@@ -188,7 +327,7 @@ fn header(metadata: &Value, tensors: &[(String, Tensor)]) -> Vec<u8> {
     header.insert("__metadata__".to_owned(), metadata.clone());
     let mut start = 0;
     for (name, tensor) in tensors {
-        let end = start + tensor.kind().elt_size_in_bytes() * tensor.numel();
+        let end = start + size_in_bytes(tensor);
         let dtype = if tensor.kind() == Kind::Uint8 { "U8" } else { "F32" };
         header.insert(
             name.clone(),
@@ -202,7 +341,7 @@ fn header(metadata: &Value, tensors: &[(String, Tensor)]) -> Vec<u8> {
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; tensor.kind().elt_size_in_bytes() * tensor.numel()];
+    let mut bytes = vec![0; size_in_bytes(tensor)];
     tensor
         .f_contiguous()
         .and_then(|tensor| tensor.f_copy_data_u8(&mut bytes, tensor.numel()))
@@ -210,13 +349,26 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn open(path: &Path) -> Result<Option<Mmap>> {
-    if !path.exists() {
-        return Ok(None);
-    }
+fn open(path: &Path) -> Result<Mmap> {
     // SAFETY: states are replaced by renaming, never written in place.
     let map = File::open(path).and_then(|file| unsafe { Mmap::map(&file) });
-    Ok(Some(map.map_err(|source| vodka_stage::Error::Read { path: path.to_path_buf(), source })?))
+    Ok(map.map_err(|source| vodka_stage::Error::Read { path: path.to_path_buf(), source })?)
+}
+
+/// Compares the file with its checksum.
+fn check(map: &[u8]) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let begins = map.get(8..).is_some_and(|rest| rest.starts_with(BEFORE_CHECKSUM.as_bytes()));
+    let end = CHECKSUM_AT + NO_CHECKSUM.len();
+    let Some(rest) = map.get(end..).filter(|_| begins) else {
+        return Err("it does not begin as a training state does".into());
+    };
+    let mut hasher = crc32fast::Hasher::new();
+    [&map[..CHECKSUM_AT], NO_CHECKSUM.as_bytes(), rest].iter().for_each(|part| hasher.update(part));
+    let (found, made) = (String::from_utf8_lossy(&map[CHECKSUM_AT..end]), hasher.finalize());
+    match found == format!("{made:08x}") {
+        true => Ok(()),
+        false => Err(format!("its checksum is {made:08x}, expected {found}").into()),
+    }
 }
 
 fn metadata(map: &[u8]) -> Result<BTreeMap<String, String>, Box<dyn StdError + Send + Sync>> {
@@ -227,7 +379,6 @@ fn metadata(map: &[u8]) -> Result<BTreeMap<String, String>, Box<dyn StdError + S
 #[cfg(test)]
 mod tests {
     use tch::Device;
-    use vodka_stage::hash_bytes;
 
     use super::*;
     use crate::optimizers::{Adaptation, Method, OptimizerSettings};
@@ -261,6 +412,28 @@ mod tests {
         floats.map(|tensor| Vec::try_from(tensor).unwrap()).collect()
     }
 
+    fn key(name: &str) -> RunKey {
+        RunKey::new("train", &json!({"name": name}), Some(7))
+    }
+
+    /// Restores, and what was said meanwhile.
+    fn restore(
+        output: &Path,
+        key: &RunKey,
+        optimizers: &mut [(&str, &mut Optimizer)],
+    ) -> (Result<Option<Progress>>, Vec<TrainEvent>) {
+        let mut events = Vec::new();
+        (super::restore(output, key, optimizers, None, &mut |event| events.push(event)), events)
+    }
+
+    fn after(steps: usize) -> Progress {
+        Progress { losses: vec![0.5; steps], validations: vec![(0, 0.7), (3, 0.1)] }
+    }
+
+    fn steps_in(output: &Path) -> Vec<u64> {
+        list(output).into_iter().map(|(step, _)| step).collect()
+    }
+
     #[test]
     fn a_restored_optimizer_goes_on_as_the_saved_one() {
         for method in [
@@ -271,43 +444,89 @@ mod tests {
             Method::Prodigy(PRODIGY),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let key = hash_bytes("run");
+            let (key, other) = (key("run"), key("other"));
             let mut saved = optimizer(method);
             (0..3).for_each(|_| step(&mut saved));
-            let progress = Progress { losses: vec![0.5, 0.25, 0.1], validations: vec![(0, 0.7), (3, 0.1)] };
-            save(dir.path(), key, 7, &progress, &[("unet", &saved)], None).unwrap();
+            let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
+            let path = save(dir.path(), &key, 2, &after(3), &trained).unwrap();
+            let (size, file) = (size(&trained), fs::metadata(path).unwrap().len());
+            assert!(size.abs_diff(file) < 1 << 16, "{size} {file}");
             assert_eq!(seed(dir.path()), Some(7));
-            assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));
-            assert_eq!(threads(dir.path(), hash_bytes("other")), None);
+            assert_eq!(threads(dir.path(), &key), Some(tch::get_num_threads()));
+            assert_eq!(threads(dir.path(), &other), None);
 
             let mut restored = optimizer(method);
-            let found = restore(dir.path(), key, &mut [("unet", &mut restored)], None).unwrap();
-            assert_eq!(found, Some(progress));
+            let (found, events) = restore(dir.path(), &key, &mut [("unet", &mut restored)]);
+            assert_eq!((found.unwrap(), events), (Some(after(3)), Vec::new()));
             step(&mut saved);
             step(&mut restored);
             assert_eq!(values(&restored), values(&saved), "{method:?}");
             assert_eq!(restored.numbers(), saved.numbers());
 
-            assert_eq!(restore(dir.path(), hash_bytes("other"), &mut [], None).unwrap(), None);
             delete(dir.path()).unwrap();
-            assert_eq!(restore(dir.path(), key, &mut [], None).unwrap(), None);
+            assert_eq!(restore(dir.path(), &key, &mut []).0.unwrap(), None);
             assert_eq!(seed(dir.path()), None);
         }
     }
 
     #[test]
-    fn a_damaged_state_is_refused() {
+    fn the_last_states_are_kept_and_those_of_another_run_are_told_of() {
         let dir = tempfile::tempdir().unwrap();
-        let key = hash_bytes("run");
+        let saved = optimizer(Method::AdamW);
+        let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
+        for steps in 1..=4 {
+            save(dir.path(), &key("run"), 2, &after(steps), &trained).unwrap();
+        }
+        assert_eq!(steps_in(dir.path()), [4, 3]);
+
+        let (found, events) = restore(dir.path(), &key("other"), &mut []);
+        assert_eq!(found.unwrap(), None);
+        let change = "the setting `name` changed from \"run\" to \"other\"".to_owned();
+        assert_eq!(events, [TrainEvent::AnotherRun { path: path_in(dir.path(), 4), change }]);
+        assert_eq!(steps_in(dir.path()), [4, 3], "until the other run saves, one can go back");
+        save(dir.path(), &key("other"), 2, &after(3), &trained).unwrap();
+        assert_eq!(steps_in(dir.path()), [3]);
+        save(dir.path(), &key("run"), 2, &after(4), &trained).unwrap();
+        assert_eq!(steps_in(dir.path()), [4]);
+
+        fs::write(dir.path().join(".state-gs00009.safetensors.partial"), "half").unwrap();
+        fs::write(dir.path().join(".mine.partial"), "mine").unwrap();
+        delete_partial(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_damaged_state_is_passed_over_for_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
         let mut saved = optimizer(Method::AdamW);
-        save(dir.path(), key, 7, &Progress::default(), &[("unet", &saved)], None).unwrap();
-        let mut said =
-            || restore(dir.path(), key, &mut [("text", &mut saved)], None).unwrap_err().to_string();
-        assert!(said().ends_with("`text/a/weight` has 0 bytes, expected 8"), "{}", said());
-        let whole = fs::read(path_in(dir.path())).unwrap();
-        fs::write(path_in(dir.path()), &whole[..whole.len() - 1]).unwrap();
-        assert!(said().contains("is damaged"), "{}", said());
-        fs::write(path_in(dir.path()), b"").unwrap();
-        assert!(said().contains("is damaged"), "{}", said());
+        let (older, newer) = (path_in(dir.path(), 1), path_in(dir.path(), 2));
+        for steps in [1, 2] {
+            let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
+            save(dir.path(), &key("run"), 2, &after(steps), &trained).unwrap();
+        }
+        let whole = fs::read(&newer).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() - 5] ^= 1;
+        let mut header = whole.clone();
+        header[100] ^= 1;
+        for bytes in [&whole[..whole.len() - 1], &[], b"x", &flipped, &header] {
+            fs::write(&newer, bytes).unwrap();
+            let (found, events) = restore(dir.path(), &key("run"), &mut [("unet", &mut saved)]);
+            assert_eq!(found.unwrap(), Some(after(1)));
+            let [TrainEvent::StateRefused { path, reason }] = &events[..] else { panic!("{events:?}") };
+            assert!(*path == newer && reason.starts_with("it"), "{reason}");
+        }
+        fs::write(&older, b"").unwrap();
+        let (found, events) = restore(dir.path(), &key("run"), &mut [("unet", &mut saved)]);
+        let said = found.unwrap_err().to_string();
+        assert!(said.contains("state-gs00002.safetensors` is damaged") && events.len() == 2, "{said}");
+
+        fs::write(&newer, &whole).unwrap();
+        let said = restore(dir.path(), &key("run"), &mut [("text", &mut saved)]).0.unwrap_err().to_string();
+        assert!(said.ends_with("`text/a/weight` has 0 bytes, expected 8"), "{said}");
+        fs::write(&newer, &flipped).unwrap();
+        let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
+        save(dir.path(), &key("run"), 2, &after(1), &trained).unwrap();
+        assert_eq!(steps_in(dir.path()), [1], "what was refused goes when a new one is there");
     }
 }

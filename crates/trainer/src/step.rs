@@ -18,6 +18,8 @@ pub struct Batch {
     pub timesteps: Vec<i64>,
     /// The captions' token ids. `(B, 77)` i64
     pub ids: Tensor,
+    /// What the text encoder makes of them, where that is known already. `(B, 77, C)`
+    pub states: Option<Tensor>,
     /// What is added to the text encoder's output. `(B, 77, C)`
     pub perturbation: Option<Tensor>,
 }
@@ -56,8 +58,11 @@ impl Default for Objective {
 impl Objective {
     /// The loss of each example (for noise and squared errors: Ho et al. 2020, arXiv:2006.11239, equation 14). `(B)`
     pub fn losses(&self, clip: &ClipTextModel, unet: &UNet, batch: &Batch) -> Tensor {
-        let Batch { latents, noise, timesteps, ids, perturbation } = batch;
-        let context = clip.forward(ids, self.clip_skip); // (B, 77, C)
+        let Batch { latents, noise, timesteps, ids, states, perturbation } = batch;
+        let context = match states {
+            Some(states) => states.shallow_clone(),
+            None => clip.forward(ids, self.clip_skip),
+        }; // (B, 77, C)
         let context = match perturbation {
             Some(perturbation) => context + perturbation,
             None => context,

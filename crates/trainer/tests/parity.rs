@@ -40,6 +40,7 @@ fn batch(case: &Case, step: usize) -> Batch {
         noise: tensor("noise"),
         timesteps: Vec::try_from(tensor("timesteps").to_kind(Kind::Int64)).unwrap(),
         ids: tensor("ids").to_kind(Kind::Int64),
+        states: None,
         perturbation: None,
     }
 }
@@ -91,6 +92,7 @@ fn accumulated_gradients_are_those_of_the_whole_batch() {
         noise: whole.noise.narrow(0, i, 1),
         timesteps: vec![whole.timesteps[i as usize]],
         ids: whole.ids.narrow(0, i, 1),
+        states: None,
         perturbation: None,
     };
     let gradients = |batches: &[Batch]| {

@@ -439,7 +439,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures() {
     let Error::NotFinite { epoch: 1, step: 2, pictures, .. } = &error else { panic!("{error:?}") };
     assert!(!pictures.is_empty());
     assert!(error.to_string().contains("is not finite in epoch 1, step 2, with the pictures `"), "{error}");
-    assert!(world.at("out/state.safetensors").exists(), "the state after step 1 stays");
+    assert!(world.at("out/state-gs00001.safetensors").exists(), "the state after step 1 stays");
 }
 
 #[test]

@@ -6,21 +6,31 @@ mod save;
 mod validate;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
 };
 
+use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, parse_device};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path, write_atomic};
+use vodka_stage::{
+    ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, record_path, write_atomic,
+};
 
+use self::batch::places_after;
 use crate::{
     EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
-    audit::audit,
+    ahead::{Ahead, pool},
+    audit::look,
+    cache::Cache,
     data::{Dataset, Example},
+    draft::{Draft, Drafter, Place, Role, identity},
     ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, groups},
     losses::{LossesFile, Row, Validations},
@@ -36,7 +46,8 @@ const EXPOSURES: &str = "exposures.csv";
 /// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
 ///
 /// # Errors
-/// A base checkpoint that is damaged or of another architecture; pictures without captions, or none at all; a loss that
+/// Another run in the output folder ([`vodka_stage::Error::Busy`]), or a disk without room for what is to be written;
+/// a base checkpoint that is damaged or of another architecture; pictures without captions, or none at all; a loss that
 /// is not finite; a device or a disk that fails.
 pub fn run(
     plan: &TrainPlan,
@@ -45,6 +56,8 @@ pub fn run(
 ) -> Result<TrainReport> {
     let key = plan.key()?;
     let record = record_path(&plan.output);
+    create_dir(&plan.output)?;
+    let _lock = FolderLock::take(&plan.output)?;
     if !plan.start_over
         && let Some(report) = key.made::<TrainReport>(&record)?
     {
@@ -58,8 +71,7 @@ pub fn run(
         let (checkpoints, ema_checkpoints) = (moved(&report.checkpoints), moved(&report.ema_checkpoints));
         return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ema_checkpoints, ..report });
     }
-    create_dir(&plan.output)?;
-    let _threads = Threads::of_run(plan, key.hash());
+    let _threads = Threads::of_run(plan, &key);
     let Some(mut run) = Run::prepare(plan, &key, interrupt, on_event)? else {
         return Ok(TrainReport::nothing_yet(plan));
     };
@@ -77,6 +89,33 @@ pub fn run(
     Ok(report)
 }
 
+/// How far the run has come, with what is trained as it was then.
+fn restored(
+    plan: &TrainPlan,
+    key: &RunKey,
+    optimizers: &mut [(&str, &mut Optimizer)],
+    ema: Option<&mut Ema>,
+    on_event: &mut dyn FnMut(TrainEvent),
+) -> Result<Progress> {
+    state::delete_partial(&plan.output)?;
+    if plan.start_over {
+        state::delete(&plan.output)?;
+    }
+    let progress = state::restore(&plan.output, key, optimizers, ema, on_event)?;
+    if progress.is_none() {
+        tell_of_another_run(key, &record_path(&plan.output), on_event);
+    }
+    Ok(progress.unwrap_or_default())
+}
+
+/// Says in what a run that is through in the output folder differs from this one, which replaces it.
+fn tell_of_another_run(key: &RunKey, record: &Path, on_event: &mut dyn FnMut(TrainEvent)) {
+    let change = RunRecord::read(record).ok().and_then(|found| key.difference(&found));
+    if let Some(change) = change {
+        on_event(TrainEvent::AnotherRun { path: record.to_path_buf(), change });
+    }
+}
+
 /// Sets the number of libtorch's threads, which the last bits of its sums depend on; dropped, it sets it back.
 struct Threads {
     before: i32,
@@ -84,7 +123,7 @@ struct Threads {
 
 impl Threads {
     /// Those that an interrupted run began with, or else the planned ones.
-    fn of_run(plan: &TrainPlan, key: ContentHash) -> Self {
+    fn of_run(plan: &TrainPlan, key: &RunKey) -> Self {
         let began_with = if plan.start_over { None } else { state::threads(&plan.output, key) };
         let before = tch::get_num_threads();
         if let Some(threads) = began_with.or(plan.threads.map(|n| n as i32)) {
@@ -120,7 +159,7 @@ impl Rates {
 /// A training run in memory.
 struct Run<'a> {
     plan: &'a TrainPlan,
-    key: ContentHash,
+    key: &'a RunKey,
     base: ContentHash,
     model: StableDiffusion,
     unet: Option<Optimizer>,
@@ -129,11 +168,21 @@ struct Run<'a> {
     objective: Objective,
     rates: Rates,
     dataset: Dataset,
+    /// Makes drafts of the pictures that are trained on.
+    training: Drafter,
+    /// Those of the next batches.
+    ahead: RefCell<Ahead<Place, Result<Draft>>>,
+    /// Threads for them.
+    pool: Arc<ThreadPool>,
+    /// The hash of the text encoder, where it is not trained.
+    frozen_text: Option<ContentHash>,
     /// What epochs are made from: the examples, in their order.
     entries: Vec<Entry>,
     epoch_settings: EpochSettings,
     epochs: Epochs,
     progress: Progress,
+    /// When the last state was saved, or this run began.
+    state_saved_at: Instant,
     /// How often each example has been in a batch.
     exposures: Vec<u64>,
     losses_file: LossesFile,
@@ -144,7 +193,7 @@ impl<'a> Run<'a> {
     /// Loads everything, and the state of an interrupted run; `None` when interrupted before it is all there.
     fn prepare(
         plan: &'a TrainPlan,
-        key: &RunKey,
+        key: &'a RunKey,
         interrupt: &Interrupt,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Self>> {
@@ -156,14 +205,18 @@ impl<'a> Run<'a> {
         }
         write_atomic(plan.output.join(EFFECTIVE_JSON), plan.effective())?;
         plan.notices.iter().for_each(|notice| on_event(TrainEvent::Notice(notice.clone())));
-        let Some(audited) = audit(plan, interrupt, on_event)? else { return Ok(None) };
+        let Some((audited, looked)) = look(plan, interrupt, on_event)? else { return Ok(None) };
         on_event(TrainEvent::Audit(Box::new(audited.clone())));
         audited.check(plan)?;
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
         let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
-        let Some(dataset) = Dataset::load(plan, &model.vae, stride, interrupt, on_event)? else {
+        let pool = pool(plan.data_threads);
+        let Some(dataset) = Dataset::load(plan, stride, &pool, &looked, interrupt, on_event)? else {
             return Ok(None);
         };
+        let training = drafter(plan, &dataset, &model)?;
+        tell_of_small_cache(plan, &training, on_event);
+        let frozen_text = plan.settings.text_encoder.is_none().then(|| identity(&model.clip)).transpose()?;
         let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
         let (freezing, layers) = (plan.settings.text_encoder_freezing, model.config.clip.layers);
         freezing.trained_layers(layers)?;
@@ -186,22 +239,19 @@ impl<'a> Run<'a> {
             start_means(ema, path)?;
         }
         let optimizers = &mut by_name_mut(&mut unet, &mut text_encoder);
-        let progress = match plan.start_over {
-            true => None,
-            false => state::restore(&plan.output, key.hash(), optimizers, ema.as_mut())?,
-        };
-        if progress.is_none() {
-            // That of another run would fit neither the files nor the losses that this one writes.
-            state::delete(&plan.output)?;
-        }
-        let progress = progress.unwrap_or_default();
+        let progress = restored(plan, key, optimizers, ema.as_mut(), on_event)?;
         let rates =
             Rates { settings: [plan.settings.unet, plan.settings.text_encoder], steps: epochs.steps() };
+        let places = places_after(progress.step(), &entries, epoch_settings, &epochs);
         let run = Self {
+            ahead: RefCell::new(look_ahead(plan, &pool, &training, places)),
+            training,
+            pool,
+            frozen_text,
             losses_file: LossesFile::start(&plan.output, rows(&progress, &epochs, rates))?,
             validations: Validations::start(&plan.output, &dataset.sets, &progress, &epochs)?,
             rates,
-            key: key.hash(),
+            key,
             base: key.inputs["checkpoint"].sha256,
             objective: objective(plan, &checkpoint),
             plan,
@@ -215,8 +265,10 @@ impl<'a> Run<'a> {
             epoch_settings,
             epochs,
             progress,
+            state_saved_at: Instant::now(),
         };
         run.check_earlier_checkpoints()?;
+        run.check_space()?;
         Ok(Some(run))
     }
 
@@ -243,20 +295,37 @@ impl<'a> Run<'a> {
             };
             for group in groups(&batches[done..], settings.grad_accum, before) {
                 if interrupt.is_raised() {
-                    self.save_state()?;
+                    self.save_state(on_event)?;
                     return Ok(false);
                 }
                 let before = self.progress.step();
+                if let Err(error) = self.optimizer_step(epoch, group, on_event) {
+                    if error.is_of_data() {
+                        self.save_state(on_event)?;
+                    }
+                    return Err(error);
+                }
+                if let Some((path, reason)) = self.training.cache.failure() {
+                    on_event(TrainEvent::CacheFailed { path, reason });
+                }
                 expose(&mut self.exposures, group);
-                self.optimizer_step(epoch, group, on_event)?;
                 let done = self.progress.step();
                 self.ema.iter_mut().for_each(|ema| ema.update(before, done));
                 self.validate_where_due(before, on_event)?;
-                self.save_state_where_due(group.len() as u64)?;
+                self.save_state_where_due(group.len() as u64, on_event)?;
             }
             self.end_epoch(epoch, on_event)?;
         }
         Ok(true)
+    }
+
+    /// Makes drafts for places ahead of their use.
+    fn look_ahead(
+        &self,
+        drafter: &Drafter,
+        places: impl Iterator<Item = Place> + 'static,
+    ) -> Ahead<Place, Result<Draft>> {
+        look_ahead(self.plan, &self.pool, drafter, places)
     }
 
     fn epochs_done(&self) -> u64 {
@@ -322,6 +391,48 @@ fn is_hub_name(name: &str) -> bool {
     };
     let two = parts.next().is_some_and(good) && parts.next().is_some_and(good) && parts.next().is_none();
     two && ![".safetensors", ".ckpt"].iter().any(|extension| name.ends_with(extension))
+}
+
+/// Makes drafts of the pictures that are trained on.
+fn drafter(plan: &TrainPlan, dataset: &Dataset, model: &StableDiffusion) -> Result<Drafter> {
+    let settings = &plan.settings;
+    let config = &model.config.vae;
+    Ok(Drafter {
+        role: Role::Training,
+        seed: settings.seed,
+        examples: Arc::clone(&dataset.examples),
+        cropping: settings.cropping(),
+        flip_p: settings.flip_p,
+        latents: (config.latent_channels, config.downscale()),
+        cache: Arc::new(Cache::open(plan.cache.mode, &plan.cache.dir, plan.cache.limit_bytes)?),
+        vae: identity(&model.vae)?,
+    })
+}
+
+/// Says so where the cache cannot hold what is seen again and again.
+fn tell_of_small_cache(plan: &TrainPlan, training: &Drafter, on_event: &mut dyn FnMut(TrainEvent)) {
+    let Some(crops) = training.cropping.fixed().filter(|_| plan.cache.folder().is_some()) else { return };
+    let views = |i: usize| {
+        let flips = training.examples[i].item.flip_p.unwrap_or(training.flip_p) > 0.0;
+        crops * if flips { 2 } else { 1 } * 8 * training.size(i).iter().product::<i64>() as u64
+    };
+    let needed_bytes = (0..training.examples.len()).map(views).sum();
+    let limit_bytes = plan.cache.limit_bytes;
+    if needed_bytes > limit_bytes {
+        on_event(TrainEvent::CacheTooSmall { needed_bytes, limit_bytes });
+    }
+}
+
+fn look_ahead(
+    plan: &TrainPlan,
+    pool: &Arc<ThreadPool>,
+    drafter: &Drafter,
+    places: impl Iterator<Item = Place> + 'static,
+) -> Ahead<Place, Result<Draft>> {
+    // Two batches, and work for every thread.
+    let most = (2 * plan.settings.batch_size).max(4 * plan.data_threads);
+    let drafter = drafter.clone();
+    Ahead::new(Arc::clone(pool), most, places, move |place| drafter.draft(place))
 }
 
 /// What epochs are made from. Names of batches become numbers in the order of the pictures.

@@ -22,7 +22,7 @@ impl Run<'_> {
         let mut rows = Vec::with_capacity(group.len());
         for (step, planned) in (self.progress.step() + 1..).zip(group) {
             let pictures = &planned.pictures;
-            let batch = self.batch(epoch, pictures);
+            let batch = self.batch(epoch, planned)?;
             let (clip, unet) = (&self.model.clip, &self.model.unet);
             let losses = self.objective.losses(clip, unet, &batch); // (B)
             let loss = losses.mean(Kind::Float).double_value(&[]) as f32;

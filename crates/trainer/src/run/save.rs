@@ -1,24 +1,30 @@
 //! What a run leaves on the disk: checkpoints, the training state, the ledger of exposures.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use vodka_images::relative_name;
-use vodka_stage::write_atomic;
+use vodka_sd15::Network;
+use vodka_stage::{check_space, write_atomic};
 
 use super::{EXPOSURES, Run};
 use crate::{
-    Bucket, Error, Result, TrainEvent,
+    Bucket, Error, Result, TrainEvent, TrainPlan,
     data::Example,
     epoch::{Planned, saved_epochs},
     losses::{Validations, csv_cell},
-    state,
+    optimizers::Optimizer,
+    state::{self, Trained},
 };
 
 impl Run<'_> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     pub(super) fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        if self.saved_epochs().any(|saved| saved == epoch) {
+        let is_saved = self.saved_epochs().any(|saved| saved == epoch);
+        if is_saved {
+            // A state of another run fits the checkpoints no longer.
+            state::delete_others(&self.plan.output, self.key)?;
+            check_space(&self.plan.output, self.checkpoint_size(), "a checkpoint")?;
             let path = self.checkpoint_path(epoch);
             self.model.save(&path, self.plan.settings.precision, &self.metadata(epoch))?;
             on_event(TrainEvent::Saved { path });
@@ -30,13 +36,49 @@ impl Run<'_> {
             }
         }
         match epoch < self.plan.settings.max_epochs {
-            true => self.save_state(),
+            true if is_saved => self.save_state(on_event),
+            true => Ok(()),
             false => {
                 self.write_exposures()?;
                 self.validations.iter().try_for_each(Validations::sync)?;
                 self.losses_file.sync()
             }
         }
+    }
+
+    /// Makes sure that the disk takes all that is to come.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) fn check_space(&self) -> Result<()> {
+        let (done, output) = (self.epochs_done(), &self.plan.output);
+        let to_come = self.saved_epochs().filter(|epoch| *epoch > done).count() as u64;
+        // One more, for a new state is there before the oldest goes.
+        let states = (self.plan.keep_states + 1).saturating_sub(state::list(output).len()) as u64;
+        let state = self.with_trained(state::size);
+        let needed = to_come * self.checkpoint_size() + states * state;
+        let is_short = done < self.plan.settings.max_epochs;
+        match is_short {
+            true => Ok(check_space(output, needed, "what is still to be written")?),
+            false => Ok(()),
+        }
+    }
+
+    /// How many bytes an epoch's checkpoint has, with its twin.
+    fn checkpoint_size(&self) -> u64 {
+        let networks = [self.model.unet.vars(), self.model.clip.vars(), self.model.vae.vars()];
+        let weights =
+            |vars: &tch::nn::VarStore| vars.variables().values().map(|v| v.numel() as u64).sum::<u64>();
+        let weights: u64 = networks.into_iter().map(weights).sum();
+        let twins = if self.ema.is_some() { 2 } else { 1 };
+        twins * weights * self.plan.settings.precision.size() as u64
+    }
+
+    fn with_trained<R>(&self, act: impl FnOnce(&Trained<'_>) -> R) -> R {
+        let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
+        let optimizers: Vec<(&str, &Optimizer)> =
+            parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
+        act(&Trained { optimizers: &optimizers, ema: self.ema.as_ref() })
     }
 
     /// What a checkpoint says about its origin. Nothing in it varies from run to run.
@@ -50,31 +92,32 @@ impl Run<'_> {
         ])
     }
 
-    /// Saves the state where one is due within the last `steps`; the end of an epoch has its own.
-    pub(super) fn save_state_where_due(&self, steps: u64) -> Result<()> {
+    /// Saves the state where one is due within the last `steps`, or by the clock; the end of an epoch comes after this.
+    pub(super) fn save_state_where_due(
+        &mut self,
+        steps: u64,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<()> {
         let step = self.progress.step();
-        let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        match due && self.epochs.done_within(step) > 0 {
-            true => self.save_state(),
+        let by_steps = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
+        let minutes = self.state_saved_at.elapsed().as_secs_f64() / 60.0;
+        let by_clock = self.plan.state_every_n_minutes.is_some_and(|every| minutes >= every);
+        match (by_steps || by_clock) && step < self.epochs.steps() {
+            true => self.save_state(on_event),
             false => Ok(()),
         }
     }
 
-    pub(super) fn save_state(&self) -> Result<()> {
+    pub(super) fn save_state(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
         self.write_exposures()?;
         self.losses_file.sync()?;
         self.validations.iter().try_for_each(Validations::sync)?;
-        let parts = [("unet", self.unet.as_ref()), ("text_encoder", self.text_encoder.as_ref())];
-        let optimizers: Vec<_> =
-            parts.into_iter().filter_map(|(name, optimizer)| Some((name, optimizer?))).collect();
-        state::save(
-            &self.plan.output,
-            self.key,
-            self.plan.settings.seed,
-            &self.progress,
-            &optimizers,
-            self.ema.as_ref(),
-        )
+        let TrainPlan { output, keep_states, .. } = self.plan;
+        let path = self
+            .with_trained(|trained| state::save(output, self.key, *keep_states, &self.progress, trained))?;
+        self.state_saved_at = Instant::now();
+        on_event(TrainEvent::StateSaved { path });
+        Ok(())
     }
 
     /// `exposures.csv`: how often each picture has been in a batch so far.

@@ -1,17 +1,17 @@
 //! Validation within a run: when, on what, with which random numbers.
 
+use std::sync::Arc;
+
 use tch::Tensor;
 use vodka_sd15::Network;
 
-use super::{
-    Run,
-    batch::{normals, pyramid},
-};
+use super::{Run, batch::pyramid};
 use crate::{
     Result, TrainEvent, Validated,
     data::Example,
+    draft::{Draft, Drafter, Place, Role},
     losses::ValidationRow,
-    random::{Purpose, Stream},
+    random::Purpose,
     step::{Batch, Objective},
     target::LossType,
     validation::diverges,
@@ -42,7 +42,7 @@ impl Run<'_> {
         let step = self.progress.step();
         let mut rows = Vec::new();
         for (name, examples) in &self.dataset.sets {
-            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed));
+            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed))?;
             if losses.is_empty() {
                 continue;
             }
@@ -60,54 +60,57 @@ impl Run<'_> {
     }
 
     /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
-    fn validation_losses(&self, examples: &[Example], seed: u64) -> Vec<f32> {
+    fn validation_losses(&self, examples: &Arc<Vec<Example>>, seed: u64) -> Result<Vec<f32>> {
         let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
         let settings = &self.plan.settings;
         let own = settings.validation.as_ref().and_then(|validation| validation.batch_size);
         let batch_size = own.unwrap_or(settings.batch_size);
         let mut order: Vec<_> = (0..examples.len()).collect();
         order.sort_by_key(|&i| examples[i].bucket);
+        let place = |picture| Place { epoch: 0, picture, copy: 0 };
+        let drafter =
+            Drafter { role: Role::Validation, seed, examples: Arc::clone(examples), ..self.training.clone() };
+        let mut ahead = self.look_ahead(&drafter, order.clone().into_iter().map(place));
         let mut losses = Vec::with_capacity(order.len());
         for same in order.chunk_by(|&a, &b| examples[a].bucket == examples[b].bucket) {
             for pictures in same.chunks(batch_size) {
-                let batch = self.validation_batch(examples, pictures, seed);
+                let places: Vec<_> = pictures.iter().map(|&picture| place(picture)).collect();
+                let drafts = places.iter().map(|place| ahead.take(place)).collect::<Result<Vec<_>>>()?;
+                let batch = self.validation_batch(&drafter, &places, &drafts)?;
                 let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
                 losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
             }
         }
-        losses
+        Ok(losses)
     }
 
-    fn validation_batch(&self, examples: &[Example], pictures: &[usize], seed: u64) -> Batch {
-        let stream = |purpose, picture: usize| Stream::new(seed, purpose, 0, picture as u64);
-        let cat = |of: &dyn Fn(usize) -> Tensor| {
-            let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
-            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
-        };
+    fn validation_batch(&self, drafter: &Drafter, places: &[Place], drafts: &[Draft]) -> Result<Batch> {
+        let device = self.model.unet.vars().device();
         let settings = &self.plan.settings;
-        let noise = |purpose, picture: usize| {
-            normals(&mut stream(purpose, picture), &examples[picture].moments.mean.size())
+        let both = || places.iter().zip(drafts);
+        let latents = both().map(|(place, draft)| self.latents(drafter, place, draft));
+        let noise = |(place, draft): (&Place, &Draft)| {
+            Tensor::from_slice(&draft.noise).view(drafter.size(place.picture))
         };
         let discount = settings.pyramid_noise_discount;
         let discount = discount.filter(|_| settings.compat.validates_with_pyramid_noise());
-        let added = |picture: usize| match discount {
-            Some(discount) => {
-                pyramid(noise(Purpose::Noise, picture), discount, &mut stream(Purpose::Pyramid, picture))
-            }
-            None => noise(Purpose::Noise, picture),
+        let added = |of: (&Place, &Draft)| match discount {
+            Some(discount) => pyramid(noise(of), discount, &mut of.0.stream(drafter.seed, Purpose::Pyramid)),
+            None => noise(of),
         };
         let (first, end) = self.plan.settings.timesteps;
+        let timestep =
+            |place: &Place| first + place.stream(drafter.seed, Purpose::Timestep).below(end - first);
+        let ids: Vec<_> = places.iter().map(|place| drafter.examples[place.picture].ids).collect();
         let scale = self.model.config.vae.scaling_factor;
-        Batch {
-            latents: cat(&|i| examples[i].moments.sample(&noise(Purpose::Posterior, i)) * scale),
-            noise: cat(&added),
-            timesteps: pictures
-                .iter()
-                .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))
-                .collect(),
-            ids: cat(&|i| Tensor::from_slice(&examples[i].ids).unsqueeze(0)),
+        Ok(Batch {
+            latents: Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0).to_device(device) * scale,
+            noise: Tensor::cat(&both().map(added).collect::<Vec<_>>(), 0).to_device(device),
+            timesteps: places.iter().map(timestep).collect(),
+            states: self.states(&ids)?,
+            ids: self.ids_tensor(&ids),
             perturbation: None,
-        }
+        })
     }
 
     /// The first and the last loss of each set, and whether it has begun to rise.

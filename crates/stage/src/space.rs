@@ -1,0 +1,54 @@
+//! Room on the disk, asked for before it is needed.
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// The bytes that may still be written where `path` is, or will be; `None` where the system does not tell.
+pub fn free_space(path: &Path) -> Option<u64> {
+    // What is not there yet will be on the disk of the folder above it.
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    free(there)
+}
+
+#[cfg(unix)]
+fn free(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free(_: &Path) -> Option<u64> {
+    None
+}
+
+/// Makes sure that `needed` bytes can be written to the folder `path`; that `for_what` needs them.
+///
+/// # Errors
+/// [`Error::NoSpace`].
+pub fn check_space(path: &Path, needed: u64, for_what: &'static str) -> Result<()> {
+    match free_space(path) {
+        Some(free) if free < needed => {
+            Err(Error::NoSpace { path: path.to_path_buf(), needed, free, for_what })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_with_both_sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("not/there/yet");
+        assert!(free_space(&path).unwrap() > 0);
+        check_space(&path, 1, "a file").unwrap();
+        let error = check_space(&path, u64::MAX, "a file").unwrap_err().to_string();
+        assert!(
+            error.contains("not/there/yet` has ") && error.contains(" MB free, a file needs "),
+            "{error}"
+        );
+    }
+}

@@ -65,9 +65,13 @@ impl World {
         !child.wait().unwrap().success() && heard == lines
     }
 
+    /// What the run has left, but for the configuration, which says where.
     fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(self.at(folder)).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_file()).map(|path| (name(&path), fs::read(path).unwrap())).collect()
+        entries
+            .filter(|path| path.is_file() && name(path) != "train.effective.json")
+            .map(|path| (name(&path), fs::read(path).unwrap()))
+            .collect()
     }
 }
 

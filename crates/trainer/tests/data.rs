@@ -70,9 +70,11 @@ impl World {
         self.train(output, changes, &mut |_, _| ()).unwrap()
     }
 
+    /// What the run has left, but for the configuration, which says where.
     fn files(&self, output: &str) -> BTreeMap<String, ContentHash> {
         let entries = fs::read_dir(self.at(output)).unwrap().map(|entry| entry.unwrap().path());
-        let files = entries.filter(|path| path.is_file());
+        let is_made = |path: &PathBuf| path.is_file() && !path.ends_with("train.effective.json");
+        let files = entries.filter(is_made);
         files
             .map(|path| (path.file_name().unwrap().to_string_lossy().into(), hash_file(path).unwrap()))
             .collect()

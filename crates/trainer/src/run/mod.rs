@@ -199,10 +199,6 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Self>> {
         let checkpoint = open_base(plan)?;
         let stride = checkpoint.config().vae.downscale() as u32;
-        let resolution = plan.settings.resolution;
-        if !resolution.is_multiple_of(stride) {
-            return Err(Error::Stride { resolution, stride });
-        }
         write_atomic(plan.output.join(EFFECTIVE_JSON), plan.effective())?;
         plan.notices.iter().for_each(|notice| on_event(TrainEvent::Notice(notice.clone())));
         let Some((audited, looked)) = look(plan, interrupt, on_event)? else { return Ok(None) };
@@ -378,6 +374,11 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     if clip_skip > clip.layers {
         let (value, expected) = (clip_skip.to_string(), "at most the layers of the text encoder");
         return Err(Error::OutOfRange { key: "clip_skip", value, expected });
+    }
+    let stride = checkpoint.config().vae.downscale() as u32;
+    let resolution = plan.settings.resolution;
+    if !resolution.is_multiple_of(stride) {
+        return Err(Error::Stride { resolution, stride });
     }
     Ok(checkpoint)
 }

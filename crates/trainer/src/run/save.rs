@@ -92,7 +92,8 @@ impl Run<'_> {
         ])
     }
 
-    /// Saves the state where one is due within the last `steps`, or by the clock; the end of an epoch comes after this.
+    /// Saves the state where one is due within the last `steps`, or by the clock; a checkpoint that is due
+    /// brings its own.
     pub(super) fn save_state_where_due(
         &mut self,
         steps: u64,
@@ -102,7 +103,9 @@ impl Run<'_> {
         let by_steps = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
         let minutes = self.state_saved_at.elapsed().as_secs_f64() / 60.0;
         let by_clock = self.plan.state_every_n_minutes.is_some_and(|every| minutes >= every);
-        match (by_steps || by_clock) && step < self.epochs.steps() {
+        let epoch = self.epochs.done(step);
+        let ends_saved = step == self.epochs.end(epoch) && self.saved_epochs().any(|saved| saved == epoch);
+        match (by_steps || by_clock) && !ends_saved {
             true => self.save_state(on_event),
             false => Ok(()),
         }

@@ -182,7 +182,7 @@ impl<'a> Tree<'a> {
             match form {
                 Form::Emphasis => {}
                 Form::Scheduled { when, .. } => {
-                    found.extend(u32::try_from(*when).ok().filter(|step| *step >= 1))
+                    found.extend(u32::try_from(*when).ok().filter(|step| *step >= 1));
                 }
                 Form::Alternate(_) => found.extend(1..=steps),
             }

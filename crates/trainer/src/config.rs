@@ -203,6 +203,7 @@ pub struct TrainConfig {
 }
 
 impl Default for TrainConfig {
+    #[expect(clippy::too_many_lines, reason = "a line for each key")]
     fn default() -> Self {
         Self {
             data_root: DataRoot::default(),

@@ -212,21 +212,19 @@ fn wrong_arguments_are_told_with_what_would_do() {
         (&["--threshold", "blurry=1.5"], "threshold is 1.5, expected a score from 0 to 1"),
         (&["--encoding", "klingon"], "encoding: expected a name such as `windows-1251`"),
         (&["--source-file", "x.json"], "source file: expected none with the format txt"),
+        // What only the data can tell.
+        (&["--threshold", "blury=0.5"], "no tag `blury` in `selection.csv`, did you mean `blurry`?"),
+        (
+            &["--category-threshold", "character=0.5"],
+            "category threshold: expected none: `selection.csv` has no column `category`",
+        ),
     ] {
         let output = curate(&dir, &caption(arguments)).output().unwrap();
         let text = said(&output);
         assert_eq!((output.status.code(), text.contains(expected)), (Some(2), true), "{arguments:?}: {text}");
     }
-    for (arguments, expected) in [
-        (&["--threshold", "blury=0.5"][..], "no tag `blury` in `selection.csv`, did you mean `blurry`?"),
-        (
-            &["--category-threshold", "character=0.5"],
-            "category threshold: expected none: `selection.csv` has no column `category`",
-        ),
-        (&["--source", "csv"], "cannot read `images/metadata.csv`"),
-    ] {
-        let output = curate(&dir, &caption(arguments)).output().unwrap();
-        let text = said(&output);
-        assert_eq!((output.status.code(), text.contains(expected)), (Some(1), true), "{arguments:?}: {text}");
-    }
+    let output = curate(&dir, &caption(&["--source", "csv"])).output().unwrap();
+    let text = said(&output);
+    let expected = "cannot read `images/metadata.csv`";
+    assert_eq!((output.status.code(), text.contains(expected)), (Some(1), true), "{text}");
 }

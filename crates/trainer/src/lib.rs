@@ -1,6 +1,6 @@
 //! Fine-tuning of Stable Diffusion 1.x: UNet and text encoder, on pictures with captions.
 //!
-//! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); the arithmetic is 32-bit. Every random
+//! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); weights and optimizers have 32 bits. Every random
 //! number is a function of its place ([`random`]), so that, on a processor, a run that was killed goes on to the same
 //! checkpoints, bit for bit, as one that was not.
 //!
@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+pub mod arithmetic;
 mod audit;
 mod buckets;
 mod compat;
@@ -22,6 +23,7 @@ mod epoch;
 mod error;
 mod freezing;
 pub mod geometry;
+pub mod graph;
 mod items;
 mod keys;
 mod losses;
@@ -39,6 +41,7 @@ pub mod step;
 pub mod target;
 mod validation;
 
+pub use arithmetic::{Arithmetic, OnNan};
 pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};
 pub use compat::{Compat, Runts};

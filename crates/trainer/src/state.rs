@@ -19,6 +19,7 @@ use vodka_stage::{AtomicFile, ContentHash};
 
 use crate::{
     Error, Result,
+    arithmetic::ScalerState,
     ema::Ema,
     optimizers::{Numbers, Optimizer, Parameter},
 };
@@ -30,6 +31,10 @@ pub(crate) struct Progress {
     pub losses: Vec<f32>,
     /// For each validation and set the batches that were done, and the loss.
     pub validations: Vec<(u64, f32)>,
+    /// The last batches of the steps that were left out.
+    pub left_out: Vec<u64>,
+    /// The scale of losses in fp16, as it was saved.
+    pub scaler: Option<ScalerState>,
 }
 
 impl Progress {
@@ -58,6 +63,8 @@ pub(crate) fn save(
         "seed": seed.to_string(),
         "threads": tch::get_num_threads().to_string(),
         "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
+        "left_out": serde_json::to_string(&progress.left_out).expect("numbers are plain data"),
+        "scaler": serde_json::to_string(&progress.scaler).expect("numbers are plain data"),
     });
     for (network, optimizer) in optimizers {
         let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
@@ -123,7 +130,11 @@ pub(crate) fn restore(
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let validations = metadata.get("validations").map_or("[]", String::as_str);
     let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
-    Ok(Some(Progress { losses: values.collect(), validations }))
+    let left_out = metadata.get("left_out").map_or("[]", String::as_str);
+    let left_out = serde_json::from_str(left_out).map_err(|error| damaged(error.into()))?;
+    let scaler = metadata.get("scaler").map_or("null", String::as_str);
+    let scaler = serde_json::from_str(scaler).map_err(|error| damaged(error.into()))?;
+    Ok(Some(Progress { losses: values.collect(), validations, left_out, scaler }))
 }
 
 /// Deletes the state: the run is done.
@@ -274,7 +285,12 @@ mod tests {
             let key = hash_bytes("run");
             let mut saved = optimizer(method);
             (0..3).for_each(|_| step(&mut saved));
-            let progress = Progress { losses: vec![0.5, 0.25, 0.1], validations: vec![(0, 0.7), (3, 0.1)] };
+            let progress = Progress {
+                losses: vec![0.5, 0.25, 0.1],
+                validations: vec![(0, 0.7), (3, 0.1)],
+                left_out: vec![2],
+                scaler: Some(ScalerState { scale: 0.1, good_steps: 7 }),
+            };
             save(dir.path(), key, 7, &progress, &[("unet", &saved)], None).unwrap();
             assert_eq!(seed(dir.path()), Some(7));
             assert_eq!(threads(dir.path(), key), Some(tch::get_num_threads()));

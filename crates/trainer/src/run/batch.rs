@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 use vodka_prompt::{CONTEXT_LENGTH, token_ids};
-use vodka_sd15::{Moments, Network};
+use vodka_sd15::Moments;
 
 use super::Run;
 use crate::{
@@ -17,13 +17,13 @@ use crate::{
 const DROPPED: &str = " ";
 
 impl Run<'_> {
-    /// The inputs of a batch, with the random numbers of its pictures in this epoch.
+    /// The inputs of a batch on the processor, with the random numbers of its pictures in this epoch.
     pub(super) fn batch(&self, epoch: u64, pictures: &[usize]) -> Batch {
         let settings = &self.plan.settings;
         let stream = |purpose, picture: usize| Stream::new(settings.seed, purpose, epoch, picture as u64);
         let cat = |of: &dyn Fn(usize) -> Tensor| {
             let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
-            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
+            Tensor::cat(&tensors, 0)
         };
         let posterior = |picture: usize| {
             let moments = self.moments(epoch, picture);
@@ -44,6 +44,7 @@ impl Run<'_> {
             noise: cat(&|i| self.noise(epoch, i)),
             timesteps: pictures.iter().map(|&i| timestep(i)).collect(),
             ids: cat(&ids),
+            states: None,
             perturbation: (settings.embedding_perturbation > 0.0).then(|| cat(&perturbation)),
         }
     }

@@ -14,11 +14,12 @@ use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_sd15::{Network, StableDiffusion, native, parse_device};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, create_dir, record_path, write_atomic};
 
+use self::optimize::Steps;
 use crate::{
-    EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
+    EFFECTIVE_JSON, Error, OnNan, Result, TrainEvent, TrainPlan, TrainReport,
     audit::audit,
     data::{Dataset, Example},
     ema::Ema,
@@ -134,6 +135,7 @@ struct Run<'a> {
     epoch_settings: EpochSettings,
     epochs: Epochs,
     progress: Progress,
+    steps: Steps,
     /// How often each example has been in a batch.
     exposures: Vec<u64>,
     losses_file: LossesFile,
@@ -160,7 +162,7 @@ impl<'a> Run<'a> {
         on_event(TrainEvent::Audit(Box::new(audited.clone())));
         audited.check(plan)?;
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
-        let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
+        let mut model = load_model(plan, &checkpoint, device)?;
         let Some(dataset) = Dataset::load(plan, &model.vae, stride, interrupt, on_event)? else {
             return Ok(None);
         };
@@ -214,6 +216,7 @@ impl<'a> Run<'a> {
             entries,
             epoch_settings,
             epochs,
+            steps: Steps::new(plan, &progress, device),
             progress,
         };
         run.check_earlier_checkpoints()?;
@@ -243,6 +246,7 @@ impl<'a> Run<'a> {
             };
             for group in groups(&batches[done..], settings.grad_accum, before) {
                 if interrupt.is_raised() {
+                    self.settle(on_event)?;
                     self.save_state()?;
                     return Ok(false);
                 }
@@ -252,8 +256,9 @@ impl<'a> Run<'a> {
                 let done = self.progress.step();
                 self.ema.iter_mut().for_each(|ema| ema.update(before, done));
                 self.validate_where_due(before, on_event)?;
-                self.save_state_where_due(group.len() as u64)?;
+                self.save_state_where_due(group.len() as u64, on_event)?;
             }
+            self.settle(on_event)?;
             self.end_epoch(epoch, on_event)?;
         }
         Ok(true)
@@ -264,7 +269,10 @@ impl<'a> Run<'a> {
     }
 
     fn report(&self, finished: bool) -> TrainReport {
-        let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+        let mean = |losses: &[f32]| {
+            let finite: Vec<_> = losses.iter().filter(|loss| loss.is_finite()).collect();
+            finite.iter().copied().sum::<f32>() / finite.len() as f32
+        };
         let losses = |epoch: u64| {
             let all = &self.progress.losses;
             let bound = |epoch| (self.epochs.end(epoch) as usize).min(all.len());
@@ -276,16 +284,21 @@ impl<'a> Run<'a> {
             .map(mean)
             .collect();
         TrainReport {
-            outcome: match (finished, self.dataset.skipped.is_empty()) {
-                (false, _) => Outcome::Interrupted,
-                (true, false) => Outcome::Skipped,
-                (true, true) => Outcome::Done,
+            outcome: match finished {
+                false => Outcome::Interrupted,
+                // Steps that only had the scale too high are no loss.
+                true if self.plan.on_nan == OnNan::Skip && !self.progress.left_out.is_empty() => {
+                    Outcome::Skipped
+                }
+                true if !self.dataset.skipped.is_empty() => Outcome::Skipped,
+                true => Outcome::Done,
             },
             seed: self.plan.settings.seed,
             pictures: self.dataset.examples.len(),
             steps: self.progress.step(),
             total_steps: self.epochs.steps(),
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
+            left_out_steps: self.progress.left_out.clone(),
             long_captions: self.dataset.long_captions,
             checkpoints: self.checkpoints().collect(),
             ema_checkpoints: self.ema_checkpoints().collect(),
@@ -293,6 +306,22 @@ impl<'a> Run<'a> {
             skipped: self.dataset.skipped.clone(),
         }
     }
+}
+
+/// The networks as they are trained.
+fn load_model(plan: &TrainPlan, checkpoint: &Checkpoint, device: Device) -> Result<StableDiffusion> {
+    let arithmetic = &plan.settings.arithmetic;
+    if device.is_cuda() {
+        native::set_arithmetic(arithmetic.tf32, true, arithmetic.deterministic)
+            .map_err(Error::torch("setting how the GPU computes"))?;
+    }
+    let mut model = StableDiffusion::load(checkpoint, device, Kind::Float)?;
+    model.unet.channels_last();
+    model.vae.channels_last();
+    model.vae.set_autocast(arithmetic.vae.autocast());
+    model.unet.set_gradient_checkpointing(arithmetic.gradient_checkpointing);
+    model.clip.set_gradient_checkpointing(arithmetic.gradient_checkpointing);
+    Ok(model)
 }
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.
@@ -381,6 +410,12 @@ fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
         loss_type: settings.loss_type,
         min_snr_gamma: settings.min_snr_gamma,
         clip_skip: settings.clip_skip,
+        unet_autocast: settings.arithmetic.networks.autocast(),
+        text_autocast: settings
+            .arithmetic
+            .networks
+            .autocast()
+            .filter(|_| !settings.arithmetic.exact_text_encoder),
     }
 }
 

@@ -8,6 +8,7 @@ use vodka_stage::write_atomic;
 use super::{EXPOSURES, Run};
 use crate::{
     Bucket, Error, Result, TrainEvent,
+    arithmetic::Scaler,
     data::Example,
     epoch::{Planned, saved_epochs},
     losses::{Validations, csv_cell},
@@ -51,16 +52,23 @@ impl Run<'_> {
     }
 
     /// Saves the state where one is due within the last `steps`; the end of an epoch has its own.
-    pub(super) fn save_state_where_due(&self, steps: u64) -> Result<()> {
+    pub(super) fn save_state_where_due(
+        &mut self,
+        steps: u64,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<()> {
         let step = self.progress.step();
         let due = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        match due && self.epochs.done_within(step) > 0 {
-            true => self.save_state(),
-            false => Ok(()),
+        if due && self.epochs.done_within(step) > 0 {
+            self.settle(on_event)?;
+            self.save_state()?;
         }
+        Ok(())
     }
 
-    pub(super) fn save_state(&self) -> Result<()> {
+    pub(super) fn save_state(&mut self) -> Result<()> {
+        assert!(!self.steps.are_unread(), "losses are read before they are saved");
+        self.progress.scaler = self.steps.scaler.as_ref().map(Scaler::state);
         self.write_exposures()?;
         self.losses_file.sync()?;
         self.validations.iter().try_for_each(Validations::sync)?;

@@ -1,7 +1,6 @@
 //! Validation within a run: when, on what, with which random numbers.
 
 use tch::Tensor;
-use vodka_sd15::Network;
 
 use super::{
     Run,
@@ -39,6 +38,7 @@ impl Run<'_> {
     /// Measures the mean squared error on each set: always with the same noise and timesteps.
     pub(super) fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
         let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
+        self.settle(on_event)?;
         let step = self.progress.step();
         let mut rows = Vec::new();
         for (name, examples) in &self.dataset.sets {
@@ -82,7 +82,7 @@ impl Run<'_> {
         let stream = |purpose, picture: usize| Stream::new(seed, purpose, 0, picture as u64);
         let cat = |of: &dyn Fn(usize) -> Tensor| {
             let tensors: Vec<_> = pictures.iter().map(|&picture| of(picture)).collect();
-            Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device())
+            Tensor::cat(&tensors, 0)
         };
         let settings = &self.plan.settings;
         let noise = |purpose, picture: usize| {
@@ -106,6 +106,7 @@ impl Run<'_> {
                 .map(|&i| first + stream(Purpose::Timestep, i).below(end - first))
                 .collect(),
             ids: cat(&|i| Tensor::from_slice(&examples[i].ids).unsqueeze(0)),
+            states: None,
             perturbation: None,
         }
     }

@@ -150,6 +150,9 @@ fn show(bar: &Progress, event: TrainEvent) {
             bar.set(step);
             bar.message(format!("epoch {epoch}, loss {loss:.4}, {}", pace(&speed)));
         }
+        TrainEvent::StepLeftOut { what, epoch, step, pictures, scale } => {
+            bar.line(left_out(what, epoch, step, &pictures, scale));
+        }
         TrainEvent::Validated { step, set, loss } => bar.line(format!("step {step}: {set} {loss:.4}")),
         TrainEvent::StateSaved { path } => bar.line(format!("saved {}", path.display())),
         TrainEvent::StateRefused { path, reason } => {
@@ -187,6 +190,13 @@ fn show(bar: &Progress, event: TrainEvent) {
 fn pace(speed: &Speed) -> String {
     let gib = speed.memory_bytes as f64 / f64::from(1 << 30);
     format!("{:.2} images/s, {gib:.1} GiB", speed.images_per_s)
+}
+
+fn left_out(what: &str, epoch: u64, step: u64, pictures: &[PathBuf], scale: Option<f32>) -> String {
+    let names: Vec<_> = pictures.iter().map(|path| path.display().to_string()).collect();
+    let scale = scale.map_or(String::new(), |scale| format!("; losses are now scaled by {scale}"));
+    let names = names.join(", ");
+    format!("step {step} (epoch {epoch}) is left out, its {what} is not finite: {names}{scale}")
 }
 
 fn key_and_value(text: &str) -> Result<(String, Value), String> {

@@ -2,6 +2,7 @@
 
 mod demo;
 mod fixtures;
+mod gpu_bench;
 mod process;
 mod setup;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     Lint,
     /// Check the arrows between the crates and what else no compiler checks
     Tidy,
+    /// Measure the training step on a GPU beside PyTorch's
+    GpuBench(gpu_bench::Options),
     /// Make the fixtures anew with the reference implementations (needs Python; 6 GB the first time)
     Fixtures(fixtures::Options),
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Lint => test::lint(),
         Task::Tidy => tidy::run(),
+        Task::GpuBench(options) => gpu_bench::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
     };
     match result {

@@ -60,6 +60,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &["vodka-stage", "vodka-testkit"]),
     ("vodka-bench-light", &[]),
     ("vodka-bench-curation", &[]),
+    ("vodka-bench-torch", &["vodka-checkpoint", "vodka-sd15", "vodka-trainer"]),
 ];
 
 /// The features of shared dependencies, which every package takes.
@@ -69,7 +70,7 @@ const UNIFIED: &str = "vodka-unified";
 const HEAVY: &[(&str, &[&str])] = &[
     ("ort", &["vodka-tagger"]),
     ("polars", &["vodka-captions"]),
-    ("tch", &["vodka-sd15", "vodka-trainer", "vodka-sampler"]),
+    ("tch", &["vodka-sd15", "vodka-trainer", "vodka-sampler", "vodka-bench-torch"]),
 ];
 
 /// Who may reach libtorch at all, tests included.
@@ -82,6 +83,7 @@ const WITH_LIBTORCH: &[&str] = &[
     "vodka-sample",
     "vodka-grid",
     "vodka",
+    "vodka-bench-torch",
 ];
 
 /// What needs no libtorch and is run by name only: it takes minutes, and a gigabyte of disk.

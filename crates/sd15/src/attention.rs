@@ -1,17 +1,26 @@
 //! Attention, and the transformer that the UNet puts behind its residual blocks.
 
-use tch::{Tensor, nn::Module};
+use tch::{Device, Kind, Tensor, nn::Module};
 
 use crate::{
     Params, Result,
     layers::{Conv2d, GroupNorm, LayerNorm, Linear},
+    native,
 };
 
-/// softmax(q kᵀ / √d) v for each head, through `scaled_dot_product_attention`.
+/// The most channels of a head for which a processor is faster with our attention than with libtorch's.
+const NARROW: i64 = 32;
+
+/// softmax(q kᵀ / √d) v for each head, through `scaled_dot_product_attention`, or with narrow heads on a processor ours.
 ///
 /// `q (B, L, C)`, `k (B, M, C)`, `v (B, M, C)` to `(B, L, C)`; each head has d = C / heads channels. With `causal`, no
 /// position sees a later one.
 pub fn multi_head(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
+    let narrow = q.size()[2] <= NARROW * heads;
+    let plain = [q, k, v].into_iter().all(|x| x.device() == Device::Cpu && x.kind() == Kind::Float);
+    if narrow && plain && !causal {
+        return native::attention(q, k, v, heads).expect("as many channels as the heads have together");
+    }
     let split = |x: &Tensor| x.unflatten(-1, [heads, -1]).transpose(1, 2); // (B, heads, L, d)
     let none = None::<&Tensor>;
     let y =
@@ -152,9 +161,16 @@ impl SpatialTransformer {
     /// `x (B, C, H, W)`, `context (B, M, C')` to `(B, C, H, W)`.
     pub fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
         let pixels = x.apply(&self.norm).apply(&self.proj_in).flatten(2, 3).transpose(1, 2); // (B, HW, C)
-        let pixels = self.block.forward(&pixels, context).transpose(1, 2).contiguous(); // (B, C, HW)
-        x + pixels.view_as(x).apply(&self.proj_out) // (B, C, H, W)
+        let pixels = self.block.forward(&pixels, context); // (B, HW, C)
+        x + feature_map(&pixels, x).apply(&self.proj_out) // (B, C, H, W)
     }
+}
+
+/// `pixels (B, HW, C)` in the shape and the layout of `x (B, C, H, W)`; with the channels last nothing moves.
+fn feature_map(pixels: &Tensor, x: &Tensor) -> Tensor {
+    let size = x.size();
+    let map = pixels.transpose(1, 2).unflatten(2, [size[2], size[3]]); // (B, C, H, W)
+    if x.stride()[1] == 1 { map } else { map.contiguous() }
 }
 
 /// Single-head self attention over the pixels of a feature map, added to it: the VAE's.
@@ -177,7 +193,7 @@ impl SpatialAttention {
 impl Module for SpatialAttention {
     fn forward(&self, x: &Tensor) -> Tensor {
         let pixels = x.apply(&self.group_norm).flatten(2, 3).transpose(1, 2); // (B, HW, C)
-        let seen = self.attention.forward(&pixels, &pixels).transpose(1, 2).contiguous(); // (B, C, HW)
-        x + seen.view_as(x) // (B, C, H, W)
+        let seen = self.attention.forward(&pixels, &pixels); // (B, HW, C)
+        x + feature_map(&seen, x) // (B, C, H, W)
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     Network, Params, Result, Source,
     attention::multi_head,
     layers::{Embedding, LayerNorm, Linear},
+    native::Block,
     network::{read, var_store},
 };
 
@@ -26,8 +27,9 @@ pub struct ClipTextModel {
     vars: VarStore,
     token_embedding: Embedding,
     position_embedding: Embedding,
-    layers: Vec<ClipLayer>,
+    layers: Vec<Block<ClipLayer>>,
     final_layer_norm: LayerNorm,
+    checkpointing: bool,
 }
 
 impl ClipTextModel {
@@ -47,12 +49,27 @@ impl ClipTextModel {
         let token_embedding = Embedding::new(&(&embeddings / "token_embedding"), vocab_size, hidden_size)?;
         let position_embedding =
             Embedding::new(&(&embeddings / "position_embedding"), max_positions, hidden_size)?;
-        let layers =
-            (0..config.layers).map(|i| ClipLayer::new(&(&layers / i), config)).collect::<Result<_>>()?;
+        let layer = |i| ClipLayer::new(&(&layers / i), config).map(Block::new);
+        let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
         let final_layer_norm = LayerNorm::new(&(&params / "final_layer_norm"), hidden_size)?;
         vars.freeze();
         let config = config.clone();
-        Ok(Self { config, vars, token_embedding, position_embedding, layers, final_layer_norm })
+        let checkpointing = false;
+        Ok(Self {
+            config,
+            vars,
+            token_embedding,
+            position_embedding,
+            layers,
+            final_layer_norm,
+            checkpointing,
+        })
+    }
+
+    /// Whether only what goes into each layer is remembered for the way back, and the layer computed once more:
+    /// gradient checkpointing. Off at first. The gradients are the same.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
     }
 
     /// The shape of the encoder.
@@ -72,7 +89,11 @@ impl ClipTextModel {
         let positions = Tensor::arange(ids.size()[1], (Kind::Int64, ids.device())); // (L)
         let embedded = ids.apply(&self.token_embedding) + positions.apply(&self.position_embedding); // (B, L, C)
         let used = &self.layers[..(count + 1 - clip_skip) as usize];
-        used.iter().fold(embedded, |x, layer| x.apply(layer)).apply(&self.final_layer_norm) // (B, L, C)
+        let through = |x: Tensor, layer: &Block<ClipLayer>| match self.checkpointing {
+            true => layer.recompute(&[&x], |layer, inputs| inputs[0].apply(layer)),
+            false => x.apply(&**layer),
+        };
+        used.iter().fold(embedded, through).apply(&self.final_layer_norm) // (B, L, C)
     }
 }
 

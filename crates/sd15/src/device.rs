@@ -16,6 +16,7 @@ use crate::{Error, Result};
 pub fn parse_device(text: &str, runtime_dir: &Path) -> Result<Device> {
     let Some(ordinal) = ordinal(text)? else { return Ok(Device::Cpu) };
     load_cuda(text, runtime_dir)?;
+    crate::cuda::open();
     let count = Cuda::device_count();
     if ordinal as i64 >= count {
         return Err(Error::DeviceCount { device: text.to_owned(), count });

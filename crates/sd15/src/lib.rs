@@ -19,10 +19,13 @@
 
 pub mod attention;
 pub mod clip;
+mod cuda;
 mod device;
 mod error;
+mod failure;
 pub mod layers;
 mod model;
+pub mod native;
 mod network;
 pub mod resnet;
 pub mod unet;
@@ -31,6 +34,7 @@ pub mod vae;
 pub use clip::ClipTextModel;
 pub use device::{check_device_name, device_type, parse_device};
 pub use error::{Error, Result};
+pub use failure::{catch, is_out_of_memory};
 pub use model::StableDiffusion;
 pub use network::{Network, Params, Source};
 pub use unet::UNet;

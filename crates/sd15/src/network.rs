@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, ops::Div};
 use tch::{
     Device, Kind, Tensor,
     nn::{Path, VarStore},
+    no_grad,
 };
 use vodka_checkpoint::{Checkpoint, Dtype, keys::Key};
 
@@ -81,6 +82,17 @@ pub trait Network {
     /// Starts the tracking of gradients.
     fn unfreeze(&mut self) {
         self.vars_mut().unfreeze();
+    }
+
+    /// Lays the weights of convolutions out with the channels last, which libtorch's fastest convolutions want; so are
+    /// then the feature maps that come out of them. Names, shapes and values stay.
+    fn channels_last(&mut self) {
+        for variable in self.vars().variables().into_values().filter(|variable| variable.dim() == 4) {
+            no_grad(|| {
+                let moved = variable.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+                variable.shallow_clone().set_data(&moved);
+            });
+        }
     }
 
     /// All parameters under their LDM names and in their LDM shapes, in the order of a checkpoint.

@@ -13,6 +13,7 @@ use crate::{
     Network, Params, Result, Source,
     attention::SpatialTransformer,
     layers::{Conv2d, GroupNorm, Linear},
+    native::Block as Part,
     network::{read, var_store},
     resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample},
 };
@@ -25,10 +26,11 @@ pub struct UNet {
     time_embedding: TimeEmbedding,
     conv_in: Conv2d,
     down: Vec<Level<Downsample>>,
-    mid: Middle,
+    mid: Part<Middle>,
     up: Vec<Level<Upsample>>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    checkpointing: bool,
 }
 
 impl UNet {
@@ -48,13 +50,31 @@ impl UNet {
             TimeEmbedding::new(&(&params / "time_embedding"), first, config.time_embed_dim())?;
         let conv_in = Conv2d::new(&(&params / "conv_in"), config.in_channels, first, 3)?;
         let down = down_levels(&(&params / "down_blocks"), config, &mut widths)?;
-        let mid = Middle::new(&(&params / "mid_block"), config, widths.current)?;
+        let mid = Part::new(Middle::new(&(&params / "mid_block"), config, widths.current)?);
         let up = up_levels(&(&params / "up_blocks"), config, &mut widths)?;
         let conv_norm_out = GroupNorm::new(&(&params / "conv_norm_out"), config.norm_groups, first, 1e-5)?;
         let conv_out = Conv2d::new(&(&params / "conv_out"), first, config.out_channels, 3)?;
         vars.freeze();
         let config = config.clone();
-        Ok(Self { config, vars, time_embedding, conv_in, down, mid, up, conv_norm_out, conv_out })
+        let checkpointing = false;
+        Ok(Self {
+            config,
+            vars,
+            time_embedding,
+            conv_in,
+            down,
+            mid,
+            up,
+            conv_norm_out,
+            conv_out,
+            checkpointing,
+        })
+    }
+
+    /// Whether only what goes into each block is remembered for the way back, and the block computed once more:
+    /// gradient checkpointing. Off at first. The gradients are the same.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
     }
 
     /// The shape of the UNet.
@@ -71,7 +91,7 @@ impl UNet {
         let mut skips = vec![x.shallow_clone()];
         for level in &self.down {
             for block in &level.blocks {
-                x = block.forward(&x, &time, context);
+                x = self.through(block, &x, &time, context);
                 skips.push(x.shallow_clone());
             }
             if let Some(downsample) = &level.resample {
@@ -79,11 +99,11 @@ impl UNet {
                 skips.push(x.shallow_clone());
             }
         }
-        x = self.mid.forward(&x, &time, context);
+        x = self.through(&self.mid, &x, &time, context);
         for level in &self.up {
             for block in &level.blocks {
                 let skip = skips.pop().expect("as many skips were made as there are blocks");
-                x = block.forward(&Tensor::cat(&[x, skip], 1), &time, context);
+                x = self.through(block, &Tensor::cat(&[x, skip], 1), &time, context);
             }
             if let (Some(upsample), Some(next)) = (&level.resample, skips.last()) {
                 let (_, _, height, width) = next.size4().expect("feature maps have four axes");
@@ -92,6 +112,27 @@ impl UNet {
         }
         x.apply(&self.conv_norm_out).silu().apply(&self.conv_out) // (B, out, h, w)
     }
+
+    fn through<B: Conditioned + 'static>(
+        &self,
+        block: &Part<B>,
+        x: &Tensor,
+        time: &Tensor,
+        context: &Tensor,
+    ) -> Tensor {
+        match self.checkpointing {
+            true => block.recompute(&[x, time, context], |block, inputs| {
+                block.forward(&inputs[0], &inputs[1], &inputs[2])
+            }),
+            false => block.forward(x, time, context),
+        }
+    }
+}
+
+/// A part that depends on the time and on the text.
+trait Conditioned {
+    /// `x (B, in, h, w)`, `time (B, 4C)`, `context (B, L, C)` to `(B, out, h, w)`.
+    fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Tensor;
 }
 
 impl Network for UNet {
@@ -135,7 +176,7 @@ impl Widths {
 /// One resolution of the way down or up.
 #[derive(Debug)]
 struct Level<R> {
-    blocks: Vec<Block>,
+    blocks: Vec<Part<Block>>,
     /// The way to the next level; the last has none.
     resample: Option<R>,
 }
@@ -147,6 +188,7 @@ fn down_levels(params: &Params, config: &UNetConfig, widths: &mut Widths) -> Res
         let blocks = (0..config.layers_per_block)
             .map(|j| {
                 Block::new(&params, j, widths.push(*channels), *channels, config, config.cross_attention[i])
+                    .map(Part::new)
             })
             .collect::<Result<_>>()?;
         let downsample = || {
@@ -162,7 +204,9 @@ fn up_levels(params: &Params, config: &UNetConfig, widths: &mut Widths) -> Resul
     let mut level = |(i, (channels, attends)): (usize, (&i64, &bool))| {
         let params = params / i;
         let blocks = (0..=config.layers_per_block)
-            .map(|j| Block::new(&params, j, widths.pop(*channels), *channels, config, *attends))
+            .map(|j| {
+                Block::new(&params, j, widths.pop(*channels), *channels, config, *attends).map(Part::new)
+            })
             .collect::<Result<_>>()?;
         let upsample = || Upsample::new(&(&params / "upsamplers" / 0), *channels);
         Ok(Level { blocks, resample: (!widths.skips.is_empty()).then(upsample).transpose()? })
@@ -193,7 +237,9 @@ impl Block {
             attention: attends.then(attention).transpose()?,
         })
     }
+}
 
+impl Conditioned for Block {
     fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Tensor {
         let x = self.resnet.forward(x, Some(time));
         match &self.attention {
@@ -218,7 +264,9 @@ impl Middle {
         let attention = transformer(&(params / "attentions" / 0), channels, config)?;
         Ok(Self { first: resnet(0)?, attention, last: resnet(1)? })
     }
+}
 
+impl Conditioned for Middle {
     fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Tensor {
         let x = self.first.forward(x, Some(time));
         self.last.forward(&self.attention.forward(&x, context), Some(time))

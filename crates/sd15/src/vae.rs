@@ -15,6 +15,7 @@ use crate::{
     Network, Params, Result, Source,
     attention::SpatialAttention,
     layers::{Conv2d, GroupNorm},
+    native::Autocast,
     network::{read, var_store},
     resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample},
 };
@@ -30,6 +31,7 @@ pub struct Vae {
     quant_conv: Conv2d,
     post_quant_conv: Conv2d,
     decoder: Decoder,
+    autocast: Option<Kind>,
 }
 
 impl Vae {
@@ -50,7 +52,7 @@ impl Vae {
         let decoder = Decoder::new(&(&params / "decoder"), config)?;
         vars.freeze();
         let config = config.clone();
-        Ok(Self { config, vars, encoder, quant_conv, post_quant_conv, decoder })
+        Ok(Self { config, vars, encoder, quant_conv, post_quant_conv, decoder, autocast: None })
     }
 
     /// The shape of the VAE; the UNet sees latents multiplied by its `scaling_factor`.
@@ -58,9 +60,16 @@ impl Vae {
         &self.config
     }
 
-    /// `pixels (B, 3, H, W)` in -1..1 to the distribution of their latents, not yet scaled.
+    /// The 16 bits that pictures are encoded in; `None`, as at first: those of the weights.
+    pub fn set_autocast(&mut self, kind: Option<Kind>) {
+        self.autocast = kind;
+    }
+
+    /// `pixels (B, 3, H, W)` in -1..1 to the distribution of their latents, not yet scaled, in the kind of the weights.
     pub fn encode(&self, pixels: &Tensor) -> Moments {
-        let moments = pixels.apply(&self.encoder).apply(&self.quant_conv).chunk(2, 1); // (B, 4, H/8, W/8) twice
+        let _autocast = self.autocast.map(|kind| Autocast::enter(pixels.device(), Some(kind)));
+        let moments = pixels.apply(&self.encoder).apply(&self.quant_conv).to_kind(self.vars.kind());
+        let moments = moments.chunk(2, 1); // (B, 4, H/8, W/8) twice
         let [mean, logvar] =
             <[Tensor; 2]>::try_from(moments).expect("an even number of channels gives two halves");
         Moments { mean, logvar: logvar.clamp(-30.0, 20.0) }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
 
 use crate::{
-    CacheMode, Compat, DataRoot, Flaw, OptimizerConfig, Result,
+    Arithmetic, CacheMode, Compat, DataRoot, Flaw, OnNan, OptimizerConfig, Result,
     keys::{
         Answer::{Refused, Told},
         Idle,
@@ -54,6 +54,27 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
     /// Ours: what may be wrong with pictures, which are then left out: `unreadable`, `no_caption`. Default: nothing.
     pub allow: Vec<Flaw>,
+    /// Ours: what matrix products and convolutions are computed in, `fp32`, `bf16` or `fp16`; weights and optimizers have
+    /// 32 bits in any case. Default: `fp32` on a processor and with `disable_amp`, else `bf16`; with the `compat` modes of
+    /// EveryDream2 `fp16`, as there.
+    pub precision: Option<Arithmetic>,
+    /// Compute in 32 bits on a GPU too, where `precision` does not say otherwise. Default: false.
+    pub disable_amp: Option<bool>,
+    /// Ours: the same as `precision` for the VAE. Default: `fp32`.
+    pub vae_precision: Option<Arithmetic>,
+    /// Ours: let a GPU compute 32-bit products with TF32, as EveryDream2 does. Default: true.
+    pub tf32: bool,
+    /// Ours: let a GPU use only what gives the same in every run, which is slower. Default: false.
+    pub deterministic: bool,
+    /// Ours: record the work of a step once for each size of batch and let the GPU repeat it (CUDA graphs). Default: true.
+    pub cuda_graphs: bool,
+    /// Compute the blocks of the networks once more on the way back, rather than remember what is in them: half the memory
+    /// or less, a third more time. Default: false.
+    pub gradient_checkpointing: bool,
+    /// Ours: what becomes of the run when a loss or a gradient is infinite or not a number; the step is left out in any case.
+    /// `stop`: it ends. `skip`: it goes on. `lower_scale`, with `fp16` only: it goes on until the scale of losses is below
+    /// 1. Default: `lower_scale` with `fp16`, else `stop`.
+    pub on_nan: Option<OnNan>,
     /// Class resolution in pixels, a multiple of 64; every picture goes into the bucket of this class that has the
     /// nearest shape. Default: 512.
     pub resolution: u32,
@@ -218,6 +239,14 @@ impl Default for TrainConfig {
             lowvram: false,
             threads: None,
             allow: Vec::new(),
+            precision: None,
+            disable_amp: None,
+            vae_precision: None,
+            tf32: true,
+            deterministic: false,
+            cuda_graphs: true,
+            gradient_checkpointing: false,
+            on_nan: None,
             resolution: 512,
             batch_size: 2,
             grad_accum: 1,
@@ -290,11 +319,7 @@ const ABSENT: &[Neutral] = &[Null];
 
 /// EveryDream2's other keys. Sources: victorchall/EveryDream2trainer, `train.py` and `train.json` at 5098db8 (2025-05)
 /// and 974d3fa (2023-04).
-const REFUSED: &[Missing] = &[
-    // Only 32-bit arithmetic so far.
-    ("disable_amp", &[Bool(true)]),
-    ("gradient_checkpointing", OFF),
-];
+const REFUSED: &[Missing] = &[];
 
 /// EveryDream2's keys for which there is nothing to do, or nothing will be done.
 const IDLE: &[Idle] = &[
@@ -409,8 +434,7 @@ mod tests {
 
     #[test]
     fn neutral_values_of_unsupported_keys_are_fine() {
-        let text = r#"{"wandb": false, "ema_decay_rate": null, "attn_type": "sdp", "disable_amp": true,
-             "train_sampler": "ddim"}"#;
+        let text = r#"{"wandb": false, "ema_decay_rate": null, "attn_type": "sdp", "train_sampler": "ddim"}"#;
         assert_eq!(read(text).unwrap(), TrainConfig::default());
     }
 

@@ -304,6 +304,26 @@ pub enum Error {
         /// The pictures of the batches in hand.
         pictures: Vec<PathBuf>,
     },
+    /// A device or the processor had not enough memory for a batch.
+    #[error(
+        "not enough memory for {pictures} pictures of {width}x{height} pixels (epoch {epoch}, step {step}); what helps: {lower}"
+    )]
+    OutOfMemory {
+        /// The epoch, from 1.
+        epoch: u64,
+        /// The step, from 1, over all epochs.
+        step: u64,
+        /// How many are in the batch.
+        pictures: usize,
+        /// The width of its bucket.
+        width: u32,
+        /// The height of its bucket.
+        height: u32,
+        /// What makes a batch need less.
+        lower: String,
+        /// What libtorch says.
+        source: tch::TchError,
+    },
     /// A saved state that cannot be gone on from.
     #[error("the training state `{path}` is damaged; delete it, or start over with `--resume never`")]
     State {

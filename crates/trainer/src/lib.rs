@@ -1,6 +1,6 @@
 //! Fine-tuning of Stable Diffusion 1.x: UNet and text encoder, on pictures with captions.
 //!
-//! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); the arithmetic is 32-bit. Every random
+//! The configuration is EveryDream2's ([`TrainConfig`], [`OptimizerConfig`]); weights and optimizers have 32 bits. Every random
 //! number is a function of its place ([`random`]), so that, on a processor, a run that was killed goes on to the same
 //! checkpoints, bit for bit, as one that was not.
 //!
@@ -13,6 +13,7 @@
 //! ```
 
 mod ahead;
+pub mod arithmetic;
 mod audit;
 mod buckets;
 mod cache;
@@ -27,6 +28,7 @@ mod facts;
 mod finder;
 mod freezing;
 pub mod geometry;
+pub mod graph;
 mod items;
 mod keys;
 mod optimizer;
@@ -46,6 +48,7 @@ mod validation;
 mod watch;
 mod zips;
 
+pub use arithmetic::{Arithmetic, OnNan};
 pub use audit::{AUDIT_CSV, AUDIT_JSON, AuditReport, BucketUse, Cropped, Flaw, LongCaption, audit};
 pub use buckets::{Bucket, buckets, nearest};
 pub use cache::CacheMode;

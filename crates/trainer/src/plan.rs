@@ -13,7 +13,9 @@ use vodka_stage::{ContentHash, Hasher, Interrupt, RunKey, RunRecord, hash_file, 
 use walkdir::{DirEntry, WalkDir};
 
 use crate::{
-    CacheMode, Compat, DataRoot, Error, Flaw, Freezing, Notice, OptimizerConfig, Result, TrainConfig,
+    Arithmetic, CacheMode, Compat, DataRoot, Error, Flaw, Freezing, Notice, OnNan, OptimizerConfig, Result,
+    TrainConfig,
+    arithmetic::ArithmeticSettings,
     ema::{EmaSettings, EmaStrength},
     geometry::{CropRule, Cropping},
     items::items,
@@ -82,6 +84,12 @@ pub struct TrainPlan {
     pub logdir: Option<PathBuf>,
     /// Batches between two entries of the event file.
     pub log_step: u64,
+    /// What becomes of the run when something is not finite.
+    pub on_nan: OnNan,
+    /// Batches between two looks at losses: on a GPU each of them waits for what it does.
+    pub read_every_n_steps: u64,
+    /// Whether a GPU repeats what it did for a batch of the same size.
+    pub cuda_graphs: bool,
     /// All else that the weights depend on.
     pub settings: Settings,
 }
@@ -131,6 +139,8 @@ pub struct Settings {
     pub prepend_last: bool,
     /// The element type of the checkpoints.
     pub precision: Precision,
+    /// How the networks are computed.
+    pub arithmetic: ArithmeticSettings,
     /// The text encoder's layer, counted from the last, which is 1.
     pub clip_skip: i64,
     /// Whose behaviour the run has.
@@ -312,6 +322,10 @@ impl TrainConfig {
             log_grad_norm: optimizer.log_grad_norm,
             write_schedule: self.write_schedule,
             notices,
+            on_nan: self.on_nan()?,
+            // Reported within ten steps.
+            read_every_n_steps: if self.is_on_gpu() { 10 } else { 1 },
+            cuda_graphs: self.cuda_graphs,
             settings: self.settings(&output, optimizer, validation),
             data_root: self.data_root,
             allow: self.allow,
@@ -358,6 +372,7 @@ impl TrainConfig {
             save_diffusers: self.save_diffusers.unwrap_or(self.no_save_ckpt),
             prepend_last: !self.no_prepend_last,
             precision: if self.save_full_precision { Precision::F32 } else { Precision::F16 },
+            arithmetic: self.arithmetic(),
             clip_skip: self.clip_skip.max(1),
             compat: self.compat,
             crops: self.compat.crops(self.crop_variants),
@@ -463,6 +478,45 @@ impl TrainConfig {
             mode: self.cache.unwrap_or(CacheMode::Disk),
             dir: self.cache_dir.clone().unwrap_or_else(beside),
             limit_bytes: (self.cache_size_gb * 1e9) as u64,
+        }
+    }
+
+    fn is_on_gpu(&self) -> bool {
+        self.device.as_deref().is_some_and(|device| device_type(device) != "cpu")
+    }
+
+    /// In what the networks are computed.
+    fn networks(&self) -> Arithmetic {
+        let by_device = match self.is_on_gpu() && !self.disable_amp.unwrap_or(false) {
+            false => Arithmetic::Fp32,
+            true if self.compat == Compat::Vodka => Arithmetic::Bf16,
+            true => Arithmetic::Fp16,
+        };
+        self.precision.unwrap_or(by_device)
+    }
+
+    fn arithmetic(&self) -> ArithmeticSettings {
+        ArithmeticSettings {
+            networks: self.networks(),
+            // EveryDream2 has it outside of autocast while it is trained.
+            exact_text_encoder: self.compat != Compat::Vodka && !self.disable_textenc_training,
+            vae: self.vae_precision.unwrap_or_default(),
+            tf32: self.tf32,
+            deterministic: self.deterministic,
+            gradient_checkpointing: self.gradient_checkpointing,
+        }
+    }
+
+    fn on_nan(&self) -> Result<OnNan> {
+        let scaled = self.networks() == Arithmetic::Fp16;
+        match self.on_nan {
+            Some(OnNan::LowerScale) if !scaled => Err(Error::OutOfRange {
+                key: "on_nan",
+                value: "lower_scale".into(),
+                expected: "`stop` or `skip`: losses have a scale in `fp16` only",
+            }),
+            Some(on_nan) => Ok(on_nan),
+            None => Ok(if scaled { OnNan::LowerScale } else { OnNan::Stop }),
         }
     }
 

@@ -76,6 +76,19 @@ pub enum TrainEvent<'a> {
         /// The name of the set.
         set: String,
     },
+    /// A step was left out, because something in it was infinite or not a number; the weights are as before it.
+    StepLeftOut {
+        /// `loss` or `gradient`.
+        what: &'static str,
+        /// From 1.
+        epoch: u64,
+        /// Its last batch, from 1, over all epochs.
+        step: u64,
+        /// The pictures of its batches, relative to the data folder.
+        pictures: Vec<PathBuf>,
+        /// What losses are multiplied by in fp16, from now on.
+        scale: Option<f32>,
+    },
     /// A set of pictures was validated on.
     Validated {
         /// Batches that were done.
@@ -156,6 +169,9 @@ pub struct TrainReport {
     /// How validation went.
     #[serde(default)]
     pub validations: Vec<Validated>,
+    /// The last batches of the steps that were left out, because something in them was infinite or not a number.
+    #[serde(default)]
+    pub left_out_steps: Vec<u64>,
     /// How many captions have more than 75 tokens, and are cut there.
     pub long_captions: usize,
     /// The checkpoints, oldest first.
@@ -181,6 +197,7 @@ impl TrainReport {
             total_steps: 0,
             losses: None,
             validations: Vec::new(),
+            left_out_steps: Vec::new(),
             long_captions: 0,
             checkpoints: Vec::new(),
             ema_checkpoints: Vec::new(),
@@ -236,6 +253,13 @@ impl fmt::Display for TrainReport {
         }
         if let Some(shares) = self.shares() {
             write!(f, "\n{shares}")?;
+        }
+        if let Some(first) = self.left_out_steps.first() {
+            let count = self.left_out_steps.len();
+            write!(
+                f,
+                "\n{count} steps were left out, the first at {first}: a loss or a gradient was not finite"
+            )?;
         }
         if self.long_captions > 0 {
             write!(f, "\n{} captions have more than 75 tokens and are cut there", self.long_captions)?;

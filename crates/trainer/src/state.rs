@@ -22,6 +22,7 @@ use vodka_stage::{AtomicFile, RunKey, RunRecord, check_space};
 
 use crate::{
     Error, Result, TrainEvent,
+    arithmetic::ScalerState,
     ema::Ema,
     optimizers::{Numbers, Optimizer, Parameter},
 };
@@ -33,6 +34,10 @@ pub(crate) struct Progress {
     pub losses: Vec<f32>,
     /// For each validation and set the batches that were done, and the loss.
     pub validations: Vec<(u64, f32)>,
+    /// The last batches of the steps that were left out.
+    pub left_out: Vec<u64>,
+    /// The scale of losses in fp16, as it was saved.
+    pub scaler: Option<ScalerState>,
 }
 
 impl Progress {
@@ -90,6 +95,8 @@ pub(crate) fn save(
         "record": serde_json::to_string(&key.begun()).expect("records are plain data"),
         "threads": tch::get_num_threads().to_string(),
         "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
+        "left_out": serde_json::to_string(&progress.left_out).expect("numbers are plain data"),
+        "scaler": serde_json::to_string(&progress.scaler).expect("numbers are plain data"),
     });
     for (network, optimizer) in trained.optimizers {
         let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
@@ -216,7 +223,11 @@ fn read(
     let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let validations = metadata.get("validations").map_or("[]", String::as_str);
     let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
-    Ok(Progress { losses: values.collect(), validations })
+    let left_out = metadata.get("left_out").map_or("[]", String::as_str);
+    let left_out = serde_json::from_str(left_out).map_err(|error| damaged(error.into()))?;
+    let scaler = metadata.get("scaler").map_or("null", String::as_str);
+    let scaler = serde_json::from_str(scaler).map_err(|error| damaged(error.into()))?;
+    Ok(Progress { losses: values.collect(), validations, left_out, scaler })
 }
 
 /// Deletes all states: the run is done, or starts over.
@@ -432,7 +443,7 @@ mod tests {
     }
 
     fn after(steps: usize) -> Progress {
-        Progress { losses: vec![0.5; steps], validations: vec![(0, 0.7), (3, 0.1)] }
+        Progress { losses: vec![0.5; steps], validations: vec![(0, 0.7), (3, 0.1)], ..Progress::default() }
     }
 
     fn steps_in(output: &Path) -> Vec<u64> {
@@ -452,8 +463,13 @@ mod tests {
             let (key, other) = (key("run"), key("other"));
             let mut saved = optimizer(method);
             (0..3).for_each(|_| step(&mut saved));
+            let progress = Progress {
+                left_out: vec![2],
+                scaler: Some(ScalerState { scale: 0.1, good_steps: 7 }),
+                ..after(3)
+            };
             let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
-            let path = save(dir.path(), &key, 2, &after(3), &trained).unwrap();
+            let path = save(dir.path(), &key, 2, &progress, &trained).unwrap();
             let (size, file) = (size(&trained), fs::metadata(path).unwrap().len());
             assert!(size.abs_diff(file) < 1 << 16, "{size} {file}");
             assert_eq!(seed(dir.path()), Some(7));
@@ -462,7 +478,7 @@ mod tests {
 
             let mut restored = optimizer(method);
             let (found, events) = restore(dir.path(), &key, &mut [("unet", &mut restored)]);
-            assert_eq!((found.unwrap(), events), (Some(after(3)), Vec::new()));
+            assert_eq!((found.unwrap(), events), (Some(progress), Vec::new()));
             step(&mut saved);
             step(&mut restored);
             assert_eq!(values(&restored), values(&saved), "{method:?}");

@@ -20,25 +20,23 @@ pub enum LossType {
     HuberMse,
 }
 
-/// The loss of each example, unweighted. `predicted` and `target`: `(B, 4, h, w)`; the result: `(B)` in 32 bits
+/// The loss of each example, unweighted. `predicted` and `target`: `(B, 4, h, w)`; `noisiness`, the timesteps as a share
+/// of all, and the result: `(B)` in 32 bits
 pub fn unweighted_losses(
     loss_type: LossType,
     predicted: &Tensor,
     target: &Tensor,
-    timesteps: &[i64],
-    of_timesteps: usize,
+    noisiness: &Tensor,
 ) -> Tensor {
     let [predicted, target] = [predicted, target].map(|tensor| tensor.to_kind(Kind::Float));
     let mean = |loss: Tensor| loss.mean_dim(&[1_i64, 2, 3][..], false, Kind::Float); // (B)
     let mse = || mean(predicted.mse_loss(&target, Reduction::None));
     let huber = || mean(predicted.huber_loss(&target, Reduction::None, 1.0));
-    let noisy: Vec<_> = timesteps.iter().map(|&t| (t as f64 / of_timesteps as f64) as f32).collect();
-    let share = || Tensor::from_slice(&noisy).to_device(predicted.device()); // (B)
     match loss_type {
         LossType::Mse => mse(),
         LossType::Huber => huber(),
-        LossType::MseHuber => mse() * share() + huber() * (1.0 - share()),
-        LossType::HuberMse => huber() * share() + mse() * (1.0 - share()),
+        LossType::MseHuber => mse() * noisiness + huber() * (1.0 - noisiness),
+        LossType::HuberMse => huber() * noisiness + mse() * (1.0 - noisiness),
     }
 }
 
@@ -145,7 +143,8 @@ mod tests {
             ("mse_huber", LossType::MseHuber),
             ("huber_mse", LossType::HuberMse),
         ] {
-            let losses = unweighted_losses(loss_type, &predicted, &noise, &TIMESTEPS, 1000);
+            let noisiness = Tensor::from_slice(&TIMESTEPS.map(|t| t as f32 / 1000.0));
+            let losses = unweighted_losses(loss_type, &predicted, &noise, &noisiness);
             check(&case, &format!("loss/{name}"), &losses);
         }
     }

@@ -163,7 +163,7 @@ fn what_is_cached_is_not_made_again_and_needs_no_picture() {
     fs::write(&picture, &bytes).unwrap();
     let mut started = 0;
     world
-        .train("gone", keys.clone(), &mut |event, _| {
+        .train("gone", keys.clone(), &mut |event: TrainEvent, _| {
             if let TrainEvent::Started { done, .. } = event {
                 started = done;
             }
@@ -236,7 +236,7 @@ fn a_cache_that_cannot_be_written_is_told_of_and_the_run_goes_on() {
     world.undisturbed("whole", json!({}));
     fs::create_dir(world.at("cache")).unwrap();
     let mut told = 0;
-    let block = &mut |event, _: &Interrupt| match event {
+    let block = &mut |event: TrainEvent, _: &Interrupt| match event {
         // A file where the folder of the entries should be.
         TrainEvent::Started { .. } => {
             fs::remove_dir_all(world.at("cache/entries")).unwrap();
@@ -252,7 +252,7 @@ fn a_cache_that_cannot_be_written_is_told_of_and_the_run_goes_on() {
     assert!(told > 0);
     assert_eq!(world.files("out"), world.files("whole"));
     let mut needed = 0;
-    let small = &mut |event, _: &Interrupt| {
+    let small = &mut |event: TrainEvent, _: &Interrupt| {
         if let TrainEvent::CacheTooSmall { needed_bytes, .. } = event {
             needed = needed_bytes;
         }
@@ -287,7 +287,7 @@ fn a_damaged_state_is_passed_over_and_the_run_goes_on_to_the_same_files() {
     fs::write(&state, bytes).unwrap();
     let mut events = Vec::new();
     world
-        .train("out", keys(), &mut |event, _| match event {
+        .train("out", keys(), &mut |event: TrainEvent, _| match event {
             TrainEvent::StateRefused { path, reason } => events.push((path, reason)),
             TrainEvent::Started { done, .. } => assert_eq!(done, 4),
             _ => {}
@@ -304,7 +304,7 @@ fn states_are_saved_by_the_clock_and_that_changes_nothing() {
     world.undisturbed("whole", json!({}));
     let mut saved = 0;
     let count =
-        &mut |event, _: &Interrupt| saved += u32::from(matches!(event, TrainEvent::StateSaved { .. }));
+        &mut |event: TrainEvent, _: &Interrupt| saved += u32::from(matches!(event, TrainEvent::StateSaved { .. }));
     world.train("out", json!({"state_every_n_minutes": 1e-9, "keep_states": 3}), count).unwrap();
     assert_eq!(saved, 7, "after each step but the last");
     assert_eq!(world.files("out"), world.files("whole"));
@@ -315,7 +315,7 @@ fn what_changed_since_the_last_run_is_said() {
     let world = World::new();
     let changed = |changes: Value, interrupt_at: u64| {
         let mut said = Vec::new();
-        let on_event = &mut |event, interrupt: &Interrupt| match event {
+        let on_event = &mut |event: TrainEvent, interrupt: &Interrupt| match event {
             TrainEvent::AnotherRun { change, .. } => said.push(change),
             TrainEvent::Step { step, .. } if step == interrupt_at => interrupt.raise(),
             _ => {}

@@ -43,7 +43,7 @@ fn memory_is_flat_in_the_number_of_pictures() {
     }
     config.set("lr", json!(1e-6)).unwrap();
     let (mut looking, mut stepping) = (Vec::new(), Vec::new());
-    let on_event = &mut |event| match event {
+    let on_event = &mut |event: TrainEvent| match event {
         TrainEvent::Loaded { .. } => looking.push(anonymous_kb()),
         TrainEvent::Step { .. } => stepping.push(anonymous_kb()),
         _ => {}

@@ -496,6 +496,98 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures() {
     assert!(world.at("out/state-gs00001.safetensors").exists(), "the state after step 1 stays");
 }
 
+/// Gradients of this picture are infinite; its losses are not.
+fn spoil(world: &World) {
+    fs::write(world.at("data/sub/loss_scale.txt"), "1e39").unwrap();
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_leaves_the_step_out_as_asked() {
+    let world = World::new();
+    spoil(&world);
+    let mut told = Vec::new();
+    let report = world.train("skip", json!({"on_nan": "skip"}), &mut |event, _| {
+        if let TrainEvent::StepLeftOut { what: "gradient", step, pictures, scale: None, .. } = event {
+            assert!(pictures.contains(&"sub/4.png".into()), "{pictures:?}");
+            told.push(step);
+        }
+    });
+    let report = report.unwrap();
+    assert_eq!((report.outcome, &report.left_out_steps, told.len()), (Outcome::Skipped, &told, 3));
+    assert!(report.to_string().contains("3 steps were left out, the first at "), "{report}");
+    Checkpoint::open(&report.checkpoints[2]).unwrap().verify().unwrap();
+
+    // Steps that are left out do not go into the state either.
+    let error = world.train("stop", json!({"state_every_n_steps": 1}), &mut |_, _| ()).unwrap_err();
+    let Error::NotFinite { what: "gradient", step, pictures, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*step, told[0]);
+    assert!(pictures.contains(&"sub/4.png".into()));
+
+    let wrong = world.error(json!({"on_nan": "lower_scale"}));
+    assert!(wrong.to_string().starts_with("`on_nan` is lower_scale, expected `stop` or `skip`"), "{wrong}");
+}
+
+#[test]
+fn losses_that_are_read_late_are_the_same_and_all_there() {
+    let world = World::new();
+    spoil(&world);
+    let train = |output: &str, every: u64, changes: Value| {
+        let mut config = TrainConfig { output: Some(world.at(output)), ..world.config.clone() };
+        set(&mut config, json!({"on_nan": "skip", "grad_accum": 2, "state_every_n_steps": 2}));
+        set(&mut config, changes);
+        let mut plan = config.plan().unwrap();
+        plan.read_every_n_steps = every;
+        let mut steps = Vec::new();
+        let interrupt = Interrupt::new();
+        let report = run(&plan, &interrupt, &mut |event| match event {
+            TrainEvent::Step { step, loss, .. } => steps.push((step, loss.to_bits())),
+            TrainEvent::StepLeftOut { step, .. } => steps.push((step, 0)),
+            _ => {}
+        });
+        (report.unwrap().left_out_steps, steps, world.files(output))
+    };
+    let at_once = train("at-once", 1, json!({}));
+    assert_eq!(train("late", 10, json!({})), at_once);
+}
+
+#[test]
+fn every_precision_resumes_to_the_bit() {
+    let world = World::new();
+    for precision in ["bf16", "fp16"] {
+        let changes = json!({"precision": precision, "max_epochs": 2, "save_every_n_epochs": 2,
+            "vae_precision": "bf16",
+            "gradient_checkpointing": true, "state_every_n_steps": 1});
+        let (whole, parts) = (format!("{precision}-whole"), format!("{precision}-parts"));
+        let report = world.undisturbed(&whole, changes.clone());
+        assert_eq!(report.outcome, Outcome::Done);
+        world.train(&parts, changes.clone(), &mut at_step(4, Interrupt::raise)).unwrap();
+        world.undisturbed(&parts, changes);
+        assert_eq!(world.files(&parts), world.files(&whole), "{precision}");
+    }
+}
+
+#[test]
+fn eight_pictures_are_learned_by_heart() {
+    let world = World::new();
+    let data = world.at("eight");
+    fs::create_dir(&data).unwrap();
+    for i in 0..8 {
+        let picture = RgbImage::from_fn(64, 64, |x, y| image_pixel(i, x, y));
+        picture.save(data.join(format!("{i}.png"))).unwrap();
+        fs::write(data.join(format!("{i}.txt")), format!("picture {i}")).unwrap();
+    }
+    let optimizer = world.at("optimizer.json");
+    fs::write(&optimizer, r#"{"optimizer": "adamw", "weight_decay": 0.0}"#).unwrap();
+    // Almost nothing but noise is to be seen: to know it is to know the picture.
+    let report = world.undisturbed(
+        "out",
+        json!({"data_root": data, "batch_size": 8, "max_epochs": 150, "lr": 3e-3, "cond_dropout": 0.0,
+            "timestep_start": 600, "save_every_n_epochs": null, "optimizer_config": optimizer}),
+    );
+    let (first, last) = report.losses.unwrap();
+    assert!(first > 0.5 && last < 0.05, "{first} {last}");
+}
+
 #[test]
 fn a_bad_base_checkpoint_is_an_error_that_names_it() {
     let world = World::new();

@@ -1,17 +1,33 @@
-//! AdamW.
+//! AdamW, through libtorch's fused kernels.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
+use vodka_sd15::native::FusedAdamW;
 
-use super::{OptimizerSettings, Parameter, correction, parts};
+use super::{Guard, Moving, OptimizerSettings, parts};
 
-/// One parameter's step number `step`, counted from 1, in torch's order of operations.
-pub(super) fn update(parameter: &mut Parameter, gradient: &Tensor, step: i64, settings: &OptimizerSettings) {
-    let OptimizerSettings { lr, betas: [beta1, beta2], epsilon, weight_decay, .. } = *settings;
-    let [mean, square] = parts(&mut parameter.state);
-    let value = &mut parameter.value;
-    let _ = value.g_mul_scalar_(1.0 - lr * weight_decay);
-    let _ = mean.lerp_(gradient, 1.0 - beta1);
-    let _ = square.g_mul_scalar_(beta2).g_add_(&(gradient * (1.0 - beta2) * gradient));
-    let denominator = square.sqrt() / correction(beta2, step).sqrt() + epsilon;
-    let _ = value.g_sub_(&(&*mean * (lr / correction(beta1, step)) / denominator));
+/// One step of all parameters, the one after `steps`.
+pub(super) fn step(moving: &mut [Moving<'_>], steps: &Tensor, guard: &Guard, settings: &OptimizerSettings) {
+    let OptimizerSettings { lr, betas, epsilon, weight_decay, .. } = *settings;
+    let (mut means, mut squares) = (Vec::new(), Vec::new());
+    for Moving { parameter, .. } in moving.iter_mut() {
+        let [mean, square] = parts(&mut parameter.state);
+        means.push(mean.shallow_clone());
+        squares.push(square.shallow_clone());
+    }
+    let values: Vec<_> = moving.iter().map(|moving| moving.parameter.value.detach()).collect();
+    let gradients: Vec<_> = moving.iter().map(|moving| moving.gradient.shallow_clone()).collect();
+    let adamw = FusedAdamW {
+        values: &values,
+        gradients: &gradients,
+        means: &means,
+        squares: &squares,
+        step: &(steps + 1.0).to_kind(Kind::Float),
+        lr,
+        betas,
+        weight_decay,
+        epsilon,
+        gradient_scale: guard.divisor.as_ref(),
+        found_inf: Some(&guard.found_inf),
+    };
+    adamw.step().expect("parameters, gradients and states are of one shape and kind");
 }

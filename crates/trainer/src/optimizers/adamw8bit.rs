@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{OptimizerSettings, Parameter, correction, parts};
+use super::{Guard, Moving, OptimizerSettings, correction, parts};
 
 /// Values that share a scale.
 const BLOCK: i64 = 256;
@@ -26,41 +26,46 @@ pub(super) fn state_of(value: &Tensor) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-/// One parameter's step number `step`, counted from 1.
-pub(super) fn update(parameter: &mut Parameter, gradient: &Tensor, step: i64, settings: &OptimizerSettings) {
-    match parameter.value.numel() < SMALLEST {
-        true => update_small(parameter, gradient, step, settings),
-        false => update_blocks(parameter, gradient, step, settings),
+/// One step of a parameter, the one after `steps`.
+pub(super) fn update(moving: &mut Moving<'_>, steps: &Tensor, guard: &Guard, settings: &OptimizerSettings) {
+    match moving.parameter.value.numel() < SMALLEST {
+        true => update_small(moving, steps, guard, settings),
+        false => update_blocks(moving, steps, guard, settings),
     }
 }
 
-fn update_blocks(parameter: &mut Parameter, gradient: &Tensor, step: i64, settings: &OptimizerSettings) {
+fn update_blocks(moving: &mut Moving<'_>, steps: &Tensor, guard: &Guard, settings: &OptimizerSettings) {
     let OptimizerSettings { lr, betas: [beta1, beta2], epsilon, weight_decay, .. } = *settings;
+    let Moving { parameter, gradient } = moving;
     let [codes1, absmax1, codes2, absmax2] = parts(&mut parameter.state);
     let value = &mut parameter.value;
     let [signed, unsigned] = [true, false].map(|signed| Codes::new(signed, value.device()));
     let mut mean = signed.decode(codes1, absmax1);
     let mut square = unsigned.decode(codes2, absmax2);
-    let _ = mean.g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
-    let _ = square.g_mul_scalar_(beta2).g_add_(&(gradient * (1.0 - beta2) * gradient));
-    let denominator = square.sqrt() / correction(beta2, step).sqrt() + epsilon;
-    let _ = value.g_mul_scalar_(1.0 - lr * weight_decay);
-    let _ = value.g_sub_(&(&mean * (lr / correction(beta1, step)) / denominator));
-    signed.encode(&mean, codes1, absmax1);
-    unsigned.encode(&square, codes2, absmax2);
+    let _ = mean.g_mul_scalar_(beta1).g_add_(&(&*gradient * (1.0 - beta1)));
+    let _ = square.g_mul_scalar_(beta2).g_add_(&(&*gradient * (1.0 - beta2) * &*gradient));
+    let denominator = square.sqrt() / correction(beta2, steps).sqrt() + epsilon;
+    let _ = value.g_mul_(&guard.decay(lr * weight_decay));
+    let rate = guard.weight(lr) / correction(beta1, steps);
+    let _ = value.g_sub_(&(&mean * rate / denominator));
+    signed.encode(&mean, codes1, absmax1, guard);
+    unsigned.encode(&square, codes2, absmax2, guard);
 }
 
 /// In 32 bits; the same formula with epsilon where bitsandbytes has it for these.
-fn update_small(parameter: &mut Parameter, gradient: &Tensor, step: i64, settings: &OptimizerSettings) {
+fn update_small(moving: &mut Moving<'_>, steps: &Tensor, guard: &Guard, settings: &OptimizerSettings) {
     let OptimizerSettings { lr, betas: [beta1, beta2], epsilon, weight_decay, .. } = *settings;
+    let Moving { parameter, gradient } = moving;
     let [mean, square] = parts(&mut parameter.state);
     let value = &mut parameter.value;
-    let _ = mean.g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
-    let _ = square.g_mul_scalar_(beta2).g_add_(&(gradient * (1.0 - beta2) * gradient));
-    let correction2 = correction(beta2, step).sqrt();
-    let _ = value.g_mul_scalar_(1.0 - lr * weight_decay);
-    let update = &*mean / (square.sqrt() + epsilon * correction2);
-    let _ = value.g_sub_(&(update * (lr * correction2 / correction(beta1, step))));
+    let new = |beta: f64| guard.weight(1.0 - beta);
+    let _ = mean.g_mul_(&guard.decay(1.0 - beta1)).g_add_(&(&*gradient * new(beta1)));
+    let _ = square.g_mul_(&guard.decay(1.0 - beta2)).g_add_(&(&*gradient * new(beta2) * &*gradient));
+    let correction2 = correction(beta2, steps).sqrt();
+    let _ = value.g_mul_(&guard.decay(lr * weight_decay));
+    let update = &*mean / (square.sqrt() + &correction2 * epsilon);
+    let rate = guard.weight(lr) * correction2 / correction(beta1, steps);
+    let _ = value.g_sub_(&(update * rate));
 }
 
 /// The 256 values that codes stand for, in increasing order, from -1 or 0 to 1: with a dynamic exponent, so that small
@@ -102,7 +107,7 @@ impl Codes {
     }
 
     /// The nearest code of each value as a share of its block's largest; of two equally near ones the lower.
-    fn encode(&self, values: &Tensor, codes: &mut Tensor, absmax: &mut Tensor) {
+    fn encode(&self, values: &Tensor, codes: &mut Tensor, absmax: &mut Tensor, guard: &Guard) {
         let flat = values.flatten(0, -1); // (n)
         let n = flat.size()[0];
         let blocks = flat.constant_pad_nd([0, (n + BLOCK - 1) / BLOCK * BLOCK - n]).view([-1, BLOCK]);
@@ -110,7 +115,7 @@ impl Codes {
         // A block of zeros has codes of no meaning: they are multiplied by 0.
         let shares = blocks * largest.reciprocal().clamp_max(f64::from(f32::MAX)).unsqueeze(1);
         let nearest = shares.bucketize(&self.bounds, true, false).flatten(0, -1).slice(0, None, n, 1);
-        codes.copy_(&nearest.to_kind(Kind::Uint8).view_as(values));
-        absmax.copy_(&largest);
+        codes.copy_(&guard.choose(&nearest.to_kind(Kind::Uint8).view_as(values), codes));
+        absmax.copy_(&guard.choose(&largest, absmax));
     }
 }

@@ -7,15 +7,18 @@
 use std::array;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
+use vodka_sd15::native;
 
 mod adamw;
 mod adamw8bit;
 mod dadapt_adam;
+mod guard;
 mod lion;
 mod prodigy;
 
 pub use adamw8bit::dynamic_map;
+pub use guard::Guard;
 
 /// Which optimizer, and the numbers that only it has.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -70,7 +73,7 @@ pub struct OptimizerSettings {
 pub struct Optimizer {
     settings: OptimizerSettings,
     parameters: Vec<Parameter>,
-    numbers: Numbers,
+    counters: Counters,
 }
 
 /// A parameter and what the optimizer remembers of it.
@@ -97,12 +100,43 @@ pub struct Numbers {
     pub numerator: f64,
 }
 
+/// The same on the device, 64-bit and without axes: how far an optimizer has come, only the device knows, since steps
+/// with infinite gradients are not taken.
+#[derive(Debug)]
+struct Counters {
+    steps: Tensor,
+    d: Tensor,
+    d_max: Tensor,
+    numerator: Tensor,
+}
+
+impl Counters {
+    fn new(numbers: Numbers, device: Device) -> Self {
+        let number = |value: f64| Tensor::full([], value, (Kind::Double, device));
+        let Numbers { steps, d, d_max, numerator } = numbers;
+        Self { steps: number(steps as f64), d: number(d), d_max: number(d_max), numerator: number(numerator) }
+    }
+
+    /// Waits for the device.
+    fn read(&self) -> Numbers {
+        let [steps, d, d_max, numerator] =
+            [&self.steps, &self.d, &self.d_max, &self.numerator].map(|number| number.double_value(&[]));
+        Numbers { steps: steps as i64, d, d_max, numerator }
+    }
+}
+
+/// A parameter that has a gradient.
+struct Moving<'p> {
+    parameter: &'p mut Parameter,
+    gradient: Tensor,
+}
+
 impl Adaptation {
-    /// What the rate of step number `step` is multiplied by, so that means that began with 0 make full steps.
-    fn bias_correction(self, [beta1, beta2]: [f64; 2], step: i64) -> f64 {
+    /// What the rate of the step after `steps` is multiplied by, so that means that began with 0 make full steps.
+    fn bias_correction(self, [beta1, beta2]: [f64; 2], steps: &Tensor) -> Tensor {
         match self.use_bias_correction {
-            true => correction(beta2, step).sqrt() / correction(beta1, step),
-            false => 1.0,
+            true => correction(beta2, steps).sqrt() / correction(beta1, steps),
+            false => steps.ones_like(),
         }
     }
 }
@@ -138,11 +172,10 @@ impl Optimizer {
             Parameter { name, value, state }
         };
         let d = settings.method.adaptation().map_or(0.0, |adaptation| adaptation.d0);
-        Self {
-            settings,
-            parameters: parameters.into_iter().map(parameter).collect(),
-            numbers: Numbers { steps: 0, d, d_max: d, numerator: 0.0 },
-        }
+        let parameters: Vec<_> = parameters.into_iter().map(parameter).collect();
+        let device = parameters.first().map_or(Device::Cpu, |parameter| parameter.value.device());
+        let numbers = Numbers { steps: 0, d, d_max: d, numerator: 0.0 };
+        Self { settings, parameters, counters: Counters::new(numbers, device) }
     }
 
     /// Its settings.
@@ -155,92 +188,132 @@ impl Optimizer {
         &self.parameters
     }
 
-    /// What it remembers beside tensors.
+    /// What it remembers beside tensors. Waits for the device.
     pub fn numbers(&self) -> Numbers {
-        self.numbers
+        self.counters.read()
     }
 
     /// Goes on from numbers that were saved; the tensors are overwritten through [`Optimizer::parameters`].
     pub fn restore(&mut self, numbers: Numbers) {
-        self.numbers = numbers;
+        self.counters = Counters::new(numbers, self.counters.steps.device());
     }
 
     /// Changes every parameter along its gradient, with this learning rate; those without a gradient stay as they are.
     ///
     /// D-Adaptation and Prodigy take no step while all gradients or the learning rate are 0.
     pub fn step(&mut self, lr: f64) {
-        no_grad(|| self.step_without_grad(lr));
+        self.step_guarded(lr, &Guard::open(self.counters.steps.device()));
     }
 
-    fn step_without_grad(&mut self, lr: f64) {
+    /// The same, where the guard lets it: nothing changes with gradients that are not finite. The host does not wait for
+    /// the device.
+    pub fn step_guarded(&mut self, lr: f64, guard: &Guard) {
+        no_grad(|| self.step_without_grad(lr, guard));
+    }
+
+    fn step_without_grad(&mut self, lr: f64, guard: &Guard) {
         let settings = OptimizerSettings { lr, ..self.settings };
+        let adapts = settings.method.adaptation().is_some();
         let mut moving: Vec<_> = with_gradient(&mut self.parameters).collect();
+        if moving.is_empty() || adapts && lr <= 0.0 {
+            return;
+        }
+        if settings.method != Method::AdamW {
+            let gradients: Vec<_> = moving.iter().map(|moving| moving.gradient.shallow_clone()).collect();
+            guard.clean(&gradients);
+        }
+        let counters = &mut self.counters;
         let stepped = match settings.method {
+            Method::AdamW => {
+                adamw::step(&mut moving, &counters.steps, guard, &settings);
+                guard.ok.shallow_clone()
+            }
+            Method::AdamW8bit => {
+                moving.iter_mut().for_each(|one| adamw8bit::update(one, &counters.steps, guard, &settings));
+                guard.ok.shallow_clone()
+            }
+            Method::Lion => {
+                moving.iter_mut().for_each(|one| lion::update(one, &counters.steps, guard, &settings));
+                guard.ok.shallow_clone()
+            }
             Method::DAdaptAdam(adaptation) => {
-                dadapt_adam::step(&mut moving, &mut self.numbers, &settings, adaptation)
+                dadapt_adam::step(&mut moving, counters, guard, &settings, adaptation)
             }
-            Method::Prodigy(adaptation) => {
-                prodigy::step(&mut moving, &mut self.numbers, &settings, adaptation)
-            }
-            method @ (Method::AdamW | Method::AdamW8bit | Method::Lion) => {
-                let update = match method {
-                    Method::AdamW8bit => adamw8bit::update,
-                    Method::Lion => lion::update,
-                    _ => adamw::update,
-                };
-                let step = self.numbers.steps + 1;
-                moving
-                    .iter_mut()
-                    .for_each(|(parameter, gradient)| update(parameter, gradient, step, &settings));
-                true
-            }
+            Method::Prodigy(adaptation) => prodigy::step(&mut moving, counters, guard, &settings, adaptation),
         };
-        self.numbers.steps += i64::from(stepped);
+        counters.steps += stepped;
     }
 
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
-        self.parameters.iter_mut().for_each(|parameter| parameter.value.zero_grad());
+        self.clear_gradients(false);
+    }
+
+    /// Forgets all gradients, or sets them to 0 where they must `keep` their places.
+    fn clear_gradients(&mut self, keep: bool) {
+        let values: Vec<_> =
+            self.parameters.iter().map(|parameter| parameter.value.shallow_clone()).collect();
+        native::clear_gradients(&values, keep).expect("gradients of one device");
     }
 
     /// The gradients that there are.
-    fn gradients(&self) -> impl Iterator<Item = Tensor> {
-        self.parameters.iter().map(|parameter| parameter.value.grad()).filter(Tensor::defined)
+    pub fn gradients(&self) -> Vec<Tensor> {
+        self.parameters.iter().map(|parameter| parameter.value.grad()).filter(Tensor::defined).collect()
     }
 
-    /// Whether all gradients are finite.
-    pub fn gradients_are_finite(&self) -> bool {
-        let sums: Vec<_> = self.gradients().map(|gradient| gradient.abs().sum(Kind::Double)).collect();
-        sums.is_empty() || Tensor::stack(&sums, 0).sum(Kind::Double).double_value(&[]).is_finite()
-    }
-
-    /// The norm of all gradients together; 0 without any.
-    pub fn gradient_norm(&self) -> f64 {
-        no_grad(|| self.gradient_norm_tensor().map_or(0.0, |norm| norm.double_value(&[])))
-    }
-
-    fn gradient_norm_tensor(&self) -> Option<Tensor> {
-        let norms: Vec<_> = self.gradients().map(|gradient| gradient.norm()).collect();
-        (!norms.is_empty()).then(|| Tensor::stack(&norms, 0).norm())
-    }
-
-    /// Shrinks all gradients by one factor where their norm is more than `max_norm`, as
-    /// `torch.nn.utils.clip_grad_norm_` does.
-    pub fn clip_gradients(&mut self, max_norm: f64) {
+    /// Shrinks all gradients by one factor where their norm is more than `max_norm`, as they are.
+    pub(crate) fn clip_gradients(&self, max_norm: f64) {
         no_grad(|| {
-            let Some(norm) = self.gradient_norm_tensor() else { return };
-            let factor: Tensor = (max_norm / (norm + 1e-6)).clamp_max(1.0);
-            self.gradients().for_each(|mut gradient| {
-                let _ = gradient.g_mul_(&factor);
-            });
+            let gradients = self.gradients();
+            let Some(norm) = guard::norm(&gradients) else { return };
+            let factor: Tensor = max_norm / (norm + 1e-6);
+            native::scale(&gradients, &factor.clamp_max(1.0)).expect("gradients of one device");
         });
+    }
+
+    /// The norm of all gradients together; 0 without any. Waits for the device.
+    pub fn gradient_norm(&self) -> f64 {
+        no_grad(|| guard::norm(&self.gradients()).map_or(0.0, |norm| norm.double_value(&[])))
     }
 }
 
-fn with_gradient(parameters: &mut [Parameter]) -> impl Iterator<Item = (&mut Parameter, Tensor)> {
+/// One network's part in a step.
+#[derive(Debug)]
+pub struct Part<'o> {
+    /// Its optimizer; `None` where it is not trained.
+    pub optimizer: Option<&'o mut Optimizer>,
+    /// The learning rate.
+    pub lr: f64,
+    /// The largest norm of its gradients.
+    pub max_norm: Option<f64>,
+}
+
+/// Steps along the gradients of all parts, and forgets them; or forgets them alone, where one of them or of `losses` is
+/// infinite or not a number. Then 1, else 0; 32-bit, without axes. Nothing waits for the device. With `keep_gradients` they
+/// are 0 in their places afterwards.
+pub fn step_together(
+    parts: [Part<'_>; 2],
+    losses: &[Tensor],
+    scale: Option<&Tensor>,
+    keep_gradients: bool,
+) -> Tensor {
+    let gradients = parts.each_ref().map(|part| part.optimizer.as_ref().map(|o| o.gradients()));
+    let gradients = gradients.map(Option::unwrap_or_default);
+    let networks = [0, 1].map(|i| (gradients[i].as_slice(), parts[i].max_norm));
+    let guards = no_grad(|| Guard::for_networks(&networks, losses, scale));
+    let found_inf = guards[0].0.found_inf.shallow_clone();
+    for (part, (guard, _)) in parts.into_iter().zip(guards) {
+        let Some(optimizer) = part.optimizer else { continue };
+        optimizer.step_guarded(part.lr, &guard);
+        optimizer.clear_gradients(keep_gradients);
+    }
+    found_inf
+}
+
+fn with_gradient(parameters: &mut [Parameter]) -> impl Iterator<Item = Moving<'_>> {
     parameters.iter_mut().filter_map(|parameter| {
         let gradient = parameter.value.grad();
-        gradient.defined().then_some((parameter, gradient))
+        gradient.defined().then_some(Moving { parameter, gradient })
     })
 }
 
@@ -250,17 +323,14 @@ fn parts<'s, const N: usize>(state: &'s mut [(&'static str, Tensor)]) -> [&'s mu
     array::from_fn(|_| &mut state.next().expect("a parameter has the state of its method").1)
 }
 
-/// `1 - beta^step`: what a running mean that began with 0 has to be divided by.
-fn correction(beta: f64, step: i64) -> f64 {
-    1.0 - beta.powf(step as f64)
+/// `1 - beta^step` for the step after `steps`: what a running mean that began with 0 has to be divided by.
+fn correction(beta: f64, steps: &Tensor) -> Tensor {
+    1.0 - Tensor::pow_scalar(beta, &(steps + 1.0))
 }
 
-/// The sum of one number for each parameter, in 64 bits; one look at the device.
-fn total(numbers: &[Tensor]) -> f64 {
-    match numbers.is_empty() {
-        true => 0.0,
-        false => Tensor::stack(numbers, 0).sum(Kind::Double).double_value(&[]),
-    }
+/// The sum of one number for each parameter, in 64 bits.
+fn total(numbers: &[Tensor]) -> Tensor {
+    Tensor::stack(numbers, 0).sum(Kind::Double)
 }
 
 #[cfg(test)]

@@ -133,7 +133,6 @@ fn parameters_without_a_gradient_stay_and_so_does_a_step_at_rate_nought() {
         let settings = settings(name);
         let mut optimizer = Optimizer::new([("still".to_owned(), still.shallow_clone())], settings);
         optimizer.step(settings.lr);
-        assert!(optimizer.gradients_are_finite());
         assert_eq!(still.detach(), before, "{name}");
         set_gradient(&still, &still.detach());
         optimizer.step(0.0);
@@ -161,24 +160,91 @@ fn eight_bits_are_as_near_as_their_codes() {
     assert!(off.max().double_value(&[]) < 0.0071, "{off}");
 }
 
-#[test]
-fn a_single_infinite_gradient_is_seen() {
-    let weights = Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let optimizer = Optimizer::new([("w".to_owned(), weights.shallow_clone())], ADAM);
-    set_gradient(&weights, &Tensor::from_slice(&[1.0_f32, f32::INFINITY, f32::NEG_INFINITY]));
-    assert!(!optimizer.gradients_are_finite());
+/// A guard for one network, and the norm of its gradients.
+fn guard(optimizer: &Optimizer, max_norm: Option<f64>, scale: Option<&Tensor>) -> (Guard, f64) {
+    let gradients = optimizer.gradients();
+    let (guard, norm) = Guard::for_networks(&[(&gradients, max_norm)], &[], scale).remove(0);
+    (guard, norm.double_value(&[]))
 }
 
 #[test]
-fn clipping_shrinks_all_gradients_by_one_factor() {
+fn an_infinite_gradient_changes_nothing_and_the_next_step_is_the_first() {
+    for name in ALL {
+        let settings = settings(name);
+        let run = |spoiled: &[usize]| {
+            let weights = SHAPES.map(|(name, shape)| (name.to_owned(), start(shape)));
+            let shared = weights.each_ref().map(|(name, w)| (name.clone(), w.shallow_clone()));
+            let mut optimizer = Optimizer::new(shared, settings);
+            for step in 0..5 {
+                for (_, w) in &weights {
+                    set_gradient(w, &gradient(w, 1));
+                }
+                if spoiled.contains(&step) {
+                    let bad = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN][step % 3];
+                    let _ = weights[1].1.grad().view([-1]).get(7).fill_(f64::from(bad));
+                } else if spoiled.is_empty() && step > 2 {
+                    break;
+                }
+                let (guard, _) = guard(&optimizer, Some(1e9), None);
+                optimizer.step_guarded(settings.lr, &guard);
+                optimizer.zero_grad();
+            }
+            let states = optimizer.parameters().iter().flat_map(|p| &p.state);
+            let all = weights.iter().map(|(_, w)| w).chain(states.map(|(_, state)| state));
+            let all: Vec<_> = all.map(|t| t.detach().to_kind(Kind::Float).flatten(0, -1)).collect();
+            (Vec::<f32>::try_from(Tensor::cat(&all, 0)).unwrap(), optimizer.numbers())
+        };
+        // Gradients depend on the weights alone, so three good steps are three good steps.
+        assert_eq!(run(&[0, 2]), run(&[]), "{name}");
+    }
+}
+
+#[test]
+fn an_infinite_loss_changes_nothing() {
+    let weights = Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let mut optimizer = Optimizer::new([("w".to_owned(), weights.shallow_clone())], ADAM);
+    set_gradient(&weights, &Tensor::from_slice(&[1.0_f32; 3]));
+    let gradients = optimizer.gradients();
+    let guards = Guard::for_networks(&[(&gradients, None)], &[Tensor::from(f32::NAN)], None);
+    optimizer.step_guarded(0.1, &guards[0].0);
+    assert_eq!(weights.detach(), Tensor::ones([3], (Kind::Float, Device::Cpu)));
+    assert_eq!(optimizer.numbers().steps, 0);
+}
+
+#[test]
+fn gradients_are_clipped_and_unscaled_alike_by_every_optimizer() {
+    for name in ALL {
+        let settings = settings(name);
+        let after = |scale: Option<f32>, clip: Option<f64>, by_hand: f64| {
+            let weights = start([60, 70]);
+            let mut optimizer = Optimizer::new([("w".to_owned(), weights.shallow_clone())], settings);
+            let gradient = gradient(&weights, 1) * f64::from(scale.unwrap_or(1.0)) * by_hand;
+            set_gradient(&weights, &gradient);
+            let scale = scale.map(Tensor::from);
+            let (guard, norm) = guard(&optimizer, clip, scale.as_ref());
+            optimizer.step_guarded(settings.lr, &guard);
+            (weights.detach(), norm)
+        };
+        let (plain, norm) = after(None, None, 1.0);
+        // A power of two is exact.
+        let (scaled, scaled_norm) = after(Some(1024.0), None, 1.0);
+        assert_eq!((&scaled, scaled_norm), (&plain, norm), "{name}");
+        let (clipped, _) = after(Some(1024.0), Some(norm / 2.0), 1.0);
+        let (halved, _) = after(None, None, 0.5);
+        let difference = (clipped - halved).abs().max().double_value(&[]);
+        assert!(difference < 1e-5, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn clipping_looks_at_all_gradients_together_and_leaves_short_ones() {
     let [a, b] = [3.0, 4.0].map(|_| Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true));
     let both = [("a".to_owned(), a.shallow_clone()), ("b".to_owned(), b.shallow_clone())];
-    let mut optimizer = Optimizer::new(both, ADAM);
+    let optimizer = Optimizer::new(both, ADAM);
     set_gradient(&a, &Tensor::from_slice(&[3.0_f32]));
     set_gradient(&b, &Tensor::from_slice(&[4.0_f32]));
-    optimizer.clip_gradients(10.0);
+    let divisor = |max_norm| guard(&optimizer, Some(max_norm), None).0.divisor.unwrap().double_value(&[]);
+    assert_eq!(divisor(10.0), 1.0);
+    assert!((divisor(1.0) - 5.0).abs() < 1e-5);
     assert_eq!(optimizer.gradient_norm(), 5.0);
-    optimizer.clip_gradients(1.0);
-    assert!((a.grad().double_value(&[0]) - 0.6).abs() < 1e-6);
-    assert!((b.grad().double_value(&[0]) - 0.8).abs() < 1e-6);
 }

@@ -22,7 +22,7 @@ use crate::{
 const DROPPED: &str = " ";
 
 impl Run<'_> {
-    /// The inputs of a batch, with the random numbers of its pictures in this epoch.
+    /// The inputs of a batch on the processor, with the random numbers of its pictures in this epoch.
     ///
     /// # Errors
     /// A picture is gone or another one, or the VAE makes nothing of it.
@@ -34,7 +34,7 @@ impl Run<'_> {
         let cat = |of: &mut dyn FnMut(&Place, &Draft) -> Result<Tensor>| {
             let tensors = places.iter().zip(&drafts).map(|(place, draft)| of(place, draft));
             let tensors = tensors.collect::<Result<Vec<_>>>()?;
-            Ok::<_, Error>(Tensor::cat(&tensors, 0).to_device(self.model.unet.vars().device()))
+            Ok::<_, Error>(Tensor::cat(&tensors, 0))
         };
         let scale = self.model.config.vae.scaling_factor;
         let (first, end) = settings.timesteps;
@@ -103,13 +103,12 @@ impl Run<'_> {
             Ok::<_, Error>(Tensor::from_slice(&known.map_or_else(made, Ok)?).view(size))
         };
         let states = ids.iter().map(state).collect::<Result<Vec<_>>>()?;
-        Ok(Some(Tensor::cat(&states, 0).to_device(self.model.unet.vars().device())))
+        Ok(Some(Tensor::cat(&states, 0)))
     }
 
     /// `(B, 77)`
     pub(super) fn ids_tensor(&self, ids: &[[i64; CONTEXT_LENGTH]]) -> Tensor {
-        let ids = Tensor::from_slice(&ids.concat()).view([ids.len() as i64, CONTEXT_LENGTH as i64]);
-        ids.to_device(self.model.unet.vars().device())
+        Tensor::from_slice(&ids.concat()).view([ids.len() as i64, CONTEXT_LENGTH as i64])
     }
 
     /// What the losses of a batch's pictures are multiplied by. `(B)`

@@ -55,6 +55,8 @@ impl Run<'_> {
 
     /// What can be used of a run that has failed, if it can be written.
     pub(super) fn save_errored(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        // What ends the run may be what is found here, and that is told already.
+        let _ = self.settle(on_event);
         let (epoch, step) = (self.epochs_done(), self.progress.step());
         if step == 0 {
             return Ok(());
@@ -86,6 +88,7 @@ impl Run<'_> {
         epoch: u64,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
+        self.settle(on_event)?;
         self.watch.meter.enter(Phase::Saving);
         check_space(&self.plan.output, self.checkpoint_size(), "a checkpoint")?;
         self.write_graph()?;

@@ -36,6 +36,8 @@ pub fn find_lr(
         start_over: true,
         logdir: None,
         sample_prompts: None,
+        // Each step is looked at before the next.
+        read_every_n_steps: 1,
         ..plan.clone()
     };
     let key = plan.key()?;

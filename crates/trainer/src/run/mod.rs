@@ -23,15 +23,15 @@ use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_sd15::{Network, StableDiffusion, parse_device};
+use vodka_sd15::{Network, StableDiffusion, device_type, native, parse_device};
 use vodka_stage::{
     ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, hash_bytes, record_path,
     write_atomic,
 };
 
-use self::batch::places_after;
+use self::{batch::places_after, optimize::Steps};
 use crate::{
-    AuditReport, EFFECTIVE_JSON, Error, Result, TrainEvent, TrainPlan, TrainReport,
+    AuditReport, EFFECTIVE_JSON, Error, OnNan, Result, TrainEvent, TrainPlan, TrainReport,
     ahead::{Ahead, pool},
     audit::look,
     cache::Cache,
@@ -45,7 +45,7 @@ use crate::{
     state::{self, Progress},
     step::Objective,
     validation::STABILIZED,
-    watch::{LossesFile, Meter, Phase, Row, Validations, Watch, mean},
+    watch::{LossesFile, Meter, Phase, Row, Validations, Watch, finite_mean},
 };
 
 /// How often each picture was trained on.
@@ -220,6 +220,7 @@ struct Run<'a> {
     progress: Progress,
     /// When the last state was saved, or this run began.
     state_saved_at: Instant,
+    steps: Steps,
     /// How often each example has been in a batch.
     exposures: Vec<u64>,
     losses_file: LossesFile,
@@ -248,7 +249,7 @@ impl<'a> Run<'a> {
         on_event(TrainEvent::Audit(Box::new(audited.clone())));
         audited.check(plan)?;
         let device = parse_device(&plan.device, &plan.runtime_dir)?;
-        let mut model = StableDiffusion::load(&checkpoint, device, Kind::Float)?;
+        let mut model = load_model(plan, &checkpoint, device)?;
         let mut meter = Meter::new(device);
         meter.enter(Phase::Data);
         let pool = pool(plan.data_threads);
@@ -258,7 +259,10 @@ impl<'a> Run<'a> {
         check_unchanged(plan, &audited, &dataset)?;
         let training = drafter(plan, &dataset, &model)?;
         tell_of_small_cache(plan, &training, on_event);
-        let frozen_text = plan.settings.text_encoder.is_none().then(|| identity(&model.clip)).transpose()?;
+        let frozen_text = match plan.settings.text_encoder {
+            Some(_) => None,
+            None => Some(computed(identity(&model.clip)?, plan)),
+        };
         let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
         let (freezing, layers) = (plan.settings.text_encoder_freezing, model.config.clip.layers);
         freezing.trained_layers(layers)?;
@@ -306,6 +310,7 @@ impl<'a> Run<'a> {
             entries,
             epoch_settings,
             epochs,
+            steps: Steps::new(plan, &progress, device),
             progress,
             state_saved_at: Instant::now(),
         };
@@ -392,19 +397,24 @@ impl<'a> Run<'a> {
         let by_epoch: Vec<_> = (1..=self.plan.settings.max_epochs)
             .map(losses)
             .take_while(|losses| !losses.is_empty())
-            .map(mean)
+            .map(finite_mean)
             .collect();
         TrainReport {
-            outcome: match (finished, self.dataset.skipped.is_empty()) {
-                (false, _) => Outcome::Interrupted,
-                (true, false) => Outcome::Skipped,
-                (true, true) => Outcome::Done,
+            outcome: match finished {
+                false => Outcome::Interrupted,
+                // Steps that only had the scale too high are no loss.
+                true if self.plan.on_nan == OnNan::Skip && !self.progress.left_out.is_empty() => {
+                    Outcome::Skipped
+                }
+                true if !self.dataset.skipped.is_empty() => Outcome::Skipped,
+                true => Outcome::Done,
             },
             seed: self.plan.settings.seed,
             pictures: self.dataset.examples.len(),
             steps: self.progress.step(),
             total_steps: self.epochs.steps(),
             losses: by_epoch.first().copied().zip(by_epoch.last().copied()),
+            left_out_steps: self.progress.left_out.clone(),
             long_captions: self.dataset.long_captions,
             checkpoints: self.checkpoints().collect(),
             ema_checkpoints: self.ema_checkpoints().collect(),
@@ -421,6 +431,22 @@ fn data_hash(key: &RunKey) -> ContentHash {
     let data = key.inputs.iter().filter(|(name, _)| is_data(name));
     let text: String = data.map(|(name, input)| format!("{name} {}\n", input.sha256)).collect();
     hash_bytes(text.as_bytes())
+}
+
+/// The networks as they are trained.
+fn load_model(plan: &TrainPlan, checkpoint: &Checkpoint, device: Device) -> Result<StableDiffusion> {
+    let arithmetic = &plan.settings.arithmetic;
+    if device.is_cuda() {
+        native::set_arithmetic(arithmetic.tf32, true, arithmetic.deterministic)
+            .map_err(Error::torch("setting how the GPU computes"))?;
+    }
+    let mut model = StableDiffusion::load(checkpoint, device, Kind::Float)?;
+    model.unet.channels_last();
+    model.vae.channels_last();
+    model.vae.set_autocast(arithmetic.vae.autocast());
+    model.unet.set_gradient_checkpointing(arithmetic.gradient_checkpointing);
+    model.clip.set_gradient_checkpointing(arithmetic.gradient_checkpointing);
+    Ok(model)
 }
 
 /// Opens the base checkpoint and checks that it is whole and can be trained.
@@ -463,6 +489,13 @@ fn check_unchanged(plan: &TrainPlan, audited: &AuditReport, dataset: &Dataset) -
     }
 }
 
+/// A frozen network, and what its last bits depend on.
+fn computed(network: ContentHash, plan: &TrainPlan) -> ContentHash {
+    let arithmetic = &plan.settings.arithmetic;
+    let (device, vae, tf32) = (device_type(&plan.device), arithmetic.vae, arithmetic.tf32);
+    hash_bytes(format!("{network} {device} {vae:?} {tf32}").as_bytes())
+}
+
 /// Makes drafts of the pictures that are trained on.
 fn drafter(plan: &TrainPlan, dataset: &Dataset, model: &StableDiffusion) -> Result<Drafter> {
     let settings = &plan.settings;
@@ -475,7 +508,7 @@ fn drafter(plan: &TrainPlan, dataset: &Dataset, model: &StableDiffusion) -> Resu
         flip_p: settings.flip_p,
         latents: (config.latent_channels, config.downscale()),
         cache: Arc::new(Cache::open(plan.cache.mode, &plan.cache.dir, plan.cache.limit_bytes)?),
-        vae: identity(&model.vae)?,
+        vae: computed(identity(&model.vae)?, plan),
     })
 }
 
@@ -574,6 +607,12 @@ fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
         loss_type: settings.loss_type,
         min_snr_gamma: settings.min_snr_gamma,
         clip_skip: settings.clip_skip,
+        unet_autocast: settings.arithmetic.networks.autocast(),
+        text_autocast: settings
+            .arithmetic
+            .networks
+            .autocast()
+            .filter(|_| !settings.arithmetic.exact_text_encoder),
     }
 }
 

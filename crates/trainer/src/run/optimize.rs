@@ -1,17 +1,58 @@
 //! One step of the optimizers: gradients of a few batches, and the way along them.
 
-use tch::Kind;
+use tch::{Device, TchError, Tensor};
+use vodka_sd15::{Network, catch, is_out_of_memory};
 
 use super::Run;
 use crate::{
-    Error, Result, TrainEvent,
+    Arithmetic, Compat, Error, Result, TrainEvent, TrainPlan,
+    arithmetic::{OnNan, Scaler, ScalerRule},
     epoch::Planned,
-    optimizers::Optimizer,
+    graph::Recorder,
+    optimizers::{Optimizer, Part, step_together},
+    state::Progress,
+    step::{Batch, upload},
     watch::{Extra, Phase, Row},
 };
 
+/// An optimizer step whose losses were not read from the device yet.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// Its batches; the losses in them are not known.
+    rows: Vec<(Row, Extra)>,
+    /// Their losses. `(batches)`
+    losses: Tensor,
+    /// Whether something was infinite, and it was left out. 32-bit, without axes
+    found_inf: Tensor,
+    /// The pictures of all batches.
+    pictures: Vec<usize>,
+}
+
+/// What steps need beside networks and optimizers.
+#[derive(Debug)]
+pub(super) struct Steps {
+    /// Those whose losses are still on the device.
+    unread: Vec<Unread>,
+    /// In fp16.
+    pub scaler: Option<Scaler>,
+    recorder: Recorder,
+}
+
+impl Steps {
+    /// For a run that has come so far.
+    pub fn new(plan: &TrainPlan, progress: &Progress, device: Device) -> Self {
+        let scaled = plan.settings.arithmetic.networks == Arithmetic::Fp16;
+        Self {
+            unread: Vec::new(),
+            scaler: scaled.then(|| Scaler::new(progress.scaler.unwrap_or_default(), device)),
+            recorder: Recorder::new(plan.cuda_graphs, device),
+        }
+    }
+}
+
 impl Run<'_> {
-    /// Accumulates the gradients of a few batches and steps along them.
+    /// Accumulates the gradients of a few batches and steps along them. On a GPU nothing waits for it; what came of it is
+    /// found by [`Run::settle`].
     ///
     /// Every picture weighs the same, whatever the size of its batch: its loss is divided by the number of pictures
     /// that full batches would have. EveryDream2 divides by that of one batch alone.
@@ -21,70 +62,175 @@ impl Run<'_> {
         group: &[Planned],
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
-        let settings = &self.plan.settings;
-        let together = if settings.compat.averages_gradients() { settings.grad_accum } else { 1 };
-        let full = (settings.batch_size * together) as f64;
-        let mut rows = Vec::with_capacity(group.len());
-        for (step, planned) in (self.progress.step() + 1..).zip(group) {
-            let pictures = &planned.pictures;
+        let first = self.progress.step() + 1;
+        let mut losses = Vec::with_capacity(group.len());
+        for (step, planned) in (first..).zip(group) {
             self.watch.meter.enter(Phase::Data);
             let batch = self.batch(epoch, planned)?;
             self.watch.meter.enter(Phase::Networks);
-            let (clip, unet) = (&self.model.clip, &self.model.unet);
-            let losses = self.objective.losses(clip, unet, &batch); // (B)
-            let loss = losses.mean(Kind::Float).double_value(&[]) as f32;
-            if !loss.is_finite() {
-                return Err(self.not_finite("loss", epoch, step, pictures));
-            }
-            let weights = self.loss_weights(planned).to_device(losses.device()); // (B)
-            ((losses * weights).sum(Kind::Float) / full).backward();
-            if settings.compat.clips_every_batch() {
-                let clip = settings.clip_grad_norm;
-                for optimizer in [&mut self.unet, &mut self.text_encoder].into_iter().flatten() {
-                    clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
-                }
-            }
-            let extra = Extra { pictures: pictures.len() as u64, ..Extra::default() };
-            rows.push((Row { epoch, step, loss, rates: self.rates.at(step) }, extra));
+            let loss = catch(|| self.accumulate(planned, &batch)).and_then(|loss| loss);
+            losses.push(loss.map_err(|source| self.refused(epoch, step, planned, source))?);
         }
         self.watch.meter.enter(Phase::Optimizer);
         // Schedules go by batches; the last of the group says the rate.
         let step = self.progress.step() + group.len() as u64;
-        let rates = self.rates.at(step);
+        let last = &group[group.len() - 1];
+        let norms = if self.plan.log_grad_norm { self.gradient_norms() } else { [None; 2] };
+        let found_inf = catch(|| self.step_along(step, &losses));
+        let found_inf = found_inf.map_err(|source| self.refused(epoch, step, last, source))?;
+        let row = |(of, planned): (u64, &Planned)| {
+            let extra = Extra {
+                pictures: planned.pictures.len() as u64,
+                norms: if of == step { norms } else { [None; 2] },
+                grad_scale: None,
+            };
+            (Row { epoch, step: of, loss: f32::NAN, rates: self.rates.at(of) }, extra)
+        };
+        self.steps.unread.push(Unread {
+            rows: (first..).zip(group).map(row).collect(),
+            losses: Tensor::stack(&losses, 0),
+            found_inf,
+            pictures: group.iter().flat_map(|planned| &planned.pictures).copied().collect(),
+        });
+        // What they are is filled in when they are read.
+        self.progress.losses.extend(group.iter().map(|_| f32::NAN));
+        match self.steps.unread.iter().map(|unread| unread.rows.len() as u64).sum::<u64>() {
+            n if n >= self.plan.read_every_n_steps => self.settle(on_event),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds the gradients of a batch to those that there are; its loss, without axes.
+    fn accumulate(&mut self, planned: &Planned, batch: &Batch) -> Result<Tensor, TchError> {
+        let settings = &self.plan.settings;
+        let together = if settings.compat.averages_gradients() { settings.grad_accum } else { 1 };
+        let full = (settings.batch_size * together) as f64;
+        let device = self.device();
+        let inputs = self.objective.inputs(batch).to_device(device);
+        let weights = upload(&(self.loss_weights(planned) / full), device); // (B)
+        let scale = self.steps.scaler.as_ref().map(Scaler::scale);
+        let loss = self.steps.recorder.accumulate(&self.objective, &self.model, inputs, weights, scale)?;
+        if let Some(norm) = settings.clip_grad_norm.filter(|_| settings.compat.clips_every_batch()) {
+            // Scaled or not (defect D4).
+            [&self.unet, &self.text_encoder].into_iter().flatten().for_each(|o| o.clip_gradients(norm));
+        }
+        Ok(loss)
+    }
+
+    /// The norms of the gradients of UNet and text encoder, without the scale of fp16. This waits for the device.
+    fn gradient_norms(&self) -> [Option<f64>; 2] {
+        let scale = self.steps.scaler.as_ref().map_or(1.0, |scaler| f64::from(scaler.state().scale));
+        [&self.unet, &self.text_encoder].map(|of| of.as_ref().map(|of| Optimizer::gradient_norm(of) / scale))
+    }
+
+    /// Steps along the gradients, unless one of them or of the losses is infinite or not a number; then 1, else 0.
+    fn step_along(&mut self, step: u64, losses: &[Tensor]) -> Tensor {
+        let settings = &self.plan.settings;
         let clip = settings.clip_grad_norm.filter(|_| !settings.compat.clips_every_batch());
         let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
-        let optimizers = [&self.unet, &self.text_encoder];
-        if !optimizers.into_iter().flatten().all(Optimizer::gradients_are_finite) {
-            return Err(self.not_finite("gradient", epoch, step, &pictures_of(group)));
+        let [unet_lr, text_encoder_lr] = self.rates.at(step);
+        let parts = [
+            Part { optimizer: self.unet.as_mut(), lr: unet_lr, max_norm: clip },
+            Part { optimizer: self.text_encoder.as_mut(), lr: text_encoder_lr, max_norm: clip_text_encoder },
+        ];
+        let found_inf = step_together(
+            parts,
+            losses,
+            self.steps.scaler.as_ref().map(Scaler::scale),
+            self.steps.recorder.keeps_gradients(),
+        );
+        if let Some(scaler) = &mut self.steps.scaler {
+            let of_april = settings.compat == Compat::Ed2April2023;
+            scaler.update(&found_inf, ScalerRule::after(step, settings.scaler_tweaks, of_april));
         }
-        if let Some((_, extra)) = rows.last_mut().filter(|_| self.plan.log_grad_norm) {
-            extra.norms = optimizers.map(|optimizer| optimizer.as_ref().map(Optimizer::gradient_norm));
+        found_inf
+    }
+
+    /// Reads what came of the steps that were not looked at yet, and tells of it.
+    ///
+    /// # Errors
+    /// One was left out, and the run is to end then; `losses.csv` cannot be written.
+    pub(super) fn settle(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        if self.steps.unread.is_empty() {
+            return Ok(());
         }
-        let parts = [(&mut self.unet, clip), (&mut self.text_encoder, clip_text_encoder)];
-        for ((optimizer, clip), rate) in parts.into_iter().zip(rates) {
-            let Some(optimizer) = optimizer else { continue };
-            clip.into_iter().for_each(|norm| optimizer.clip_gradients(norm));
-            optimizer.step(rate);
-            optimizer.zero_grad();
-        }
-        for (row, extra) in rows {
-            self.progress.losses.push(row.loss);
-            self.losses_file.append(row)?;
-            let speed = self.watch.step(row, extra)?;
-            let Row { epoch, step, loss, .. } = row;
-            on_event(TrainEvent::Step { epoch, step, loss, speed });
+        let unread = std::mem::take(&mut self.steps.unread);
+        let numbers =
+            unread.iter().flat_map(|unread| [unread.losses.view([-1]), unread.found_inf.view([-1])]);
+        let numbers = Tensor::cat(&numbers.collect::<Vec<_>>(), 0).to_device(Device::Cpu);
+        let numbers = Vec::<f32>::try_from(numbers).map_err(Error::torch("reading losses"))?;
+        let mut numbers = numbers.into_iter();
+        let mut next = || numbers.next().expect("as many numbers as were asked for");
+        for Unread { rows, pictures, .. } in unread {
+            let grad_scale = self.steps.scaler.as_ref().map(|scaler| f64::from(scaler.state().scale));
+            let read = |(row, extra)| (Row { loss: next(), ..row }, Extra { grad_scale, ..extra });
+            let rows: Vec<(Row, Extra)> = rows.into_iter().map(read).collect();
+            let left_out = next() != 0.0;
+            for (row, _) in &rows {
+                self.progress.losses[row.step as usize - 1] = row.loss;
+                self.losses_file.append(*row)?;
+            }
+            if left_out {
+                self.leave_out(&rows, &pictures, on_event)?;
+            }
+            for (row, extra) in rows {
+                let Row { epoch, step, loss, .. } = row;
+                let speed = self.watch.step(row, extra)?;
+                on_event(TrainEvent::Step { epoch, step, loss, speed });
+            }
         }
         Ok(())
     }
 
-    fn not_finite(&self, what: &'static str, epoch: u64, step: u64, pictures: &[usize]) -> Error {
+    /// Tells of a step that was left out, or ends the run because of it.
+    fn leave_out(
+        &mut self,
+        rows: &[(Row, Extra)],
+        pictures: &[usize],
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<()> {
+        let (Row { epoch, step, .. }, _) = rows[rows.len() - 1];
+        let what = if rows.iter().all(|(row, _)| row.loss.is_finite()) { "gradient" } else { "loss" };
         let pictures =
             pictures.iter().map(|&picture| self.dataset.examples[picture].item.path.clone()).collect();
-        Error::NotFinite { what, epoch, step, pictures }
+        let scale = self.steps.scaler.as_ref().map(|scaler| scaler.state().scale);
+        let ends = match self.plan.on_nan {
+            OnNan::Stop => true,
+            OnNan::Skip => false,
+            OnNan::LowerScale => scale.is_none_or(|scale| scale < 1.0),
+        };
+        if ends {
+            return Err(Error::NotFinite { what, epoch, step, pictures });
+        }
+        self.progress.left_out.push(step);
+        on_event(TrainEvent::StepLeftOut { what, epoch, step, pictures, scale });
+        Ok(())
     }
-}
 
-/// The pictures of a few batches.
-fn pictures_of(group: &[Planned]) -> Vec<usize> {
-    group.iter().flat_map(|planned| &planned.pictures).copied().collect()
+    pub(super) fn device(&self) -> Device {
+        self.model.unet.vars().device()
+    }
+
+    /// What libtorch refuses in a step, told with the batch where there was not enough memory.
+    fn refused(&self, epoch: u64, step: u64, planned: &Planned, source: TchError) -> Error {
+        if !is_out_of_memory(&source) {
+            return Error::Torch { doing: "computing a step", source };
+        }
+        let bucket = self.dataset.examples[planned.pictures[0]].bucket;
+        let settings = &self.plan.settings;
+        let mut lower = Vec::new();
+        if planned.pictures.len() > 1 {
+            lower.push("a smaller `batch_size` (and a larger `grad_accum`)");
+        }
+        if !settings.arithmetic.gradient_checkpointing {
+            lower.push("`gradient_checkpointing`");
+        }
+        if settings.ema.is_some_and(|ema| !ema.on_processor) {
+            lower.push("`ema_device` `cpu`");
+        }
+        lower.push("a lower `resolution`");
+        let pictures = planned.pictures.len();
+        let (width, height) = (bucket.width, bucket.height);
+        Error::OutOfMemory { epoch, step, pictures, width, height, lower: lower.join(", "), source }
+    }
 }

@@ -9,17 +9,19 @@ use vodka_stage::{check_space, write_atomic};
 use super::{EXPOSURES, Run};
 use crate::{
     Bucket, Result, TrainEvent, TrainPlan,
+    arithmetic::Scaler,
     data::Example,
     epoch::Planned,
     optimizers::Optimizer,
     state::{self, Trained},
-    watch::{Phase, Validations, csv_cell, mean},
+    watch::{Phase, Validations, csv_cell, finite_mean},
 };
 
 impl Run<'_> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
     pub(super) fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        self.settle(on_event)?;
         let is_saved = self.saved_epochs().any(|saved| saved == epoch);
         if is_saved {
             // A state of another run fits the checkpoints no longer.
@@ -28,7 +30,7 @@ impl Run<'_> {
         let (start, end) = (self.epochs.end(epoch - 1), self.epochs.end(epoch));
         let minutes = self.epoch_began.elapsed().as_secs_f64() / 60.0;
         self.epoch_began = Instant::now();
-        let loss = mean(&self.progress.losses[start as usize..end as usize]);
+        let loss = finite_mean(&self.progress.losses[start as usize..end as usize]);
         self.watch.epoch(epoch, end, loss, minutes)?;
         let (epochs, speed) = (self.plan.settings.max_epochs, self.watch.speed);
         on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
@@ -107,6 +109,8 @@ impl Run<'_> {
     }
 
     pub(super) fn save_state(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+        self.settle(on_event)?;
+        self.progress.scaler = self.steps.scaler.as_ref().map(Scaler::state);
         self.watch.meter.enter(Phase::Saving);
         self.write_exposures()?;
         self.sync_logs()?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use tch::Tensor;
-use vodka_sd15::Network;
 
 use super::{Run, batch::pyramid};
 use crate::{
@@ -39,6 +38,7 @@ impl Run<'_> {
     /// Measures the mean squared error on each set: always with the same noise and timesteps.
     pub(super) fn validate(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
         let Some(validation) = &self.plan.settings.validation else { return Ok(()) };
+        self.settle(on_event)?;
         self.watch.meter.enter(Phase::Validation);
         let step = self.progress.step();
         let mut rows = Vec::new();
@@ -94,7 +94,6 @@ impl Run<'_> {
     }
 
     fn validation_batch(&self, drafter: &Drafter, places: &[Place], drafts: &[Draft]) -> Result<Batch> {
-        let device = self.model.unet.vars().device();
         let settings = &self.plan.settings;
         let both = || places.iter().zip(drafts);
         let latents = both().map(|(place, draft)| self.latents(drafter, place, draft));
@@ -113,8 +112,8 @@ impl Run<'_> {
         let ids: Vec<_> = places.iter().map(|place| drafter.examples[place.picture].ids).collect();
         let scale = self.model.config.vae.scaling_factor;
         Ok(Batch {
-            latents: Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0).to_device(device) * scale,
-            noise: Tensor::cat(&both().map(added).collect::<Vec<_>>(), 0).to_device(device),
+            latents: Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0) * scale,
+            noise: Tensor::cat(&both().map(added).collect::<Vec<_>>(), 0),
             timesteps: places.iter().map(timestep).collect(),
             states: self.states(&ids)?,
             ids: self.ids_tensor(&ids),

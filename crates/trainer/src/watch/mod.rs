@@ -85,7 +85,7 @@ impl Watch {
         self.log.append(&line)?;
         self.losses.push(loss);
         if step.is_multiple_of(self.log_step) {
-            let mean = mean(&std::mem::take(&mut self.losses));
+            let mean = finite_mean(&std::mem::take(&mut self.losses));
             let mut scalar = |tag: &str, value: f32| values.push((tag.to_owned(), Value::Scalar(value)));
             scalar("hyperparameter/lr unet", unet as f32);
             scalar("hyperparameter/lr text encoder", text_encoder as f32);
@@ -160,10 +160,16 @@ pub(crate) fn mean(losses: &[f32]) -> f32 {
     (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32
 }
 
+/// The mean of those losses that are finite: a step that was left out has none.
+pub(crate) fn finite_mean(losses: &[f32]) -> f32 {
+    mean(&losses.iter().copied().filter(|loss| loss.is_finite()).collect::<Vec<_>>())
+}
+
 /// The graph of a run's losses.
 pub(crate) fn loss_graph(name: &str, losses: &[f32], sets: &[(&str, Vec<(u64, f32)>)]) -> Plot {
     let points = |losses: &[f32]| {
-        losses.iter().enumerate().map(|(i, loss)| ((i + 1) as f64, f64::from(*loss))).collect::<Vec<_>>()
+        let numbered = losses.iter().enumerate().map(|(i, loss)| ((i + 1) as f64, f64::from(*loss)));
+        numbered.filter(|(_, loss)| loss.is_finite()).collect::<Vec<_>>()
     };
     let smooth: Vec<_> = smoothed(losses, losses.len() / 40).map(|loss| loss as f32).collect();
     let mut lines = vec![
@@ -186,6 +192,9 @@ pub(crate) fn smoothed(values: &[f32], window: usize) -> impl Iterator<Item = f6
     let stays = 1.0 - 1.0 / window.max(1) as f64;
     let mut state = (0.0, 0.0);
     values.iter().map(move |value| {
+        if !value.is_finite() {
+            return f64::NAN;
+        }
         state = (state.0 * stays + f64::from(*value) * (1.0 - stays), state.1 * stays + (1.0 - stays));
         state.0 / state.1
     })

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vodka_bench_torch::{Measured, Options, measure};
 
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 fn main() -> ExitCode {
     match measure(&Options::parse()) {
         Ok(Measured { step_s, networks_s, peak_bytes }) => {

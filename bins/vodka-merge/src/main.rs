@@ -1,18 +1,27 @@
 //! Merges Stable Diffusion 1.x checkpoints.
 
 mod convert;
+mod diagnose;
+mod extract;
 mod inspect;
+mod methods;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use vodka_cli::{Common, Session};
-use vodka_merger::{MergeConfig, MergeEvent, Method, Precision, Result, VaePolicy, run};
+use clap::{Parser, Subcommand};
+use vodka_cli::{Common, Exit, Session};
+use vodka_merger::{Error, MergeEvent, MergePlan, Preview, Recipe, Result, run};
 
-/// Merges Stable Diffusion 1.x checkpoints, in fp32, one tensor at a time
+use methods::MergeCommand;
+
+/// Merges Stable Diffusion 1.x checkpoints, in fp32, a block at a time
 ///
-/// A checkpoint is a single .safetensors file or a diffusers folder. The result is a single file whose metadata names
-/// its parents. Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted.
+/// A checkpoint is a single file or a diffusers folder. The result is a single .safetensors file whose metadata holds the
+/// recipe and names its parents. Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -24,98 +33,101 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A * (1 - M) + B * M
-    WeightedSum {
-        /// The first checkpoint
-        a: PathBuf,
-        /// The second checkpoint, of which M is the share
-        b: PathBuf,
-        #[command(flatten)]
-        options: Options,
-    },
-    /// A + M * (B - C)
-    AddDifference {
-        /// The checkpoint that the difference is added to
-        a: PathBuf,
-        /// The checkpoint whose difference from C is added
-        b: PathBuf,
-        /// What B is compared with
-        c: PathBuf,
-        #[command(flatten)]
-        options: Options,
-    },
-    /// What a TOML file says, with the keys method, a, b, c, multiplier, output, precision and vae
+    #[command(flatten)]
+    Merge(MergeCommand),
+    /// What a TOML recipe says, or once more what a merged file was made by
     Run {
-        /// The file; relative paths in it start at the current folder
+        /// The recipe, or a merged .safetensors file; relative paths in a recipe start at the current folder
         recipe: PathBuf,
+        /// The file to write, where the recipe has one output
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        moved: Moved,
     },
+    /// Tell by block and tensor in what two checkpoints differ
+    Diff(diagnose::DiffArguments),
+    /// Tell whether a merged file is, bit for bit, what the recipe in its metadata makes
+    Verify(diagnose::VerifyArguments),
+    /// Make a LoRA of the difference of two checkpoints
+    ExtractLora(extract::Arguments),
     /// Tell what is in a file: architecture, precision, parts, hashes, metadata, ranges of values
     Inspect(inspect::Arguments),
     /// Write a checkpoint in another form: format, precision, without its EMA copy, with another VAE
     Convert(convert::Arguments),
 }
 
-#[derive(Args)]
-struct Options {
-    /// M: for a weighted sum the share of B, 0 to 1; else any number
-    #[arg(long, short, value_name = "M", allow_negative_numbers = true)]
-    multiplier: f64,
-    /// The .safetensors file to write
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
-    /// fp16, bf16 or fp32; by default that of A
-    #[arg(long, value_name = "TYPE")]
-    precision: Option<Precision>,
-    /// Keep the VAE of A, or merge it like the rest
-    #[arg(long, value_enum, default_value_t = Vae::A)]
-    vae: Vae,
+/// Parents that are not where a recipe says.
+#[derive(Debug, clap::Args)]
+struct Moved {
+    /// Where a parent is, for recipes whose parents have moved
+    #[arg(long = "parent", value_name = "NAME=PATH", value_parser = parent)]
+    parents: Vec<(String, PathBuf)>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Vae {
-    /// That of A
-    A,
-    /// Merged, as A1111 does
-    Merge,
-}
-
-impl Command {
-    fn run(self, session: &Session) -> ExitCode {
-        match self {
-            Self::Inspect(arguments) => arguments.run(session),
-            Self::Convert(arguments) => arguments.run(session),
-            merge => merge.merge(session),
-        }
-    }
-
-    fn merge(self, session: &Session) -> ExitCode {
-        session.stage(self.config().and_then(|config| config.plan()), |plan, session| {
-            let bar = session.progress("tensors", 0);
-            run(plan, session.interrupt(), &mut |event| match event {
-                MergeEvent::Started { tensors } => bar.set_total(tensors),
-                MergeEvent::Merged { tensors } => bar.set(tensors),
-            })
-        })
-    }
-
-    fn config(self) -> Result<MergeConfig> {
-        let (method, a, b, c, options) = match self {
-            Self::WeightedSum { a, b, options } => (Method::WeightedSum, a, b, None, options),
-            Self::AddDifference { a, b, c, options } => (Method::AddDifference, a, b, Some(c), options),
-            Self::Run { recipe } => return MergeConfig::read(&recipe),
-            Self::Inspect(_) | Self::Convert(_) => unreachable!("these merge nothing"),
-        };
-        let Options { multiplier, output, precision, vae } = options;
-        let vae = match vae {
-            Vae::A => VaePolicy::A,
-            Vae::Merge => VaePolicy::Merge,
-        };
-        Ok(MergeConfig { method, a, b, c, multiplier, output, precision, vae })
-    }
+fn parent(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or_else(|| format!("expected NAME=PATH, found `{text}`"))?;
+    Ok((name.to_owned(), path.into()))
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let session = Session::start(arguments.common);
-    arguments.command.run(&session)
+    match arguments.command {
+        Command::Merge(merge) => merge_by(&session, merge.recipe()),
+        Command::Run { recipe, output, moved } => merge_by(&session, recipe_at(&recipe, output, &moved)),
+        Command::Diff(arguments) => arguments.run(&session),
+        Command::Verify(arguments) => arguments.run(&session),
+        Command::ExtractLora(arguments) => arguments.run(&session),
+        Command::Inspect(arguments) => arguments.run(&session),
+        Command::Convert(arguments) => arguments.run(&session),
+    }
+}
+
+/// A recipe with what the command line says otherwise.
+fn recipe_at(path: &Path, output: Option<PathBuf>, moved: &Moved) -> Result<Recipe> {
+    let mut recipe = Recipe::read(path)?;
+    for (name, path) in &moved.parents {
+        let known = recipe.parents.iter_mut().find(|parent| parent.name == *name);
+        known.ok_or_else(|| Error::NoParent { name: name.clone() })?.path.clone_from(path);
+    }
+    if let Some(output) = output {
+        let [only] = recipe.outputs.as_mut_slice() else {
+            return Err(Error::SeveralOutputs { found: recipe.outputs.len() });
+        };
+        only.file = output;
+    }
+    Ok(recipe)
+}
+
+fn merge_by(session: &Session, recipe: Result<Recipe>) -> ExitCode {
+    let plan = recipe.and_then(|recipe| recipe.plan()).map(with_cache);
+    if session.common().dry_run {
+        return match plan {
+            Err(error) => session.fail(&error, Exit::Usage),
+            Ok(plan) => match Preview::of(&plan) {
+                Err(error) => session.fail(&error, Exit::Failed),
+                Ok(preview) => session.print_json(&preview, Exit::Done),
+            },
+        };
+    }
+    session.stage(plan, |plan, session| {
+        let bar = session.progress("MB", 0);
+        run(plan, session.interrupt(), &mut |event| match event {
+            MergeEvent::Started { bytes } => bar.set_total(bytes / 1_000_000),
+            MergeEvent::Merged { bytes } => bar.set(bytes / 1_000_000),
+        })
+    })
+}
+
+fn with_cache(plan: MergePlan) -> MergePlan {
+    MergePlan { hash_cache: hash_cache(), ..plan }
+}
+
+/// Hashes of files are remembered in the user's cache folder.
+fn hash_cache() -> Option<PathBuf> {
+    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("LOCALAPPDATA"));
+    let cache = cache.or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    cache.map(|cache| cache.join("vodka/hashes.json"))
 }

@@ -85,7 +85,7 @@ pub struct SafetensorsWriter {
     places: Vec<Place>,
     /// Bytes written of each tensor.
     written: Vec<AtomicU64>,
-    header_bytes: u64,
+    header: Vec<u8>,
     file_bytes: u64,
 }
 
@@ -108,8 +108,7 @@ impl SafetensorsWriter {
         let names: BTreeSet<_> = specs.iter().map(|spec| &spec.name).collect();
         assert_eq!(names.len(), specs.len(), "each tensor has a name of its own");
         let header = header(&specs, metadata);
-        let header_bytes = header.len() as u64;
-        let mut file_bytes = header_bytes;
+        let mut file_bytes = header.len() as u64;
         let mut places = Vec::with_capacity(specs.len());
         for spec in &specs {
             places.push(Place { file: 0, offset: file_bytes, bytes: spec.bytes() });
@@ -119,7 +118,7 @@ impl SafetensorsWriter {
         check_free_space(&path, file_bytes)?;
         write_all_at(file.file(), &header, 0).map_err(Error::write(&path))?;
         let written = specs.iter().map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { file, specs, places, written, header_bytes, file_bytes })
+        Ok(Self { file, specs, places, written, header, file_bytes })
     }
 
     /// The tensors, in their order in the file; methods below take an index into them.
@@ -134,7 +133,12 @@ impl SafetensorsWriter {
 
     /// Bytes of the header, with the eight that tell its length: where the first tensor starts.
     pub fn header_bytes(&self) -> u64 {
-        self.header_bytes
+        self.header.len() as u64
+    }
+
+    /// The header as it lies in the file.
+    pub fn header(&self) -> &[u8] {
+        &self.header
     }
 
     /// Bytes of the whole file.
@@ -173,6 +177,11 @@ impl SafetensorsWriter {
 
     fn write_file_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         write_all_at(self.file.file(), bytes, offset).map_err(Error::write(self.file.target()))
+    }
+
+    /// Brings what has been written so far to the disk, so that [`SafetensorsWriter::commit`] has less to wait for.
+    pub fn sync(&self) -> Result<()> {
+        self.file.file().sync_data().map_err(Error::write(self.file.target()))
     }
 
     /// Syncs the file and puts it in its target's place.

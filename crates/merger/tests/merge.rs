@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use vodka_checkpoint::{
     Checkpoint, ClipConfig, ModelConfig, Precision, Prediction, Result, UNetConfig, VaeConfig, Values, keys,
 };
 use vodka_merger::{
-    MergeConfig, MergeEvent, MergeReport, Method, VaePolicy, add_difference, run, weighted_sum,
+    Kept, MergeConfig, MergeReport, Merged, Method, MismatchPolicy, OutputReport, Recipe, VaePolicy,
+    add_difference, run, weighted_sum,
 };
 use vodka_stage::{Interrupt, Outcome, record_path};
 use vodka_testkit::Case;
@@ -110,8 +115,11 @@ impl World {
     }
 }
 
-fn merge(config: &MergeConfig) -> MergeReport {
-    run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap()
+fn merge(config: &MergeConfig) -> OutputReport {
+    let MergeReport { outcome, mut outputs } =
+        run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap();
+    assert_eq!((outcome, outputs.len()), (outputs[0].outcome, 1));
+    outputs.remove(0)
 }
 
 /// Every weight of both files, bit for bit.
@@ -189,7 +197,7 @@ fn a_second_run_does_nothing_and_a_changed_one_all() {
     let mut events = Vec::new();
     let plan = world.sum(0.5).plan().unwrap();
     let second = run(&plan, &Interrupt::new(), &mut |event| events.push(event)).unwrap();
-    assert_eq!((second.outcome, second.sha256), (Outcome::Unchanged, first.sha256));
+    assert_eq!((second.outcome, second.outputs[0].sha256), (Outcome::Unchanged, first.sha256));
     assert!(events.is_empty());
 
     assert_eq!(merge(&world.sum(0.25)).outcome, Outcome::Done);
@@ -266,14 +274,10 @@ fn an_interrupted_merge_leaves_nothing_behind() {
     let world = World::new();
     let plan = world.sum(0.5).plan().unwrap();
     let interrupt = Interrupt::new();
-    let report = run(&plan, &interrupt, &mut |event| {
-        if event == (MergeEvent::Merged { tensors: 3 }) {
-            interrupt.raise();
-        }
-    })
-    .unwrap();
-    assert_eq!((report.outcome, report.tensors), (Outcome::Interrupted, 3));
+    let report = run(&plan, &interrupt, &mut |_| interrupt.raise()).unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
     assert!(!world.at("out").exists() && !record_path(&world.at("out")).exists());
+    assert_eq!(fs::read_dir(world.0.path()).unwrap().count(), 3);
     assert_eq!(merge(&world.sum(0.5)).outcome, Outcome::Done);
 }
 
@@ -294,4 +298,177 @@ fn parents_whose_settings_differ_do_not_merge_however_alike_their_shapes() {
     world.write("b", &other, 2, Precision::F16);
     let said = world.said(&world.sum(0.5));
     assert!(said.contains("`prediction` is \"v_prediction\", expected \"epsilon\""), "{said}");
+}
+
+/// Writes a recipe's files.
+fn run_recipe(text: &str) -> MergeReport {
+    let plan = Recipe::parse(text, Path::new("recipe.toml")).unwrap().plan().unwrap();
+    run(&plan, &Interrupt::new(), &mut |_| ()).unwrap()
+}
+
+#[test]
+fn a_graph_of_steps_is_what_its_steps_are_one_after_the_other() {
+    let world = World::new();
+    let path = |name: &str| world.at(name).display().to_string().replace('\\', "/");
+    let [a, b, c, out] = ["a", "b", "c", "{multiplier}"].map(path);
+    let report = run_recipe(&format!(
+        "[parents]\na = '{a}'\nb = '{b}'\nc = '{c}'\n\
+         [steps.mix]\nmethod = 'weighted-sum'\na = 'a'\nb = 'b'\nmultiplier = [0.25, 0.5]\n\
+         [steps.added]\nmethod = 'add-difference'\na = 'mix'\nb = 'b'\nc = 'c'\nalpha = 0.5\n\
+         [[outputs]]\nstep = 'added'\nfile = '{out}'\nprecision = 'fp32'\nvae = 'merge'\n"
+    ));
+    assert_eq!(report.outputs.len(), 2);
+    for share in ["0.25", "0.5"] {
+        let sum = MergeConfig {
+            precision: Some(Precision::F32),
+            vae: VaePolicy::Merge,
+            ..world.sum(share.parse().unwrap())
+        };
+        merge(&MergeConfig { output: world.at("sum"), ..sum.clone() });
+        merge(&MergeConfig {
+            a: world.at("sum"),
+            method: Method::AddDifference,
+            c: Some(world.at("c")),
+            multiplier: 0.5,
+            ..sum
+        });
+        assert_same_weights(&world.open("out"), &world.open(share), |_| true);
+    }
+    // What is written says how to make it again, and makes the same bytes, however the file is called.
+    let first = fs::read(world.at("0.25")).unwrap();
+    let mut again = Recipe::read(&world.at("0.25")).unwrap();
+    again.outputs[0].file = world.at("again");
+    run(&again.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap();
+    assert_eq!(fs::read(world.at("again")).unwrap(), first);
+    world.write("b", &model(), 9, Precision::F16);
+    let error = run(&again.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("b.safetensors` has the hash ") && error.contains("the recipe asks for "),
+        "{error}"
+    );
+}
+
+#[test]
+fn block_weights_tell_tensors_apart() {
+    let world = World::new();
+    let path = |name: &str| world.at(name).display().to_string().replace('\\', "/");
+    let [a, b, out] = ["a", "b", "out"].map(path);
+    run_recipe(&format!(
+        "method = 'weighted-sum'\na = '{a}'\nb = '{b}'\noutput = '{out}'\nprecision = 'fp32'\n\
+         multiplier = {{ preset = 'OUT12_5', text_encoder = 0.25, select = [{{ keys = '*.in_layers.*', value = 1 }}] }}\n"
+    ));
+    let share = |tensor: &str, share: f32| {
+        let [a, b] = ["a", "b"].map(|file| world.values(file, tensor));
+        let expected: Vec<_> = a.iter().zip(&b).map(|(a, b)| (1.0 - share) * a + share * b).collect();
+        assert_eq!(world.values("out", tensor), expected, "{tensor}");
+    };
+    share(CLIP_TENSOR, 0.25);
+    share(UNET_TENSOR, 1.0);
+    share("model.diffusion_model.middle_block.1.norm.weight", 0.5);
+    share("model.diffusion_model.input_blocks.1.1.norm.weight", 0.0);
+    share("model.diffusion_model.time_embed.0.weight", 0.0);
+}
+
+#[test]
+fn a_result_without_a_file_is_what_the_file_would_hold() {
+    let world = World::new();
+    let config = world.difference(0.75);
+    merge(&config);
+    let (file, merged) = (world.open("out"), Merged::open(&config.plan().unwrap(), 0).unwrap());
+    assert_eq!((merged.config(), merged.precision()), (file.config(), Precision::F16));
+    assert!(merged.names().iter().map(String::as_str).eq(file.names()));
+    for name in file.names() {
+        assert_eq!(merged.tensor(name).unwrap(), file.tensor(name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_merged_is_listed_with_the_reason() {
+    let world = World::new();
+    let report = merge(&world.sum(0.5));
+    let vae: Vec<_> = keys::vae(&model().vae).into_iter().map(|key| key.ldm).collect();
+    assert_eq!((report.kept.len(), &report.kept[0].why), (1, &Kept::Vae));
+    assert_eq!(report.kept[0].tensors.len(), vae.len());
+
+    let mut other = model();
+    other.clip.vocab_size += 1;
+    other.clip.layers -= 1;
+    world.write("b", &other, 2, Precision::F16);
+    let mut recipe = Recipe::of_one(
+        Method::WeightedSum,
+        vec![world.at("a"), world.at("b")],
+        &[("alpha".to_owned(), vec![1.0.into()])],
+        None,
+        world.at("out"),
+    )
+    .unwrap();
+    recipe.outputs[0].mismatched = MismatchPolicy::KeepA;
+    let report = run(&recipe.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap();
+    let kept: Vec<_> =
+        report.outputs[0].kept.iter().map(|kept| (kept.why.clone(), kept.tensors.len())).collect();
+    let b = || "b".to_owned();
+    let expected = [
+        (Kept::Vae, vae.len()),
+        (Kept::Missing { parent: b() }, 16),
+        (Kept::Shape { parent: b(), found: vec![12, 6] }, 1),
+    ];
+    assert_eq!(kept, expected);
+    assert_eq!(world.values("out", UNET_TENSOR), world.values("b", UNET_TENSOR));
+    let text = report.to_string();
+    assert!(
+        text.contains("; 16 are those of A, for `b` has none; 1 are those of A, for `b` has another shape"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_merge_that_does_nothing_says_so() {
+    let world = World::new();
+    assert_eq!(merge(&world.sum(0.0)).same_as.as_deref(), Some("a"));
+    assert_eq!(merge(&world.sum(0.5)).same_as, None);
+    assert_eq!(merge(&world.sum(1.0)).same_as.as_deref(), Some("b"));
+    // So little that fp16 does not see it.
+    assert_eq!(merge(&world.sum(1e-9)).same_as.as_deref(), Some("a"));
+    let report = merge(&MergeConfig { b: world.at("a"), ..world.sum(0.5) });
+    assert_eq!(report.equal, (keys::all(&model()).len() - keys::vae(&model().vae).len()) as u64);
+}
+
+#[test]
+fn four_channels_are_merged_into_an_inpainting_model() {
+    let world = World::new();
+    let mut wide = model();
+    wide.unet.in_channels = 9;
+    world.write("a", &wide, 1, Precision::F16);
+    let report = merge(&MergeConfig { precision: Some(Precision::F32), ..world.sum(0.25) });
+    let name = "model.diffusion_model.input_blocks.0.0.weight";
+    let [a, b, out] = ["a", "b", "out"].map(|file| world.values(file, name));
+    for (place, out) in out.iter().enumerate() {
+        let (row, channel, kernel) = (place / 81, place / 9 % 9, place % 9);
+        let expected = match channel {
+            0..4 => 0.75 * a[place] + 0.25 * b[row * 36 + channel * 9 + kernel],
+            _ => a[place],
+        };
+        assert_eq!(*out, expected, "{row} {channel} {kernel}");
+    }
+    assert!(
+        report.kept.iter().any(|kept| kept.why == Kept::Channels { merged: 4 } && kept.tensors == [name])
+    );
+    let said = world_error(&MergeConfig {
+        a: world.at("b"),
+        b: world.at("a"),
+        output: world.at("other"),
+        ..world.sum(0.25)
+    });
+    assert!(said.contains("of another shape: model.diffusion_model.input_blocks.0.0.weight"), "{said}");
+}
+
+fn world_error(config: &MergeConfig) -> String {
+    run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn too_large_for_fp16_is_an_error_that_says_what_to_do() {
+    let world = World::new();
+    let said = world.said(&world.difference(1e6));
+    assert!(said.contains("more than fp16 can hold (65504): write fp32"), "{said}");
 }

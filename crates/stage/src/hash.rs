@@ -91,6 +91,22 @@ impl Hasher {
     }
 }
 
+/// The SHA-256 of what comes in parts: of a file while it is written.
+#[derive(Debug, Clone, Default)]
+pub struct FileHasher(Sha256);
+
+impl FileHasher {
+    /// Adds the bytes that follow.
+    pub fn update(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.update(bytes.as_ref());
+    }
+
+    /// The hash of all bytes so far.
+    pub fn finish(self) -> ContentHash {
+        ContentHash(self.0.finalize().into())
+    }
+}
+
 /// The SHA-256 of `bytes`.
 pub fn hash_bytes(bytes: impl AsRef<[u8]>) -> ContentHash {
     ContentHash(Sha256::digest(bytes.as_ref()).into())

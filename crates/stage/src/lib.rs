@@ -18,7 +18,7 @@ mod space;
 pub use atomic::{AtomicFile, create_dir, sync_folder_of, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
-pub use hash::{ContentHash, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree};
+pub use hash::{ContentHash, FileHasher, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree};
 pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
 pub use lock::FolderLock;

@@ -167,14 +167,23 @@ impl RunKey {
 
     /// Writes the record of a finished run, hashing its outputs.
     pub fn write(&self, record: &Path, outputs: &[&Path], report: &impl Serialize) -> Result<RunRecord> {
+        let hash = |path: &&Path| Ok((path.to_path_buf(), hash_tree(path, |_| true)?));
+        let outputs = outputs.iter().map(hash).collect::<Result<Vec<_>>>()?;
+        let outputs: Vec<_> = outputs.iter().map(|(path, sha256)| (path.as_path(), *sha256)).collect();
+        self.write_hashed(record, &outputs, report)
+    }
+
+    /// Writes the record of a finished run, whose outputs were hashed when they were written.
+    pub fn write_hashed(
+        &self,
+        record: &Path,
+        outputs: &[(&Path, ContentHash)],
+        report: &impl Serialize,
+    ) -> Result<RunRecord> {
         let folder = record.parent().unwrap_or(Path::new(""));
-        let outputs = outputs
-            .iter()
-            .map(|path| {
-                let relative = path.strip_prefix(folder).unwrap_or(path).to_path_buf();
-                Ok(Output { path: relative, sha256: hash_tree(path, |_| true)? })
-            })
-            .collect::<Result<_>>()?;
+        let relative = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
+        let outputs =
+            outputs.iter().map(|(path, sha256)| Output { path: relative(path), sha256: *sha256 }).collect();
         let report = serde_json::to_value(report).expect("reports are plain data");
         let record_of_run = RunRecord { outputs, report, ..self.begun() };
         let text = serde_json::to_string_pretty(&record_of_run).expect("records are plain data");

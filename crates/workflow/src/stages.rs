@@ -303,8 +303,8 @@ fn of_train(event: TrainEvent) -> Option<Progress> {
 
 fn of_merge(event: MergeEvent) -> Option<Progress> {
     Some(match event {
-        MergeEvent::Started { tensors } => Progress::Units(0, tensors),
-        MergeEvent::Merged { tensors } => Progress::Done(tensors),
+        MergeEvent::Started { bytes } => Progress::Units(0, bytes),
+        MergeEvent::Merged { bytes } => Progress::Done(bytes),
     })
 }
 

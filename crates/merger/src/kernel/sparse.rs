@@ -1,0 +1,265 @@
+//! Methods that keep some elements of the others' differences from A.
+
+use super::{Blocks, Context, State, fold};
+use crate::Result;
+
+/// For each of the others, the least size of a difference that is kept: its largest `int(density n)` elements, one at
+/// least.
+pub(super) fn ties_limits(blocks: &dyn Blocks, density: f64) -> Result<State> {
+    let n: usize = blocks.shape().iter().product();
+    let kept = ((density * n as f64) as usize).max(1);
+    if kept >= n {
+        return Ok(State::Numbers(Vec::new()));
+    }
+    let limits = sizes_of_ranks(blocks, &[n - kept])?;
+    Ok(State::Numbers(limits.into_iter().map(|sizes| f64::from(sizes[0])).collect()))
+}
+
+/// For each of the others, the least and the largest size of a difference that is kept.
+pub(super) fn breadcrumbs_limits(blocks: &dyn Blocks, density: f64, gamma: f64) -> Result<State> {
+    let n: usize = blocks.shape().iter().product();
+    if density >= 1.0 {
+        return Ok(State::Numbers(Vec::new()));
+    }
+    let (kept, top) = ((density * n as f64) as usize, (gamma * n as f64) as usize);
+    // Fewer of the largest are dropped where else less than `density` would be left.
+    let (bottom, end) = match (kept + top).cmp(&n) {
+        std::cmp::Ordering::Greater => (0, kept),
+        _ => (n - kept - top, n - top),
+    };
+    if bottom >= end {
+        let others = others_of(blocks)?;
+        return Ok(State::Numbers([f64::INFINITY, f64::NEG_INFINITY].repeat(others)));
+    }
+    let limits = sizes_of_ranks(blocks, &[bottom, end - 1])?;
+    Ok(State::Numbers(limits.into_iter().flatten().map(f64::from).collect()))
+}
+
+fn others_of(blocks: &dyn Blocks) -> Result<usize> {
+    let mut others = 0;
+    if blocks.count() > 0 {
+        blocks.read(0, &mut |_, values| others = values.len() - 1)?;
+    }
+    Ok(others)
+}
+
+/// Half of a float's bits.
+const BINS: usize = 1 << 16;
+
+/// The bits of a difference's size; sizes order as their bits do.
+fn size_bits(x: f32, a: f32) -> usize {
+    (x - a).abs().to_bits() as usize
+}
+
+/// For each of the others, the sizes of its differences from A that have the given ranks (0 is the smallest), exactly:
+/// the upper half of their bits from one count over all elements, the lower half from a second one.
+fn sizes_of_ranks(blocks: &dyn Blocks, ranks: &[usize]) -> Result<Vec<Vec<f32>>> {
+    let others = others_of(blocks)?;
+    let mut upper = vec![vec![0_u32; BINS]; others];
+    let count = |values: &[&[f32]], bin: &(dyn Fn(usize, usize) -> Option<usize> + Sync), counts: usize| {
+        let mut bins = vec![vec![0_u32; BINS]; counts];
+        for (other, x) in values[1..].iter().enumerate() {
+            for (x, a) in x.iter().zip(values[0]) {
+                if let Some(place) = bin(other, size_bits(*x, *a)) {
+                    bins[place / BINS][place % BINS] += 1;
+                }
+            }
+        }
+        bins
+    };
+    let add = |total: &mut Vec<Vec<u32>>, bins: Vec<Vec<u32>>| {
+        for (total, bins) in total.iter_mut().flatten().zip(bins.into_iter().flatten()) {
+            *total += bins;
+        }
+    };
+    let by_upper = |other: usize, bits: usize| Some(other * BINS + (bits >> 16));
+    fold(blocks, |_, values| count(values, &by_upper, others), |bins| add(&mut upper, bins))?;
+
+    let mut sizes = vec![Vec::new(); others];
+    for rank in ranks {
+        let found: Vec<_> = upper.iter().map(|bins| bin_of(bins, *rank)).collect();
+        let mut lower = vec![vec![0_u32; BINS]; others];
+        let by_lower =
+            |other: usize, bits: usize| (bits >> 16 == found[other].0).then_some(other * BINS + bits % BINS);
+        fold(blocks, |_, values| count(values, &by_lower, others), |bins| add(&mut lower, bins))?;
+        for (other, bins) in lower.iter().enumerate() {
+            let (upper, left) = found[other];
+            let (lower, _) = bin_of(bins, left);
+            sizes[other].push(f32::from_bits((upper << 16 | lower) as u32));
+        }
+    }
+    Ok(sizes)
+}
+
+/// The bin that holds the element of this rank, and the element's rank within it.
+fn bin_of(bins: &[u32], rank: usize) -> (usize, usize) {
+    let mut left = rank;
+    for (bin, count) in bins.iter().enumerate() {
+        match left.checked_sub(*count as usize) {
+            Some(rest) => left = rest,
+            None => return (bin, left),
+        }
+    }
+    panic!("rank {rank} of {} elements", bins.iter().sum::<u32>());
+}
+
+pub(super) fn ties(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &Context) {
+    let State::Numbers(limits) = context.state else { panic!("prepared: {:?}", context.state) };
+    let kept = |other: usize, delta: f32| limits.get(other).is_none_or(|limit| delta.abs() >= *limit as f32);
+    agreeing(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
+}
+
+/// A and the mean of those differences that have the sign of their sum.
+fn agreeing(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
+    let multiplier = multiplier as f32;
+    let mut deltas = vec![0.0_f32; others.len()];
+    for (i, a) in a.iter_mut().enumerate() {
+        let mut sum = 0.0;
+        for (other, (delta, x)) in deltas.iter_mut().zip(others).enumerate() {
+            *delta = keep(other, i, x[i] - *a);
+            sum += *delta;
+        }
+        let sign = if sum >= 0.0 { 1.0 } else { -1.0 };
+        let (mut mixed, mut count) = (0.0, 0.0);
+        for delta in &deltas {
+            let agrees = *delta != 0.0 && delta.signum() == sign;
+            mixed += if agrees { *delta } else { 0.0 };
+            count += f32::from(u8::from(agrees));
+        }
+        if count > 0.0 {
+            *a += mixed / count * multiplier;
+        }
+    }
+}
+
+pub(super) fn breadcrumbs(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &Context) {
+    let State::Numbers(limits) = context.state else { panic!("prepared: {:?}", context.state) };
+    let kept = |other: usize, delta: f32| match limits.get(2 * other..2 * other + 2) {
+        Some([low, high]) => (*low as f32..=*high as f32).contains(&delta.abs()),
+        _ => true,
+    };
+    mean(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
+}
+
+/// A and the mean of the differences.
+fn mean(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
+    let (multiplier, count) = (multiplier as f32, others.len() as f32);
+    for (i, a) in a.iter_mut().enumerate() {
+        let sum: f32 = others.iter().enumerate().map(|(other, x)| keep(other, i, x[i] - *a)).sum();
+        *a += sum / count * multiplier;
+    }
+}
+
+/// `a + multiplier * mean(delta / density where keep, else 0)`; `keep` tells for one of the others and an element of the
+/// block whether it is kept.
+pub fn dare(
+    a: &mut [f32],
+    others: &[&[f32]],
+    multiplier: f64,
+    density: f64,
+    keep: impl Fn(usize, usize) -> bool,
+) {
+    if density <= 0.0 {
+        return;
+    }
+    let scale = density as f32;
+    mean(a, others, multiplier, |other, i, delta| if keep(other, i) { delta / scale } else { 0.0 });
+}
+
+/// Numbers of DELLA.
+#[derive(Debug, Clone, Copy)]
+pub struct DellaParams {
+    /// How much of the difference is added.
+    pub multiplier: f64,
+    /// The mean probability with which an element is kept.
+    pub density: f64,
+    /// How far probabilities go from it.
+    pub epsilon: f64,
+}
+
+/// A and the mean of those differences that agree in their sign, each kept with a probability and divided by it; `keep`
+/// tells for one of the others, an element of the block and its probability whether it is kept. The block is of whole
+/// rows of `row` elements.
+///
+/// # Panics
+/// When it is not.
+pub fn della(
+    a: &mut [f32],
+    others: &[&[f32]],
+    params: DellaParams,
+    row: usize,
+    keep: impl Fn(usize, usize, f32) -> bool,
+) {
+    let DellaParams { multiplier, density, epsilon } = params;
+    if density <= 0.0 {
+        return;
+    }
+    assert_eq!(a.len() % row, 0, "whole rows of {row}");
+    let chances: Vec<Vec<f32>> =
+        others.iter().map(|other| chances(a, other, row, density, epsilon)).collect();
+    agreeing(a, others, multiplier, |other, i, delta| {
+        let chance = chances[other][i];
+        if keep(other, i, chance) { delta / chance } else { 0.0 }
+    });
+}
+
+/// Whether an element is kept, by the seed of its tensor, its place in it and its probability.
+pub(super) fn kept(context: &Context, other: usize, i: usize, chance: f64) -> bool {
+    uniform(context.seed, other, context.start + i) < chance
+}
+
+/// The probability with which each element is kept, by the rank of its size in its row; of equals the first is the
+/// smaller.
+fn chances(a: &[f32], other: &[f32], row: usize, density: f64, epsilon: f64) -> Vec<f32> {
+    if density >= 1.0 {
+        return vec![1.0; a.len()];
+    }
+    let mut chances = vec![density as f32; a.len()];
+    let mut order: Vec<usize> = Vec::with_capacity(row);
+    for start in (0..a.len()).step_by(row) {
+        if row < 2 {
+            break;
+        }
+        order.clear();
+        order.extend(start..start + row);
+        order.sort_by_key(|i| size_bits(other[*i], a[*i]));
+        for (rank, i) in order.iter().enumerate() {
+            let part = rank as f32 / (row - 1) as f32;
+            let chance = (density - epsilon) as f32 + part * 2.0 * epsilon as f32;
+            chances[*i] = chance.clamp(f32::MIN_POSITIVE, 1.0);
+        }
+    }
+    chances
+}
+
+/// A number from 0 to below 1 for an element of one of the others: SplitMix64's mix of seed, other and place, so that it
+/// depends on nothing else.
+pub(crate) fn uniform(seed: u64, other: usize, place: usize) -> f64 {
+    let mixed = mix(mix(seed.wrapping_add(other as u64)).wrapping_add(place as u64));
+    // The upper 53 bits, all that an f64 holds.
+    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// One step of SplitMix64 (Steele, Lea and Flood 2014).
+pub(crate) fn mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_are_even_and_depend_on_everything() {
+        let n = 100_000;
+        let below = (0..n).filter(|place| uniform(7, 0, *place) < 0.3).count();
+        assert!((29_000..31_000).contains(&below), "{below}");
+        assert_ne!(uniform(7, 0, 0), uniform(8, 0, 0));
+        assert_ne!(uniform(7, 0, 0), uniform(7, 1, 0));
+        // The first output of SplitMix64 for the seed 0, as its authors print it.
+        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
+    }
+}

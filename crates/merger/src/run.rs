@@ -1,0 +1,168 @@
+//! The stage: what is there already stays, the rest is written.
+
+use std::path::Path;
+
+use serde_json::json;
+use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, WrongShape};
+use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, record_path};
+
+use crate::{
+    Error, MergeEvent, MergePlan, MergeReport, MismatchPolicy, OutputPlan, OutputReport, Result, VaePolicy,
+    eval::{Evaluator, is_wider_input},
+    hashes::Hashes,
+    merged::{checkpoints_of, precision},
+    metadata::recipe_text,
+    write,
+};
+
+/// Merges, but for outputs that are there already.
+///
+/// All outputs are made in one pass over the parents. Parents are read with plain reads into buffers of a fixed size, and
+/// what is written is written at its place, so that memory does not grow with the number or size of parents; methods that
+/// need a whole tensor hold the largest one. Results do not depend on the number of threads.
+///
+/// # Errors
+/// A parent that is damaged, of another architecture or shape than A, not the file that the recipe means, or holds a weight
+/// that is not finite; a result that is not finite or too large for its type; an output that cannot be written. Nothing is
+/// left behind.
+pub fn run(
+    plan: &MergePlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(MergeEvent),
+) -> Result<MergeReport> {
+    let evaluator = Evaluator::open(plan.graph.clone())?;
+    for output in &plan.outputs {
+        check_parents(&evaluator, output)?;
+    }
+    let mut cache = Hashes::open(plan.hash_cache.as_deref());
+    let hashes = hash_parents(plan, &mut cache)?;
+    let mut reports = Vec::new();
+    let mut left = Vec::new();
+    for (index, output) in plan.outputs.iter().enumerate() {
+        let key = key(plan, output, &evaluator, &hashes);
+        match key.made::<OutputReport>(&record_path(&output.path))? {
+            Some(report) => {
+                let path = output.path.clone();
+                reports.push((index, OutputReport { outcome: Outcome::Unchanged, path, ..report }));
+            }
+            None => left.push((index, key)),
+        }
+    }
+    if left.is_empty() {
+        let outputs = reports.into_iter().map(|(_, report)| report).collect();
+        return Ok(MergeReport { outcome: Outcome::Unchanged, outputs });
+    }
+    let outputs: Vec<_> = left.iter().map(|(index, _)| &plan.outputs[*index]).collect();
+    let Some(written) = write::write(&evaluator, plan, &outputs, &hashes, interrupt, on_event)? else {
+        let outputs = reports.into_iter().map(|(_, report)| report).collect();
+        return Ok(MergeReport { outcome: Outcome::Interrupted, outputs });
+    };
+    for ((index, key), report) in left.into_iter().zip(written) {
+        let sha256 = report.sha256.expect("what is written is hashed");
+        key.write_hashed(&record_path(&report.path), &[(&report.path, sha256)], &report)?;
+        cache.remember(&report.path, sha256);
+        reports.push((index, report));
+    }
+    cache.save();
+    reports.sort_by_key(|(index, _)| *index);
+    let outputs = reports.into_iter().map(|(_, report)| report).collect();
+    Ok(MergeReport { outcome: Outcome::Done, outputs })
+}
+
+/// The hashes of all parents, which must be those that the recipe asks for.
+pub(crate) fn hash_parents(plan: &MergePlan, cache: &mut Hashes) -> Result<Vec<ContentHash>> {
+    let parents = &plan.graph.parents;
+    let paths: Vec<&Path> = parents.iter().map(|parent| parent.path.as_path()).collect();
+    let hashes = cache.of(&paths)?;
+    for (parent, found) in parents.iter().zip(&hashes) {
+        if let Some(expected) = parent.sha256.filter(|expected| expected != found) {
+            return Err(Error::ParentHash { path: parent.path.clone(), expected, found: *found });
+        }
+    }
+    Ok(hashes)
+}
+
+/// All that an output depends on. The parents' names are part of it, since the output's metadata holds them.
+fn key(plan: &MergePlan, output: &OutputPlan, evaluator: &Evaluator, hashes: &[ContentHash]) -> RunKey {
+    let recipe = recipe_text(plan, output, precision(evaluator, output), None);
+    let key = RunKey::new("merge", &json!({"recipe": recipe}), None);
+    plan.parents_of(output).into_iter().fold(key, |key, index| {
+        let parent = &plan.graph.parents[index];
+        key.input_hashed(&parent.name, &parent.path, hashes[index])
+    })
+}
+
+/// Checks that the parents of an output fit each other.
+pub(crate) fn check_parents(evaluator: &Evaluator, output: &OutputPlan) -> Result<()> {
+    let a = evaluator.graph.first(output.operand);
+    evaluator.checkpoint(a).check_names()?;
+    let mut others = checkpoints_of(evaluator, output).into_iter().filter(|parent| *parent != a);
+    others.try_for_each(|other| check_fit(evaluator, output, a, other))
+}
+
+/// Checks that a parent fits A.
+pub(crate) fn check_fit(evaluator: &Evaluator, output: &OutputPlan, a: usize, other: usize) -> Result<()> {
+    let (a, other) = (evaluator.checkpoint(a), evaluator.checkpoint(other));
+    a.check_names()?;
+    if output.mismatched == MismatchPolicy::Error {
+        other.check_names()?;
+        check_alike(a, other)?;
+    }
+    check_settings(a, other, output)
+}
+
+/// Every tensor of A must be in the other parent, in the same shape, and nothing else.
+fn check_alike(a: &Checkpoint, other: &Checkpoint) -> Result<()> {
+    let mut mismatch = Mismatch::default();
+    for name in a.names() {
+        let expected = a.info(name)?.shape;
+        match other.info(name) {
+            Err(_) => mismatch.missing.push(name.to_owned()),
+            Ok(info) if info.shape != expected && !is_wider_input(name, &expected, &info.shape) => {
+                mismatch.wrong_shape.push(WrongShape {
+                    tensor: name.to_owned(),
+                    expected,
+                    found: info.shape,
+                });
+            }
+            Ok(_) => {}
+        }
+    }
+    let left_over = other.names().filter(|name| a.info(name).is_err());
+    mismatch.unexpected = left_over.map(ToOwned::to_owned).collect();
+    if mismatch.is_empty() {
+        return Ok(());
+    }
+    let (path, a) = (other.path().to_path_buf(), a.path().to_path_buf());
+    Err(Error::Unlike { path, a, mismatch: Box::new(mismatch) })
+}
+
+/// What shapes do not tell must be alike too: heads, groups of the norms, what the UNet predicts.
+fn check_settings(a: &Checkpoint, other: &Checkpoint, output: &OutputPlan) -> Result<()> {
+    let (expected, found) = (settings(a.config(), output), settings(other.config(), output));
+    let sections = expected.as_object().expect("a configuration is an object");
+    match sections.keys().find(|section| expected[*section] != found[*section]) {
+        None => Ok(()),
+        Some(section) => Err(Error::Settings {
+            path: other.path().to_path_buf(),
+            a: a.path().to_path_buf(),
+            section: section.clone(),
+            expected: expected[section].to_string(),
+            found: found[section].to_string(),
+        }),
+    }
+}
+
+/// What must be alike. How many channels the UNet takes, the shapes tell.
+fn settings(config: &ModelConfig, output: &OutputPlan) -> serde_json::Value {
+    if output.mismatched == MismatchPolicy::KeepA {
+        let unet = [config.unet.attention_heads, config.unet.norm_groups];
+        return json!({"prediction": config.prediction, "unet": unet, "clip": config.clip.heads});
+    }
+    let mut settings = serde_json::to_value(config).expect("configurations are plain data");
+    if output.vae == VaePolicy::A {
+        settings["vae"].take();
+    }
+    settings["unet"]["in_channels"].take();
+    settings
+}

@@ -70,10 +70,11 @@ impl World {
         self.train(output, changes, &mut |_, _| ()).unwrap()
     }
 
-    /// What the run has left, but for the configuration, which says where.
+    /// What the run has left, but for the configuration, which says where, and the log, which tells the time.
     fn files(&self, output: &str) -> BTreeMap<String, ContentHash> {
         let entries = fs::read_dir(self.at(output)).unwrap().map(|entry| entry.unwrap().path());
-        let is_made = |path: &PathBuf| path.is_file() && !path.ends_with("train.effective.json");
+        let told = ["train.effective.json", "log.jsonl"];
+        let is_made = |path: &PathBuf| path.is_file() && !told.iter().any(|name| path.ends_with(name));
         let files = entries.filter(is_made);
         files
             .map(|path| (path.file_name().unwrap().to_string_lossy().into(), hash_file(path).unwrap()))

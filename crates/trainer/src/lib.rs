@@ -37,6 +37,8 @@ mod options;
 mod plan;
 pub mod random;
 pub mod rates;
+#[cfg(test)]
+mod recipes;
 mod report;
 mod run;
 mod samples;

@@ -121,6 +121,16 @@ impl SafetensorsWriter {
         Ok(Self { file, specs, places, written, header, file_bytes })
     }
 
+    /// Writes other metadata in the place of those it was created with.
+    ///
+    /// # Panics
+    /// When the header has another length with them.
+    pub fn write_metadata(&self, metadata: &BTreeMap<String, String>) -> Result<()> {
+        let header = header(&self.specs, metadata);
+        assert_eq!(header.len() as u64, self.header_bytes, "bytes of a header in another's place");
+        self.write_file_at(0, &header)
+    }
+
     /// The tensors, in their order in the file; methods below take an index into them.
     pub fn specs(&self) -> &[TensorSpec] {
         &self.specs

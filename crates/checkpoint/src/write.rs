@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
+use vodka_stage::{ContentHash, Hasher};
+
 use crate::{
     Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, TensorSpec, WrongShape, config_entry,
     layout::{position_ids, position_ids_name},
@@ -119,7 +121,8 @@ pub type Values = (Vec<usize>, Vec<f32>);
 /// `tensors` is asked for each name of [`keys::all`](crate::keys::all) once, in the order of the file (sorted), for
 /// shape and values, so that one tensor at a time is in memory. The same weights make the same bytes: nothing of time
 /// or place is written. The file holds the configuration ([`CONFIG_KEY`]), `format: pt`, all of `metadata`, and the
-/// text encoder's `position_ids` (int64, 0 to 76), which older programs ask for.
+/// text encoder's `position_ids` (int64, 0 to 76), which older programs ask for. Where `metadata` follows ModelSpec
+/// (`modelspec.sai_model_spec`), its `modelspec.hash_sha256` is filled in.
 ///
 /// # Errors
 /// Whatever `tensors` returns; a shape other than the configuration's; a value that is not finite, or too large for
@@ -135,19 +138,42 @@ pub fn write_checkpoint<E: From<Error>>(
     config.check()?;
     let mut metadata = metadata.clone();
     metadata.extend([config_entry(config)]);
+    let hashed = metadata.contains_key(MODELSPEC_KEY);
+    if hashed {
+        metadata.insert(MODELSPEC_HASH_KEY.to_owned(), hash_entry(&Hasher::default().finish()));
+    }
     let writer = SafetensorsWriter::create(path, single_file_tensors(config, precision), &metadata)?;
+    let mut hasher = Hasher::default();
     for (index, spec) in writer.specs().iter().enumerate() {
+        let mut write = |start, bytes: &[u8]| {
+            if hashed {
+                // All of it, in the order in which it lies in the file.
+                hasher.raw(bytes);
+            }
+            writer.write_at(index, start, bytes)
+        };
         if spec.name == position_ids_name() {
-            writer.write_at(index, 0, &position_ids(config.clip.max_positions))?;
+            write(0, &position_ids(config.clip.max_positions))?;
             continue;
         }
         let (shape, values) = tensors(&spec.name)?;
-        encode_tensor(path, spec, &shape, &values, precision, &mut |start, bytes| {
-            writer.write_at(index, start, bytes)
-        })?;
+        encode_tensor(path, spec, &shape, &values, precision, &mut write)?;
+    }
+    if hashed {
+        metadata.insert(MODELSPEC_HASH_KEY.to_owned(), hash_entry(&hasher.finish()));
+        writer.write_metadata(&metadata)?;
     }
     writer.commit()?;
     Ok(())
+}
+
+/// Whoever writes this entry follows <https://github.com/Stability-AI/ModelSpec>.
+const MODELSPEC_KEY: &str = "modelspec.sai_model_spec";
+/// The SHA-256 of all that is behind the header, as kohya's scripts show it too.
+const MODELSPEC_HASH_KEY: &str = "modelspec.hash_sha256";
+
+fn hash_entry(hash: &ContentHash) -> String {
+    format!("0x{hash}")
 }
 
 /// Elements that are converted and written at a time.

@@ -77,6 +77,12 @@ impl FromStr for ContentHash {
 pub struct Hasher(Sha256);
 
 impl Hasher {
+    /// Adds bytes as they are: pieces of one whole, however it is cut.
+    pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.update(bytes);
+        self
+    }
+
     /// Adds one piece.
     pub fn piece(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         let bytes = bytes.as_ref();

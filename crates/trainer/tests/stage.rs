@@ -786,6 +786,9 @@ fn a_checkpoint_says_what_it_is_and_where_it_comes_from() {
     ] {
         assert_eq!(first[key], value, "{key}");
     }
+    let bytes = fs::read(world.at("first/last-tiny-ep01-gs00003.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert_eq!(first["modelspec.hash_sha256"], format!("0x{}", hash_bytes(&bytes[header..])));
     assert!(first["vodka.train"].contains("\"resolution\":64"), "{}", first["vodka.train"]);
     fs::write(world.at("data/1.txt"), "another caption").unwrap();
     let second = metadata("second");
@@ -908,7 +911,7 @@ fn a_report_says_where_the_time_went() {
     let world = World::new();
     let report = world.undisturbed("out", json!({"max_epochs": 1}));
     let phases: Vec<_> = report.spent.iter().map(|spent| spent.phase).collect();
-    for phase in [Phase::Data, Phase::Networks, Phase::Optimizer, Phase::Saving] {
+    for phase in [Phase::Data, Phase::Vae, Phase::Networks, Phase::Optimizer, Phase::Saving] {
         assert!(phases.contains(&phase), "{phases:?}");
     }
     let said = report.to_string();

@@ -66,7 +66,7 @@ impl Run<'_> {
         let encoded = match &draft.pixels {
             Pixels::Encoded(encoded) => Arc::clone(encoded),
             Pixels::Decoded(image, key) => {
-                let encoded = encode(&self.model.vae, image)?;
+                let encoded = self.watch.meter.vae(|| encode(&self.model.vae, image))?;
                 if !encoded.iter().all(|number| number.is_finite()) {
                     let path = drafter.examples[place.picture].item.file.clone();
                     return Err(Error::LatentsNotFinite { path });

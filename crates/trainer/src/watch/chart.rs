@@ -46,7 +46,7 @@ const SIZE_PX: (u32, u32) = (1000, 560);
 const FONT: &str = "sans-serif";
 const TITLE_PX: u32 = 26;
 const TEXT_PX: u32 = 19;
-const PALE: RGBColor = RGBColor(178, 198, 224);
+const PALE: RGBColor = RGBColor(158, 184, 218);
 const COLOURS: [RGBColor; 6] = [
     RGBColor(24, 78, 150),
     RGBColor(205, 80, 10),
@@ -84,6 +84,8 @@ impl Plot {
         area.fill(&WHITE)?;
         let lines: Vec<_> = self.lines.iter().map(|line| self.prepared(line)).collect();
         let (left, right) = span(lines.iter().flat_map(|line| line.points.iter().map(|point| point.0)));
+        // So that the last dot is a whole one.
+        let right = right + 0.01 * (right - left);
         let (bottom, top) = padded(span(lines.iter().flat_map(heights)));
         let mut chart = ChartBuilder::on(area)
             .margin(14)

@@ -1,6 +1,7 @@
 //! How fast a run is, and where its time goes.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     fs,
     time::{Duration, Instant},
@@ -91,6 +92,8 @@ pub(crate) struct Meter {
     /// A GPU works on its own; where time goes is measured in some steps only, which wait for it.
     gpu: Option<i64>,
     measures: bool,
+    /// In the VAE since the phase in hand began, which is not of it.
+    vae: Cell<Duration>,
 }
 
 impl Meter {
@@ -100,7 +103,7 @@ impl Meter {
     /// Measures a run on this device, from now on.
     pub fn new(device: Device) -> Self {
         let gpu = if let Device::Cuda(index) = device { Some(index as i64) } else { None };
-        Self { clock: Instant::now(), book: Book::default(), gpu, measures: true }
+        Self { clock: Instant::now(), book: Book::default(), gpu, measures: true, vae: Cell::default() }
     }
 
     /// What follows is this phase.
@@ -109,6 +112,17 @@ impl Meter {
             tch::Cuda::synchronize(gpu);
         }
         self.book.enter(self.clock.elapsed(), phase, self.measures);
+        self.book.take_out(self.vae.take());
+    }
+
+    /// Runs the VAE, in whatever phase.
+    pub fn vae<R>(&self, act: impl FnOnce() -> R) -> R {
+        let start = self.clock.elapsed();
+        let result = act();
+        if self.measures {
+            self.vae.set(self.vae.get() + (self.clock.elapsed() - start));
+        }
+        result
     }
 
     /// Training begins, or goes on, with `left` steps.
@@ -136,6 +150,8 @@ impl Meter {
 #[derive(Debug, Default)]
 struct Book {
     phase: Option<(Phase, Duration, bool)>,
+    /// The phase before it.
+    left_phase: Option<Phase>,
     spent: [Duration; Phase::ALL.len()],
     /// In training steps, measured or not.
     training: Duration,
@@ -160,7 +176,17 @@ impl Book {
                 self.training += took;
             }
         }
+        self.left_phase = self.phase.map(|(phase, ..)| phase);
         self.phase = Some((phase, now, measures));
+    }
+
+    /// Counts so much of the phase that has just ended as the VAE's.
+    fn take_out(&mut self, vae: Duration) {
+        if let Some(phase) = self.left_phase.filter(|_| vae > Duration::ZERO) {
+            let vae = vae.min(self.spent[phase as usize]);
+            self.spent[phase as usize] -= vae;
+            self.spent[Phase::Vae as usize] += vae;
+        }
     }
 
     /// By phase, with that in hand.
@@ -237,6 +263,17 @@ mod tests {
         let spent = book.spent(at(120));
         let of = |phase: Phase| spent[phase as usize];
         assert_eq!([Phase::Saving, Phase::Vae, Phase::Networks].map(of), [at(100), at(10), at(7)]);
+    }
+
+    #[test]
+    fn the_vae_is_counted_by_itself_wherever_it_runs() {
+        let mut book = Book::default();
+        book.enter(at(0), Phase::Data, true);
+        book.enter(at(10), Phase::Networks, true);
+        book.take_out(at(7));
+        let spent = book.spent(at(12));
+        let of = |phase: Phase| spent[phase as usize];
+        assert_eq!([Phase::Data, Phase::Vae, Phase::Networks].map(of), [at(3), at(7), at(2)]);
     }
 
     #[test]

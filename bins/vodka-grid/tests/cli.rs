@@ -123,8 +123,8 @@ fn wrong_configurations_are_usage_errors() {
     let base = model("base");
     let cases: [(&str, &[&str]); 5] = [
         ("stepz = 3", &["grid.toml", "line 3", "unknown field `stepz`", "did you mean `steps`?"]),
-        ("sampler = \"Eular\"", &["line 3", "unknown sampler `Eular`", "Euler, DDIM"]),
-        ("schedule = \"Karras\"", &["line 3", "unknown schedule `Karras`"]),
+        ("sampler = \"Eular\"", &["line 3", "unknown sampler `Eular`", "did you mean `Euler`?"]),
+        ("schedule = \"Caras\"", &["line 3", "unknown schedule `Caras`"]),
         ("seeds = []", &["the grid has no seeds"]),
         ("clip_skip = -1", &["line 3", "-1"]),
     ];

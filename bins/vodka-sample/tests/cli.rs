@@ -83,13 +83,15 @@ fn a_dry_run_shows_the_plan_and_makes_nothing() {
 #[test]
 fn wrong_settings_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["--size", "100x64"], &["100x64", "multiples of 8"]),
         (&["--size", "big"], &["512x768", "big"]),
-        (&["--sampler", "Eular"], &["unknown sampler `Eular`", "Euler, DDIM"]),
-        (&["--schedule", "Karras"], &["unknown schedule `Karras`", "Automatic, Uniform"]),
+        (&["--sampler", "Eular"], &["unknown sampler `Eular`", "did you mean `Euler`?"]),
+        (&["--schedule", "Caras"], &["unknown schedule `Caras`", "did you mean `Karras`?"]),
         (&["--sampler", "DDIM", "--schedule", "Uniform"], &["DDIM", "timesteps of its own"]),
         (&["--cfg=-1"], &["CFG scale -1"]),
+        (&["--negative", "(x:1.2.3)"], &["the weight `1.2.3` in a prompt is no number"]),
+        (&["--rng", "gpu"], &["unknown source of random numbers `gpu`; known are CPU, NV"]),
     ];
     for (args, parts) in cases {
         fails(run(dir.path(), &model("base"), args), 2, parts);
@@ -141,15 +143,35 @@ fn with_nan(file: &[u8], tensor: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_prompt_that_is_too_long_is_told() {
+fn all_samplers_make_pictures_that_their_text_makes_again() {
     let dir = tempfile::tempdir().unwrap();
-    let long = "cat ".repeat(100);
-    let assert = sample(dir.path(), &["--negative", &long]).success();
-    assert!(
-        stderr(&assert).contains("only the first 75 of 100 tokens count in: cat cat"),
-        "{}",
-        stderr(&assert)
-    );
+    let long = "a (red:1.3) circle, BREAK [blue|green] star AND cat :0.3, ".to_owned() + &"dog, ".repeat(60);
+    let (first, again) = (dir.path().join("out.png"), dir.path().join("again.png"));
+    for (sampler, steps) in
+        [("DPM++ 2M", "3"), ("DPM++ SDE", "2"), ("Euler a", "3"), ("DDIM CFG++", "4"), ("UniPC", "4")]
+    {
+        let args =
+            ["--sampler", sampler, "--steps", steps, "--negative", &long, "--seed", "9", "--rng", "nv"];
+        let args = [&args[..], &["--size", "64x64", "--subseed", "3", "--subseed-strength", "0.2"]].concat();
+        run(dir.path(), &model("base"), &args).success();
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+        command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+        command.arg("--checkpoint").arg(model("base"));
+        command.args(["--from", "out.png", "--output", "again.png"]).assert().success();
+        assert_eq!(fs::read(&first).unwrap(), fs::read(&again).unwrap(), "{sampler}");
+    }
+}
+
+#[test]
+fn pictures_without_text_and_prompts_with_networks_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("none.png"), "").unwrap();
+    fails(sample(dir.path(), &["--from", "none.png"]), 2, &["none.png"]);
+    fails(sample(dir.path(), &["--from", "lost.png"]), 2, &["lost.png"]);
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command.current_dir(dir.path()).arg("--checkpoint").arg(model("base"));
+    let assert = command.args(["--prompt", "<lora:style:1>", "--output", "x.png"]).assert();
+    fails(assert, 2, &["the prompt names <lora:style>"]);
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn pictures(
             sampler: round.sampler,
             schedule: round.schedule,
             clip_skip: round.clip_skip,
+            ..Settings::default()
         };
         let picture =
             networks.generate(Path::new("the model in training"), &settings, interrupt, &mut |_, _| ())?;

@@ -105,20 +105,12 @@ impl Schedule {
         let w = if span > 0.0 { (log - self.log_sigmas[low]) / span } else { 0.0 };
         low as f64 + w.clamp(0.0, 1.0)
     }
-
-    /// The sigmas of A1111's schedule "Uniform" (ComfyUI's "normal"): the timesteps evenly spaced from the last to the
-    /// first, both included, then 0. Length `steps` + 1.
-    pub fn uniform_sigmas(&self, steps: u32) -> Vec<f64> {
-        let last = (self.timesteps() - 1) as f64;
-        let gaps = f64::from(steps.max(2) - 1);
-        let sigma = |i: u32| self.t_to_sigma(last - last * f64::from(i) / gaps);
-        (0..steps).map(sigma).chain([0.0]).collect()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ScheduleName;
 
     fn near(actual: f64, expected: f64, relative: f64) {
         assert!((actual - expected).abs() <= relative * expected.abs(), "{actual} is not {expected}");
@@ -197,13 +189,13 @@ mod tests {
             1.48058, 1.24581, 1.04814, 0.87843, 0.72972, 0.59643, 0.47358, 0.35555, 0.23216, 0.02917, 0.0,
         ];
         for (steps, expected) in [(10, &ten[..]), (20, &twenty[..])] {
-            let found = schedule.uniform_sigmas(steps);
+            let found = schedule.spaced_sigmas(ScheduleName::Uniform, steps);
             assert_eq!(found.len(), expected.len());
             for (f, e) in found.iter().zip(expected) {
                 assert!((f - e).abs() < 6e-6, "{f} is not {e}");
             }
         }
-        assert_eq!(schedule.uniform_sigmas(1).len(), 2);
-        near(schedule.uniform_sigmas(1)[0], 14.614_641_229_3, 1e-10);
+        assert_eq!(schedule.spaced_sigmas(ScheduleName::Uniform, 1).len(), 2);
+        near(schedule.spaced_sigmas(ScheduleName::Uniform, 1)[0], 14.614_641_229_3, 1e-10);
     }
 }

@@ -24,6 +24,45 @@ pub enum Error {
     /// Sampler, schedule and steps do not go together.
     #[error(transparent)]
     Solver(#[from] vodka_noise::Error),
+    /// The prompt has a fault that A1111 refuses too.
+    #[error(transparent)]
+    Prompt(#[from] vodka_prompt::Error),
+    /// `<lora:...>` or the like in a prompt.
+    #[error("the prompt names <{kind}:{name}>, and no such network can be applied yet")]
+    ExtraNetwork {
+        /// `lora`, or what stands there.
+        kind: String,
+        /// The name.
+        name: String,
+    },
+    /// A strength of variation that is no share.
+    #[error("the variation seed's strength is {found}, expected 0 to 1")]
+    SubseedStrength {
+        /// The number.
+        found: f64,
+    },
+    /// An eta that is no share.
+    #[error("eta is {found}, expected 0 to 1")]
+    Eta {
+        /// The number.
+        found: f64,
+    },
+    /// A picture without the text from which it could be made again.
+    #[error("`{path}` has no `parameters` text")]
+    NoParameters {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// A picture's text with a value that is none.
+    #[error("{field}: expected {expected}, found `{found}`")]
+    Field {
+        /// The field's name.
+        field: String,
+        /// What it should be.
+        expected: &'static str,
+        /// The value.
+        found: String,
+    },
     /// A size that is not of the form `WIDTHxHEIGHT`.
     #[error("expected a size such as 512x768, found `{found}`")]
     SizeForm {

@@ -13,7 +13,7 @@ use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, create_dir, read_toml, record_path};
 
 use crate::{
-    CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size,
+    Error, ModelId, Pipeline, Result, Settings, Size,
     parameters::model_name,
     png::{read_parameters, read_rgb, write_png},
     sample::{default_cfg, default_clip_skip, default_device, default_steps},
@@ -210,8 +210,6 @@ pub struct GridReport {
     pub kept: usize,
     /// Those that could not be made; they are marked on the sheet.
     pub failed: Vec<FailedCell>,
-    /// The prompts that are too long.
-    pub cut: Vec<CutPrompt>,
 }
 
 impl GridConfig {
@@ -265,6 +263,7 @@ impl GridConfig {
             sampler: self.sampler,
             schedule: self.schedule,
             clip_skip: self.clip_skip,
+            ..Settings::default()
         }
     }
 }
@@ -489,12 +488,6 @@ fn remove(path: &Path) -> Result<()> {
 
 impl GridReport {
     fn new(plan: &GridPlan) -> Self {
-        let mut cut = Vec::new();
-        for found in plan.rows.iter().flat_map(|row| row.settings.cut_prompts()) {
-            if !cut.contains(&found) {
-                cut.push(found);
-            }
-        }
         Self {
             outcome: Outcome::Done,
             sheet: plan.output.join(SHEET),
@@ -502,7 +495,6 @@ impl GridReport {
             made: 0,
             kept: 0,
             failed: Vec::new(),
-            cut,
         }
     }
 
@@ -539,6 +531,6 @@ impl fmt::Display for GridReport {
             let row = row.replace('\n', ", ");
             write!(f, "\nnot made: {} ({row}; {column}): {reason}", cell.display())?;
         }
-        self.cut.iter().try_for_each(|cut| write!(f, "\n{cut}"))
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! [`Pipeline`] makes one picture after the other from one checkpoint. On it stand two stages: [`sample::run`] writes a
 //! single picture, [`grid::run`] a folder of pictures by checkpoint and prompt with a labelled sheet of them all.
 
+mod conditioning;
 mod error;
 pub mod grid;
 mod parameters;
@@ -15,9 +16,9 @@ mod sheet;
 pub use error::{Error, Result};
 pub use grid::{GridCheckpoint, GridConfig, GridEvent, GridPlan, GridPrompt, GridReport};
 pub use parameters::ModelId;
-pub use pipeline::{Networks, Pipeline, solve};
+pub use pipeline::{Calls, Networks, Pipeline, solve};
 pub use png::{read_parameters, write_png};
 pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
-pub use settings::{CutPrompt, Settings, Size};
+pub use settings::{Settings, Size};
 pub use sheet::strip;
-pub use vodka_noise::{SamplerName, ScheduleName};
+pub use vodka_noise::{RandomSource, SamplerName, ScheduleName};

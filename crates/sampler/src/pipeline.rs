@@ -5,12 +5,18 @@ use std::path::Path;
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, Prediction};
-use vodka_noise::{Schedule, Solver, TorchRng};
-use vodka_prompt::{CONTEXT_LENGTH, EOS, token_ids};
+use vodka_noise::{
+    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
+    Solver, SolverOptions,
+};
+use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae};
 use vodka_stage::Interrupt;
 
-use crate::{Error, ModelId, Result, Settings, Size};
+use crate::{
+    Error, ModelId, Result, Settings, Size,
+    conditioning::{Conditioning, Now, Prompts},
+};
 
 /// The networks of one checkpoint on one device, ready to make pictures.
 #[derive(Debug)]
@@ -115,86 +121,161 @@ impl Networks<'_> {
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<Tensor>> {
         let solver =
-            Solver::new(&Schedule::scaled_linear(), settings.sampler, settings.schedule, settings.steps)?;
-        let noise = self.noise(settings)?;
-        let context = self.context(settings)?;
-        let (batch, device, kind) = (context.size()[0], context.device(), context.kind());
-        let mut predict = |input: &Tensor, timestep: f64| {
-            let input = input.to_kind(kind).repeat([batch, 1, 1, 1]); // (2, 4, h, w)
-            let timesteps = Tensor::full([batch], timestep, (Kind::Float, device));
-            let output = self.unet.forward(&input, &timesteps, &context).to_kind(Kind::Float);
-            if batch == 1 {
-                return output;
-            }
-            let (with, without) = (output.narrow(0, 0, 1), output.narrow(0, 1, 1));
-            &without + (with - &without) * settings.cfg_scale // (1, 4, h, w)
+            Solver::new(&Schedule::scaled_linear(), settings.sampler, settings.schedule, settings.steps)?
+                .with_options(SolverOptions { eta: settings.eta, ..SolverOptions::default() });
+        let shape = self.shape(settings)?;
+        let conditioning = self.conditioning(settings)?;
+        let device = self.unet.vars().device();
+        let tensor = |values: Vec<f32>| {
+            Tensor::from_slice(&values).view(shape.map(|n| n as i64)).unsqueeze(0).to_device(device) // (1, 4, h, w)
         };
-        let count = solver.steps.len();
+        let mut numbers = PictureNoise::new(settings.picture_seed(), shape);
+        let first = tensor(numbers.first());
+        let (low, high) = solver.sigma_range();
+        let mut tree = settings
+            .sampler
+            .is_brownian()
+            .then(|| BrownianTree::new(settings.seed.into(), low, high, shape.iter().product()));
+        let mut noise = |from: f64, to: f64| match &mut tree {
+            Some(tree) => tensor(tree.noise(from, to)),
+            None => tensor(numbers.more()),
+        };
+        let mut call = 0;
+        let mut predict = |input: &Tensor, timestep: f64| {
+            let now = conditioning.at(call);
+            call += 1;
+            self.guided(input, timestep, &now, settings.guidance())
+        };
+        let count = solver.calls();
         let mut go_on = |done| {
-            on_step(done, count);
+            on_step(done, count.max(done));
             !interrupt.is_raised()
         };
-        Ok(solve(&solver, self.prediction, &noise, &mut predict, &mut go_on))
+        let host = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
+        Ok(solve(&solver, self.prediction, &first, host))
     }
 
-    /// Unit normal noise as torch draws it on the processor, on the device.
-    fn noise(&self, settings: &Settings) -> Result<Tensor> {
+    /// One call of the denoiser for all prompts, or one for the prompt and one for the negative prompt where these are not
+    /// equally long.
+    fn guided(&self, input: &Tensor, timestep: f64, now: &Now, guidance: f64) -> Output<Tensor> {
+        let kind = now.parts.kind();
+        let call = |context: &Tensor| {
+            let batch = context.size()[0];
+            let input = input.to_kind(kind).repeat([batch, 1, 1, 1]); // (B, 4, h, w)
+            let timesteps = Tensor::full([batch], timestep, (Kind::Float, context.device()));
+            self.unet.forward(&input, &timesteps, context).to_kind(Kind::Float)
+        };
+        let parts = now.parts.size()[0];
+        let (with, without) = match &now.negative {
+            None => return Output { guided: call(&now.parts), unguided: None },
+            Some(negative) if negative.size()[1] == now.parts.size()[1] => {
+                let both = call(&Tensor::cat(&[&now.parts, negative], 0));
+                (both.narrow(0, 0, parts), both.narrow(0, parts, 1))
+            }
+            Some(negative) => (call(&now.parts), call(negative)),
+        };
+        let towards = |guided: Tensor, (i, weight): (usize, &f64)| {
+            guided + (with.narrow(0, i as i64, 1) - &without) * (weight * guidance)
+        };
+        let guided = now.weights.iter().enumerate().fold(without.shallow_clone(), towards);
+        Output { guided, unguided: Some(without) } // (1, 4, h, w)
+    }
+
+    /// The shape of the latents, `[4, H/8, W/8]`.
+    fn shape(&self, settings: &Settings) -> Result<[usize; 3]> {
         let config = self.vae.config();
         let multiple = config.downscale() as u32;
         let Size { width, height } = settings.size;
         if !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple) {
             return Err(Error::Size { width, height, multiple, max: u32::MAX });
         }
-        let shape = [config.latent_channels, i64::from(height / multiple), i64::from(width / multiple)];
-        let values = TorchRng::new(settings.seed.into()).randn(shape.iter().product::<i64>() as usize);
-        let noise = Tensor::from_slice(&values).view(shape).unsqueeze(0); // (1, 4, h, w)
-        Ok(noise.to_device(self.unet.vars().device()))
+        Ok([config.latent_channels as usize, (height / multiple) as usize, (width / multiple) as usize])
     }
 
-    /// The encoded prompts: prompt and negative prompt, or the prompt alone where there is no guidance. `(2, 77, C)`
-    fn context(&self, settings: &Settings) -> Result<Tensor> {
+    /// The encoded prompts.
+    fn conditioning(&self, settings: &Settings) -> Result<Conditioning> {
         let max = self.clip.config().layers as u32;
         if !(1..=max).contains(&settings.clip_skip) {
             return Err(Error::ClipSkip { found: settings.clip_skip, max });
         }
-        let mut ids = token_ids(&settings.prompt).to_vec();
-        if settings.cfg_scale != 1.0 {
-            ids.extend(token_ids(&settings.negative_prompt));
-        }
-        let device = self.clip.vars().device();
-        let ids = Tensor::from_slice(&ids).view([-1, CONTEXT_LENGTH as i64]).to_device(device);
-        Ok(self.clip.forward(&ids, settings.clip_skip.into()))
+        Ok(Prompts::parse(settings)?.encode(self.clip, settings.clip_skip.into()))
     }
 }
 
-/// Runs a solver from unit normal `noise` to latents, both in fp32.
-///
-/// `predict` is the network with its guidance, from its input and a timestep to its output; `go_on` is told after each
-/// step how many are done, and ends it all by `false`, unless it was the last.
-pub fn solve(
-    solver: &Solver,
-    prediction: Prediction,
-    noise: &Tensor,
-    predict: &mut dyn FnMut(&Tensor, f64) -> Tensor,
-    go_on: &mut dyn FnMut(usize) -> bool,
-) -> Option<Tensor> {
-    let mut x = noise * solver.start;
-    for (i, step) in solver.steps.iter().enumerate() {
-        let input = &x * step.input;
-        let output = predict(&input, step.timestep);
-        let eps = match prediction {
-            Prediction::Epsilon => output,
-            Prediction::VPrediction => {
-                output * step.alpha_cumprod.sqrt() + input * (1.0 - step.alpha_cumprod).sqrt()
-            }
-        };
-        x = x * step.keep + eps * step.move_by;
-        let done = i + 1;
-        if !go_on(done) && done < solver.steps.len() {
-            return None;
+impl Settings {
+    /// What decides the noise.
+    fn picture_seed(&self) -> PictureSeed {
+        PictureSeed {
+            seed: self.seed.into(),
+            source: self.rng,
+            eta_seed_delta: self.ensd.into(),
+            variation: (self.subseed_strength != 0.0).then_some((self.subseed.into(), self.subseed_strength)),
+            resize_from: None,
         }
     }
-    Some(x)
+}
+
+/// What [`solve`] calls.
+pub struct Calls<'a> {
+    /// The network with its guidance, from its input and a timestep to its output.
+    pub predict: &'a mut dyn FnMut(&Tensor, f64) -> Output<Tensor>,
+    /// Unit normal noise for the step from one sigma to another.
+    pub noise: &'a mut dyn FnMut(f64, f64) -> Tensor,
+    /// Told after each call of the network how many there were; ends it all by `false`, unless it was the last.
+    pub go_on: &'a mut dyn FnMut(usize) -> bool,
+}
+
+/// Runs a solver from unit normal `noise` to latents, both in fp32; `None` where it was ended.
+pub fn solve(solver: &Solver, prediction: Prediction, noise: &Tensor, calls: Calls<'_>) -> Option<Tensor> {
+    let parameterization = match prediction {
+        Prediction::Epsilon => Parameterization::Epsilon,
+        Prediction::VPrediction => Parameterization::V,
+    };
+    // How many calls an adaptive sampler makes, it does not know.
+    let last = if solver.sampler() == SamplerName::DpmAdaptive { usize::MAX } else { solver.calls() };
+    let mut host = Counted { calls, done: 0, last };
+    solver.run(Latents(noise * solver.start()), parameterization, &mut host).ok().map(|latents| latents.0)
+}
+
+/// Latents of a picture, `(1, 4, h, w)`.
+struct Latents(Tensor);
+
+impl Latent for Latents {
+    fn combine(terms: &[(f64, &Self)]) -> Self {
+        let sum = terms.iter().map(|(factor, latents)| &latents.0 * *factor).reduce(|sum, more| sum + more);
+        Self(sum.expect("at least one term"))
+    }
+
+    fn error(low: &Self, high: &Self, before: &Self, absolute: f64, relative: f64) -> f64 {
+        let allowed = (low.0.abs().maximum(&before.0.abs()) * relative).clamp_min(absolute);
+        ((&low.0 - &high.0) / allowed).square().mean(Kind::Double).sqrt().double_value(&[])
+    }
+}
+
+struct Counted<'a> {
+    calls: Calls<'a>,
+    done: usize,
+    last: usize,
+}
+
+/// The run was ended by who asked for it.
+struct Stopped;
+
+impl Host<Latents> for Counted<'_> {
+    type Stop = Stopped;
+
+    fn predict(&mut self, input: &Latents, timestep: f64) -> Result<Output<Latents>, Stopped> {
+        let Output { guided, unguided } = (self.calls.predict)(&input.0, timestep);
+        self.done += 1;
+        if !(self.calls.go_on)(self.done) && self.done != self.last {
+            return Err(Stopped);
+        }
+        Ok(Output { guided: Latents(guided), unguided: unguided.map(Latents) })
+    }
+
+    fn noise(&mut self, from: f64, to: f64) -> Result<Latents, Stopped> {
+        Ok(Latents((self.calls.noise)(from, to)))
+    }
 }
 
 fn is_finite(tensor: &Tensor) -> bool {

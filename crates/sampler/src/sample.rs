@@ -7,11 +7,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use vodka_noise::{SamplerName, ScheduleName};
+use vodka_noise::{RandomSource, SamplerName, ScheduleName};
+use vodka_prompt::Parameters;
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path};
 
-use crate::{CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, write_png};
+use crate::{
+    Error, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, png::read_parameters, write_png,
+};
 
 /// What a user asks for: a checkpoint, a prompt, a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,32 +22,51 @@ use crate::{CutPrompt, Error, ModelId, Pipeline, Result, Settings, Size, paramet
 pub struct SampleConfig {
     /// A single-file checkpoint, or a diffusers folder.
     pub checkpoint: PathBuf,
-    /// What the picture is to show.
-    pub prompt: String,
+    /// A picture whose `parameters` text says what is not said here.
+    #[serde(default)]
+    pub from: Option<PathBuf>,
+    /// What the picture is to show; of all settings those that are absent are the picture's, else A1111's.
+    #[serde(default)]
+    pub prompt: Option<String>,
     /// What it is not to show.
     #[serde(default)]
-    pub negative: String,
+    pub negative: Option<String>,
     /// The seed.
     #[serde(default)]
-    pub seed: u32,
-    /// Steps as A1111 counts them; 20 where absent.
-    #[serde(default = "default_steps")]
-    pub steps: u32,
-    /// The CFG scale; 7 where absent.
-    #[serde(default = "default_cfg")]
-    pub cfg: f64,
-    /// The size; 512x512 where absent.
+    pub seed: Option<u32>,
+    /// Where random numbers come from.
     #[serde(default)]
-    pub size: Size,
-    /// The sampler; Euler where absent.
+    pub rng: Option<RandomSource>,
+    /// The seed of another noise.
     #[serde(default)]
-    pub sampler: SamplerName,
-    /// The schedule; Automatic where absent.
+    pub subseed: Option<u32>,
+    /// How far to go towards that, 0 to 1.
     #[serde(default)]
-    pub schedule: ScheduleName,
-    /// The layer of the text encoder, counted from the end; 1, the last, where absent.
-    #[serde(default = "default_clip_skip")]
-    pub clip_skip: u32,
+    pub subseed_strength: Option<f64>,
+    /// What is added to the seed for all noise but the first.
+    #[serde(default)]
+    pub ensd: Option<u32>,
+    /// How much noise samplers add on the way, 0 to 1.
+    #[serde(default)]
+    pub eta: Option<f64>,
+    /// Steps as A1111 counts them; 20.
+    #[serde(default)]
+    pub steps: Option<u32>,
+    /// The CFG scale; 7.
+    #[serde(default)]
+    pub cfg: Option<f64>,
+    /// The size; 512x512.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// The sampler; Euler.
+    #[serde(default)]
+    pub sampler: Option<SamplerName>,
+    /// The schedule; Automatic.
+    #[serde(default)]
+    pub schedule: Option<ScheduleName>,
+    /// The layer of the text encoder, counted from the end; 1, the last.
+    #[serde(default)]
+    pub clip_skip: Option<u32>,
     /// `cpu`, `cuda` or `cuda:N`; `cpu` where absent.
     #[serde(default = "default_device")]
     pub device: String,
@@ -110,23 +132,27 @@ pub struct SampleReport {
     pub output: PathBuf,
     /// The picture's `parameters` text.
     pub parameters: String,
-    /// The prompts that were too long.
-    pub cut: Vec<CutPrompt>,
 }
 
 impl SampleConfig {
     /// Checks the settings; the checkpoint is not opened.
     pub fn plan(&self) -> Result<SamplePlan> {
+        let base = self.from.as_deref().map_or(Ok(Settings::default()), settings_of)?;
         let settings = Settings {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative.clone(),
-            seed: self.seed,
-            steps: self.steps,
-            cfg_scale: self.cfg,
-            size: self.size,
-            sampler: self.sampler,
-            schedule: self.schedule,
-            clip_skip: self.clip_skip,
+            prompt: self.prompt.clone().unwrap_or(base.prompt),
+            negative_prompt: self.negative.clone().unwrap_or(base.negative_prompt),
+            seed: self.seed.unwrap_or(base.seed),
+            rng: self.rng.unwrap_or(base.rng),
+            subseed: self.subseed.unwrap_or(base.subseed),
+            subseed_strength: self.subseed_strength.unwrap_or(base.subseed_strength),
+            ensd: self.ensd.unwrap_or(base.ensd),
+            eta: self.eta.or(base.eta),
+            steps: self.steps.unwrap_or(base.steps),
+            cfg_scale: self.cfg.unwrap_or(base.cfg_scale),
+            size: self.size.unwrap_or(base.size),
+            sampler: self.sampler.unwrap_or(base.sampler),
+            schedule: self.schedule.unwrap_or(base.schedule),
+            clip_skip: self.clip_skip.unwrap_or(base.clip_skip),
         };
         settings.check()?;
         check_device_name(&self.device)?;
@@ -141,6 +167,13 @@ impl SampleConfig {
             runtime_dir: self.runtime_dir.clone(),
         })
     }
+}
+
+/// The settings that a picture's text states.
+fn settings_of(path: &Path) -> Result<Settings> {
+    let text = read_parameters(path)?.ok_or_else(|| Error::NoParameters { path: path.to_path_buf() })?;
+    let Ok(parameters) = text.parse::<Parameters>();
+    Settings::from_parameters(&parameters)
 }
 
 impl SamplePlan {
@@ -175,12 +208,8 @@ pub fn run(
     let record = record_path(&plan.output);
     let model = ModelId::new(&plan.checkpoint, key.inputs["checkpoint"].sha256);
     let parameters = plan.settings.parameters(&model).to_string();
-    let report = |outcome| SampleReport {
-        outcome,
-        output: plan.output.clone(),
-        parameters: parameters.clone(),
-        cut: plan.settings.cut_prompts(),
-    };
+    let report =
+        |outcome| SampleReport { outcome, output: plan.output.clone(), parameters: parameters.clone() };
     if let Standing::Current(_) = key.standing(&record)? {
         return Ok(report(Outcome::Unchanged));
     }
@@ -207,10 +236,9 @@ impl fmt::Display for SampleReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = self.output.display();
         match self.outcome {
-            Outcome::Unchanged => write!(f, "{output} is there already")?,
-            Outcome::Interrupted => write!(f, "{output} was not made")?,
-            Outcome::Done | Outcome::Skipped => write!(f, "{output}")?,
+            Outcome::Unchanged => write!(f, "{output} is there already"),
+            Outcome::Interrupted => write!(f, "{output} was not made"),
+            Outcome::Done | Outcome::Skipped => write!(f, "{output}"),
         }
-        self.cut.iter().try_for_each(|cut| write!(f, "\n{cut}"))
     }
 }

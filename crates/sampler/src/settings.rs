@@ -3,10 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use vodka_noise::{SamplerName, ScheduleName, Solver};
-use vodka_prompt::{MAX_TOKENS, token_count};
+use vodka_noise::{RandomSource, SamplerName, ScheduleName, Solver};
 
-use crate::{Error, Result};
+use crate::{Error, Result, conditioning::Prompts};
 
 /// Both sides of a picture are divisible by this.
 const MULTIPLE: u32 = 8;
@@ -30,8 +29,18 @@ pub struct Settings {
     pub prompt: String,
     /// What it is not to show.
     pub negative_prompt: String,
-    /// The seed of torch's processor generator, which draws the first noise.
+    /// The seed of the noise.
     pub seed: u32,
+    /// Where random numbers come from.
+    pub rng: RandomSource,
+    /// The seed of another noise, and how far to go towards that, 0 to 1.
+    pub subseed: u32,
+    /// 0 leaves `subseed` out.
+    pub subseed_strength: f64,
+    /// ENSD: what is added to the seed for all noise but the first; 0 goes on with one generator.
+    pub ensd: u32,
+    /// How much noise samplers add on the way; their own where absent.
+    pub eta: Option<f64>,
     /// Steps as A1111 counts them.
     pub steps: u32,
     /// How far to go from the negative prompt towards the prompt; 1 leaves the negative prompt out.
@@ -60,32 +69,19 @@ impl Settings {
         if self.clip_skip == 0 {
             return Err(Error::ClipSkipZero);
         }
-        Ok(Solver::check(self.sampler, self.schedule, self.steps)?)
+        if !(0.0..=1.0).contains(&self.subseed_strength) {
+            return Err(Error::SubseedStrength { found: self.subseed_strength });
+        }
+        if let Some(found) = self.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
+            return Err(Error::Eta { found });
+        }
+        Solver::check(self.sampler, self.schedule, self.steps)?;
+        Prompts::parse(self).map(drop)
     }
 
-    /// The prompts of which the text encoder sees only the beginning.
-    pub fn cut_prompts(&self) -> Vec<CutPrompt> {
-        let cut = |prompt: &String| {
-            let tokens = token_count(prompt);
-            (tokens > MAX_TOKENS).then(|| CutPrompt { prompt: prompt.clone(), tokens })
-        };
-        [&self.prompt, &self.negative_prompt].into_iter().filter_map(cut).collect()
-    }
-}
-
-/// A prompt that is too long.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CutPrompt {
-    /// The whole of it.
-    pub prompt: String,
-    /// Its tokens, of which the first [`MAX_TOKENS`] count.
-    pub tokens: usize,
-}
-
-impl fmt::Display for CutPrompt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start: String = self.prompt.chars().take(40).collect();
-        write!(f, "only the first {MAX_TOKENS} of {} tokens count in: {start}...", self.tokens)
+    /// What the difference between the prompts is multiplied by.
+    pub(crate) fn guidance(&self) -> f64 {
+        self.cfg_scale * self.sampler.guidance_factor()
     }
 }
 
@@ -96,6 +92,11 @@ impl Default for Settings {
             prompt: String::new(),
             negative_prompt: String::new(),
             seed: 0,
+            rng: RandomSource::Cpu,
+            subseed: 0,
+            subseed_strength: 0.0,
+            ensd: 0,
+            eta: None,
             steps: 20,
             cfg_scale: 7.0,
             size: Size::default(),
@@ -162,11 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn long_prompts_are_told() {
-        let cut = |prompt: String| Settings { prompt, ..Settings::default() }.cut_prompts();
-        assert!(cut("cat ".repeat(75)).is_empty());
-        let said = cut("cat ".repeat(76))[0].to_string();
-        assert!(said.starts_with("only the first 75 of 76 tokens count in: cat cat "), "{said}");
+    fn shares_must_be_shares_and_prompts_must_parse() {
+        let check = |settings: Settings| settings.check().unwrap_err().to_string();
+        let error = check(Settings { subseed_strength: 1.5, ..Settings::default() });
+        assert_eq!(error, "the variation seed's strength is 1.5, expected 0 to 1");
+        let error = check(Settings { eta: Some(-1.0), ..Settings::default() });
+        assert_eq!(error, "eta is -1, expected 0 to 1");
+        let error = check(Settings { negative_prompt: "(a:1.2.3)".into(), ..Settings::default() });
+        assert_eq!(error, "the weight `1.2.3` in a prompt is no number");
     }
 
     #[test]

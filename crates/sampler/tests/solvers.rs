@@ -4,8 +4,8 @@
 
 use tch::{Kind, Tensor};
 use vodka_checkpoint::Prediction;
-use vodka_noise::{SamplerName, Schedule, ScheduleName, Solver};
-use vodka_sampler::solve;
+use vodka_noise::{Output, SamplerName, Schedule, ScheduleName, Solver};
+use vodka_sampler::{Calls, solve};
 use vodka_testkit::Case;
 
 const CFG: f64 = 7.0;
@@ -14,13 +14,18 @@ fn network(x: &Tensor, t: f64, shift: f64) -> Tensor {
     (x * 0.9 + ((t / 150.0).sin() + shift)).tanh() + x * 0.1
 }
 
-fn guided(x: &Tensor, t: f64) -> Tensor {
+fn guided(x: &Tensor, t: f64) -> Output<Tensor> {
     let (cond, uncond) = (network(x, t, 0.3), network(x, t, -0.2));
-    &uncond + (cond - &uncond) * CFG
+    Output { guided: &uncond + (cond - &uncond) * CFG, unguided: None }
+}
+
+fn no_noise(_: f64, _: f64) -> Tensor {
+    panic!("these samplers add none")
 }
 
 fn run(solver: &Solver, prediction: Prediction, noise: &Tensor) -> Vec<f32> {
-    let result = solve(solver, prediction, noise, &mut guided, &mut |_| true).unwrap().to_kind(Kind::Float);
+    let calls = Calls { predict: &mut guided, noise: &mut no_noise, go_on: &mut |_| true };
+    let result = solve(solver, prediction, noise, calls).unwrap().to_kind(Kind::Float);
     let mut values = vec![0.0; result.numel()];
     result.contiguous().copy_data(&mut values, result.numel());
     values
@@ -55,7 +60,8 @@ fn a_loop_stops_when_it_is_told_to() {
             seen = done;
             done < last
         };
-        let result = solve(&solver, Prediction::Epsilon, &noise, &mut guided, &mut go_on);
+        let calls = Calls { predict: &mut guided, noise: &mut no_noise, go_on: &mut go_on };
+        let result = solve(&solver, Prediction::Epsilon, &noise, calls);
         assert_eq!((seen, result.is_some()), (last, is_whole));
     }
 }

@@ -597,6 +597,8 @@ fn find_last(output: &Path) -> Result<PathBuf> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = match name == "model_index.json" {
             true => entry.path().parent()?.to_path_buf(),
+            // A training state is no model.
+            false if name.starts_with("state-") => return None,
             false if name.ends_with(".safetensors") && name.contains("-gs") => entry.path().to_path_buf(),
             false => return None,
         };
@@ -862,7 +864,7 @@ mod tests {
         write("first/a-ep01-gs00003.safetensors", 50);
         write("first/a-ep02-gs00006.safetensors", 40);
         write("first/a-ep02-gs00006_ema.safetensors", 30);
-        write("first/state.safetensors", 20);
+        write("first/state-gs00006.safetensors", 20);
         write("second/b-ep01-gs00003.safetensors", 10);
         assert_eq!(find().unwrap(), dir.path().join("first/a-ep02-gs00006.safetensors"));
         write("zero/a-ep9-gs00099/model_index.json", 5);

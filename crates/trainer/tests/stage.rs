@@ -716,7 +716,7 @@ fn checkpoints_are_called_as_in_everydream2_and_come_when_they_should() {
     world.undisturbed("late", json!({"save_ckpts_from_n_epochs": 2, "no_prepend_last": true}));
     assert_eq!(names("late"), ["tiny-ep02-gs00006.safetensors", "tiny-ep03-gs00009.safetensors"]);
     world.undisturbed("plain", json!({"no_prepend_last": true, "save_optimizer": true}));
-    assert!(world.at("plain/state.safetensors").exists(), "`save_optimizer` keeps the state");
+    assert!(world.at("plain/state-gs00009.safetensors").exists(), "`save_optimizer` keeps the state");
     // Each step is later than no time at all.
     let timed = world.undisturbed("timed", json!({"no_prepend_last": true, "ckpt_every_n_minutes": 1e-9}));
     let by_the_clock: Vec<_> =

@@ -38,6 +38,7 @@ impl Run<'_> {
         match epoch < self.plan.settings.max_epochs {
             true if is_saved => self.save_state(on_event),
             true => Ok(()),
+            false if self.plan.save_optimizer => self.save_state(on_event),
             false => {
                 self.write_exposures()?;
                 self.sync_logs()

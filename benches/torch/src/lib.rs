@@ -193,7 +193,8 @@ impl Bench {
         let part = |optimizer| Part { optimizer, lr: 1e-7, max_norm: None };
         let parts = [part(Some(&mut self.unet)), part(self.text_encoder.as_mut())];
         let scale = self.scaler.as_ref().map(Scaler::scale);
-        let found_inf = step_together(parts, &[loss.shallow_clone()], scale, self.recorder.keeps_gradients());
+        let (found_inf, _) =
+            step_together(parts, &[loss.shallow_clone()], scale, self.recorder.keeps_gradients());
         if let Some(scaler) = &mut self.scaler {
             scaler.update(&found_inf, ScalerRule::after(self.step, true, false));
         }

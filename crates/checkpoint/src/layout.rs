@@ -127,7 +127,7 @@ impl SafetensorsWriter {
     /// When the header has another length with them.
     pub fn write_metadata(&self, metadata: &BTreeMap<String, String>) -> Result<()> {
         let header = header(&self.specs, metadata);
-        assert_eq!(header.len() as u64, self.header_bytes, "bytes of a header in another's place");
+        assert_eq!(header.len() as u64, self.header_bytes(), "bytes of a header in another's place");
         self.write_file_at(0, &header)
     }
 

@@ -69,6 +69,18 @@ pub fn run(
     Ok(MergeReport { outcome: Outcome::Done, outputs })
 }
 
+impl MergePlan {
+    /// All that each output depends on, in their order: for whoever asks whether they are there already.
+    ///
+    /// # Errors
+    /// A parent that is not there, damaged, or not the file that the recipe means.
+    pub fn keys(&self) -> Result<Vec<RunKey>> {
+        let evaluator = Evaluator::open(self.graph.clone())?;
+        let hashes = hash_parents(self, &mut Hashes::open(self.hash_cache.as_deref()))?;
+        Ok(self.outputs.iter().map(|output| key(self, output, &evaluator, &hashes)).collect())
+    }
+}
+
 /// The hashes of all parents, which must be those that the recipe asks for.
 pub(crate) fn hash_parents(plan: &MergePlan, cache: &mut Hashes) -> Result<Vec<ContentHash>> {
     let parents = &plan.graph.parents;

@@ -153,7 +153,7 @@ fn curve(arithmetic: Arithmetic) -> (Vec<f32>, Vec<f32>) {
             lr: UNET.lr,
             max_norm: None,
         });
-        let found_inf = step_together(parts, &[], scale.as_ref(), step % 2 == 0);
+        let (found_inf, _) = step_together(parts, &[], scale.as_ref(), step % 2 == 0);
         if let Some(scaler) = &mut scaler {
             scaler.update(&found_inf, ScalerRule { factor: 2.0, interval: 5 });
             scales.push(scaler.state().scale);

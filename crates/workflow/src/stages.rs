@@ -212,7 +212,8 @@ impl Plan {
             Self::Report(plan) => plan.key()?,
             Self::Caption(plan) => plan.key()?,
             Self::Train(plan) => plan.key()?,
-            Self::Merge(plan) => plan.key()?,
+            // Each merge of a recipe has one output.
+            Self::Merge(plan) => plan.keys()?.swap_remove(0),
             Self::Grid(plan) => plan.key()?,
         })
     }

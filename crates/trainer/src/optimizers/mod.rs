@@ -289,25 +289,27 @@ pub struct Part<'o> {
 }
 
 /// Steps along the gradients of all parts, and forgets them; or forgets them alone, where one of them or of `losses` is
-/// infinite or not a number. Then 1, else 0; 32-bit, without axes. Nothing waits for the device. With `keep_gradients` they
+/// infinite or not a number. Then 1, else 0; 32-bit, without axes. And the norms of both networks' gradients before they
+/// are shrunk, without the scale. Nothing waits for the device. With `keep_gradients` they
 /// are 0 in their places afterwards.
 pub fn step_together(
     parts: [Part<'_>; 2],
     losses: &[Tensor],
     scale: Option<&Tensor>,
     keep_gradients: bool,
-) -> Tensor {
+) -> (Tensor, [Tensor; 2]) {
     let gradients = parts.each_ref().map(|part| part.optimizer.as_ref().map(|o| o.gradients()));
     let gradients = gradients.map(Option::unwrap_or_default);
     let networks = [0, 1].map(|i| (gradients[i].as_slice(), parts[i].max_norm));
     let guards = no_grad(|| Guard::for_networks(&networks, losses, scale));
     let found_inf = guards[0].0.found_inf.shallow_clone();
+    let norms = [0, 1].map(|i| guards[i].1.shallow_clone());
     for (part, (guard, _)) in parts.into_iter().zip(guards) {
         let Some(optimizer) = part.optimizer else { continue };
         optimizer.step_guarded(part.lr, &guard);
         optimizer.clear_gradients(keep_gradients);
     }
-    found_inf
+    (found_inf, norms)
 }
 
 fn with_gradient(parameters: &mut [Parameter]) -> impl Iterator<Item = Moving<'_>> {

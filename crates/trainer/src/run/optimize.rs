@@ -9,7 +9,7 @@ use crate::{
     arithmetic::{OnNan, Scaler, ScalerRule},
     epoch::Planned,
     graph::Recorder,
-    optimizers::{Optimizer, Part, step_together},
+    optimizers::{Part, step_together},
     state::Progress,
     step::{Batch, upload},
     watch::{Extra, Phase, Row},
@@ -22,8 +22,8 @@ pub(super) struct Unread {
     rows: Vec<(Row, Extra)>,
     /// Their losses. `(batches)`
     losses: Tensor,
-    /// Whether something was infinite, and it was left out. 32-bit, without axes
-    found_inf: Tensor,
+    /// Whether something was infinite, and it was left out; then the norms of the gradients of UNet and text encoder. `(3)`
+    found: Tensor,
     /// The pictures of all batches.
     pictures: Vec<usize>,
 }
@@ -66,7 +66,8 @@ impl Run<'_> {
         let mut losses = Vec::with_capacity(group.len());
         for (step, planned) in (first..).zip(group) {
             self.watch.meter.enter(Phase::Data);
-            let batch = self.batch(epoch, planned)?;
+            let batch = catch(|| self.batch(epoch, planned));
+            let batch = batch.map_err(|source| self.refused(epoch, step, planned, source))??;
             self.watch.meter.enter(Phase::Networks);
             let loss = catch(|| self.accumulate(planned, &batch)).and_then(|loss| loss);
             losses.push(loss.map_err(|source| self.refused(epoch, step, planned, source))?);
@@ -75,21 +76,16 @@ impl Run<'_> {
         // Schedules go by batches; the last of the group says the rate.
         let step = self.progress.step() + group.len() as u64;
         let last = &group[group.len() - 1];
-        let norms = if self.plan.log_grad_norm { self.gradient_norms() } else { [None; 2] };
-        let found_inf = catch(|| self.step_along(step, &losses));
-        let found_inf = found_inf.map_err(|source| self.refused(epoch, step, last, source))?;
+        let found = catch(|| self.step_along(step, &losses));
+        let found = found.map_err(|source| self.refused(epoch, step, last, source))?;
         let row = |(of, planned): (u64, &Planned)| {
-            let extra = Extra {
-                pictures: planned.pictures.len() as u64,
-                norms: if of == step { norms } else { [None; 2] },
-                grad_scale: None,
-            };
+            let extra = Extra { pictures: planned.pictures.len() as u64, ..Extra::default() };
             (Row { epoch, step: of, loss: f32::NAN, rates: self.rates.at(of) }, extra)
         };
         self.steps.unread.push(Unread {
             rows: (first..).zip(group).map(row).collect(),
             losses: Tensor::stack(&losses, 0),
-            found_inf,
+            found,
             pictures: group.iter().flat_map(|planned| &planned.pictures).copied().collect(),
         });
         // What they are is filled in when they are read.
@@ -117,13 +113,8 @@ impl Run<'_> {
         Ok(loss)
     }
 
-    /// The norms of the gradients of UNet and text encoder, without the scale of fp16. This waits for the device.
-    fn gradient_norms(&self) -> [Option<f64>; 2] {
-        let scale = self.steps.scaler.as_ref().map_or(1.0, |scaler| f64::from(scaler.state().scale));
-        [&self.unet, &self.text_encoder].map(|of| of.as_ref().map(|of| Optimizer::gradient_norm(of) / scale))
-    }
-
-    /// Steps along the gradients, unless one of them or of the losses is infinite or not a number; then 1, else 0.
+    /// Steps along the gradients, unless one of them or of the losses is infinite or not a number: 1 then, else 0; and
+    /// the norms of the gradients of UNet and text encoder, without the scale of fp16. `(3)`
     fn step_along(&mut self, step: u64, losses: &[Tensor]) -> Tensor {
         let settings = &self.plan.settings;
         let clip = settings.clip_grad_norm.filter(|_| !settings.compat.clips_every_batch());
@@ -133,7 +124,7 @@ impl Run<'_> {
             Part { optimizer: self.unet.as_mut(), lr: unet_lr, max_norm: clip },
             Part { optimizer: self.text_encoder.as_mut(), lr: text_encoder_lr, max_norm: clip_text_encoder },
         ];
-        let found_inf = step_together(
+        let (found_inf, [unet, text_encoder]) = step_together(
             parts,
             losses,
             self.steps.scaler.as_ref().map(Scaler::scale),
@@ -143,7 +134,7 @@ impl Run<'_> {
             let of_april = settings.compat == Compat::Ed2April2023;
             scaler.update(&found_inf, ScalerRule::after(step, settings.scaler_tweaks, of_april));
         }
-        found_inf
+        Tensor::stack(&[found_inf, unet, text_encoder], 0)
     }
 
     /// Reads what came of the steps that were not looked at yet, and tells of it.
@@ -156,7 +147,7 @@ impl Run<'_> {
         }
         let unread = std::mem::take(&mut self.steps.unread);
         let numbers =
-            unread.iter().flat_map(|unread| [unread.losses.view([-1]), unread.found_inf.view([-1])]);
+            unread.iter().flat_map(|unread| [unread.losses.shallow_clone(), unread.found.shallow_clone()]);
         let numbers = Tensor::cat(&numbers.collect::<Vec<_>>(), 0).to_device(Device::Cpu);
         let numbers = Vec::<f32>::try_from(numbers).map_err(Error::torch("reading losses"))?;
         let mut numbers = numbers.into_iter();
@@ -166,6 +157,7 @@ impl Run<'_> {
             let read = |(row, extra)| (Row { loss: next(), ..row }, Extra { grad_scale, ..extra });
             let rows: Vec<(Row, Extra)> = rows.into_iter().map(read).collect();
             let left_out = next() != 0.0;
+            let norms = [(); 2].map(|()| f64::from(next()));
             for (row, _) in &rows {
                 self.progress.losses[row.step as usize - 1] = row.loss;
                 self.losses_file.append(*row)?;
@@ -173,7 +165,12 @@ impl Run<'_> {
             if left_out {
                 self.leave_out(&rows, &pictures, on_event)?;
             }
-            for (row, extra) in rows {
+            let last = rows.len() - 1;
+            for (i, (row, mut extra)) in rows.into_iter().enumerate() {
+                if i == last && self.plan.log_grad_norm {
+                    let trained = [self.unet.is_some(), self.text_encoder.is_some()];
+                    extra.norms = [0, 1].map(|i| Some(norms[i]).filter(|n| trained[i] && n.is_finite()));
+                }
                 let Row { epoch, step, loss, .. } = row;
                 let speed = self.watch.step(row, extra)?;
                 on_event(TrainEvent::Step { epoch, step, loss, speed });

@@ -3,6 +3,12 @@
 //! `VODKA_BENCH_MODEL` is the model's folder, `VODKA_PEER_PYTHON` a Python with the peers' packages and
 //! `VODKA_BENCH_PEERS` the folder of `peer_train.py`; without a Python it is our side alone.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and one that cannot go on has failed"
+)]
+
 use std::{env, path::Path, process::Command};
 
 const BATCH: f64 = 4.0;

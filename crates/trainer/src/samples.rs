@@ -431,7 +431,7 @@ mod tests {
             match sampler(name) {
                 Ok(_) => {}
                 Err(Error::Scheduler { nearest, .. }) => {
-                    assert!(sampler(&nearest).is_ok(), "{name}: {nearest}")
+                    assert!(sampler(&nearest).is_ok(), "{name}: {nearest}");
                 }
                 Err(error) => panic!("{name}: {error}"),
             }

@@ -305,7 +305,7 @@ fn states_are_saved_by_the_clock_and_that_changes_nothing() {
     world.undisturbed("whole", json!({}));
     let mut saved = 0;
     let count = &mut |event: TrainEvent, _: &Interrupt| {
-        saved += u32::from(matches!(event, TrainEvent::StateSaved { .. }))
+        saved += u32::from(matches!(event, TrainEvent::StateSaved { .. }));
     };
     world.train("out", json!({"state_every_n_minutes": 1e-9, "keep_states": 3}), count).unwrap();
     assert_eq!(saved, 7, "after each step but the last");

@@ -263,12 +263,7 @@ impl<'a> Run<'a> {
             Some(_) => None,
             None => Some(computed(identity(&model.clip)?, plan)),
         };
-        let mut unet = plan.settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
-        let (freezing, layers) = (plan.settings.text_encoder_freezing, model.config.clip.layers);
-        freezing.trained_layers(layers)?;
-        let trains = |name: &str| freezing.trains(name, layers).unwrap_or(true);
-        let mut text_encoder =
-            plan.settings.text_encoder.map(|settings| trainable(&mut model.clip, settings, trains));
+        let (mut unet, mut text_encoder) = optimizers(plan, &mut model)?;
         let entries = entries(&dataset.examples);
         let epoch_settings = epoch_settings(plan);
         let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
@@ -278,11 +273,8 @@ impl<'a> Run<'a> {
         let done = progress.as_ref().map(|progress| progress.losses.as_slice());
         let watch = Watch::start(plan, key.hash(), done, meter)?;
         let progress = progress.unwrap_or_default();
-        let rates = Rates {
-            settings: [plan.settings.unet, plan.settings.text_encoder],
-            steps: epochs.steps(),
-            fixed: None,
-        };
+        let (settings, steps) = ([plan.settings.unet, plan.settings.text_encoder], epochs.steps());
+        let rates = Rates { settings, steps, fixed: None };
         let places = places_after(progress.step(), &entries, epoch_settings, &epochs);
         let run = Self {
             ahead: RefCell::new(look_ahead(plan, &pool, &training, places)),
@@ -614,6 +606,20 @@ fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
             .autocast()
             .filter(|_| !settings.arithmetic.exact_text_encoder),
     }
+}
+
+/// Makes trainable what is to be trained: the optimizers of UNet and text encoder.
+fn optimizers(
+    plan: &TrainPlan,
+    model: &mut StableDiffusion,
+) -> Result<(Option<Optimizer>, Option<Optimizer>)> {
+    let settings = &plan.settings;
+    let unet = settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
+    let (freezing, layers) = (settings.text_encoder_freezing, model.config.clip.layers);
+    freezing.trained_layers(layers)?;
+    let trains = |name: &str| freezing.trains(name, layers).unwrap_or(true);
+    let text_encoder = settings.text_encoder.map(|settings| trainable(&mut model.clip, settings, trains));
+    Ok((unet, text_encoder))
 }
 
 /// Makes those parameters of a network trainable whose names say so; they go by name, so that their order is always the

@@ -257,13 +257,13 @@ impl Checkpoint {
 
     /// All of [`Checkpoint::names`] with what they are and where they lie. Reads nothing.
     ///
-    /// Sorted by [`Place`], they give the order in which large plain reads ([`Checkpoint::read_at`]) go through the
+    /// Sorted by [`Place`](crate::Place), they give the order in which large plain reads ([`Checkpoint::read_at`]) go through the
     /// files once.
     pub fn infos(&self) -> impl Iterator<Item = (&str, TensorInfo)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.info()))
     }
 
-    /// Reads bytes of a file ([`Place::file`], [`Place::offset`]) with plain reads. What [`Checkpoint::tensor`] shows is
+    /// Reads bytes of a file ([`file`](crate::Place::file), [`offset`](crate::Place::offset)) with plain reads. What [`Checkpoint::tensor`] shows is
     /// mapped and counts as memory of the process once it is touched; this does not. May be called by many threads.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ impl Lab {
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("v3-ep"))
+            .filter(|path| path.file_name().unwrap().to_string_lossy().contains("v3-ep"))
             .collect();
         found.sort();
         found

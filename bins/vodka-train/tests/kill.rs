@@ -35,7 +35,7 @@ impl World {
         fs::write(world.at("validation.json"), validation.to_string()).unwrap();
         let mut config = json!({"data_root": "data", "resume_ckpt": vodka_testkit::model("base"), "output": "out",
             "project_name": "tiny", "resolution": 64, "batch_size": 2, "max_epochs": 5, "lr": 1e-3, "threads": 1,
-            "save_every_n_epochs": 2});
+            "save_every_n_epochs": 2, "no_prepend_last": true});
         config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         fs::write(world.at("train.json"), config.to_string()).unwrap();
         world

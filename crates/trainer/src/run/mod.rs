@@ -338,7 +338,9 @@ impl<'a> Run<'a> {
             if let Some(first) = first.filter(|_| self.progress.step() == 0) {
                 self.sample_before(first, on_event)?;
             }
+            let mut last = 0;
             for group in groups(&batches[done..], settings.grad_accum, before) {
+                last = group.len() as u64;
                 if interrupt.is_raised() {
                     self.save_state(on_event)?;
                     self.save_interrupted(on_event)?;
@@ -360,9 +362,9 @@ impl<'a> Run<'a> {
                 self.validate_where_due(before, on_event)?;
                 self.sample_where_due(before, group, on_event)?;
                 self.save_by_the_clock(on_event)?;
-                self.save_state_where_due(group.len() as u64, on_event)?;
+                self.save_state_where_due(last, on_event)?;
             }
-            self.end_epoch(epoch, on_event)?;
+            self.end_epoch(epoch, last, on_event)?;
         }
         Ok(true)
     }

@@ -20,7 +20,14 @@ use crate::{
 impl Run<'_> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
-    pub(super) fn end_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
+    /// A state that is due by the last `steps` comes after all else that is told of the epoch, which is not told again
+    /// when the run goes on from there.
+    pub(super) fn end_epoch(
+        &mut self,
+        epoch: u64,
+        steps: u64,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<()> {
         self.settle(on_event)?;
         let is_saved = self.saved_epochs().any(|saved| saved == epoch);
         if is_saved {
@@ -36,7 +43,7 @@ impl Run<'_> {
         on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
         self.save_epoch(epoch, on_event)?;
         match epoch < self.plan.settings.max_epochs {
-            true if is_saved => self.save_state(on_event),
+            true if is_saved || self.state_is_due(steps) => self.save_state(on_event),
             true => Ok(()),
             false if self.plan.save_optimizer => self.save_state(on_event),
             false => {
@@ -90,23 +97,23 @@ impl Run<'_> {
         self.losses_file.sync()
     }
 
-    /// Saves the state where one is due within the last `steps`, or by the clock; a checkpoint that is due
-    /// brings its own.
+    /// Saves the state where one is due within the last `steps`, or by the clock; the end of an epoch sees to its own.
     pub(super) fn save_state_where_due(
         &mut self,
         steps: u64,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
-        let step = self.progress.step();
-        let by_steps = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
-        let minutes = self.state_saved_at.elapsed().as_secs_f64() / 60.0;
-        let by_clock = self.plan.state_every_n_minutes.is_some_and(|every| minutes >= every);
-        let epoch = self.epochs.done(step);
-        let ends_saved = step == self.epochs.end(epoch) && self.saved_epochs().any(|saved| saved == epoch);
-        match (by_steps || by_clock) && !ends_saved {
+        match self.epochs.done_within(self.progress.step()) > 0 && self.state_is_due(steps) {
             true => self.save_state(on_event),
             false => Ok(()),
         }
+    }
+
+    fn state_is_due(&self, steps: u64) -> bool {
+        let step = self.progress.step();
+        let by_steps = self.plan.state_every_n_steps.is_some_and(|every| step % every < steps);
+        let minutes = self.state_saved_at.elapsed().as_secs_f64() / 60.0;
+        by_steps || self.plan.state_every_n_minutes.is_some_and(|every| minutes >= every)
     }
 
     pub(super) fn save_state(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::{
 impl Run<'_> {
     /// Writes the epoch's checkpoint where one is due, and then the state: a run that is killed between the two
     /// writes the same checkpoint again.
+    ///
     /// A state that is due by the last `steps` comes after all else that is told of the epoch, which is not told again
     /// when the run goes on from there.
     pub(super) fn end_epoch(

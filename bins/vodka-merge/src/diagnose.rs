@@ -3,11 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vodka_cli::{Exit, Session};
+use vodka_cli::{Exit, Session, hash_cache};
 use vodka_merger::{compare, verify};
 use vodka_stage::Outcome;
 
-use crate::{Moved, hash_cache, recipe_at};
+use crate::{Moved, recipe_at};
 
 #[derive(Debug, Args)]
 pub struct DiffArguments {

@@ -7,13 +7,12 @@ mod inspect;
 mod methods;
 
 use std::{
-    env,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use vodka_cli::{Common, Exit, Session};
+use vodka_cli::{Common, Exit, Session, hash_cache};
 use vodka_merger::{Error, MergeEvent, MergePlan, Preview, Recipe, Result, run};
 
 use methods::MergeCommand;
@@ -122,12 +121,4 @@ fn merge_by(session: &Session, recipe: Result<Recipe>) -> ExitCode {
 
 fn with_cache(plan: MergePlan) -> MergePlan {
     MergePlan { hash_cache: hash_cache(), ..plan }
-}
-
-/// Hashes of files are remembered in the user's cache folder.
-fn hash_cache() -> Option<PathBuf> {
-    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("LOCALAPPDATA"));
-    let cache = cache.or_else(|| folder("HOME").map(|home| home.join(".cache")));
-    cache.map(|cache| cache.join("vodka/hashes.json"))
 }

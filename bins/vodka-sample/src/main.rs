@@ -3,16 +3,19 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use vodka_cli::{Common, Session, runtime_dir};
+use vodka_cli::{Common, Session, hash_cache, runtime_dir};
 use vodka_sampler::{RandomSource, SampleConfig, SampleEvent, SamplerName, ScheduleName, Size, sample};
 
 /// Makes a picture from a prompt: torch's random numbers, A1111's samplers and `parameters` text.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Single-file checkpoint (.safetensors), or diffusers folder
+    /// Single-file checkpoint, diffusers folder, or merge recipe: `mix.toml`, or `mix.toml#OUTPUT` where it has several
     #[arg(long, value_name = "PATH")]
     checkpoint: PathBuf,
+    /// Weight in the place of the recipe's, such as multiplier=0.3 or STEP.multiplier=0.3; several times for several
+    #[arg(long = "weight", value_name = "NAME=X", value_parser = weight)]
+    weights: Vec<(String, String)>,
     /// PNG whose `parameters` text says whatever is not said here: the same picture again
     #[arg(long, value_name = "PNG")]
     from: Option<PathBuf>,
@@ -68,10 +71,16 @@ struct Args {
     common: Common,
 }
 
+fn weight(text: &str) -> Result<(String, String), String> {
+    let (name, weight) = text.split_once('=').ok_or_else(|| format!("expected NAME=X, found `{text}`"))?;
+    Ok((name.to_owned(), weight.to_owned()))
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let config = SampleConfig {
         checkpoint: args.checkpoint,
+        weights: args.weights.into_iter().collect(),
         from: args.from,
         prompt: args.prompt,
         negative: args.negative,
@@ -90,11 +99,12 @@ fn main() -> ExitCode {
         device: args.device,
         output: args.output,
         runtime_dir: runtime_dir(),
+        hash_cache: hash_cache(),
     };
     Session::start(args.common).stage(config.plan(), |plan, session| {
         let bar = session.progress("steps", u64::from(plan.settings.steps));
         sample::run(plan, session.interrupt(), &mut |event| match event {
-            SampleEvent::Loading => bar.message("loading the checkpoint"),
+            SampleEvent::Loading => bar.message("loading the model"),
             SampleEvent::Step { done, total } => {
                 bar.message("");
                 bar.set_total(total as u64);

@@ -180,3 +180,96 @@ fn an_output_that_cannot_be_written_is_named() {
     fs::write(dir.path().join("file"), "").unwrap();
     fails(sample(dir.path(), &["--output", "file/out.png"]), 1, &["cannot", "file"]);
 }
+
+/// A recipe with two outputs over the tiny models.
+fn write_recipe(dir: &Path) {
+    let text = format!(
+        r#"
+[parents]
+v1 = '{}'
+base = '{}'
+
+[steps.half]
+method = "weighted-sum"
+a = "base"
+b = "v1"
+multiplier = 0.5
+
+[steps.twice]
+method = "add-difference"
+a = "half"
+b = "v1"
+c = "base"
+multiplier = 0.5
+
+[[outputs]]
+step = "half"
+
+[[outputs]]
+step = "twice"
+file = "twice.safetensors"
+"#,
+        model("v1").display(),
+        model("base").display()
+    );
+    fs::write(dir.join("mix.toml"), text).unwrap();
+}
+
+fn of_recipe(dir: &Path, output: &str, args: &[&str]) -> Assert {
+    run(dir, Path::new(output), &[&["--size", "64x64", "--steps", "2"], args].concat())
+}
+
+#[test]
+fn a_merge_recipe_is_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    write_recipe(dir.path());
+    let path = dir.path().join("out.png");
+    let pixels = || image::open(&path).unwrap().into_rgb8();
+    of_recipe(dir.path(), "mix.toml#half", &[]).success();
+    let half = pixels();
+    let text = read_parameters(&path).unwrap().unwrap();
+    let hash =
+        |name: &str| vodka_sampler::ModelSource::Checkpoint(model(name)).id().unwrap().sha256.short(10);
+    let parents = format!("Merge parents: \"base: {}, v1: {}\"", hash("base"), hash("v1"));
+    let merge = "Model: half, Merge hash: ";
+    let steps = "Merge: \"half = weighted-sum(a: base, b: v1, multiplier: 0.5)\"";
+    assert!([merge, steps, &parents].iter().all(|part| text.contains(part)), "{text}");
+    assert!(!text.contains("Model hash"), "no file has one: {text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no checkpoint was written");
+    let again = of_recipe(dir.path(), "mix.toml#half", &[]).success();
+    assert!(stderr(&again).contains("out.png is there already"), "{}", stderr(&again));
+
+    of_recipe(dir.path(), "mix.toml#half", &["--weight", "multiplier=0"]).success();
+    let changed = pixels();
+    sample(dir.path(), &[]).success();
+    assert_eq!(pixels(), changed, "a weighted sum at 0 is A");
+    assert_ne!(half, changed);
+    let args = ["--weight", "half.multiplier=0.25", "--weight", "twice.alpha=0", "--dry-run"];
+    let plan = of_recipe(dir.path(), "mix.toml#twice", &args).success();
+    let plan: serde_json::Value = serde_json::from_slice(&plan.get_output().stdout).unwrap();
+    assert_eq!(plan["model"]["merge"]["plan"]["graph"]["steps"][0]["params"][0], "0.25");
+}
+
+#[test]
+fn recipes_that_make_no_model_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_recipe(dir.path());
+    let cases: [(&str, &[&str], &[&str]); 6] = [
+        ("mix.toml", &[], &["there are several outputs", "`half`, `twice`"]),
+        ("mix.toml#whole", &[], &["no output is called `whole`", "`half`, `twice`"]),
+        ("mix.toml#half", &["--weight", "beta=1"], &["no step has a weight `beta`", "`half.multiplier`"]),
+        ("mix.toml#twice", &["--weight", "multiplier=1"], &["`half.multiplier` or `twice.multiplier`"]),
+        ("mix.toml#half", &["--weight", "multiplier=2"], &["multiplier is 2, expected 0 to 1"]),
+        ("none.toml", &[], &["none.toml"]),
+    ];
+    for (output, args, parts) in cases {
+        fails(of_recipe(dir.path(), output, args), 2, parts);
+    }
+    fails(sample(dir.path(), &["--weight", "multiplier=1"]), 2, &["is no merge recipe (.toml)"]);
+    fails(sample(dir.path(), &["--weight", "1"]), 2, &["expected NAME=X, found `1`"]);
+    let text = fs::read_to_string(dir.path().join("mix.toml")).unwrap();
+    fs::write(dir.path().join("mix.toml"), text.replacen("base.safetensors", "lost.safetensors", 1)).unwrap();
+    fails(of_recipe(dir.path(), "mix.toml#half", &[]), 1, &["lost.safetensors"]);
+    fs::write(dir.path().join("mix.toml"), text.replace("weighted-sum", "weighted-sun")).unwrap();
+    fails(of_recipe(dir.path(), "mix.toml#half", &[]), 2, &["mix.toml", "weighted-sum"]);
+}

@@ -26,6 +26,7 @@ mod tokenizer;
 mod torch;
 mod torch_write;
 mod vae;
+mod weights;
 mod write;
 
 pub use checkpoint::{Checkpoint, Ema, Part, ema_name};
@@ -41,4 +42,5 @@ pub use layout::{
 pub use lora::{Lora, LoraModule, lora_name};
 pub use pickle::PickleError;
 pub use tensor::{Dtype, Place, TensorInfo, TensorView};
+pub use weights::Weights;
 pub use write::{CONFIG_KEY, Precision, Values, write_checkpoint};

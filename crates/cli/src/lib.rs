@@ -26,5 +26,5 @@ mod session;
 
 pub use exit::{Exit, explain};
 pub use progress::{Progress, in_words};
-pub use runtime::runtime_dir;
+pub use runtime::{hash_cache, runtime_dir};
 pub use session::{Common, Session};

@@ -100,6 +100,36 @@ pub enum Error {
         /// How many there are.
         found: usize,
     },
+    /// A recipe has no output of the name.
+    #[error("no output is called `{name}`, expected one of `{}`", .known.join("`, `"))]
+    NoOutput {
+        /// The name.
+        name: String,
+        /// The outputs that there are.
+        known: Vec<String>,
+    },
+    /// One result is asked for, and there are several.
+    #[error("there are several outputs, expected one of `{}`", .known.join("`, `"))]
+    ChooseOutput {
+        /// The outputs that there are.
+        known: Vec<String>,
+    },
+    /// A weight is given that no step has.
+    #[error("no step has a weight `{name}`, expected one of `{}`", .known.join("`, `"))]
+    NoWeight {
+        /// The name.
+        name: String,
+        /// The weights that there are.
+        known: Vec<String>,
+    },
+    /// A weight is given that several steps have.
+    #[error("`{name}` is a weight of several steps, expected `{}`", .found.join("` or `"))]
+    SeveralWeights {
+        /// The name.
+        name: String,
+        /// The weights that it may mean.
+        found: Vec<String>,
+    },
     /// A weight is no number, preset or list of 26 numbers.
     #[error("expected a number, the name of a preset, or 26 numbers with commas, found `{found}`{}",
         .nearest.map(|name| format!(", did you mean `{name}`?")).unwrap_or_default())]

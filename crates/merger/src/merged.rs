@@ -1,7 +1,9 @@
 //! A result that is not in a file: its tensors are worked out when they are asked for.
 
+use std::error;
+
 use rayon::prelude::*;
-use vodka_checkpoint::{ModelConfig, Precision, TensorView, keys};
+use vodka_checkpoint::{ModelConfig, Precision, TensorView, Weights, keys};
 
 use crate::{
     Kept, MergePlan, OutputPlan, Result, VaePolicy,
@@ -59,6 +61,16 @@ impl Merged {
         let plan = self.evaluator.plan(name, &[(self.output.operand, keep_a)])?;
         let (shape, data) = whole(&self.evaluator, &plan, &self.output, self.precision)?;
         Ok(TensorView { dtype: self.precision.dtype(), shape, data: data.into() })
+    }
+}
+
+impl Weights for Merged {
+    fn config(&self) -> &ModelConfig {
+        self.config()
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, Box<dyn error::Error + Send + Sync>> {
+        Ok(self.tensor(name)?)
     }
 }
 

@@ -456,6 +456,11 @@ impl Info {
         let name = if name == "alpha" { "multiplier" } else { name };
         self.params.iter().position(|param| param.name == name)
     }
+
+    /// Whether the parent at a place, A being at 0, is a LoRA.
+    pub(crate) fn takes_lora(&self, place: usize) -> bool {
+        place > 0 && self.parents == Parents::Loras
+    }
 }
 
 impl fmt::Display for Method {

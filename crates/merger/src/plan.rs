@@ -12,45 +12,6 @@ use vodka_checkpoint::Precision;
 
 use crate::{Error, Graph, Method, Operand, Parent, Result, Step, Weight, method::Param};
 
-/// One merge as the workflow writes it. Paths are single files or diffusers folders.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MergeConfig {
-    /// How the parents become one.
-    pub method: Method,
-    /// The parent that the result keeps where nothing is merged.
-    pub a: PathBuf,
-    /// The parent that is mixed in, or whose difference from C is added.
-    pub b: PathBuf,
-    /// What B is compared with; for methods of three checkpoints.
-    pub c: Option<PathBuf>,
-    /// The share of B, or how much of the difference is added.
-    pub multiplier: f64,
-    /// The file to write.
-    pub output: PathBuf,
-    /// The element type of the result; where absent, the one that holds all of A.
-    pub precision: Option<Precision>,
-    /// Where the VAE comes from.
-    #[serde(default)]
-    pub vae: VaePolicy,
-}
-
-impl MergeConfig {
-    /// Checks what can be checked without opening the parents.
-    ///
-    /// # Errors
-    /// See [`Recipe::plan`]; a third parent where none belongs, or none where one does.
-    pub fn plan(&self) -> Result<MergePlan> {
-        let mut paths = vec![self.a.clone(), self.b.clone()];
-        paths.extend(self.c.clone());
-        let params = vec![("multiplier".to_owned(), vec![self.multiplier.into()])];
-        let mut recipe = Recipe::of_one(self.method, paths, &params, None, self.output.clone())?;
-        recipe.outputs[0].precision = self.precision;
-        recipe.outputs[0].vae = self.vae;
-        recipe.plan()
-    }
-}
-
 /// Where the result's VAE comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -239,12 +200,7 @@ impl Recipe {
             given.iter().try_for_each(|weight| param.check(weight))?;
             weights.push(given);
         }
-        let parent = |(i, path)| Parent {
-            name: letter(i),
-            path,
-            sha256: None,
-            lora: i > 0 && method == Method::ApplyLora,
-        };
+        let parent = |(i, path)| Parent { name: letter(i), path, sha256: None, lora: info.takes_lora(i) };
         let parents: Vec<_> = paths.into_iter().enumerate().map(parent).collect();
         let operands = parents.iter().map(|parent| parent.name.clone()).collect();
         let seed = info.seeded.then_some(seed.unwrap_or(0));
@@ -326,7 +282,7 @@ impl Recipe {
     }
 
     /// The steps and parents that a step depends on, and itself.
-    fn wanted<'a>(&'a self, step: &'a str) -> BTreeSet<&'a str> {
+    pub(crate) fn wanted<'a>(&'a self, step: &'a str) -> BTreeSet<&'a str> {
         let mut wanted = BTreeSet::from([step]);
         for step in self.steps.iter().rev() {
             if wanted.contains(step.name.as_str()) {
@@ -370,7 +326,7 @@ impl Choice {
     }
 }
 
-fn check_outputs(outputs: &[OutputPlan], graph: &Graph) -> Result<()> {
+pub(crate) fn check_outputs(outputs: &[OutputPlan], graph: &Graph) -> Result<()> {
     for (i, output) in outputs.iter().enumerate() {
         let path = output.path.clone();
         if path.extension().is_none_or(|extension| extension != "safetensors") {

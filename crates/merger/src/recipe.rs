@@ -57,9 +57,8 @@ impl Recipe {
     /// # Errors
     /// What is wrong in it, with its line and column.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let reader = Reader { text, path };
-        let table = DeTable::parse(text)
-            .map_err(|error| reader.error(&error.span().unwrap_or(0..0), error.message().to_owned()))?;
+        let reader = Reader::new(text, path);
+        let table = reader.document()?;
         let table = table.get_ref();
         match table.contains_key("method") {
             true => reader.single(table),
@@ -77,17 +76,32 @@ fn find(folder: &Path, stored: &Path) -> PathBuf {
 }
 
 /// A recipe's text and where it came from, for errors.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     text: &'a str,
     path: &'a Path,
 }
 
-type Entry<'i> = Spanned<DeValue<'i>>;
+pub(crate) type Entry<'i> = Spanned<DeValue<'i>>;
 /// A name that a step takes, where it stands, and whether it is taken as a LoRA.
-type Use = (String, Range<usize>, bool);
+pub(crate) type Use = (String, Range<usize>, bool);
 
-impl Reader<'_> {
-    fn error(&self, span: &Range<usize>, message: impl Into<String>) -> Error {
+impl<'a> Reader<'a> {
+    pub(crate) fn new(text: &'a str, path: &'a Path) -> Self {
+        Self { text, path }
+    }
+
+    /// The text as TOML.
+    pub(crate) fn document(&self) -> Result<Spanned<DeTable<'a>>> {
+        DeTable::parse(self.text)
+            .map_err(|error| self.error(&error.span().unwrap_or(0..0), error.message().to_owned()))
+    }
+
+    /// The folder of the file.
+    pub(crate) fn folder(&self) -> &'a Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    pub(crate) fn error(&self, span: &Range<usize>, message: impl Into<String>) -> Error {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
@@ -95,7 +109,7 @@ impl Reader<'_> {
     }
 
     /// Only known keys.
-    fn check_keys(&self, table: &DeTable, known: &[&str]) -> Result<()> {
+    pub(crate) fn check_keys(&self, table: &DeTable, known: &[&str]) -> Result<()> {
         for key in table.keys() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
@@ -110,7 +124,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn required<'t, 'i>(
+    pub(crate) fn required<'t, 'i>(
         &self,
         table: &'t DeTable<'i>,
         key: &str,
@@ -119,16 +133,16 @@ impl Reader<'_> {
         table.get(key).ok_or_else(|| self.error(of, format!("missing key `{key}`")))
     }
 
-    fn wrong(&self, value: &Entry, expected: &str) -> Error {
+    pub(crate) fn wrong(&self, value: &Entry, expected: &str) -> Error {
         let found = value.get_ref().type_str();
         self.error(&value.span(), format!("expected {expected}, found a value of the type {found}"))
     }
 
-    fn string<'t>(&self, value: &'t Entry) -> Result<&'t str> {
+    pub(crate) fn string<'t>(&self, value: &'t Entry) -> Result<&'t str> {
         value.get_ref().as_str().ok_or_else(|| self.wrong(value, "a string"))
     }
 
-    fn table<'t, 'i>(&self, value: &'t Entry<'i>) -> Result<&'t DeTable<'i>> {
+    pub(crate) fn table<'t, 'i>(&self, value: &'t Entry<'i>) -> Result<&'t DeTable<'i>> {
         value.get_ref().as_table().ok_or_else(|| self.wrong(value, "a table"))
     }
 
@@ -137,7 +151,7 @@ impl Reader<'_> {
         array.iter().map(|item| Ok((self.string(item)?.to_owned(), item.span()))).collect()
     }
 
-    fn parsed<T: std::str::FromStr<Err = String>>(&self, value: &Entry) -> Result<T> {
+    pub(crate) fn parsed<T: std::str::FromStr<Err = String>>(&self, value: &Entry) -> Result<T> {
         self.string(value)?.parse().map_err(|message: String| self.error(&value.span(), message))
     }
 
@@ -176,7 +190,7 @@ impl Reader<'_> {
             name: letter(i),
             path: path.into(),
             sha256: None,
-            lora: i > 0 && info.method == Method::ApplyLora,
+            lora: info.takes_lora(i),
         };
         let parents: Vec<_> = paths.iter().enumerate().map(parent).collect();
         let operands = parents.iter().map(|parent| parent.name.clone()).collect();
@@ -215,7 +229,7 @@ impl Reader<'_> {
         for (name, table, info, operands) in &found {
             for (i, (operand, span)) in operands.iter().enumerate() {
                 known(operand, span)?;
-                uses.push((operand.clone(), span.clone(), i > 0 && info.method == Method::ApplyLora));
+                uses.push((operand.clone(), span.clone(), info.takes_lora(i)));
             }
             let operands = operands.iter().map(|(operand, _)| operand.clone()).collect();
             steps.push(self.step(name.get_ref(), table, info, operands, &name.span())?);
@@ -252,7 +266,7 @@ impl Reader<'_> {
     }
 
     /// A LoRA stands where LoRAs do, and nowhere else: what is used as one anywhere is one.
-    fn check_kinds(&self, uses: &[Use], parents: &mut [Parent], steps: &[String]) -> Result<()> {
+    pub(crate) fn check_kinds(&self, uses: &[Use], parents: &mut [Parent], steps: &[String]) -> Result<()> {
         for (name, span, _) in uses.iter().filter(|(.., lora)| *lora) {
             if steps.contains(name) {
                 return Err(
@@ -271,12 +285,12 @@ impl Reader<'_> {
         }
     }
 
-    fn method(&self, table: &DeTable, of: &Range<usize>) -> Result<&'static Info> {
+    pub(crate) fn method(&self, table: &DeTable, of: &Range<usize>) -> Result<&'static Info> {
         Ok(self.parsed::<Method>(self.required(table, "method", of)?)?.info())
     }
 
     /// What a step takes: A, and the others.
-    fn operands(
+    pub(crate) fn operands(
         &self,
         table: &DeTable,
         info: &Info,
@@ -303,7 +317,7 @@ impl Reader<'_> {
         Ok(operands)
     }
 
-    fn step(
+    pub(crate) fn step(
         &self,
         name: &str,
         table: &DeTable,
@@ -341,7 +355,7 @@ impl Reader<'_> {
         }
     }
 
-    fn weight(&self, value: &Entry) -> Result<Weight> {
+    pub(crate) fn weight(&self, value: &Entry) -> Result<Weight> {
         match value.get_ref() {
             DeValue::String(name) => self.preset(name, &value.span()),
             DeValue::Table(table) => self.weight_table(table),
@@ -444,7 +458,7 @@ impl Reader<'_> {
         }
     }
 
-    fn output(&self, step: String, file: PathBuf, table: &DeTable) -> Result<RecipeOutput> {
+    pub(crate) fn output(&self, step: String, file: PathBuf, table: &DeTable) -> Result<RecipeOutput> {
         let precision = table.get("precision").map(|value| self.parsed::<Precision>(value)).transpose()?;
         let vae = table.get("vae").map(|value| self.parsed::<VaePolicy>(value)).transpose()?;
         let mismatched =
@@ -455,7 +469,7 @@ impl Reader<'_> {
 }
 
 /// The keys that a method's step may have.
-fn method_keys(info: &Info) -> Vec<&'static str> {
+pub(crate) fn method_keys(info: &Info) -> Vec<&'static str> {
     let mut keys = vec!["method", "a"];
     keys.extend(info.parents.letters());
     keys.extend(info.parents.list());

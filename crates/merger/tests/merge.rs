@@ -12,7 +12,7 @@ use vodka_checkpoint::{
     Checkpoint, ClipConfig, ModelConfig, Precision, Prediction, Result, UNetConfig, VaeConfig, Values, keys,
 };
 use vodka_merger::{
-    Kept, MergeConfig, MergeReport, Merged, Method, MismatchPolicy, OutputReport, Recipe, VaePolicy,
+    Kept, MergePlan, MergeReport, Merged, Method, MismatchPolicy, OutputReport, Recipe, VaePolicy,
     add_difference, run, weighted_sum,
 };
 use vodka_stage::{Interrupt, Outcome, record_path};
@@ -48,6 +48,30 @@ fn model() -> ModelConfig {
             max_positions: 5,
         },
         ..ModelConfig::sd15()
+    }
+}
+
+/// A merge of one step.
+#[derive(Debug, Clone)]
+struct MergeConfig {
+    method: Method,
+    a: PathBuf,
+    b: PathBuf,
+    c: Option<PathBuf>,
+    multiplier: f64,
+    output: PathBuf,
+    precision: Option<Precision>,
+    vae: VaePolicy,
+}
+
+impl MergeConfig {
+    fn plan(&self) -> vodka_merger::Result<MergePlan> {
+        let mut paths = vec![self.a.clone(), self.b.clone()];
+        paths.extend(self.c.clone());
+        let params = vec![("multiplier".to_owned(), vec![self.multiplier.into()])];
+        let mut recipe = Recipe::of_one(self.method, paths, &params, None, self.output.clone())?;
+        (recipe.outputs[0].precision, recipe.outputs[0].vae) = (self.precision, self.vae);
+        recipe.plan()
     }
 }
 

@@ -18,6 +18,17 @@ pub enum Error {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] vodka_checkpoint::Error),
+    /// A merge recipe cannot be used, or its parents do not fit.
+    #[error(transparent)]
+    Merge(#[from] vodka_merger::Error),
+    /// Weights of a merge are given for what is a checkpoint.
+    #[error("`{path}` is no merge recipe (.toml), and has no weight `{weight}` to change")]
+    NoRecipe {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The weight.
+        weight: String,
+    },
     /// The networks cannot be built, or there is no such device.
     #[error(transparent)]
     Networks(#[from] vodka_sd15::Error),

@@ -13,8 +13,7 @@ use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, create_dir, read_toml, record_path};
 
 use crate::{
-    Error, ModelId, Pipeline, Result, Settings, Size,
-    parameters::model_name,
+    Error, ModelId, ModelSource, Pipeline, Result, Settings, Size,
     png::{read_parameters, read_rgb, write_png},
     sample::{default_cfg, default_clip_skip, default_device, default_steps},
     sheet,
@@ -102,7 +101,7 @@ pub struct GridCheckpoint {
     /// What stands above it; the file's name where absent.
     #[serde(default)]
     pub label: Option<String>,
-    /// A single-file checkpoint, or a diffusers folder.
+    /// A single-file checkpoint, a diffusers folder, or a merge recipe: `recipe.toml`, or `recipe.toml#OUTPUT`.
     pub path: PathBuf,
 }
 
@@ -139,12 +138,12 @@ pub struct GridPlan {
 }
 
 /// A checkpoint and its label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Column {
     /// What stands above it.
     pub label: String,
-    /// The checkpoint.
-    pub path: PathBuf,
+    /// The checkpoint, or the merge.
+    pub model: ModelSource,
 }
 
 /// Settings and their label.
@@ -232,9 +231,9 @@ impl GridConfig {
             return Err(Error::EmptyAxis { axis });
         }
         check_device_name(&self.device)?;
-        let column = |checkpoint: &GridCheckpoint| Column {
-            label: checkpoint.label.clone().unwrap_or_else(|| model_name(&checkpoint.path)),
-            path: checkpoint.path.clone(),
+        let column = |checkpoint: &GridCheckpoint| {
+            let model = ModelSource::read(&checkpoint.path, &[])?;
+            Ok(Column { label: checkpoint.label.clone().unwrap_or_else(|| model.name()), model })
         };
         let row = |(prompt, seed): (&GridPrompt, u32)| {
             let settings = self.settings(prompt, seed);
@@ -243,7 +242,7 @@ impl GridConfig {
         };
         let rows = self.prompts.iter().flat_map(|prompt| self.seeds.iter().map(move |seed| (prompt, *seed)));
         Ok(GridPlan {
-            columns: self.checkpoints.iter().map(column).collect(),
+            columns: self.checkpoints.iter().map(column).collect::<Result<_>>()?,
             rows: rows.map(row).collect::<Result<_>>()?,
             size: self.size,
             device: self.device.clone(),
@@ -283,18 +282,25 @@ impl GridPrompt {
 impl GridPlan {
     /// All that the grid depends on.
     pub fn key(&self) -> Result<RunKey> {
+        Ok(self.key_of(&self.models()?))
+    }
+
+    fn models(&self) -> Result<Vec<ModelId>> {
+        self.columns.iter().map(|column| column.model.id()).collect()
+    }
+
+    fn key_of(&self, models: &[ModelId]) -> RunKey {
         #[derive(Serialize)]
         struct Key<'a> {
             device: &'a str,
             columns: Vec<[String; 2]>,
             rows: &'a [Row],
         }
-        let columns = self.columns.iter().map(|column| [column.label.clone(), model_name(&column.path)]);
+        let columns = self.columns.iter().map(|column| [column.label.clone(), column.model.name()]);
         let settings =
             Key { device: device_type(&self.device), columns: columns.collect(), rows: &self.rows };
         let key = RunKey::new("grid", &settings, None);
-        let mut inputs = self.columns.iter().enumerate();
-        Ok(inputs.try_fold(key, |key, (i, column)| key.input(&input_name(i), &column.path, |_| true))?)
+        models.iter().enumerate().fold(key, |key, (i, model)| model.add_to(key, &input_name(i)))
     }
 
     fn cell_path(&self, row: usize, column: usize) -> PathBuf {
@@ -336,24 +342,23 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(GridEvent<'_>),
 ) -> Result<GridReport> {
-    let key = plan.key()?;
+    let models = plan.models()?;
+    let key = plan.key_of(&models);
     let record = record_path(&plan.output);
     if let Some(report) = key.made::<GridReport>(&record)? {
         return Ok(report.again(plan));
     }
     let device = parse_device(&plan.device, &plan.runtime_dir)?;
-    let hash = |column: usize| key.inputs[&input_name(column)].sha256;
-    let model = |i: usize| ModelId::new(&plan.columns[i].path, hash(i));
     let mut run = Run { plan, device, interrupt, report: GridReport::new(plan), on_event };
     create_dir(plan.output.join(CELLS))?;
     run.remove_other_cells()?;
-    for column in 0..plan.columns.len() {
-        if !run.column(column, &model(column))? {
+    for (column, model) in models.iter().enumerate() {
+        if !run.column(column, model)? {
             run.report.outcome = Outcome::Interrupted;
             return Ok(run.report);
         }
     }
-    run.write_sheet(&plan.sheet_text(plan.rows[0].settings.parameters(&model(0))))?;
+    run.write_sheet(&plan.sheet_text(plan.rows[0].settings.parameters(&models[0])))?;
     let report = run.report;
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
@@ -386,7 +391,7 @@ impl Run<'_> {
             }
             let pipeline = match &mut pipeline {
                 Some(pipeline) => pipeline,
-                empty => empty.insert(self.load(&plan.columns[column].path)?),
+                empty => empty.insert(self.load(&plan.columns[column].model)?),
             };
             let mut on_step = |done, total| (self.on_event)(GridEvent::Step { done, total });
             match pipeline.generate(settings, self.interrupt, &mut on_step) {
@@ -403,9 +408,9 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn load(&mut self, checkpoint: &Path) -> Result<Pipeline> {
-        (self.on_event)(GridEvent::Loading { checkpoint });
-        Pipeline::open(checkpoint, self.device, Kind::Float)
+    fn load(&mut self, model: &ModelSource) -> Result<Pipeline> {
+        (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
+        Pipeline::load(model.open()?, self.device, Kind::Float)
     }
 
     fn count_cell(&mut self) {

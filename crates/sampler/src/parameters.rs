@@ -2,27 +2,11 @@
 
 use std::{path::Path, str::FromStr};
 
+use vodka_merger::ParentId;
 use vodka_noise::{RandomSource, SamplerName};
 use vodka_prompt::Parameters;
-use vodka_stage::ContentHash;
 
-use crate::{Error, Result, Settings};
-
-/// How a picture names the checkpoint that it came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelId {
-    /// The file name without its ending.
-    pub name: String,
-    /// The hash of the whole file.
-    pub sha256: ContentHash,
-}
-
-impl ModelId {
-    /// The name of the checkpoint at `path`, and its hash.
-    pub fn new(path: &Path, sha256: ContentHash) -> Self {
-        Self { name: model_name(path), sha256 }
-    }
-}
+use crate::{Error, ModelId, Result, Settings};
 
 /// The file name without its ending; a folder's name is whole.
 pub(crate) fn model_name(path: &Path) -> String {
@@ -32,6 +16,10 @@ pub(crate) fn model_name(path: &Path) -> String {
 
 impl Settings {
     /// The text that A1111 would write for this picture, in its order, with the source of random numbers stated.
+    ///
+    /// "Model hash" is that of a file, by which A1111 and model pages find it. A merge that is in no file has none; in its
+    /// place stand "Merge hash" (the same for the same weights, wherever they come from), "Merge" (the steps with their
+    /// weights) and "Merge parents" (the hashes by which these are found).
     pub fn parameters(&self, model: &ModelId) -> Parameters {
         let mut parameters = Parameters::new(self.prompt.trim(), self.negative_prompt.trim())
             .with("Steps", self.steps)
@@ -39,9 +27,19 @@ impl Settings {
             .with("Schedule type", self.schedule)
             .with("CFG scale", self.cfg_scale)
             .with("Seed", self.seed)
-            .with("Size", self.size)
-            .with("Model hash", model.sha256.short(10))
-            .with("Model", &model.name);
+            .with("Size", self.size);
+        parameters = match &model.merge {
+            None => parameters.with("Model hash", model.sha256.short(10)).with("Model", &model.name),
+            Some(merge) => {
+                let parent = |parent: &ParentId| format!("{}: {}", parent.name, parent.sha256.short(10));
+                let parents: Vec<_> = merge.parents.iter().map(parent).collect();
+                parameters
+                    .with("Model", &model.name)
+                    .with("Merge hash", model.sha256.short(10))
+                    .with("Merge", &merge.steps)
+                    .with("Merge parents", parents.join(", "))
+            }
+        };
         if self.subseed_strength != 0.0 {
             parameters = parameters
                 .with("Variation seed", self.subseed)

@@ -4,24 +4,23 @@ use std::path::Path;
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, Prediction};
+use vodka_checkpoint::Prediction;
 use vodka_noise::{
     BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
     Solver, SolverOptions,
 };
-use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae};
 use vodka_stage::Interrupt;
 
 use crate::{
-    Error, ModelId, Result, Settings, Size,
+    Error, Model, ModelSource, Result, Settings, Size,
     conditioning::{Conditioning, Now, Prompts},
 };
 
-/// The networks of one checkpoint on one device, ready to make pictures.
+/// The networks of one model on one device, ready to make pictures.
 #[derive(Debug)]
 pub struct Pipeline {
-    checkpoint: Checkpoint,
+    model: Model,
     clip: ClipTextModel,
     unet: UNet,
     vae: Vae,
@@ -46,20 +45,22 @@ impl Pipeline {
     /// # Errors
     /// A file that cannot be read, is cut short, is of another architecture, or does not fit into the device's memory.
     pub fn open(path: &Path, device: Device, kind: Kind) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
-        checkpoint.check_names()?;
-        checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
-        Ok(Self {
-            clip: ClipTextModel::load(&checkpoint, device, kind)?,
-            unet: UNet::load(&checkpoint, device, kind)?,
-            vae: Vae::load(&checkpoint, device, Kind::Float)?,
-            checkpoint,
-        })
+        Self::load(ModelSource::Checkpoint(path.to_path_buf()).open()?, device, kind)
     }
 
-    /// How pictures name this checkpoint; hashes the file at the first call.
-    pub fn model(&self) -> Result<ModelId> {
-        Ok(ModelId::new(self.checkpoint.path(), self.checkpoint.sha256()?))
+    /// Loads a model that has been opened ([`ModelSource::open`]), in the same way. The tensors of a merge are worked out one
+    /// by one and rounded to its element type, so that the networks are those of the file that it would be.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or do not fit into the device's memory; those of a merge that are not finite.
+    pub fn load(model: Model, device: Device, kind: Kind) -> Result<Self> {
+        let weights = model.weights();
+        Ok(Self {
+            clip: ClipTextModel::load(weights, device, kind)?,
+            unet: UNet::load(weights, device, kind)?,
+            vae: Vae::load(weights, device, Kind::Float)?,
+            model,
+        })
     }
 
     /// Makes one picture; `on_step` is told after each call of the UNet how many of how many are done. `None` where
@@ -74,16 +75,16 @@ impl Pipeline {
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<RgbImage>> {
-        let path = self.checkpoint.path();
+        let path = self.model.path();
         let result = self.networks().generate(path, settings, interrupt, on_step);
         if let Err(Error::NotFinite { .. }) = result {
-            self.checkpoint.verify()?;
+            self.model.verify()?;
         }
         result
     }
 
     fn networks(&self) -> Networks<'_> {
-        let prediction = self.checkpoint.config().prediction;
+        let prediction = self.model.config().prediction;
         Networks { clip: &self.clip, unet: &self.unet, vae: &self.vae, prediction }
     }
 }

@@ -1,6 +1,7 @@
 //! The stage that makes one picture.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
 };
@@ -12,16 +13,18 @@ use vodka_prompt::Parameters;
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path};
 
-use crate::{
-    Error, ModelId, Pipeline, Result, Settings, Size, parameters::model_name, png::read_parameters, write_png,
-};
+use crate::{Error, ModelId, ModelSource, Pipeline, Result, Settings, Size, png::read_parameters, write_png};
 
 /// What a user asks for: a checkpoint, a prompt, a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SampleConfig {
-    /// A single-file checkpoint, or a diffusers folder.
+    /// A single-file checkpoint, a diffusers folder, or a merge recipe: `recipe.toml`, or `recipe.toml#OUTPUT`.
     pub checkpoint: PathBuf,
+    /// Weights in the place of the recipe's, by `multiplier` or `step.multiplier`: a number, the name of a preset, or 26
+    /// numbers with commas between.
+    #[serde(default)]
+    pub weights: BTreeMap<String, String>,
     /// A picture whose `parameters` text says what is not said here.
     #[serde(default)]
     pub from: Option<PathBuf>,
@@ -75,6 +78,9 @@ pub struct SampleConfig {
     /// Where `cargo xtask setup` put libtorch.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
+    /// The file that remembers hashes of a merge's parents; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
 }
 
 pub(crate) fn default_steps() -> u32 {
@@ -96,8 +102,8 @@ pub(crate) fn default_device() -> String {
 /// A checked [`SampleConfig`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SamplePlan {
-    /// The checkpoint.
-    pub checkpoint: PathBuf,
+    /// The checkpoint, or the merge.
+    pub model: ModelSource,
     /// Prompts and numbers.
     pub settings: Settings,
     /// The device's name.
@@ -135,7 +141,7 @@ pub struct SampleReport {
 }
 
 impl SampleConfig {
-    /// Checks the settings; the checkpoint is not opened.
+    /// Checks the settings and reads the recipe, if it is one; no checkpoint is opened.
     pub fn plan(&self) -> Result<SamplePlan> {
         let base = self.from.as_deref().map_or(Ok(Settings::default()), settings_of)?;
         let settings = Settings {
@@ -159,8 +165,11 @@ impl SampleConfig {
         if self.output.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             return Err(Error::OutputName { path: self.output.clone() });
         }
+        let weight = |(name, text): (&String, &String)| Ok((name.clone(), text.parse()?));
+        let weights = self.weights.iter().map(weight).collect::<Result<Vec<_>>>()?;
+        let model = ModelSource::read(&self.checkpoint, &weights)?.with_hash_cache(self.hash_cache.clone());
         Ok(SamplePlan {
-            checkpoint: self.checkpoint.clone(),
+            model,
             settings,
             device: self.device.clone(),
             output: self.output.clone(),
@@ -179,19 +188,18 @@ fn settings_of(path: &Path) -> Result<Settings> {
 impl SamplePlan {
     /// All that the picture depends on.
     pub fn key(&self) -> Result<RunKey> {
+        Ok(self.key_of(&self.model.id()?))
+    }
+
+    fn key_of(&self, model: &ModelId) -> RunKey {
         #[derive(Serialize)]
         struct Key<'a> {
-            model: String,
+            model: &'a str,
             device: &'a str,
             settings: &'a Settings,
         }
-        let (model, device) = (model_name(&self.checkpoint), device_type(&self.device));
-        let key = Key { model, device, settings: &self.settings };
-        Ok(RunKey::new("sample", &key, Some(self.settings.seed.into())).input(
-            "checkpoint",
-            &self.checkpoint,
-            |_| true,
-        )?)
+        let key = Key { model: &model.name, device: device_type(&self.device), settings: &self.settings };
+        model.add_to(RunKey::new("sample", &key, Some(self.settings.seed.into())), "checkpoint")
     }
 }
 
@@ -204,9 +212,9 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(SampleEvent),
 ) -> Result<SampleReport> {
-    let key = plan.key()?;
+    let model = plan.model.id()?;
+    let key = plan.key_of(&model);
     let record = record_path(&plan.output);
-    let model = ModelId::new(&plan.checkpoint, key.inputs["checkpoint"].sha256);
     let parameters = plan.settings.parameters(&model).to_string();
     let report =
         |outcome| SampleReport { outcome, output: plan.output.clone(), parameters: parameters.clone() };
@@ -215,7 +223,7 @@ pub fn run(
     }
     let device = parse_device(&plan.device, &plan.runtime_dir)?;
     on_event(SampleEvent::Loading);
-    let pipeline = Pipeline::open(&plan.checkpoint, device, Kind::Float)?;
+    let pipeline = Pipeline::load(plan.model.open()?, device, Kind::Float)?;
     let mut on_step = |done, total| on_event(SampleEvent::Step { done, total });
     let Some(picture) = pipeline.generate(&plan.settings, interrupt, &mut on_step)? else {
         return Ok(report(Outcome::Interrupted));

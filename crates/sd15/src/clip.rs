@@ -8,7 +8,7 @@ use tch::{
     nn::{Module, VarStore},
 };
 use vodka_checkpoint::{
-    Checkpoint, ClipConfig,
+    ClipConfig, Weights,
     keys::{self, Key},
 };
 
@@ -33,10 +33,10 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Builds the encoder with the weights of `checkpoint`, frozen.
-    pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
-        let config = &checkpoint.config().clip;
-        Self::new(config, device, kind, &read(checkpoint, keys::clip(config), device, kind))
+    /// Builds the encoder with these weights, frozen: a checkpoint, or a merge without a file.
+    pub fn load(weights: &dyn Weights, device: Device, kind: Kind) -> Result<Self> {
+        let config = &weights.config().clip;
+        Self::new(config, device, kind, &read(weights, keys::clip(config), device, kind))
     }
 
     /// Builds the encoder with the values of `source`, frozen.

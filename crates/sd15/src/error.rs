@@ -1,6 +1,6 @@
 //! What can go wrong between a checkpoint, a device and the networks.
 
-use std::path::PathBuf;
+use std::{error, path::PathBuf};
 
 use tch::TchError;
 
@@ -14,6 +14,9 @@ pub enum Error {
     /// The checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] vodka_checkpoint::Error),
+    /// Weights that are in no checkpoint cannot be had.
+    #[error(transparent)]
+    Weights(Box<dyn error::Error + Send + Sync>),
     /// A tensor of the checkpoint has another shape than the configuration says.
     #[error("`{name}` has the shape {found:?}, expected {expected:?}")]
     Shape {
@@ -88,4 +91,11 @@ pub enum Error {
         /// How many there are; 0 also where the driver is too old for CUDA 13.
         count: i64,
     },
+}
+
+impl Error {
+    /// What [`Weights::tensor`](vodka_checkpoint::Weights::tensor) says.
+    pub(crate) fn of_weights(error: Box<dyn error::Error + Send + Sync>) -> Self {
+        error.downcast().map_or_else(Self::Weights, |error| Self::Checkpoint(*error))
+    }
 }

@@ -7,7 +7,7 @@ use tch::{
     nn::{Path, VarStore},
     no_grad,
 };
-use vodka_checkpoint::{Checkpoint, Dtype, keys::Key};
+use vodka_checkpoint::{Dtype, Weights, keys::Key};
 
 use crate::{Error, Result};
 
@@ -121,9 +121,10 @@ pub(crate) fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|n| *n as i64).collect()
 }
 
-/// The parameters listed in `keys`, read from `checkpoint` straight out of the mapped file and converted on the device.
+/// The parameters listed in `keys`, from `weights`: of a file straight out of the mapped memory, and converted on the
+/// device.
 pub(crate) fn read<'a>(
-    checkpoint: &'a Checkpoint,
+    weights: &'a dyn Weights,
     keys: Vec<Key>,
     device: Device,
     kind: Kind,
@@ -131,7 +132,7 @@ pub(crate) fn read<'a>(
     let ldm: HashMap<String, String> = keys.into_iter().map(|key| (key.diffusers, key.ldm)).collect();
     move |name, shape| {
         let name = ldm.get(name).unwrap_or_else(|| panic!("{name} is not in the key list"));
-        let view = checkpoint.tensor(name)?;
+        let view = weights.tensor(name).map_err(Error::of_weights)?;
         let stored = dims(&view.shape);
         if stored.iter().product::<i64>() != shape.iter().product::<i64>() {
             return Err(Error::Shape { name: name.clone(), expected: shape.to_vec(), found: stored });

@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor, nn::VarStore};
 use vodka_checkpoint::{
-    Checkpoint, UNetConfig,
+    UNetConfig, Weights,
     keys::{self, Key},
 };
 
@@ -34,10 +34,10 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// Builds the UNet with the weights of `checkpoint`, frozen.
-    pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
-        let config = &checkpoint.config().unet;
-        Self::new(config, device, kind, &read(checkpoint, keys::unet(config), device, kind))
+    /// Builds the UNet with these weights, frozen: a checkpoint, or a merge without a file.
+    pub fn load(weights: &dyn Weights, device: Device, kind: Kind) -> Result<Self> {
+        let config = &weights.config().unet;
+        Self::new(config, device, kind, &read(weights, keys::unet(config), device, kind))
     }
 
     /// Builds the UNet with the values of `source`, frozen.

@@ -7,7 +7,7 @@ use tch::{
     nn::{Module, VarStore},
 };
 use vodka_checkpoint::{
-    Checkpoint, VaeConfig,
+    VaeConfig, Weights,
     keys::{self, Key},
 };
 
@@ -35,10 +35,10 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// Builds the VAE with the weights of `checkpoint`, frozen.
-    pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
-        let config = &checkpoint.config().vae;
-        Self::new(config, device, kind, &read(checkpoint, keys::vae(config), device, kind))
+    /// Builds the VAE with these weights, frozen: a checkpoint, or a merge without a file.
+    pub fn load(weights: &dyn Weights, device: Device, kind: Kind) -> Result<Self> {
+        let config = &weights.config().vae;
+        Self::new(config, device, kind, &read(weights, keys::vae(config), device, kind))
     }
 
     /// Builds the VAE with the values of `source`, frozen.

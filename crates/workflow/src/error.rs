@@ -12,6 +12,9 @@ pub enum Error {
     /// The file cannot be read or is not of the form.
     #[error(transparent)]
     Recipe(vodka_stage::ConfigError),
+    /// A mix, or the recipe that it names, asks for what cannot be.
+    #[error(transparent)]
+    Merge(vodka_merger::Error),
     /// A model that is neither in `[models]` nor made by the recipe.
     #[error("`{recipe}`: there is no model `{name}`{}", did_you_mean(nearest))]
     UnknownModel {

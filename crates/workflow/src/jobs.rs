@@ -142,7 +142,7 @@ impl Workflow {
             Job::Clean => vec![Job::Tag],
             Job::Report | Job::Caption => vec![self.table(), Job::Select],
             Job::Train => vec![Job::Caption],
-            Job::Merge(name) => makers(&mut self.recipe.merge_of(name).parents()),
+            Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
         }
     }
@@ -205,7 +205,7 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     while !grids.is_empty() || !merges.is_empty() {
         if let Some(i) = grids.iter().position(|grid| grid.models.iter().all(|model| there.contains(model))) {
             jobs.push(Job::Grid(grids.remove(i).name.clone()));
-        } else if let Some(i) = merges.iter().position(|merge| merge.parents().all(|m| there.contains(m))) {
+        } else if let Some(i) = merges.iter().position(|merge| merge.models().all(|m| there.contains(m))) {
             let merge = merges.remove(i);
             there.insert(&merge.name);
             jobs.push(Job::Merge(merge.name.clone()));

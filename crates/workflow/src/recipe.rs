@@ -2,14 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, select::list_file};
-use vodka_merger::{Method, Precision, VaePolicy};
+use vodka_merger::NamedMerge;
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
-use vodka_stage::{nearest, read_toml};
+use vodka_stage::{ConfigError, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
@@ -39,9 +40,12 @@ pub struct Recipe {
     pub caption: Caption,
     /// Fine-tuning.
     pub train: Train,
+    /// `[[merge]]`, which the merger reads.
+    #[serde(default, rename = "merge")]
+    _merge: Vec<IgnoredAny>,
     /// Mixes, each a model of its own for the grids and for further mixes.
-    #[serde(default)]
-    pub merge: Vec<Merge>,
+    #[serde(skip)]
+    pub merge: Vec<NamedMerge>,
     /// Comparison grids.
     #[serde(default)]
     pub grid: Vec<Grid>,
@@ -189,29 +193,6 @@ pub struct Train {
     pub optimizer: OptimizerConfig,
 }
 
-/// `[[merge]]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Merge {
-    /// The name of the new model.
-    pub name: String,
-    /// `weighted-sum`: A (1 - M) + B M; `add-difference`: A + M (B - C).
-    pub method: Method,
-    /// Model A.
-    pub a: String,
-    /// Model B.
-    pub b: String,
-    /// Model C, for `add-difference`.
-    pub c: Option<String>,
-    /// M.
-    pub multiplier: f64,
-    /// `fp16` or `fp32`. Default: that of A.
-    pub precision: Option<Precision>,
-    /// Where the VAE comes from: `a`, or `merge` to mix it too. Default: `a`.
-    #[serde(default)]
-    pub vae: VaePolicy,
-}
-
 /// `[[grid]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -272,7 +253,10 @@ fn last_layer() -> u32 {
 impl Recipe {
     /// Reads a recipe and checks that its names name something.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut recipe: Self = read_toml(path).map_err(Error::Recipe)?;
+        let text = fs::read_to_string(path)
+            .map_err(|source| Error::Recipe(ConfigError::Read { path: path.to_path_buf(), source }))?;
+        let mut recipe: Self = parse_toml(&text, path).map_err(Error::Recipe)?;
+        recipe.merge = NamedMerge::read_all(&text, path, "merge").map_err(Error::Merge)?;
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         recipe.check_names(path)?;
         recipe.check_train_keys(path)?;
@@ -319,8 +303,11 @@ impl Recipe {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name: name.clone() });
             }
         }
-        let used =
-            self.merge.iter().flat_map(Merge::parents).chain(self.grid.iter().flat_map(|grid| &grid.models));
+        let used = self
+            .merge
+            .iter()
+            .flat_map(NamedMerge::models)
+            .chain(self.grid.iter().flat_map(|grid| &grid.models));
         for name in used.chain([&self.train.base]) {
             if !known.contains(name) {
                 return Err(Error::UnknownModel {
@@ -377,7 +364,7 @@ impl Recipe {
     }
 
     /// The mix of a name that has been checked.
-    pub(crate) fn merge_of(&self, name: &str) -> &Merge {
+    pub(crate) fn merge_of(&self, name: &str) -> &NamedMerge {
         self.merge.iter().find(|merge| merge.name == name).expect("jobs have the names of the recipe")
     }
 
@@ -397,13 +384,6 @@ impl Recipe {
     pub(crate) fn saved_epochs(&self) -> Vec<u64> {
         let config = &self.train.config;
         saved_epochs(config.max_epochs, config.save_every_n_epochs, config.save_ckpts_from_n_epochs).collect()
-    }
-}
-
-impl Merge {
-    /// The models it is made of.
-    pub(crate) fn parents(&self) -> impl Iterator<Item = &String> {
-        [Some(&self.a), Some(&self.b), self.c.as_ref()].into_iter().flatten()
     }
 }
 
@@ -439,7 +419,7 @@ mod tests {
     fn open(text: &str) -> Result<Workflow> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recipe.toml");
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         Workflow::open(&path, PathBuf::new())
     }
 

@@ -10,7 +10,7 @@ use vodka_captions::{
     report::{self, GalleryConfig, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
-use vodka_merger::{MergeConfig, MergeEvent, MergePlan};
+use vodka_merger::{MergeEvent, MergePlan};
 use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
@@ -75,7 +75,7 @@ impl Workflow {
             Job::Train => {
                 self.train(model)?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into)
             }
-            Job::Merge(name) => self.merge(name, model)?.plan().map(Plan::Merge).map_err(Into::into),
+            Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
             Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
         };
         plan.map_err(|source| Error::Settings { job: job.to_string(), source })
@@ -168,18 +168,14 @@ impl Workflow {
         })
     }
 
-    fn merge(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<MergeConfig> {
-        let recipe = self.recipe.merge_of(name);
-        Ok(MergeConfig {
-            method: recipe.method,
-            a: model(&recipe.a)?,
-            b: model(&recipe.b)?,
-            c: recipe.c.as_ref().map(|c| model(c)).transpose()?,
-            multiplier: recipe.multiplier,
-            output: self.output_of(&Job::Merge(name.to_owned())),
-            precision: recipe.precision,
-            vae: recipe.vae,
-        })
+    fn merge(
+        &self,
+        name: &str,
+        model: &dyn Fn(&str) -> Result<PathBuf>,
+    ) -> Result<vodka_merger::Result<MergePlan>> {
+        let merge = self.recipe.merge_of(name);
+        let files = merge.models().map(|name| Ok((name.clone(), model(name)?))).collect::<Result<_>>()?;
+        Ok(merge.plan(&files, self.output_of(&Job::Merge(name.to_owned()))))
     }
 
     fn grid(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<GridConfig> {
@@ -316,5 +312,171 @@ fn of_grid(event: GridEvent<'_>) -> Option<Progress> {
             Some(Progress::Note(format!("{} of {}: {}", cell.row, cell.column, cell.reason)))
         }
         GridEvent::Loading { .. } | GridEvent::Step { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use vodka_merger::{Graph, VaePolicy};
+
+    use super::*;
+    use crate::TEMPLATE;
+
+    /// The template with other mixes, in a folder with a recipe of mixes.
+    fn open(folder: &Path, merges: &str) -> Result<Workflow> {
+        let (before, _) = TEMPLATE.split_once("# The three mixes of V3.").unwrap();
+        fs::write(folder.join("recipe.toml"), format!("{before}{merges}")).unwrap();
+        let mixes = r#"
+            [parents]
+            v3 = { path = "v3.safetensors", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
+            other = "../other.safetensors"
+            lost = "lost.safetensors"
+            [steps.half]
+            method = "weighted-sum"
+            a = "v3"
+            b = "other"
+            multiplier = 0.5
+            [steps.whole]
+            method = "weighted-sum"
+            a = "half"
+            b = "lost"
+            multiplier = 0.5
+            [[outputs]]
+            step = "half"
+            file = "half.safetensors"
+            [[outputs]]
+            step = "whole"
+            file = "whole.safetensors"
+        "#;
+        fs::create_dir_all(folder.join("mixes")).unwrap();
+        fs::write(folder.join("mixes/mixes.toml"), mixes).unwrap();
+        Workflow::open(&folder.join("recipe.toml"), PathBuf::new())
+    }
+
+    fn plan(workflow: &Workflow, name: &str) -> MergePlan {
+        let model = |name: &str| Ok(PathBuf::from(format!("{name}.safetensors")));
+        workflow.merge(name, &model).unwrap().unwrap()
+    }
+
+    fn parents(graph: &Graph) -> Vec<(&str, String)> {
+        graph.parents.iter().map(|parent| (parent.name.as_str(), parent.path.display().to_string())).collect()
+    }
+
+    #[test]
+    fn a_mix_takes_all_that_a_step_of_a_recipe_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let merges = r#"
+            [[merge]]
+            name = "blocks"
+            method = "weighted-sum"
+            a = "v3@25"
+            b = "v1"
+            alpha = { preset = "GRAD_V", text_encoder = 0.2, select = [{ keys = "*attn2*", value = 0.7 }] }
+            precision = "bf16"
+            vae = "merge"
+            mismatched = "keep-a"
+
+            [[merge]]
+            name = "sparse"
+            method = "dare"
+            a = "base"
+            models = ["blocks", "v2", "v3"]
+            density = 0.25
+            seed = 7
+
+            [[merge]]
+            name = "styled"
+            method = "apply-lora"
+            a = "sparse"
+            loras = ["v1"]
+        "#;
+        let workflow = open(dir.path(), merges).unwrap();
+        let blocks = plan(&workflow, "blocks");
+        let output = &blocks.outputs[0];
+        let policies = (output.precision.unwrap().to_string(), output.vae, output.mismatched.to_string());
+        assert_eq!(policies, ("bf16".to_owned(), VaePolicy::Merge, "keep-a".to_owned()));
+        assert_eq!(
+            blocks.graph.steps[0].params[0].to_string(),
+            "{ preset = \"GRAD_V\", text_encoder = 0.2, select = [{ keys = \"*attn2*\", value = 0.7 }] }"
+        );
+        assert!(output.path.ends_with("mixes/blocks.safetensors"), "{}", output.path.display());
+        let sparse = plan(&workflow, "sparse");
+        let step = &sparse.graph.steps[0];
+        assert_eq!((step.seed, step.operands.len()), (Some(7), 4));
+        assert_eq!(step.params.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1.0", "0.25"]);
+        assert!(parents(&sparse.graph).contains(&("v3", "v3.safetensors".into())));
+        let styled = plan(&workflow, "styled");
+        assert!(styled.graph.parents.iter().any(|parent| parent.name == "v1" && parent.lora));
+        let jobs: Vec<_> = workflow.jobs().iter().map(ToString::to_string).collect();
+        assert!(
+            jobs.ends_with(&["merge blocks", "merge sparse", "merge styled"].map(str::to_owned)),
+            "{jobs:?}"
+        );
+    }
+
+    #[test]
+    fn a_mix_may_be_made_by_a_recipe_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let merges = r#"
+            [[merge]]
+            name = "mix"
+            recipe = "mixes/mixes.toml"
+            output = "half"
+            parents = { v3 = "v3@25" }
+            weights = { multiplier = 0.25 }
+            precision = "fp16"
+        "#;
+        let workflow = open(dir.path(), merges).unwrap();
+        let plan = plan(&workflow, "mix");
+        let other = dir.path().join("mixes/../other.safetensors").display().to_string();
+        assert_eq!(parents(&plan.graph), [("other", other), ("v3", "v3@25.safetensors".into())]);
+        assert!(plan.graph.parents.iter().all(|parent| parent.sha256.is_none()));
+        assert_eq!(plan.graph.steps[0].params[0].constant(), Some(0.25));
+        assert_eq!(workflow.needs(&Job::Merge("mix".into())), [Job::Train]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_mix_is_told_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |merge: &str| {
+            let merge = format!("[[merge]]\nname = \"mix\"\n{merge}\n");
+            let (before, _) = TEMPLATE.split_once("# The three mixes of V3.").unwrap();
+            let error = open(dir.path(), &merge).unwrap_err().to_string();
+            let (_, place) = error.split_once("line ").unwrap_or_else(|| panic!("no line in {error}"));
+            let (line, message) = place.split_once(", column ").unwrap();
+            // Lines of the mix, counted from 1.
+            let line = line.parse::<usize>().unwrap() - before.lines().count();
+            format!("{line}: {}", message.split_once(": ").unwrap().1)
+        };
+        let sum = "method = \"weighted-sum\"\na = \"v3\"\nb = \"v1\"\n";
+        assert_eq!(
+            said(&format!("{sum}multiplier = [0.1, 0.2]")),
+            "6: expected one weight, found a list: each merge makes one model"
+        );
+        assert_eq!(said(&format!("{sum}multiplier = 2")), "6: multiplier is 2, expected 0 to 1");
+        assert_eq!(
+            said(&format!("{sum}multiplyer = 1")),
+            "6: unknown key `multiplyer`, did you mean `multiplier`?"
+        );
+        assert_eq!(said(&format!("{sum}multiplier = 1\nprecision = \"fp8\"")).get(..2), Some("7:"));
+        assert_eq!(said(""), "1: missing key `method`, or `recipe`");
+        let lora = "method = \"apply-lora\"\na = \"v1\"\nloras = [\"v1\"]";
+        assert_eq!(said(lora), "4: `v1` is used as a LoRA elsewhere, expected a checkpoint");
+        let recipe = "recipe = \"mixes/mixes.toml\"\n";
+        assert_eq!(said(recipe), "3: there are several outputs, expected one of `half`, `whole`");
+        assert_eq!(
+            said(&format!("{recipe}output = \"none\"")),
+            "4: no output is called `none`, expected one of `half`, `whole`"
+        );
+        assert_eq!(said(&format!("{recipe}parents = {{ v4 = \"v3\" }}")), "4: the recipe has no parent `v4`");
+        let wrong = format!("{recipe}output = \"half\"\nweights = {{ beta = 1 }}");
+        assert_eq!(said(&wrong), "4: no step has a weight `beta`, expected one of `half.multiplier`");
+        let unknown = open(
+            dir.path(),
+            &format!("[[merge]]\nname = \"mix\"\n{recipe}output = \"half\"\nparents = {{ v3 = \"v4\" }}"),
+        );
+        assert!(unknown.unwrap_err().to_string().contains("there is no model `v4`"));
     }
 }

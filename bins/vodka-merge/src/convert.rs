@@ -4,14 +4,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use vodka_checkpoint::{
-    Precision,
+    LoraNames, Precision,
     convert::{ConvertConfig, ConvertEvent, Target, Vae, run},
 };
 use vodka_cli::Session;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// A .safetensors, .ckpt or .pt file, or a diffusers folder; a VAE alone will do
+    /// A .safetensors, .ckpt or .pt file, or a diffusers folder; a VAE alone or a LoRA will do
     input: PathBuf,
     /// What to write: .safetensors, .ckpt (or .pt, .pth, .bin), or a diffusers folder where the name ends in none of these
     output: PathBuf,
@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Leave the VAE out
     #[arg(long)]
     drop_vae: bool,
+    /// Of a LoRA: the names to write, kohya or diffusers; by default its own
+    #[arg(long, value_name = "NAMES")]
+    names: Option<LoraNames>,
     /// Replace an output that is there
     #[arg(long)]
     overwrite: bool,
@@ -45,8 +48,9 @@ impl Arguments {
             None if self.drop_vae => Vae::Drop,
             None => Vae::Keep,
         };
-        let Self { input, output, format: target, precision, prune, use_ema, overwrite, .. } = self;
-        let config = ConvertConfig { input, output, target, precision, use_ema, prune, vae, overwrite };
+        let Self { input, output, format: target, precision, prune, use_ema, names, overwrite, .. } = self;
+        let config =
+            ConvertConfig { input, output, target, precision, use_ema, prune, vae, names, overwrite };
         session.stage(config.plan(), |plan, session| {
             let bar = session.progress("bytes", 0);
             run(plan, session.interrupt(), &mut |event| match event {

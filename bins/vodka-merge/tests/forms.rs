@@ -137,6 +137,13 @@ fn files_of_other_kinds_are_told_as_well() {
         "error: `xl.safetensors` is a Stable Diffusion XL checkpoint, expected a Stable Diffusion 1.x checkpoint\n"
     );
 
+    let (_, said) = world.says("convert lora.safetensors out.safetensors --precision fp32", 0);
+    assert!(said.contains("wrote 1 tensors"), "{said}");
+    let (_, said) = world.says("convert lora.safetensors b.safetensors --names diffusers", 1);
+    assert!(said.starts_with("error: `lora.safetensors` changes no weight of the model"), "{said}");
+    let (_, said) = world.says("convert lora.safetensors b.safetensors --names peft", 2);
+    assert!(said.contains("expected kohya or diffusers, found `peft`"), "{said}");
+
     world.says("convert base.safetensors bare.safetensors --drop-vae -q", 0);
     let (text, _) = world.says("inspect bare.safetensors --no-hashes", 0);
     assert!(text.contains("VAE: not there"), "{text}");

@@ -14,9 +14,9 @@ use serde::Serialize;
 use vodka_stage::{Interrupt, Outcome, Report};
 
 use crate::{
-    Architecture, Checkpoint, Dtype, Ema, Error, ModelConfig, Part, Precision, Result, SafetensorsWriter,
-    TensorSpec, TensorView, config_entry, diffusers_write::DiffusersWriter, in_file_order, keys,
-    position_ids, position_ids_name, torch_write::TorchWriter, write::CHUNK,
+    Architecture, Checkpoint, Dtype, Ema, Error, LoraNames, ModelConfig, Part, Precision, Result,
+    SafetensorsWriter, TensorSpec, TensorView, config_entry, diffusers_write::DiffusersWriter, in_file_order,
+    keys, lora_convert, position_ids, position_ids_name, torch_write::TorchWriter, write::CHUNK,
 };
 
 /// The form to write.
@@ -81,7 +81,7 @@ pub enum Vae {
 /// A conversion as a user asks for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConvertConfig {
-    /// A checkpoint or VAE in any form.
+    /// A checkpoint or VAE in any form, or a LoRA.
     pub input: PathBuf,
     /// The file or folder to write.
     pub output: PathBuf,
@@ -95,6 +95,8 @@ pub struct ConvertConfig {
     pub prune: bool,
     /// Where the VAE comes from.
     pub vae: Vae,
+    /// Whose names a LoRA gets; where absent, it keeps its own.
+    pub names: Option<LoraNames>,
     /// Whether to replace an output that is there.
     pub overwrite: bool,
 }
@@ -102,7 +104,7 @@ pub struct ConvertConfig {
 /// A conversion whose settings have been checked; the input has not been opened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ConvertPlan {
-    /// The checkpoint or VAE.
+    /// The checkpoint, VAE or LoRA.
     pub input: PathBuf,
     /// The file or folder to write.
     pub output: PathBuf,
@@ -116,6 +118,8 @@ pub struct ConvertPlan {
     pub prune: bool,
     /// Where the VAE comes from.
     pub vae: Vae,
+    /// Whose names a LoRA gets, if not its own.
+    pub names: Option<LoraNames>,
 }
 
 impl ConvertConfig {
@@ -154,6 +158,7 @@ impl ConvertConfig {
             use_ema: self.use_ema,
             prune: self.prune,
             vae: self.vae.clone(),
+            names: self.names,
         })
     }
 }
@@ -206,6 +211,8 @@ pub struct ConvertReport {
     pub bytes: u64,
     /// How many of its tensors changed their type.
     pub converted: u64,
+    /// Of a LoRA, how many tensors a scale was worked into.
+    pub scaled: u64,
     /// Tensors of the input that are not in it, by name.
     pub dropped: Vec<String>,
     /// Bytes of these.
@@ -220,6 +227,28 @@ pub struct ConvertReport {
     pub overflowed: Vec<Overflow>,
     /// Values that were NaN or infinite already, in all.
     pub not_finite: u64,
+}
+
+impl ConvertReport {
+    /// Of a conversion that has done nothing yet.
+    pub(crate) fn new(plan: &ConvertPlan) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            output: plan.output.clone(),
+            target: plan.target,
+            tensors: 0,
+            bytes: 0,
+            converted: 0,
+            scaled: 0,
+            dropped: Vec::new(),
+            dropped_bytes: 0,
+            dropped_metadata: Vec::new(),
+            left_over: Vec::new(),
+            position_ids: PositionIds::None,
+            overflowed: Vec::new(),
+            not_finite: 0,
+        }
+    }
 }
 
 impl Report for ConvertReport {
@@ -242,6 +271,9 @@ impl fmt::Display for ConvertReport {
         )?;
         if self.converted > 0 {
             write!(f, "; {} changed their type", self.converted)?;
+        }
+        if self.scaled > 0 {
+            write!(f, "; scales (alpha / rank) are worked into {} of them", self.scaled)?;
         }
         if !self.dropped.is_empty() {
             let gigabytes = self.dropped_bytes as f64 / 1e9;
@@ -330,6 +362,9 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(ConvertEvent),
 ) -> Result<ConvertReport> {
+    if lora_convert::is_lora(&plan.input) {
+        return lora_convert::run(plan, interrupt, on_event);
+    }
     let mut work = open(plan)?;
     let total = work.items.iter().map(|item| item.spec.bytes()).sum();
     (work.report.tensors, work.report.bytes) = (work.items.len() as u64, total);
@@ -370,6 +405,9 @@ fn open(plan: &ConvertPlan) -> Result<Work> {
         false => Checkpoint::open(&plan.input),
     };
     let input = match opened {
+        Ok(_) if plan.names.is_some() => {
+            return Err(Error::NotLora { path: plan.input.clone(), found: Architecture::StableDiffusion1 });
+        }
         Err(Error::Architecture { found: Architecture::Vae, .. }) => Checkpoint::open_vae(&plan.input)?,
         Err(Error::Read { path, .. }) if is_vae_folder(&plan.input) && path != plan.input => {
             Checkpoint::open_vae(&plan.input)?
@@ -403,21 +441,8 @@ fn open(plan: &ConvertPlan) -> Result<Work> {
     if is_whole {
         metadata.extend([config_entry(&config)]);
     }
-    let report = ConvertReport {
-        outcome: Outcome::Done,
-        output: plan.output.clone(),
-        target: plan.target,
-        tensors: 0,
-        bytes: 0,
-        converted: 0,
-        dropped: Vec::new(),
-        dropped_bytes: 0,
-        dropped_metadata,
-        left_over: input.left_over().map(ToOwned::to_owned).collect(),
-        position_ids: PositionIds::None,
-        overflowed: Vec::new(),
-        not_finite: 0,
-    };
+    let left_over = input.left_over().map(ToOwned::to_owned).collect();
+    let report = ConvertReport { dropped_metadata, left_over, ..ConvertReport::new(plan) };
     let mut work = Work { input, baked, config, metadata, items: Vec::new(), report };
     work.choose(plan)?;
     Ok(work)
@@ -594,17 +619,21 @@ impl Output {
 
 /// What a tensor lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Loss {
+pub(crate) struct Loss {
     /// Values that became infinite.
-    overflowed: u64,
+    pub(crate) overflowed: u64,
     /// The largest magnitude among them.
-    largest: f32,
+    pub(crate) largest: f32,
     /// Values that were NaN or infinite before.
-    not_finite: u64,
+    pub(crate) not_finite: u64,
 }
 
 /// Hands a tensor on as bytes of the given type, a chunk at a time.
-fn copy(view: &TensorView, dtype: Dtype, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<Loss> {
+pub(crate) fn copy(
+    view: &TensorView,
+    dtype: Dtype,
+    write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<Loss> {
     let mut loss = Loss::default();
     let precision = match dtype {
         _ if dtype == view.dtype => None,

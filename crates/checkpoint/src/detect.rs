@@ -54,7 +54,7 @@ fn foreign_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Arc
     if starts(UNET_PREFIX) || starts("model_ema.diffusion_model") {
         return None;
     }
-    if starts("lora_") || [".lora_", ".lora.", ".hada_", ".lokr_"].into_iter().any(holds) {
+    if starts("lora_") || [".lora_", ".lora.", "_lora.", ".hada_", ".lokr_"].into_iter().any(holds) {
         return Some(Architecture::Lora);
     }
     if starts("control_model.") || starts("controlnet_cond_embedding.") || holds("input_hint_block.") {

@@ -177,6 +177,22 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
+    /// A LoRA is to be converted by what only checkpoints have.
+    #[error("`{path}` is a LoRA: {why}")]
+    LoraOption {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be.
+        why: &'static str,
+    },
+    /// A convolution that is taken apart twice, which diffusers cannot say.
+    #[error("`{path}`: `{tensor}` (Tucker's decomposition) has no name in diffusers")]
+    LoraTucker {
+        /// The file.
+        path: PathBuf,
+        /// The middle tensor.
+        tensor: String,
+    },
     /// A LoRA of which no tensor belongs to a weight of the model.
     #[error("`{path}` changes no weight of the model (it begins with {})", .names.join(", "))]
     LoraForeign {

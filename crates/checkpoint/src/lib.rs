@@ -20,6 +20,8 @@ pub mod inspect;
 pub mod keys;
 mod layout;
 mod lora;
+mod lora_adapter;
+mod lora_convert;
 mod pickle;
 mod tensor;
 mod tokenizer;
@@ -40,6 +42,7 @@ pub use layout::{
     position_ids_name, single_file_tensors,
 };
 pub use lora::{Lora, LoraModule, lora_name};
+pub use lora_convert::LoraNames;
 pub use pickle::PickleError;
 pub use tensor::{Dtype, Place, TensorInfo, TensorView};
 pub use weights::Weights;

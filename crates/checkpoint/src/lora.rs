@@ -11,6 +11,7 @@ use std::{
 use crate::{
     Architecture, Error, LoraShapes, ModelConfig, Part, Result, TensorInfo, TensorView, WeightFile, detect,
     keys::{self, Key},
+    lora_adapter::Adapter,
 };
 
 /// An open LoRA.
@@ -33,7 +34,8 @@ pub struct LoraModule {
     pub mid: Option<String>,
     /// Columns of `up` and rows of `down`.
     pub rank: usize,
-    /// The numerator of the scale; the rank where the file does not say.
+    /// The numerator of the scale: of the tensor `alpha`, else of PEFT's configuration in the metadata
+    /// (`lora_adapter_metadata`), else the rank.
     pub alpha: f64,
 }
 
@@ -60,6 +62,11 @@ fn lora_prefix(key: &Key) -> Option<&'static str> {
     }
 }
 
+/// What diffusers calls a part, in front of the names of its modules.
+pub(crate) fn network(part: Part) -> &'static str {
+    if part == Part::Unet { "unet" } else { "text_encoder" }
+}
+
 /// All names that files give to a weight, without what tells `down` from `up`.
 fn module_names(key: &Key) -> Vec<String> {
     let Some(kohya) = lora_name(key) else { return Vec::new() };
@@ -67,12 +74,15 @@ fn module_names(key: &Key) -> Vec<String> {
     let ldm = key.ldm.strip_prefix(part.prefix()).and_then(|name| name.strip_suffix(".weight"));
     let ldm = ldm.expect("the name of a weight").replace('.', "_");
     let diffusers = key.diffusers.strip_suffix(".weight").expect("the name of a weight");
-    let model = if part == Part::Unet { "unet" } else { "text_encoder" };
+    let model = network(part);
     let mut names = vec![
         kohya,
         format!("{}{ldm}", lora_prefix(key).expect("it has a name")),
         format!("{model}.{diffusers}"),
         format!("base_model.model.{model}.{diffusers}"),
+        // Of a file for one network (`save_lora_adapter`, `save_pretrained`).
+        diffusers.to_owned(),
+        format!("base_model.model.{diffusers}"),
     ];
     // diffusers of 2023: `attn1.processor.to_q_lora`.
     if let Some((attention, projection)) = diffusers.rsplit_once(".to_") {
@@ -170,8 +180,9 @@ impl Lora {
             return Err(Error::LoraForeign { path, names: unused.into_iter().take(3).collect() });
         }
         let mut modules = BTreeMap::new();
+        let adapter = Adapter::of(file.metadata());
         for (ldm, (key, parts)) in found {
-            modules.insert(ldm.to_owned(), module(&path, &file, key, parts)?);
+            modules.insert(ldm.to_owned(), module(&path, &file, &adapter, key, parts)?);
         }
         Ok(Self { file, modules, unused })
     }
@@ -224,7 +235,7 @@ fn check_kind(path: &Path, file: &WeightFile) -> Result<()> {
 }
 
 /// Checks the halves of a module against each other and against its weight.
-fn module(path: &Path, file: &WeightFile, key: &Key, parts: Parts) -> Result<LoraModule> {
+fn module(path: &Path, file: &WeightFile, adapter: &Adapter, key: &Key, parts: Parts) -> Result<LoraModule> {
     let half = |tensor: &str| Error::LoraHalf { path: path.to_path_buf(), tensor: tensor.to_owned() };
     let (down, up) = match (parts.down, parts.up) {
         (Some(down), Some(up)) => (down, up),
@@ -240,7 +251,7 @@ fn module(path: &Path, file: &WeightFile, key: &Key, parts: Parts) -> Result<Lor
     }
     let alpha = match parts.alpha {
         Some(name) => file.tensor(&name)?.to_f32().first().copied().map_or(rank as f64, f64::from),
-        None => rank as f64,
+        None => role(&down).map_or(rank as f64, |(module, _)| adapter.alpha(module, rank)),
     };
     Ok(LoraModule { down, up, mid: mid.map(|(_, name)| name), rank, alpha })
 }

@@ -53,6 +53,7 @@ impl World {
             use_ema: false,
             prune: false,
             vae: Vae::Keep,
+            names: None,
             overwrite: false,
         }
     }

@@ -29,7 +29,7 @@ use std::{
 
 use vodka_checkpoint::{ModelConfig, Precision, keys, write_checkpoint};
 use vodka_merger::{METHODS, MergePlan, Method, Parents, Recipe, run};
-use vodka_stage::Interrupt;
+use vodka_stage::{Interrupt, Outcome};
 
 /// The first argument of a process that merges.
 const CHILD: &str = "merge";
@@ -150,6 +150,7 @@ fn timed(folder: &Path, method: Method, files: &[PathBuf]) -> (f64, f64) {
     let seconds = start.elapsed().as_secs_f64();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_file(folder.join("merged.safetensors")).unwrap();
     (seconds, said.trim().parse().unwrap())
 }
 
@@ -161,10 +162,10 @@ fn merge(arguments: &[String]) {
     let params = method.info().params.iter().map(|param| (param.name.to_owned(), vec![0.3.into()]));
     let params: Vec<_> = params.collect();
     let output = folder.join("merged.safetensors");
-    let recipe = Recipe::of_one(method, paths, &params, None, output.clone()).unwrap();
+    let recipe = Recipe::of_one(method, paths, &params, None, output).unwrap();
     let plan = MergePlan { hash_cache: Some(folder.join("hashes.json")), ..recipe.plan().unwrap() };
-    run(&plan, &Interrupt::new(), &mut |_| ()).unwrap();
-    fs::remove_file(output).unwrap();
+    let report = run(&plan, &Interrupt::new(), &mut |_| ()).unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();

@@ -169,20 +169,36 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Writes bytes that hold several tensors which follow each other, from the first byte of tensor `first` to the
-    /// last byte of the one before `end`: one large write instead of many small ones.
+    /// Writes bytes that begin `start` bytes into tensor `first` and run on over those that follow it in the file: one
+    /// large write instead of many small ones.
     ///
     /// # Panics
-    /// When the bytes are not as many as these tensors take.
-    pub fn write_run(&self, first: usize, end: usize, bytes: &[u8]) -> Result<()> {
-        let run = &self.places[first..end];
-        assert_eq!(run.iter().map(|place| place.bytes).sum::<u64>(), bytes.len() as u64);
-        let Some(start) = run.first() else { return Ok(()) };
-        self.write_file_at(start.offset, bytes)?;
-        for (place, written) in run.iter().zip(&self.written[first..end]) {
-            written.fetch_add(place.bytes, Ordering::Relaxed);
+    /// When they run over the end of the file.
+    pub fn write_run(&self, first: usize, start: u64, bytes: &[u8]) -> Result<()> {
+        let from = self.places[first].offset + start;
+        let end = from + bytes.len() as u64;
+        assert!(end <= self.file_bytes, "bytes up to {end} of {}", self.file_bytes);
+        self.write_file_at(from, bytes)?;
+        for (place, written) in self.places[first..].iter().zip(&self.written[first..]) {
+            if place.offset >= end {
+                break;
+            }
+            let (from, end) = (from.max(place.offset), end.min(place.offset + place.bytes));
+            written.fetch_add(end.saturating_sub(from), Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// The bytes of a tensor as they have been written, read anew.
+    ///
+    /// # Errors
+    /// They cannot be read, or not all have been written.
+    pub fn read_back(&self, index: usize) -> Result<Vec<u8>> {
+        let Place { offset, bytes, .. } = self.places[index];
+        let mut buffer = vec![0; bytes as usize];
+        let file = File::open(self.file.partial()).map_err(Error::read(self.file.target()))?;
+        read_exact_at(&file, &mut buffer, offset).map_err(Error::read(self.file.target()))?;
+        Ok(buffer)
     }
 
     fn write_file_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {

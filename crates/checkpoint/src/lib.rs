@@ -14,6 +14,7 @@ mod diffusers_write;
 mod error;
 mod file;
 mod folder;
+mod half_floats;
 mod hashes;
 mod header;
 pub mod inspect;
@@ -36,6 +37,7 @@ pub use config::{ClipConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
 pub use diffusers_write::write_diffusers;
 pub use error::{Architecture, Error, LoraShapes, Mismatch, Result, StorageFault, WrongShape};
 pub use file::{Format, WeightFile};
+pub use half_floats::all_below;
 pub use hashes::{Hashes, known};
 pub use layout::{
     SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, position_ids,

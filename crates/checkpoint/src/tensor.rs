@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::bf16;
+
+use crate::half_floats::{all_below, f16_to_f32};
 
 // Files are little-endian, and so is every machine that this project is built for: bytes are numbers as they lie.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -141,11 +143,7 @@ impl TensorView<'_> {
         let bytes = &self.data[start * size..(start + out.len()) * size];
         match self.dtype {
             Dtype::F32 => copy(bytes, out, f32::from_le_bytes),
-            // The slice conversion takes the processor's own instruction; files of old writers are not aligned.
-            Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
-                Ok(halves) => halves.convert_to_f32_slice(out),
-                Err(_) => copy(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            },
+            Dtype::F16 => f16_to_f32(bytes, out),
             Dtype::BF16 => copy(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
             Dtype::F64 => copy(bytes, out, |b| f64::from_le_bytes(b) as f32),
             Dtype::I64 => copy(bytes, out, |b| i64::from_le_bytes(b) as f32),
@@ -162,9 +160,7 @@ impl TensorView<'_> {
             let n = buffer.len().min(self.numel() - start);
             let values = &mut buffer[..n];
             self.read_f32(start, values);
-            // Without an early exit, which would keep it from being vector code.
-            let finite = values.iter().fold(true, |all, x| all & x.is_finite());
-            if !finite && let Some(i) = values.iter().position(|x| !x.is_finite()) {
+            if !all_below(values, f32::INFINITY) && let Some(i) = values.iter().position(|x| !x.is_finite()) {
                 return Some((start + i, values[i]));
             }
             start += n;
@@ -205,6 +201,8 @@ pub(crate) fn gather(elements: &[u8], size: usize, shape: &[usize], strides: &[u
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     fn view(dtype: Dtype, bytes: &[u8]) -> TensorView<'_> {

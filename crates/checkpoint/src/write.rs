@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use vodka_stage::{ContentHash, Hasher};
 
 use crate::{
-    Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, TensorSpec, WrongShape, config_entry,
+    Dtype, Error, Mismatch, ModelConfig, Result, SafetensorsWriter, TensorSpec, WrongShape, all_below,
+    config_entry,
+    half_floats::{f32_to_bf16, f32_to_f16},
     layout::{position_ids, position_ids_name},
     single_file_tensors,
 };
@@ -53,14 +55,8 @@ impl Precision {
         assert_eq!(out.len(), values.len() * self.size(), "bytes for {} values", values.len());
         match self {
             Self::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
-            Self::F16 => match bytemuck::try_cast_slice_mut::<u8, f16>(out) {
-                Ok(halves) => halves.convert_from_f32_slice(values),
-                Err(_) => encode_each(values, out, |x| f16::from_f32(x).to_le_bytes()),
-            },
-            Self::BF16 => match bytemuck::try_cast_slice_mut::<u8, bf16>(out) {
-                Ok(halves) => halves.convert_from_f32_slice(values),
-                Err(_) => encode_each(values, out, |x| bf16::from_f32(x).to_le_bytes()),
-            },
+            Self::F16 => f32_to_f16(values, out),
+            Self::BF16 => f32_to_bf16(values, out),
         }
     }
 
@@ -81,12 +77,6 @@ impl Precision {
             Self::F32 => f32::MAX,
             Self::BF16 => bf16::MAX.to_f32(),
         }
-    }
-}
-
-fn encode_each(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; 2]) {
-    for (value, out) in values.iter().zip(out.as_chunks_mut::<2>().0) {
-        *out = encode(*value);
     }
 }
 
@@ -219,11 +209,10 @@ fn check(
     let numel: usize = expected.iter().product();
     assert_eq!(values.len(), numel, "{tensor}: values for the shape {expected:?}");
     let limit = precision.overflow();
-    let fits = |x: &f32| x.abs() < limit;
-    // Without an early exit, which would keep it from being vector code.
-    if values.iter().fold(true, |all, x| all & fits(x)) {
+    if all_below(values, limit) {
         return Ok(());
     }
+    let fits = |x: &f32| x.abs() < limit;
     let index = values.iter().position(|x| !fits(x)).expect("one was seen");
     let (path, tensor, value) = (path.to_path_buf(), tensor.to_owned(), values[index]);
     Err(match value.is_finite() {

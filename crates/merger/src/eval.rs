@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, mem, path::PathBuf, sync::OnceLock};
 
-use vodka_checkpoint::{Checkpoint, Dtype, Lora, ModelConfig, TensorInfo, TensorView, keys};
+use vodka_checkpoint::{Checkpoint, Dtype, Lora, ModelConfig, TensorInfo, TensorView, all_below, keys};
 
 use crate::{
     Graph, Method, Operand, Result, Step,
@@ -431,8 +431,7 @@ impl Evaluator {
             Input::Values(all) => values.copy_from_slice(&all[start..start + len]),
             Input::Lora(delta) => delta.read(start, values),
         }
-        // Without an early exit, which would keep it from being vector code.
-        if values.iter().fold(true, |finite, x| finite & x.is_finite()) {
+        if all_below(values, f32::INFINITY) {
             return Ok(());
         }
         let index = values.iter().position(|x| !x.is_finite()).expect("one was seen");

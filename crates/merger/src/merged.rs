@@ -3,7 +3,7 @@
 use std::error;
 
 use rayon::prelude::*;
-use vodka_checkpoint::{ModelConfig, Precision, TensorView, Weights, keys};
+use vodka_checkpoint::{ModelConfig, Precision, TensorView, Weights, all_below, keys};
 
 use crate::{
     Kept, MergePlan, OutputPlan, Result, VaePolicy,
@@ -138,11 +138,10 @@ pub(crate) fn encode(
     out: &mut [u8],
 ) -> Result<()> {
     precision.encode(values, out);
-    let fits = |x: &f32| x.abs() < precision.overflow();
-    // Without an early exit, which would keep it from being vector code.
-    if values.iter().fold(true, |all, x| all & fits(x)) {
+    if all_below(values, precision.overflow()) {
         return Ok(());
     }
+    let fits = |x: &f32| x.abs() < precision.overflow();
     let index = values.iter().position(|x| !fits(x)).expect("one was seen");
     let (path, tensor, value) = (path.to_path_buf(), tensor.to_owned(), values[index]);
     let index = start + index;

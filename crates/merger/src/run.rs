@@ -1,9 +1,9 @@
 //! The stage: what is there already stays, the rest is written.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::json;
-use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, WrongShape};
+use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, WrongShape, keys};
 use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, record_path};
 
 use crate::{
@@ -17,14 +17,14 @@ use crate::{
 
 /// Merges, but for outputs that are there already.
 ///
-/// All outputs are made in one pass over the parents. Parents are read with plain reads into buffers of a fixed size, and
+/// All outputs of the same tensors are made in one pass over the parents. Parents are read with plain reads into buffers of a fixed size, and
 /// what is written is written at its place, so that memory does not grow with the number or size of parents; methods that
 /// need a whole tensor hold the largest one. Results do not depend on the number of threads.
 ///
 /// # Errors
 /// A parent that is damaged, of another architecture or shape than A, not the file that the recipe means, or holds a weight
-/// that is not finite; a result that is not finite or too large for its type; an output that cannot be written. Nothing is
-/// left behind.
+/// that is not finite; a result that is not finite or too large for its type; an output that cannot be written. What is in its
+/// place by then is whole and has its record; of the rest nothing is left behind.
 pub fn run(
     plan: &MergePlan,
     interrupt: &Interrupt,
@@ -34,39 +34,60 @@ pub fn run(
     for output in &plan.outputs {
         check_parents(&evaluator, output)?;
     }
+    // Before the parents are read to be hashed: of what is not there at all.
+    let new = plan.outputs.iter().filter(|output| !output.path.exists());
+    write::check_space(new.map(|output| (output.path.as_path(), write::body_bytes(&evaluator, output))))?;
     let mut cache = Hashes::open(plan.hash_cache.as_deref());
     let hashes = hash_parents(plan, &mut cache)?;
-    let mut reports = Vec::new();
+    let mut reports = BTreeMap::new();
     let mut left = Vec::new();
     for (index, output) in plan.outputs.iter().enumerate() {
         let key = key(plan, output, &evaluator, &hashes);
         match key.made::<OutputReport>(&record_path(&output.path))? {
             Some(report) => {
                 let path = output.path.clone();
-                reports.push((index, OutputReport { outcome: Outcome::Unchanged, path, ..report }));
+                reports.insert(index, OutputReport { outcome: Outcome::Unchanged, path, ..report });
             }
             None => left.push((index, key)),
         }
     }
-    if left.is_empty() {
-        let outputs = reports.into_iter().map(|(_, report)| report).collect();
-        return Ok(MergeReport { outcome: Outcome::Unchanged, outputs });
-    }
-    let outputs: Vec<_> = left.iter().map(|(index, _)| &plan.outputs[*index]).collect();
-    let Some(written) = write::write(&evaluator, plan, &outputs, &hashes, interrupt, on_event)? else {
-        let outputs = reports.into_iter().map(|(_, report)| report).collect();
-        return Ok(MergeReport { outcome: Outcome::Interrupted, outputs });
+    let left_bytes = |(index, _): &(usize, _)| {
+        let output: &OutputPlan = &plan.outputs[*index];
+        (output.path.as_path(), write::body_bytes(&evaluator, output))
     };
-    for ((index, key), report) in left.into_iter().zip(written) {
-        let sha256 = report.sha256.expect("what is written is hashed");
-        key.write_hashed(&record_path(&report.path), &[(&report.path, sha256)], &report)?;
-        cache.remember(&report.path, sha256);
-        reports.push((index, report));
+    write::check_space(left.iter().map(left_bytes))?;
+    let mut outcome = if left.is_empty() { Outcome::Unchanged } else { Outcome::Done };
+    for group in alike(&evaluator, plan, left) {
+        let outputs: Vec<_> = group.iter().map(|(index, _)| &plan.outputs[*index]).collect();
+        let mut on_written = |i: usize, report: OutputReport| {
+            let (index, key) = &group[i];
+            let sha256 = report.sha256.expect("what is written is hashed");
+            key.write_hashed(&record_path(&report.path), &[(&report.path, sha256)], &report)?;
+            cache.remember(&report.path, sha256);
+            reports.insert(*index, report);
+            Ok(())
+        };
+        if !write::write(&evaluator, plan, &outputs, &hashes, interrupt, on_event, &mut on_written)? {
+            outcome = Outcome::Interrupted;
+            break;
+        }
     }
     cache.save();
-    reports.sort_by_key(|(index, _)| *index);
-    let outputs = reports.into_iter().map(|(_, report)| report).collect();
-    Ok(MergeReport { outcome: Outcome::Done, outputs })
+    Ok(MergeReport { outcome, outputs: reports.into_values().collect() })
+}
+
+/// Groups the outputs that have the same tensors in the same shapes, whatever their precision: a group is made in one
+/// pass.
+fn alike<T>(evaluator: &Evaluator, plan: &MergePlan, left: Vec<(usize, T)>) -> Vec<Vec<(usize, T)>> {
+    let mut groups: Vec<Vec<(usize, T)>> = Vec::new();
+    let config = |index: usize| evaluator.config(plan.outputs[index].operand);
+    for (index, key) in left {
+        match groups.iter_mut().find(|group| keys::all(config(group[0].0)) == keys::all(config(index))) {
+            Some(group) => group.push((index, key)),
+            None => groups.push(vec![(index, key)]),
+        }
+    }
+    groups
 }
 
 impl MergePlan {

@@ -1,18 +1,18 @@
 //! The engine: reads, works out, writes and hashes side by side, in pieces of a fixed size.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
 };
 
 use rayon::prelude::*;
 use vodka_checkpoint::{
-    Checkpoint, Precision, SafetensorsWriter, TensorSpec, check_free_space, keys, position_ids,
+    Precision, SafetensorsWriter, TensorSpec, check_free_space, keys, position_ids,
     position_ids_name, single_file_tensors,
 };
 use vodka_stage::{ContentHash, FileHasher, Interrupt, Outcome};
@@ -38,20 +38,42 @@ struct Sink<'a> {
     checkpoints: Vec<usize>,
 }
 
-/// Some bytes of an output.
-struct Piece {
-    output: usize,
+/// Bytes of an output that follow each other in its file, from `start` bytes into `tensor` on.
+#[derive(Debug, Default)]
+struct Run {
     tensor: usize,
     start: u64,
     bytes: Vec<u8>,
 }
 
+/// A run of each output. It goes to the writer and the hasher, and back to be filled again.
+type Runs = Vec<Run>;
+
 /// Something to work out.
 enum Work {
-    /// A part of a tensor, for the outputs of the plan.
-    Chunk { plan: Arc<KeyPlan>, tensor: usize, outputs: Arc<[usize]>, range: (usize, usize) },
-    /// Bytes that are there already.
-    Ready(Piece),
+    /// A part of a tensor, for all outputs.
+    Chunk { plan: Arc<KeyPlan>, tensor: usize, range: (usize, usize) },
+    /// A whole tensor of one output that is there already.
+    Ready { output: usize, tensor: usize, bytes: Vec<u8> },
+}
+
+impl Work {
+    /// The tensor, and how many of its bytes in an output come before this.
+    fn place(&self, size: usize) -> (usize, u64) {
+        match self {
+            Self::Chunk { tensor, range, .. } => (*tensor, (range.0 * size) as u64),
+            Self::Ready { tensor, .. } => (*tensor, 0),
+        }
+    }
+
+    /// How many bytes of an output this makes.
+    fn bytes(&self, output: usize, size: usize) -> usize {
+        match self {
+            Self::Chunk { range, .. } => range.1 * size,
+            Self::Ready { output: of, bytes, .. } if *of == output => bytes.len(),
+            Self::Ready { .. } => 0,
+        }
+    }
 }
 
 /// What is seen of the chunks of an output.
@@ -63,7 +85,8 @@ struct Seen {
     alike: BTreeMap<usize, bool>,
 }
 
-/// Writes the outputs; none where it was interrupted.
+/// Writes the outputs of one layout and hands over what is to be said of each as soon as it is in its place. False where
+/// it was interrupted: then none is.
 pub(crate) fn write(
     evaluator: &Evaluator,
     plan: &MergePlan,
@@ -71,39 +94,59 @@ pub(crate) fn write(
     hashes: &[ContentHash],
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(MergeEvent),
-) -> Result<Option<Vec<OutputReport>>> {
+    on_written: &mut dyn FnMut(usize, OutputReport) -> Result<()>,
+) -> Result<bool> {
     let sinks =
         outputs.iter().map(|output| open(evaluator, plan, output, hashes)).collect::<Result<Vec<_>>>()?;
-    check_space(&sinks)?;
     let total = sinks.iter().map(|sink| sink.writer.file_bytes()).sum();
     on_event(MergeEvent::Started { bytes: total });
-    let mut producer = Producer::new(evaluator, &sinks);
+    let pool = Pool::default();
+    let mut producer = Producer::new(evaluator, &sinks, &pool);
     let done = thread::scope(|scope| {
-        let (to_writer, pieces) = sync_channel(1);
+        let (to_writer, runs) = sync_channel(1);
         let (to_hasher, hashed) = sync_channel(1);
         let (to_disk, ticks) = sync_channel(1);
-        let sinks = &sinks;
-        let writer = scope.spawn(move || write_all(sinks, &pieces, &to_disk));
-        let hasher = scope.spawn(move || hash_all(sinks, &hashed));
-        scope.spawn(move || {
-            ticks.iter().for_each(|()| sinks.iter().for_each(|sink| drop(sink.writer.sync())));
+        let (sinks, pool) = (&sinks, &pool);
+        let writer = scope.spawn(move || write_all(sinks, &runs, pool, &to_disk));
+        let hasher = scope.spawn(move || hash_all(sinks, &hashed, pool));
+        let disk = scope.spawn(move || {
+            // The error of a failing disk is told once, to whoever asks first.
+            let all = |()| sinks.iter().try_for_each(|sink| sink.writer.sync());
+            ticks.iter().try_for_each(all)
         });
         let produced = producer.produce(interrupt, on_event, &to_writer, &to_hasher);
         drop((to_writer, to_hasher));
         let hashes = hasher.join().expect("hashing does not fail");
         writer.join().expect("errors are returned")?;
+        disk.join().expect("errors are returned")?;
         Ok::<_, Error>(produced?.then_some(hashes))
     })?;
-    let Some(hashes) = done else { return Ok(None) };
+    let Some(hashes) = done else { return Ok(false) };
     let (seen, kept) = (producer.seen, producer.kept);
-    let mut reports = Vec::new();
-    for (((sink, seen), kept), sha256) in sinks.into_iter().zip(seen).zip(kept).zip(hashes) {
-        reports.push(report(evaluator, &sink, &seen, kept, sha256));
-        let (path, operand, precision) = (sink.plan, sink.operand, sink.precision);
+    sinks.iter().try_for_each(|sink| read_back(evaluator, sink))?;
+    for (index, (((sink, seen), kept), sha256)) in sinks.into_iter().zip(seen).zip(kept).zip(hashes).enumerate() {
+        let report = report(evaluator, &sink, &seen, kept, sha256);
         sink.writer.commit()?;
-        read_back(evaluator, path, operand, precision)?;
+        on_written(index, report)?;
     }
-    Ok(Some(reports))
+    Ok(true)
+}
+
+/// The bytes of an output's file, but for its header.
+pub(crate) fn body_bytes(evaluator: &Evaluator, output: &OutputPlan) -> u64 {
+    let specs = single_file_tensors(evaluator.config(output.operand), precision(evaluator, output));
+    specs.iter().map(TensorSpec::bytes).sum()
+}
+
+/// All outputs of a folder must find room in it together.
+pub(crate) fn check_space<'a>(outputs: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<()> {
+    let mut needed: BTreeMap<&Path, (&Path, u64)> = BTreeMap::new();
+    for (path, bytes) in outputs {
+        needed.entry(path.parent().unwrap_or(path)).or_insert((path, 0)).1 += bytes;
+    }
+    let in_being = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+    let mut there = needed.into_iter().filter(|(folder, _)| in_being(folder));
+    Ok(there.try_for_each(|(_, (path, bytes))| check_free_space(path, bytes))?)
 }
 
 fn open<'a>(
@@ -121,31 +164,38 @@ fn open<'a>(
     Ok(Sink { plan: output, operand: output.operand, precision, writer, checkpoints })
 }
 
-/// All outputs of a folder must find room in it together.
-fn check_space(sinks: &[Sink]) -> Result<()> {
-    let mut needed: BTreeMap<&Path, (&Path, u64)> = BTreeMap::new();
-    for sink in sinks {
-        let path = sink.plan.path.as_path();
-        needed.entry(path.parent().unwrap_or(path)).or_insert((path, 0)).1 += sink.writer.file_bytes();
-    }
-    Ok(needed.values().try_for_each(|(path, bytes)| check_free_space(path, *bytes))?)
-}
-
-/// Makes the pieces, in the order of the files.
+/// Makes the runs, in the order of the files.
 struct Producer<'a> {
     evaluator: &'a Evaluator,
     sinks: &'a [Sink<'a>],
+    pool: &'a Pool,
     seen: Vec<Seen>,
     kept: Vec<BTreeMap<Kept, Vec<String>>>,
     done: u64,
 }
 
-type Pieces = Arc<Vec<Piece>>;
+/// Buffers that have been written and hashed.
+#[derive(Debug, Default)]
+struct Pool(Mutex<Vec<Runs>>);
+
+impl Pool {
+    fn take(&self, outputs: usize) -> Runs {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| (0..outputs).map(|_| Run::default()).collect())
+    }
+
+    /// Keeps the buffers once nobody else needs them.
+    fn give_back(&self, runs: Arc<Runs>) {
+        if let Some(runs) = Arc::into_inner(runs) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(runs);
+        }
+    }
+}
 
 impl<'a> Producer<'a> {
-    fn new(evaluator: &'a Evaluator, sinks: &'a [Sink<'a>]) -> Self {
+    fn new(evaluator: &'a Evaluator, sinks: &'a [Sink<'a>], pool: &'a Pool) -> Self {
         let (seen, kept) = (vec![Seen::default(); sinks.len()], vec![BTreeMap::new(); sinks.len()]);
-        Self { evaluator, sinks, seen, kept, done: 0 }
+        Self { evaluator, sinks, pool, seen, kept, done: 0 }
     }
 
     /// Works out everything. False where it was interrupted, or the writer has failed.
@@ -153,8 +203,8 @@ impl<'a> Producer<'a> {
         &mut self,
         interrupt: &Interrupt,
         on_event: &mut dyn FnMut(MergeEvent),
-        to_writer: &SyncSender<Pieces>,
-        to_hasher: &SyncSender<Pieces>,
+        to_writer: &SyncSender<Arc<Runs>>,
+        to_hasher: &SyncSender<Arc<Runs>>,
     ) -> Result<bool> {
         let specs = self.sinks[0].writer.specs().to_vec();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -167,9 +217,9 @@ impl<'a> Producer<'a> {
             // A large tensor is handed over in parts, so that no more than a batch is ever in memory.
             while bytes >= BATCH || (last && !batch.is_empty()) {
                 let part = take(&mut batch, &mut bytes);
-                let pieces = Arc::new(self.work_out(part)?);
-                self.done += pieces.iter().map(|piece| piece.bytes.len() as u64).sum::<u64>();
-                if to_writer.send(Arc::clone(&pieces)).is_err() || to_hasher.send(pieces).is_err() {
+                let runs = Arc::new(self.work_out(&part)?);
+                self.done += runs.iter().map(|run| run.bytes.len() as u64).sum::<u64>();
+                if to_writer.send(Arc::clone(&runs)).is_err() || to_hasher.send(runs).is_err() {
                     return Ok(false);
                 }
                 on_event(MergeEvent::Merged { bytes: self.done });
@@ -205,7 +255,7 @@ impl<'a> Producer<'a> {
     }
 
     fn ready(&self, output: usize, tensor: usize, bytes: Vec<u8>, batch: &mut Vec<(usize, Work)>) {
-        batch.push((bytes.len(), Work::Ready(Piece { output, tensor, start: 0, bytes })));
+        batch.push((bytes.len(), Work::Ready { output, tensor, bytes }));
     }
 
     /// Whether a parent's input layer has fewer channels than the result.
@@ -222,11 +272,9 @@ impl<'a> Producer<'a> {
         for (output, kept) in plan.kept.iter().enumerate() {
             self.note_kept(output, name, kept.clone());
         }
-        let outputs: Arc<[usize]> = (0..self.sinks.len()).collect();
         let size: usize = self.sinks.iter().map(|sink| sink.precision.size()).sum();
         for range in plan.chunks() {
-            let (plan, outputs) = (Arc::clone(&plan), Arc::clone(&outputs));
-            batch.push((range.1 * size, Work::Chunk { plan, tensor, outputs, range }));
+            batch.push((range.1 * size, Work::Chunk { plan: Arc::clone(&plan), tensor, range }));
         }
         Ok(())
     }
@@ -237,34 +285,55 @@ impl<'a> Producer<'a> {
         }
     }
 
-    /// Works out a batch by all threads; the pieces come in the order of the work.
-    fn work_out(&mut self, batch: Vec<(usize, Work)>) -> Result<Vec<Piece>> {
+    /// Works out a batch by all threads, each piece of work straight into its place.
+    fn work_out(&mut self, batch: &[Work]) -> Result<Runs> {
         let (evaluator, sinks) = (self.evaluator, self.sinks);
-        let done: Vec<_> = batch
-            .into_par_iter()
-            .map(|(_, work)| match work {
-                Work::Ready(piece) => Ok(vec![(piece, None)]),
-                Work::Chunk { plan, tensor, outputs, range } => {
-                    chunk(evaluator, sinks, &plan, tensor, &outputs, range)
+        let mut runs = self.pool.take(sinks.len());
+        let mut places: Vec<Vec<&mut [u8]>> = batch.iter().map(|_| Vec::with_capacity(sinks.len())).collect();
+        for (output, run) in runs.iter_mut().enumerate() {
+            let size = sinks[output].precision.size();
+            let lengths = || batch.iter().map(|work| work.bytes(output, size));
+            let first = batch.iter().find(|work| work.bytes(output, size) > 0);
+            (run.tensor, run.start) = first.map_or((0, 0), |work| work.place(size));
+            run.bytes.resize(lengths().sum(), 0);
+            let mut rest = run.bytes.as_mut_slice();
+            for (places, length) in places.iter_mut().zip(lengths()) {
+                let (place, after) = rest.split_at_mut(length);
+                places.push(place);
+                rest = after;
+            }
+        }
+        let looked: Vec<_> = batch
+            .par_iter()
+            .zip(places)
+            .map(|(work, mut places)| match work {
+                Work::Ready { output, bytes, .. } => {
+                    places[*output].copy_from_slice(bytes);
+                    Ok(Vec::new())
                 }
+                Work::Chunk { plan, range, .. } => chunk(evaluator, sinks, plan, *range, &mut places),
             })
             .collect::<Result<_>>()?;
-        let mut pieces = Vec::new();
-        for (piece, looked) in done.into_iter().flatten() {
-            if let Some((same, alike)) = looked {
-                let seen = &mut self.seen[piece.output];
-                let all = seen.same.entry(piece.tensor).or_insert_with(|| vec![true; same.len()]);
-                all.iter_mut().zip(same).for_each(|(all, same)| *all &= same);
-                *seen.alike.entry(piece.tensor).or_insert(true) &= alike;
-            }
-            pieces.push(piece);
+        for (work, looked) in batch.iter().zip(looked) {
+            self.note_seen(work, looked);
         }
-        Ok(pieces)
+        Ok(runs)
+    }
+
+    fn note_seen(&mut self, work: &Work, looked: Vec<Option<Looked>>) {
+        let (tensor, _) = work.place(1);
+        for (seen, looked) in self.seen.iter_mut().zip(looked) {
+            if let Some((same, alike)) = looked {
+                let all = seen.same.entry(tensor).or_insert_with(|| vec![true; same.len()]);
+                all.iter_mut().zip(same).for_each(|(all, same)| *all &= same);
+                *seen.alike.entry(tensor).or_insert(true) &= alike;
+            }
+        }
     }
 }
 
 /// Takes a batch's worth of work from the front.
-fn take(batch: &mut Vec<(usize, Work)>, bytes: &mut usize) -> Vec<(usize, Work)> {
+fn take(batch: &mut Vec<(usize, Work)>, bytes: &mut usize) -> Vec<Work> {
     let mut taken = 0;
     let n = batch
         .iter()
@@ -274,69 +343,54 @@ fn take(batch: &mut Vec<(usize, Work)>, bytes: &mut usize) -> Vec<(usize, Work)>
             room
         })
         .count();
-    let part: Vec<_> = batch.drain(..n).collect();
-    *bytes -= part.iter().map(|(size, _)| size).sum::<usize>();
-    part
+    *bytes -= batch[..n].iter().map(|(size, _)| size).sum::<usize>();
+    batch.drain(..n).map(|(_, work)| work).collect()
 }
 
 /// For each checkpoint whether the result is the same, and whether they are all alike.
 type Looked = (Vec<bool>, bool);
 
-/// Works out a part of a tensor for all outputs, and compares it with the parents.
+/// Works out a part of a tensor into a place of each output, and compares those that were merged with the parents.
 fn chunk(
     evaluator: &Evaluator,
     sinks: &[Sink],
     plan: &KeyPlan,
-    tensor: usize,
-    outputs: &[usize],
-    (start, len): (usize, usize),
-) -> Result<Vec<(Piece, Option<Looked>)>> {
-    let bytes = |output: &usize| vec![0; len * sinks[*output].precision.size()];
-    let mut made: Vec<Vec<u8>> = outputs.iter().map(bytes).collect();
-    let merged = |output: usize| plan.kept[output].is_none();
-    let mut looked: Vec<Looked> =
-        outputs.iter().map(|output| (vec![true; sinks[*output].checkpoints.len()], true)).collect();
+    range: (usize, usize),
+    places: &mut [&mut [u8]],
+) -> Result<Vec<Option<Looked>>> {
+    let mut looked: Vec<Option<Looked>> = sinks
+        .iter()
+        .zip(&plan.kept)
+        .map(|(sink, kept)| kept.is_none().then(|| (vec![true; sink.checkpoints.len()], true)))
+        .collect();
     // The parents' values too, to be compared with.
-    let parents: Vec<usize> = {
-        let of_merged = outputs.iter().filter(|output| merged(**output));
-        let mut parents: Vec<_> = of_merged.flat_map(|output| sinks[*output].checkpoints.clone()).collect();
-        parents.sort_unstable();
-        parents.dedup();
-        parents
-    };
+    let merged = sinks.iter().zip(&looked).filter(|(_, looked)| looked.is_some());
+    let parents: BTreeSet<usize> = merged.flat_map(|(sink, _)| sink.checkpoints.iter().copied()).collect();
+    let parents: Vec<_> = parents.into_iter().collect();
     let operands: Vec<_> =
         plan.targets.iter().copied().chain(parents.iter().map(|parent| Operand::Parent(*parent))).collect();
     let mut failed = None;
-    evaluator.chunk(plan, &operands, (start, len), &mut |place, values| {
+    evaluator.chunk(plan, &operands, range, &mut |at, values| {
         let of_parent = |parent: &usize| {
-            let index = parents.iter().position(|other| other == parent).expect("it was asked for");
+            let index = parents.binary_search(parent).expect("it was asked for");
             values[plan.targets.len() + index]
         };
-        for (i, output) in outputs.iter().enumerate() {
-            let Sink { precision, checkpoints, plan: output_plan, .. } = &sinks[*output];
-            let size = precision.size();
-            let out = &mut made[i][(place - start) * size..][..values[i].len() * size];
-            if let Err(error) = encode(&output_plan.path, &plan.name, *precision, place, values[i], out) {
+        for (i, sink) in sinks.iter().enumerate() {
+            let size = sink.precision.size();
+            let out = &mut places[i][(at - range.0) * size..][..values[i].len() * size];
+            if let Err(error) = encode(&sink.plan.path, &plan.name, sink.precision, at, values[i], out) {
                 failed.get_or_insert(error);
             }
-            if merged(*output) {
-                let (same, alike) = &mut looked[i];
-                for (same, parent) in same.iter_mut().zip(checkpoints) {
-                    *same = *same && is_same(*precision, out, values[i], of_parent(parent));
-                }
-                *alike = *alike
-                    && checkpoints.iter().all(|parent| of_parent(parent) == of_parent(&checkpoints[0]));
+            let Some((same, alike)) = &mut looked[i] else { continue };
+            for (same, parent) in same.iter_mut().zip(&sink.checkpoints) {
+                *same = *same && is_same(sink.precision, out, values[i], of_parent(parent));
             }
+            let all_alike =
+                || sink.checkpoints.iter().all(|parent| of_parent(parent) == of_parent(&sink.checkpoints[0]));
+            *alike = *alike && all_alike();
         }
     })?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let piece = |((output, bytes), looked): ((&usize, Vec<u8>), Looked)| {
-        let start = (start * sinks[*output].precision.size()) as u64;
-        (Piece { output: *output, tensor, start, bytes }, merged(*output).then_some(looked))
-    };
-    Ok(outputs.iter().zip(made).zip(looked).map(piece).collect())
+    failed.map_or(Ok(looked), Err)
 }
 
 /// Whether a parent's values are those of the result, or are once both are rounded.
@@ -349,32 +403,44 @@ fn is_same(precision: Precision, bytes: &[u8], values: &[f32], parent: &[f32]) -
 }
 
 /// Writes what comes, and tells the disk now and then to keep up.
-fn write_all(sinks: &[Sink], pieces: &Receiver<Pieces>, to_disk: &SyncSender<()>) -> Result<()> {
+fn write_all(
+    sinks: &[Sink],
+    batches: &Receiver<Arc<Runs>>,
+    pool: &Pool,
+    to_disk: &SyncSender<()>,
+) -> Result<()> {
     let mut since = 0;
-    for batch in pieces {
-        for Piece { output, tensor, start, bytes } in batch.iter() {
-            sinks[*output].writer.write_at(*tensor, *start, bytes)?;
-            since += bytes.len() as u64;
+    for runs in batches {
+        for (sink, run) in sinks.iter().zip(runs.iter()) {
+            sink.writer.write_run(run.tensor, run.start, &run.bytes)?;
+            since += run.bytes.len() as u64;
         }
-        if since >= FLUSH && to_disk.try_send(()).is_ok() {
-            since = 0;
+        pool.give_back(runs);
+        if since >= FLUSH {
+            match to_disk.try_send(()) {
+                Ok(()) => since = 0,
+                Err(TrySendError::Full(())) => {}
+                // It has failed, and says so when it is joined.
+                Err(TrySendError::Disconnected(())) => return Ok(()),
+            }
         }
     }
     Ok(())
 }
 
-/// Hashes the files as they are written: pieces come in the order of each file.
-fn hash_all(sinks: &[Sink], pieces: &Receiver<Pieces>) -> Vec<ContentHash> {
+/// Hashes the files as they are written: runs come in the order of each file.
+fn hash_all(sinks: &[Sink], batches: &Receiver<Arc<Runs>>, pool: &Pool) -> Vec<ContentHash> {
     let start = |sink: &Sink| {
         let mut hasher = FileHasher::default();
         hasher.update(sink.writer.header());
         hasher
     };
     let mut hashers: Vec<_> = sinks.iter().map(start).collect();
-    for batch in pieces {
-        for piece in batch.iter() {
-            hashers[piece.output].update(&piece.bytes);
+    for runs in batches {
+        for (hasher, run) in hashers.iter_mut().zip(runs.iter()) {
+            hasher.update(&run.bytes);
         }
+        pool.give_back(runs);
     }
     hashers.into_iter().map(FileHasher::finish).collect()
 }
@@ -427,21 +493,15 @@ fn dropped(evaluator: &Evaluator, sink: &Sink) -> BTreeMap<String, Vec<String>> 
 /// Tensors that are read back, spread over the file.
 const SAMPLE: usize = 8;
 
-/// Reads some tensors of a file that has been written, and works them out again.
-fn read_back(
-    evaluator: &Evaluator,
-    output: &OutputPlan,
-    operand: Operand,
-    precision: Precision,
-) -> Result<()> {
-    let file = Checkpoint::open(&output.path)?;
-    let names: Vec<_> = file.names().map(ToOwned::to_owned).collect();
-    for name in names.iter().step_by(names.len().div_ceil(SAMPLE)) {
-        let plan = evaluator.plan(name, &[(operand, keeps_vae(output, name))])?;
-        let (_, bytes) = whole(evaluator, &plan, output, precision)?;
-        if *file.tensor(name)?.data != *bytes {
-            drop(std::fs::remove_file(&output.path));
-            return Err(Error::ReadBack { path: output.path.clone(), tensor: name.clone() });
+/// Reads some tensors of what has been written, and works them out again.
+fn read_back(evaluator: &Evaluator, sink: &Sink) -> Result<()> {
+    let Sink { plan: output, operand, precision, writer, .. } = sink;
+    let specs = writer.specs().iter().enumerate().filter(|(_, spec)| spec.name != position_ids_name());
+    for (index, spec) in specs.step_by(writer.specs().len().div_ceil(SAMPLE)) {
+        let plan = evaluator.plan(&spec.name, &[(*operand, keeps_vae(output, &spec.name))])?;
+        let (_, bytes) = whole(evaluator, &plan, output, *precision)?;
+        if writer.read_back(index)? != bytes {
+            return Err(Error::ReadBack { path: output.path.clone(), tensor: spec.name.clone() });
         }
     }
     Ok(())

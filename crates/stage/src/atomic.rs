@@ -36,6 +36,11 @@ impl AtomicFile {
         &self.target
     }
 
+    /// The path that the file has until then.
+    pub fn partial(&self) -> &Path {
+        &self.partial
+    }
+
     /// The file beside the target, for writing at places of one's own and from several threads.
     ///
     /// It goes past the buffer that `Write` and `Seek` have: use one way or the other.

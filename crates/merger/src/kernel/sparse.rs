@@ -141,12 +141,24 @@ pub(super) fn breadcrumbs(a: &mut [f32], others: &[&[f32]], multiplier: f64, con
     mean(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
 }
 
-/// A and the mean of the differences.
+/// A and the mean of the differences, each of which `keep` may turn into another.
 fn mean(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
     let (multiplier, count) = (multiplier as f32, others.len() as f32);
-    for (i, a) in a.iter_mut().enumerate() {
-        let sum: f32 = others.iter().enumerate().map(|(other, x)| keep(other, i, x[i] - *a)).sum();
-        *a += sum / count * multiplier;
+    let mut sums = [0.0_f32; 1024];
+    for (part, a) in a.chunks_mut(sums.len()).enumerate() {
+        let (start, sums) = (part * 1024, &mut sums[..a.len()]);
+        // The zero that changes nothing: of no differences the sum is what A's -0 stays -0 with.
+        sums.fill(-0.0);
+        // One of the others after the other: the loop over elements is the inner one, and vector code.
+        for (other, x) in others.iter().enumerate() {
+            let x = &x[start..start + a.len()];
+            for (i, ((sum, x), a)) in sums.iter_mut().zip(x).zip(&*a).enumerate() {
+                *sum += keep(other, start + i, x - *a);
+            }
+        }
+        for (a, sum) in a.iter_mut().zip(sums) {
+            *a += *sum / count * multiplier;
+        }
     }
 }
 
@@ -236,8 +248,8 @@ fn chances(a: &[f32], other: &[f32], row: usize, density: f64, epsilon: f64) -> 
 /// depends on nothing else.
 pub(crate) fn uniform(seed: u64, other: usize, place: usize) -> f64 {
     let mixed = mix(mix(seed.wrapping_add(other as u64)).wrapping_add(place as u64));
-    // The upper 53 bits, all that an f64 holds.
-    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    // The upper 53 bits, all that an f64 holds; from a signed number, for which processors have an instruction.
+    (mixed >> 11).cast_signed() as f64 / (1_u64 << 53) as f64
 }
 
 /// One step of SplitMix64 (Steele, Lea and Flood 2014).

@@ -6,7 +6,8 @@
 //!
 //! Writes eight Stable Diffusion 1.5 files of random fp16 weights (2.13 GB each; a folder named by `VODKA_BENCH_FOLDER` keeps
 //! them for the next time), then takes turns, five times: the floor (three files read and one written with plain calls of 8 MiB,
-//! synced), add difference of three files by `vodka-merge`'s library with the parents' hashes known, and, where
+//! synced), add difference of three files by `vodka-merge`'s library with the parents' hashes known, three times without
+//! (beside the time that hashing them takes one core), and, where
 //! `VODKA_BENCH_PEER` names it (`python peer_merge.py`), the peer in fp16 and with `--fp32`. Then a merge of eight parents, and
 //! every method of the table once (`VODKA_BENCH_METHODS` names others, with commas; `none` for none). Linux only: memory is read
 //! from `/proc`.
@@ -29,7 +30,7 @@ use std::{
 
 use vodka_checkpoint::{ModelConfig, Precision, keys, write_checkpoint};
 use vodka_merger::{METHODS, MergePlan, Method, Parents, Recipe, run};
-use vodka_stage::{Interrupt, Outcome};
+use vodka_stage::{Interrupt, Outcome, hash_file};
 
 /// The first argument of a process that merges.
 const CHILD: &str = "merge";
@@ -60,7 +61,7 @@ fn main() {
 }
 
 fn show(name: &str, seconds: f64, gigabytes: f64, megabytes: f64) {
-    println!("{name:<24} {seconds:7.2} s  {:6.2} GB/s  {megabytes:5.0} MB", gigabytes / seconds);
+    println!("{name:<33} {seconds:7.2} s  {:6.2} GB/s  {megabytes:5.0} MB", gigabytes / seconds);
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {
@@ -79,6 +80,14 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
         let (seconds, megabytes) = timed(folder, Method::AddDifference, files);
         times.entry("add-difference").or_default().push(seconds);
         most = most.max(megabytes);
+        if round < 3 {
+            fs::remove_file(folder.join("hashes.json")).unwrap();
+            let (seconds, _) = timed(folder, Method::AddDifference, files);
+            times.entry("the same, parents unhashed").or_default().push(seconds);
+            let start = Instant::now();
+            files.iter().for_each(|file| drop(hash_file(file).unwrap()));
+            times.entry("SHA-256 of the parents, one core").or_default().push(start.elapsed().as_secs_f64());
+        }
         if let Some(peer) = peer.as_deref().filter(|_| round < 3) {
             for (name, options) in [("peer, fp16", &[][..]), ("peer, fp32", &["--fp32"])] {
                 let (seconds, megabytes) = peer_merge(peer, folder, files, options);

@@ -16,7 +16,7 @@ use vodka_stage::{Interrupt, Outcome, Report};
 use crate::{
     Architecture, Checkpoint, Dtype, Ema, Error, LoraNames, ModelConfig, Part, Precision, Result,
     SafetensorsWriter, TensorSpec, TensorView, config_entry, diffusers_write::DiffusersWriter, in_file_order,
-    keys, lora_convert, position_ids, position_ids_name, torch_write::TorchWriter, write::CHUNK,
+    keys, lora_convert, position_ids, position_ids_name, same_file, torch_write::TorchWriter, write::CHUNK,
 };
 
 /// The form to write.
@@ -126,7 +126,8 @@ impl ConvertConfig {
     /// Checks what can be checked without opening the input.
     ///
     /// # Errors
-    /// An output that is the input or the VAE, or that is there already; a folder without VAE.
+    /// An output that is the input or the VAE, or a folder that holds one of them, or that is there already; a folder
+    /// without VAE.
     pub fn plan(&self) -> Result<ConvertPlan> {
         let target = self.target.unwrap_or_else(|| Target::of(&self.output));
         let baked = match &self.vae {
@@ -134,7 +135,8 @@ impl ConvertConfig {
             _ => None,
         };
         let path = self.output.clone();
-        if [Some(&self.input), baked].into_iter().flatten().any(|input| same_file(input, &path)) {
+        // A folder is replaced with all that is in it.
+        if [Some(&self.input), baked].into_iter().flatten().any(|input| is_within(input, &path)) {
             return Err(Error::OutputIsInput { path });
         }
         if path.exists() && !self.overwrite {
@@ -163,12 +165,13 @@ impl ConvertConfig {
     }
 }
 
-/// Whether both paths lead to one file, by whatever links.
-fn same_file(a: &Path, b: &Path) -> bool {
-    match (fs::canonicalize(a), fs::canonicalize(b)) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    }
+/// Whether a path leads to the output, or into it.
+fn is_within(input: &Path, output: &Path) -> bool {
+    let inside = || match (fs::canonicalize(input), fs::canonicalize(output)) {
+        (Ok(input), Ok(output)) => input.starts_with(output),
+        _ => false,
+    };
+    same_file(input, output) || inside()
 }
 
 /// A tensor of which the new precision cannot hold all values.

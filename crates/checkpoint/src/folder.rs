@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vodka_stage::sync_folder_of;
+
 use crate::{Error, Result};
 
 /// A folder being written beside its target, which [`AtomicFolder::commit`] puts in the target's place.
@@ -38,7 +40,12 @@ impl AtomicFolder {
             if self.target.exists() {
                 fs::rename(&self.target, &old)?;
             }
-            fs::rename(&self.partial, &self.target)?;
+            if let Err(error) = fs::rename(&self.partial, &self.target) {
+                // What was there stays there, if it can.
+                let _ = fs::rename(&old, &self.target);
+                return Err(error);
+            }
+            sync_folder_of(&self.target)?;
             remove(&old)
         };
         rename().map_err(Error::write(&self.target))

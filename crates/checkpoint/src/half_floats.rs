@@ -82,7 +82,9 @@ mod x86 {
         let (outs, out_rest) = out.as_chunks_mut::<8>();
         for (out, eight) in outs.iter_mut().zip(eights) {
             // SAFETY: 16 bytes are read and 8 values written, as the arrays hold; neither needs an alignment.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(eight.as_ptr().cast()))) }
+            unsafe {
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(eight.as_ptr().cast())))
+            }
         }
         for (value, bytes) in out_rest.iter_mut().zip(rest.as_chunks().0) {
             *value = f16::from_le_bytes(*bytes).to_f32();
@@ -123,7 +125,10 @@ mod tests {
         f16_to_f32(&halves[1..], &mut values);
         for (bits, value) in (0..=u16::MAX).zip(&values) {
             let expected = f16::from_bits(bits).to_f32();
-            assert!(value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan()), "{bits:#x}");
+            assert!(
+                value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan()),
+                "{bits:#x}"
+            );
         }
         let finite: Vec<f32> = values.into_iter().filter(|x| !x.is_nan()).collect();
         let mut back = vec![0; 2 * finite.len()];
@@ -145,7 +150,11 @@ mod tests {
         let mut bytes = vec![0; 2 * values.len()];
         f32_to_f16(&values, &mut bytes);
         for (value, bytes) in values.iter().zip(bytes.as_chunks().0) {
-            assert_eq!(f16::from_le_bytes(*bytes).to_bits(), f16::from_f32_const(*value).to_bits(), "{value}");
+            assert_eq!(
+                f16::from_le_bytes(*bytes).to_bits(),
+                f16::from_f32_const(*value).to_bits(),
+                "{value}"
+            );
         }
     }
 

@@ -40,11 +40,14 @@ pub(crate) fn contents(path: &Path, bytes: &[u8]) -> Result<Contents> {
     Ok((tensors, metadata))
 }
 
-/// The JSON, if the file is long enough to have it.
+/// The longest header that the safetensors library reads.
+const HEADER_MAX: usize = 100_000_000;
+
+/// The JSON, if the file is long enough to have it, and it is no longer than the library takes.
 fn text(bytes: &[u8]) -> Option<&[u8]> {
     let (size, rest) = bytes.split_at_checked(8)?;
     let size = u64::from_le_bytes(size.try_into().expect("eight bytes"));
-    rest.get(..usize::try_from(size).ok()?)
+    rest.get(..usize::try_from(size).ok().filter(|size| *size <= HEADER_MAX)?)
 }
 
 /// The first name that a JSON object has twice.

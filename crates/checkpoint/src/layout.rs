@@ -11,7 +11,9 @@ use std::{
 use serde_json::{Map, Value, json};
 use vodka_stage::AtomicFile;
 
-use crate::{CONFIG_KEY, Dtype, Error, ModelConfig, Place, Precision, Result, keys};
+use crate::{
+    CONFIG_KEY, Dtype, Error, ModelConfig, Place, Precision, Prediction, Result, keys, write::MODELSPEC_KEY,
+};
 
 /// A tensor that a file is to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,25 @@ pub fn position_ids(positions: i64) -> Vec<u8> {
 /// The metadata entry ([`CONFIG_KEY`]) that holds the configuration, since heads and groups are in no tensor.
 pub fn config_entry(config: &ModelConfig) -> (String, String) {
     (CONFIG_KEY.to_owned(), serde_json::to_string(config).expect("a configuration is plain data"))
+}
+
+/// What a file of ours says by ModelSpec 1.0.1 (<https://github.com/Stability-AI/ModelSpec>), without its date, so that the
+/// same weights make the same file.
+pub fn model_spec(config: &ModelConfig, title: &str) -> BTreeMap<String, String> {
+    let prediction = match config.prediction {
+        Prediction::Epsilon => "epsilon",
+        Prediction::VPrediction => "v",
+    };
+    [
+        (MODELSPEC_KEY, "1.0.1"),
+        ("modelspec.architecture", "stable-diffusion-v1"),
+        ("modelspec.implementation", "https://github.com/Stability-AI/generative-models"),
+        ("modelspec.title", title),
+        ("modelspec.resolution", "512x512"),
+        ("modelspec.prediction_type", prediction),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
 }
 
 /// Fails where the folder of `path` has less free space than `needed` bytes; the folder must exist.

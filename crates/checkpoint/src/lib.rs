@@ -36,11 +36,11 @@ pub use checkpoint::{Checkpoint, Ema, Part, ema_name};
 pub use config::{ClipConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
 pub use diffusers_write::write_diffusers;
 pub use error::{Architecture, Error, LoraShapes, Mismatch, Result, StorageFault, WrongShape};
-pub use file::{Format, WeightFile};
+pub use file::{Format, WeightFile, same_file};
 pub use half_floats::all_below;
 pub use hashes::{Hashes, known};
 pub use layout::{
-    SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, position_ids,
+    SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, model_spec, position_ids,
     position_ids_name, single_file_tensors,
 };
 pub use lora::{Lora, LoraModule, lora_name};

@@ -160,7 +160,9 @@ impl TensorView<'_> {
             let n = buffer.len().min(self.numel() - start);
             let values = &mut buffer[..n];
             self.read_f32(start, values);
-            if !all_below(values, f32::INFINITY) && let Some(i) = values.iter().position(|x| !x.is_finite()) {
+            if !all_below(values, f32::INFINITY)
+                && let Some(i) = values.iter().position(|x| !x.is_finite())
+            {
                 return Some((start + i, values[i]));
             }
             start += n;

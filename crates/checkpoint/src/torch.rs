@@ -359,10 +359,14 @@ fn stored(pickle: &Pickle, tensor: &Tensor, find: Find) -> Result<Stored, Storag
 
 /// Whether elements follow each other; the strides of axes of extent 1 mean nothing.
 fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
+    // Of no elements, whose other extents may be too large to multiply.
+    if shape.contains(&0) {
+        return true;
+    }
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(size, stride)| {
         let fits = *size == 1 || *stride == expected;
         expected *= size;
         fits
-    }) || shape.contains(&0)
+    })
 }

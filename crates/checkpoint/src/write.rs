@@ -158,7 +158,7 @@ pub fn write_checkpoint<E: From<Error>>(
 }
 
 /// Whoever writes this entry follows <https://github.com/Stability-AI/ModelSpec>.
-const MODELSPEC_KEY: &str = "modelspec.sai_model_spec";
+pub(crate) const MODELSPEC_KEY: &str = "modelspec.sai_model_spec";
 /// The SHA-256 of all that is behind the header, as kohya's scripts show it too.
 const MODELSPEC_HASH_KEY: &str = "modelspec.hash_sha256";
 

@@ -383,6 +383,17 @@ fn what_cannot_be_converted_is_said_before_anything_is_written() {
     assert!(!world.at("folder/old.txt").exists());
     assert_eq!(world.names(), ["folder", "in.safetensors"]);
 
+    // But not one that holds what is read.
+    world.convert("in.safetensors", "folder/in.safetensors", |_| ());
+    let said = world.says("folder/in.safetensors", "folder", |c| c.overwrite = true);
+    assert_eq!(said, "the output `folder` is one of the inputs");
+    let said = world.says("in.safetensors", "folder", |c| {
+        c.overwrite = true;
+        c.vae = Vae::Bake(world.at("folder/vae"));
+    });
+    assert_eq!(said, "the output `folder` is one of the inputs");
+    fs::remove_file(world.at("folder/in.safetensors")).unwrap();
+
     // Stopped, it leaves what was there.
     let raised = Interrupt::new();
     raised.raise();

@@ -1,7 +1,13 @@
 //! Works out the tensors of a graph, a block at a time: nothing between parents and results is ever whole in memory,
 //! but where a method needs it so.
 
-use std::{cell::RefCell, collections::BTreeMap, mem, path::PathBuf, sync::OnceLock};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    path::PathBuf,
+    sync::OnceLock,
+};
 
 use vodka_checkpoint::{Checkpoint, Dtype, Lora, ModelConfig, TensorInfo, TensorView, all_below, keys};
 
@@ -111,6 +117,11 @@ impl KeyPlan {
         self.shape.iter().product()
     }
 
+    /// Whether a parent has anything to do with it.
+    pub(crate) fn has(&self, parent: usize) -> bool {
+        self.inputs[parent].is_some()
+    }
+
     /// Starts and lengths of the chunks in which it is worked out.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = (usize, usize)> {
         let (len, chunk) = (self.len(), self.chunk);
@@ -201,7 +212,8 @@ impl Evaluator {
                 }
             })
             .collect();
-        let (shape, narrowed) = self.shape(name, &targets);
+        let used = self.used(name, &targets);
+        let (shape, narrowed) = self.shape(name, &used);
         if let Some(merged) = narrowed {
             kept.iter_mut().for_each(|kept| *kept = Some(Kept::Channels { merged }));
         }
@@ -210,7 +222,7 @@ impl Evaluator {
         let row = if by_row { kernel::row(&shape).max(1) } else { 1 };
         let block = row * (BLOCK / row).max(1);
         let chunk = block * (CHUNK / block).max(1);
-        let inputs = self.inputs(name, &shape, &targets)?;
+        let inputs = self.inputs(name, &shape, &used)?;
         let (name, ready) = (name.to_owned(), Vec::new());
         let mut plan = KeyPlan { name, shape, targets, kept, inputs, ready, block, chunk };
         for step in self.graph.steps_of(&plan.targets) {
@@ -224,14 +236,16 @@ impl Evaluator {
     fn resolve(&self, name: &str, operand: Operand, reason: &mut Option<Kept>) -> Operand {
         let Operand::Step(step) = operand else { return operand };
         let Step { method, operands, .. } = &self.graph.steps[step];
-        let a = self.resolve(name, operands[0], reason);
+        // Why A's own A is what it is, is of interest only where the result is A's.
+        let mut of_a = None;
+        let a = self.resolve(name, operands[0], &mut of_a);
         if *method == Method::ApplyLora {
             let changes =
                 |operand: &Operand| matches!(operand, Operand::Parent(parent) if self.changes(*parent, name));
             if operands[1..].iter().any(changes) {
                 return operand;
             }
-            *reason = Some(Kept::NoLora);
+            *reason = of_a.or(Some(Kept::NoLora));
             return a;
         }
         let first = self.graph.first(a);
@@ -239,7 +253,7 @@ impl Evaluator {
             if let Opened::Checkpoint(_) = self.parents[parent]
                 && let Some(why) = self.differs(name, first, parent)
             {
-                *reason = Some(why);
+                *reason = of_a.or(Some(why));
                 return a;
             }
         }
@@ -263,11 +277,22 @@ impl Evaluator {
         Some(Kept::Shape { parent: parent_name(), found: found.shape })
     }
 
+    /// The parents that a tensor of the results is made of: not all that a step takes, where one of them cannot be merged.
+    fn used(&self, name: &str, targets: &[Operand]) -> BTreeSet<usize> {
+        let mut used = BTreeSet::new();
+        for target in targets {
+            match self.resolve(name, *target, &mut None) {
+                Operand::Parent(parent) => drop(used.insert(parent)),
+                Operand::Step(step) => used.extend(self.used(name, &self.graph.steps[step].operands)),
+            }
+        }
+        used
+    }
+
     /// The shape that is merged, and the channels it is narrowed to where parents differ in the input layer.
-    fn shape(&self, name: &str, targets: &[Operand]) -> (Vec<usize>, Option<usize>) {
-        let parents = self.graph.parents_of(targets);
-        let checkpoints = parents.into_iter().filter(|p| matches!(self.parents[*p], Opened::Checkpoint(_)));
-        let shapes: Vec<_> = checkpoints.filter_map(|parent| Some(self.info(parent, name)?.shape)).collect();
+    fn shape(&self, name: &str, parents: &BTreeSet<usize>) -> (Vec<usize>, Option<usize>) {
+        let checkpoints = parents.iter().filter(|p| matches!(self.parents[**p], Opened::Checkpoint(_)));
+        let shapes: Vec<_> = checkpoints.filter_map(|parent| Some(self.info(*parent, name)?.shape)).collect();
         let widest = shapes.iter().max().cloned().unwrap_or_default();
         let narrowest = shapes.into_iter().min().unwrap_or_default();
         match widest == narrowest {
@@ -279,12 +304,12 @@ impl Evaluator {
         }
     }
 
-    fn inputs(&self, name: &str, shape: &[usize], targets: &[Operand]) -> Result<Vec<Option<Input>>> {
+    fn inputs(&self, name: &str, shape: &[usize], used: &BTreeSet<usize>) -> Result<Vec<Option<Input>>> {
         let mut inputs: Vec<Option<Input>> = self.parents.iter().map(|_| None).collect();
-        for parent in self.graph.parents_of(targets) {
-            inputs[parent] = match &self.parents[parent] {
+        for parent in used {
+            inputs[*parent] = match &self.parents[*parent] {
                 Opened::Lora(lora) => lora::delta(lora, name)?.map(Input::Lora),
-                Opened::Checkpoint(checkpoint) => match self.info(parent, name) {
+                Opened::Checkpoint(checkpoint) => match self.info(*parent, name) {
                     Some(info) => Some(input(checkpoint, name, shape, &info)?),
                     None => None,
                 },
@@ -308,7 +333,7 @@ impl Evaluator {
         let params: Vec<_> = params.iter().map(|weight| weight.at(&plan.name)).collect();
         let state = match method.info().passes {
             Passes::One => State::None,
-            Passes::Tensor => {
+            Passes::Tensor(_) => {
                 kernel::prepare(*method, &Reader { evaluator: self, plan, operands: &operands }, &params)?
             }
             Passes::Model => self.shares(step, &plan.name, params[0])?,

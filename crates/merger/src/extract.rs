@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use vodka_checkpoint::{
     Dtype, Part, Precision, SafetensorsWriter, TensorSpec, in_file_order,
     keys::{self, Key},
-    lora_name,
+    lora_name, same_file,
 };
 use vodka_stage::{Interrupt, Outcome, Report};
 
 use crate::{
     Error, Graph, MismatchPolicy, Operand, OutputPlan, Parent, Result, VaePolicy, eval::Evaluator,
-    kernel::mix, plan::same_file, run,
+    kernel::mix, run,
 };
 
 /// What to extract.

@@ -104,10 +104,10 @@ impl Graph {
         parents
     }
 
-    /// Adds a step, or finds the equal one that is there.
+    /// Adds a step, or finds the equal one that is there. Of another name it is another one: a file's recipe names its
+    /// steps.
     pub fn intern(&mut self, step: Step) -> usize {
-        let same = |other: &Step| Step { name: step.name.clone(), ..other.clone() } == step;
-        self.steps.iter().position(same).unwrap_or_else(|| {
+        self.steps.iter().position(|other| *other == step).unwrap_or_else(|| {
             self.steps.push(step);
             self.steps.len() - 1
         })

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
-use vodka_checkpoint::{Checkpoint, Precision};
+use vodka_checkpoint::{Checkpoint, Precision, model_spec};
 use vodka_stage::ContentHash;
 
 use crate::{
@@ -46,6 +46,12 @@ pub(crate) fn metadata(
     };
     let recipe = json!({
         "type": "vodka",
+        "custom_name": "",
+        "config_source": 0,
+        "bake_in_vae": "",
+        "discard_weights": "",
+        "is_inpainting": evaluator.config(output.operand).unet.in_channels == 9,
+        "is_instruct_pix2pix": evaluator.config(output.operand).unet.in_channels == 8,
         "primary_model_hash": hash(0),
         "secondary_model_hash": hash(1),
         "tertiary_model_hash": hash(2),
@@ -54,6 +60,8 @@ pub(crate) fn metadata(
         "save_as_half": precision == Precision::F16,
         "vae": output.vae,
     });
+    let names: Vec<_> = parents.iter().map(|parent| name(&plan.graph.parents[*parent].path)).collect();
+    let title = format!("{title} of {}", names.join(", "));
     let mut models = Map::new();
     for parent in parents {
         let path = &plan.graph.parents[parent].path;
@@ -70,12 +78,17 @@ pub(crate) fn metadata(
         models.insert(hashes[parent].to_string(), model);
     }
     let text = recipe_text(plan, output, precision, Some(hashes));
-    let entries = [
-        (A1111_RECIPE, recipe.to_string()),
-        (A1111_MODELS, Value::Object(models).to_string()),
-        (RECIPE_KEY, text),
-    ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    let mut entries = model_spec(evaluator.config(output.operand), &title);
+    entries.extend(
+        [
+            ("modelspec.merged_from", names.join(", ")),
+            (A1111_RECIPE, recipe.to_string()),
+            (A1111_MODELS, Value::Object(models).to_string()),
+            (RECIPE_KEY, text),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    entries
 }
 
 /// A parent's own entry, if it has one and it is JSON.

@@ -116,8 +116,8 @@ impl Parents {
 pub enum Passes {
     /// Once: each element of the result depends on the same element of the parents.
     One,
-    /// Twice for each tensor: numbers of the whole tensor come first.
-    Tensor,
+    /// As many times for each tensor: numbers of the whole tensor come first.
+    Tensor(u64),
     /// Twice over the parents: numbers of the whole model come first.
     Model,
 }
@@ -267,7 +267,7 @@ pub static METHODS: [Info; 21] = [
                   edges mirrored",
         parents: Parents::Three,
         params: &[factor("how much of the difference is added")],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(2),
         ..PLAIN
     },
     Info {
@@ -289,7 +289,7 @@ pub static METHODS: [Info; 21] = [
                   the weighted sum where sin(w) is 0",
         source: "ljleb/sd-mecha b8d4d88 sd_mecha/extensions/builtin/merge_methods/linear.py",
         params: &[share("the share of B, 0 to 1")],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(2),
         ..PLAIN
     },
     Info {
@@ -323,7 +323,7 @@ pub static METHODS: [Info; 21] = [
         source: "ljleb/sd-mecha b8d4d88 sd_mecha/extensions/builtin/merge_methods/wrappers.py",
         parents: Parents::Three,
         params: &[factor("how much is added")],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(2),
         ..PLAIN
     },
     Info {
@@ -336,7 +336,7 @@ pub static METHODS: [Info; 21] = [
         source: MERGEKIT,
         parents: Parents::Many(1),
         params: &[strength("how much of the difference is added, 1 by default"), density(0.2)],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(3),
         ..PLAIN
     },
     Info {
@@ -393,7 +393,7 @@ pub static METHODS: [Info; 21] = [
                 help: "the part of the elements, the largest, that is dropped, 0.01 by default",
             },
         ],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(3),
         ..PLAIN
     },
     Info {
@@ -404,7 +404,7 @@ pub static METHODS: [Info; 21] = [
         formula: "t mean(X_i) + (1 - t) A, t = n c / (1 + (n - 1) c), c the mean cosine between the pairs of X_i - A (f64)",
         source: "arcee-ai/mergekit a6e4028 mergekit/merge_methods/model_stock.py",
         parents: Parents::Many(2),
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(2),
         ..PLAIN
     },
     Info {
@@ -416,7 +416,7 @@ pub static METHODS: [Info; 21] = [
                   round(n beta) to round(n (M + beta)) of the sizes in A (around the end where M + beta > 1); else A",
         source: MEH,
         params: &[share("the share of ranks, 0 to 1"), beta("where they start, 0 to 1")],
-        passes: Passes::Tensor,
+        passes: Passes::Tensor(2),
         ..PLAIN
     },
     Info {

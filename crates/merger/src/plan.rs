@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_checkpoint::Precision;
+use vodka_checkpoint::{Precision, same_file};
 
 use crate::{Error, Graph, Method, Operand, Parent, Result, Step, Weight, method::Param};
 
@@ -249,7 +249,8 @@ impl Recipe {
         let wanted = self.wanted(step);
         let mut choices = vec![Choice::default()];
         for step in self.steps.iter().filter(|step| wanted.contains(step.name.as_str())) {
-            for (param, weights) in step.params.iter().enumerate().filter(|(_, weights)| weights.len() > 1) {
+            for (param, weights) in step.params.iter().enumerate().filter(|(_, weights)| !weights.is_empty())
+            {
                 if choices.len() * weights.len() > MOST {
                     return Err(Error::TooMany { most: MOST });
                 }
@@ -298,7 +299,12 @@ impl Recipe {
             return Ok(pattern.to_path_buf());
         };
         let mut text = text.to_owned();
-        for (step, param, index) in &choice.0 {
+        let of_list = |(step, param, _): &&(String, usize, usize)| {
+            self.step(step).is_some_and(|step| step.params[*param].len() > 1)
+        };
+        // A short placeholder means a list before it means a single weight.
+        let (lists, singles): (Vec<_>, Vec<_>) = choice.0.iter().partition(of_list);
+        for (step, param, index) in lists.into_iter().chain(singles) {
             let step = self.step(step).expect("choices are of steps");
             let label = step.params[*param][*index].label();
             let name = step.method.info().params[*param].name;
@@ -352,28 +358,4 @@ impl MergePlan {
 /// The file's or folder's own name.
 pub(crate) fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// Whether both paths lead to one file, by whatever links.
-pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
-    match (fs::canonicalize(a), fs::canonicalize(b)) {
-        (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
-        _ => a == b,
-    }
-}
-
-#[cfg(unix)]
-fn same_inode(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-
-    match (fs::metadata(a), fs::metadata(b)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-/// Windows has no stable way to tell hard links from each other.
-#[cfg(not(unix))]
-fn same_inode(_: &Path, _: &Path) -> bool {
-    false
 }

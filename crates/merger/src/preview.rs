@@ -79,7 +79,8 @@ impl Preview {
 fn passes(method: Method) -> u64 {
     match method.info().passes {
         Passes::One => 1,
-        Passes::Tensor | Passes::Model => 2,
+        Passes::Tensor(passes) => passes,
+        Passes::Model => 2,
     }
 }
 

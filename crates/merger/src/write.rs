@@ -12,8 +12,8 @@ use std::{
 
 use rayon::prelude::*;
 use vodka_checkpoint::{
-    Precision, SafetensorsWriter, TensorSpec, check_free_space, keys, position_ids,
-    position_ids_name, single_file_tensors,
+    Precision, SafetensorsWriter, TensorSpec, check_free_space, keys, position_ids, position_ids_name,
+    single_file_tensors,
 };
 use vodka_stage::{ContentHash, FileHasher, Interrupt, Outcome};
 
@@ -124,7 +124,9 @@ pub(crate) fn write(
     let Some(hashes) = done else { return Ok(false) };
     let (seen, kept) = (producer.seen, producer.kept);
     sinks.iter().try_for_each(|sink| read_back(evaluator, sink))?;
-    for (index, (((sink, seen), kept), sha256)) in sinks.into_iter().zip(seen).zip(kept).zip(hashes).enumerate() {
+    for (index, (((sink, seen), kept), sha256)) in
+        sinks.into_iter().zip(seen).zip(kept).zip(hashes).enumerate()
+    {
         let report = report(evaluator, &sink, &seen, kept, sha256);
         sink.writer.commit()?;
         on_written(index, report)?;
@@ -361,12 +363,15 @@ fn chunk(
     let mut looked: Vec<Option<Looked>> = sinks
         .iter()
         .zip(&plan.kept)
-        .map(|(sink, kept)| kept.is_none().then(|| (vec![true; sink.checkpoints.len()], true)))
+        .map(|(sink, kept)| {
+            let has: Vec<_> = sink.checkpoints.iter().map(|parent| plan.has(*parent)).collect();
+            kept.is_none().then(|| (has.clone(), !has.contains(&false)))
+        })
         .collect();
     // The parents' values too, to be compared with.
     let merged = sinks.iter().zip(&looked).filter(|(_, looked)| looked.is_some());
     let parents: BTreeSet<usize> = merged.flat_map(|(sink, _)| sink.checkpoints.iter().copied()).collect();
-    let parents: Vec<_> = parents.into_iter().collect();
+    let parents: Vec<_> = parents.into_iter().filter(|parent| plan.has(*parent)).collect();
     let operands: Vec<_> =
         plan.targets.iter().copied().chain(parents.iter().map(|parent| Operand::Parent(*parent))).collect();
     let mut failed = None;

@@ -249,6 +249,11 @@ fn the_result_names_its_ancestors() {
     assert_eq!(recipe["interp_method"], "Add difference");
     assert_eq!(recipe["multiplier"], 1.0);
     assert_eq!(recipe["save_as_half"], true);
+    assert_eq!(recipe["is_inpainting"], false);
+    let said = |entry: &str| result.metadata()[&format!("modelspec.{entry}")].clone();
+    assert_eq!(said("architecture"), "stable-diffusion-v1");
+    assert_eq!(said("title"), "Add difference of first.safetensors, b.safetensors, c.safetensors");
+    assert_eq!(said("merged_from"), "first.safetensors, b.safetensors, c.safetensors");
 
     let models = json("sd_merge_models");
     assert_eq!(models.as_object().unwrap().len(), 4, "first, b, c, and a through first");
@@ -443,6 +448,73 @@ fn what_is_not_merged_is_listed_with_the_reason() {
         text.contains("; 16 are those of A, for `b` has none; 1 are those of A, for `b` has another shape"),
         "{text}"
     );
+}
+
+/// The reason for A's own tensor is of interest only where the result is A's.
+#[test]
+fn what_a_later_step_merges_is_not_listed() {
+    let world = World::new();
+    let mut other = model();
+    other.clip.vocab_size += 1;
+    world.write("b", &other, 2, Precision::F16);
+    let path = |name: &str| world.at(name).display().to_string().replace('\\', "/");
+    let [a, b, c, out] = ["a", "b", "c", "out"].map(path);
+    let report = run_recipe(&format!(
+        "[parents]\na = '{a}'\nb = '{b}'\nc = '{c}'\n\
+         [steps.first]\nmethod = 'weighted-sum'\na = 'a'\nb = 'b'\nmultiplier = 0.5\n\
+         [steps.second]\nmethod = 'weighted-sum'\na = 'first'\nb = 'c'\nmultiplier = 0.5\n\
+         [[outputs]]\nstep = 'second'\nfile = '{out}'\nprecision = 'fp32'\nmismatched = 'keep-a'\n"
+    ));
+    let whys: Vec<_> = report.outputs[0].kept.iter().map(|kept| &kept.why).collect();
+    assert_eq!(whys, [&Kept::Vae]);
+    let name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let [a, c] = ["a", "c"].map(|file| world.values(file, name));
+    let expected: Vec<_> = a.iter().zip(&c).map(|(a, c)| 0.5 * a + 0.5 * c).collect();
+    assert_eq!(world.values("out", name), expected);
+}
+
+#[test]
+fn outputs_of_unlike_models_are_each_what_they_are_alone() {
+    let world = World::new();
+    let mut wide = model();
+    wide.unet.in_channels = 9;
+    world.write("wide", &wide, 4, Precision::F16);
+    let path = |name: &str| world.at(name).display().to_string().replace('\\', "/");
+    let [a, b, wide] = ["a", "b", "wide"].map(path);
+    let recipe = |outputs: &str| {
+        run_recipe(&format!(
+            "[parents]\na = '{a}'\nb = '{b}'\nwide = '{wide}'\n\
+             [steps.narrow]\nmethod = 'weighted-sum'\na = 'a'\nb = 'b'\nmultiplier = 0.5\n\
+             [steps.wide-sum]\nmethod = 'weighted-sum'\na = 'wide'\nb = 'b'\nmultiplier = 0.25\n{outputs}"
+        ))
+    };
+    let output = |step: &str, file: &str| format!("[[outputs]]\nstep = '{step}'\nfile = '{}'\n", path(file));
+    let both = recipe(&(output("wide-sum", "wide-1") + &output("narrow", "narrow-1")));
+    assert_eq!((both.outcome, both.outputs.len()), (Outcome::Done, 2));
+    recipe(&output("wide-sum", "wide-2"));
+    recipe(&output("narrow", "narrow-2"));
+    for name in ["wide", "narrow"] {
+        let [one, two] = ["1", "2"].map(|n| fs::read(world.at(&format!("{name}-{n}"))).unwrap());
+        assert!(one == two, "{name}");
+    }
+}
+
+#[test]
+fn a_step_that_two_names_mean_can_be_read_back_from_the_file() {
+    let world = World::new();
+    let path = |name: &str| world.at(name).display().to_string().replace('\\', "/");
+    let [a, b, out] = ["a", "b", "{p.multiplier}"].map(path);
+    run_recipe(&format!(
+        "[parents]\na = '{a}'\nb = '{b}'\n\
+         [steps.p]\nmethod = 'weighted-sum'\na = 'a'\nb = 'b'\nmultiplier = [0.25, 0.5]\n\
+         [steps.q]\nmethod = 'weighted-sum'\na = 'a'\nb = 'b'\nmultiplier = 0.25\n\
+         [steps.both]\nmethod = 'weighted-sum'\na = 'p'\nb = 'q'\nmultiplier = 0.5\n\
+         [[outputs]]\nstep = 'both'\nfile = '{out}'\n"
+    ));
+    let checkpoint = world.open("0.5");
+    let text = &checkpoint.metadata()[vodka_merger::RECIPE_KEY];
+    let recipe = Recipe::parse(text, checkpoint.path()).unwrap();
+    assert_eq!(recipe.steps.len(), 3, "{text}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Methods that need an order or columns: top-k, and the mixes by cosine.
 
-use super::{Blocks, Context, State, fold, whole};
+use super::{Blocks, Context, State, fold};
 use crate::{Method, Result};
 
 /// The whole result of top-k: A's values in the order of B's, where their ranks by size are in the region.
@@ -8,19 +8,21 @@ pub(super) fn top_k(blocks: &dyn Blocks, alpha: f64, beta: f64) -> Result<State>
     let n: usize = blocks.shape().iter().product();
     assert!(u32::try_from(n).is_ok(), "a tensor of {n} elements");
     // B's elements with their places, in the order of the values: of equals the first one comes first.
-    let mut order: Vec<u64> = Vec::with_capacity(n);
+    let (mut order, mut result): (Vec<u64>, Vec<f32>) = (Vec::with_capacity(n), Vec::with_capacity(n));
     fold(
         blocks,
         |start, values| {
             let key = |(i, b): (usize, &f32)| u64::from(ordered(*b)) << 32 | (start + i) as u64;
-            values[1].iter().enumerate().map(key).collect::<Vec<_>>()
+            (values[1].iter().enumerate().map(key).collect::<Vec<_>>(), values[0].to_vec())
         },
-        |keys| order.extend_from_slice(&keys),
+        |(keys, a)| {
+            order.extend_from_slice(&keys);
+            result.extend_from_slice(&a);
+        },
     )?;
     rayon::slice::ParallelSliceMut::par_sort_unstable(order.as_mut_slice());
     let order: Vec<u32> = order.into_iter().map(|key| key as u32).collect();
 
-    let mut result = whole(blocks, |values, out| out.extend_from_slice(values[0]))?;
     let (first, last, inverted) = region(alpha, beta, n);
     let (low, high) = {
         let mut sizes: Vec<f32> = result.iter().map(|a| a.abs()).collect();

@@ -52,43 +52,47 @@ fn size_bits(x: f32, a: f32) -> usize {
 }
 
 /// For each of the others, the sizes of its differences from A that have the given ranks (0 is the smallest), exactly:
-/// the upper half of their bits from one count over all elements, the lower half from a second one.
+/// the upper half of their bits from one count over all elements, the lower halves from a second one.
 fn sizes_of_ranks(blocks: &dyn Blocks, ranks: &[usize]) -> Result<Vec<Vec<f32>>> {
     let others = others_of(blocks)?;
     let mut upper = vec![vec![0_u32; BINS]; others];
-    let count = |values: &[&[f32]], bin: &(dyn Fn(usize, usize) -> Option<usize> + Sync), counts: usize| {
-        let mut bins = vec![vec![0_u32; BINS]; counts];
-        for (other, x) in values[1..].iter().enumerate() {
-            for (x, a) in x.iter().zip(values[0]) {
-                if let Some(place) = bin(other, size_bits(*x, *a)) {
-                    bins[place / BINS][place % BINS] += 1;
-                }
-            }
-        }
-        bins
-    };
     let add = |total: &mut Vec<Vec<u32>>, bins: Vec<Vec<u32>>| {
         for (total, bins) in total.iter_mut().flatten().zip(bins.into_iter().flatten()) {
             *total += bins;
         }
     };
-    let by_upper = |other: usize, bits: usize| Some(other * BINS + (bits >> 16));
-    fold(blocks, |_, values| count(values, &by_upper, others), |bins| add(&mut upper, bins))?;
-
-    let mut sizes = vec![Vec::new(); others];
-    for rank in ranks {
-        let found: Vec<_> = upper.iter().map(|bins| bin_of(bins, *rank)).collect();
-        let mut lower = vec![vec![0_u32; BINS]; others];
-        let by_lower =
-            |other: usize, bits: usize| (bits >> 16 == found[other].0).then_some(other * BINS + bits % BINS);
-        fold(blocks, |_, values| count(values, &by_lower, others), |bins| add(&mut lower, bins))?;
-        for (other, bins) in lower.iter().enumerate() {
-            let (upper, left) = found[other];
-            let (lower, _) = bin_of(bins, left);
-            sizes[other].push(f32::from_bits((upper << 16 | lower) as u32));
+    let by_upper = |values: &[&[f32]]| {
+        let mut bins = vec![vec![0_u32; BINS]; others];
+        for (x, bins) in values[1..].iter().zip(&mut bins) {
+            x.iter().zip(values[0]).for_each(|(x, a)| bins[size_bits(*x, *a) >> 16] += 1);
         }
-    }
-    Ok(sizes)
+        bins
+    };
+    fold(blocks, |_, values| by_upper(values), |bins| add(&mut upper, bins))?;
+
+    // For each of the others and each rank: its upper bin, and its rank in there.
+    let find = |bins: &Vec<u32>| ranks.iter().map(|rank| bin_of(bins, *rank)).collect::<Vec<_>>();
+    let found: Vec<_> = upper.iter().flat_map(find).collect();
+    let mut lower = vec![vec![0_u32; BINS]; found.len()];
+    let by_lower = |values: &[&[f32]]| {
+        let mut bins = vec![vec![0_u32; BINS]; found.len()];
+        let by_other = bins.chunks_mut(ranks.len()).zip(found.chunks(ranks.len()));
+        for (x, (bins, found)) in values[1..].iter().zip(by_other) {
+            for (x, a) in x.iter().zip(values[0]) {
+                let bits = size_bits(*x, *a);
+                for (bins, (upper, _)) in bins.iter_mut().zip(found) {
+                    bins[bits % BINS] += u32::from(bits >> 16 == *upper);
+                }
+            }
+        }
+        bins
+    };
+    fold(blocks, |_, values| by_lower(values), |bins| add(&mut lower, bins))?;
+    let size = |(bins, (upper, left)): (&Vec<u32>, &(usize, usize))| {
+        f32::from_bits((upper << 16 | bin_of(bins, *left).0) as u32)
+    };
+    let sizes: Vec<f32> = lower.iter().zip(&found).map(size).collect();
+    Ok(sizes.chunks(ranks.len()).map(<[f32]>::to_vec).collect())
 }
 
 /// The bin that holds the element of this rank, and the element's rank within it.

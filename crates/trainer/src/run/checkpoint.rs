@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vodka_checkpoint::Prediction;
+use vodka_checkpoint::model_spec;
 use vodka_stage::{check_space, write_atomic};
 
 use super::Run;
@@ -126,34 +126,24 @@ impl Run<'_> {
     }
 
     /// What a checkpoint says about its origin. Nothing in it varies from run to run.
-    ///
-    /// `modelspec` is <https://github.com/Stability-AI/ModelSpec> 1.0.1, without its date.
     fn metadata(&self, name: &str, epoch: u64) -> BTreeMap<String, String> {
         let settings = &self.plan.settings;
         let json = serde_json::to_string(settings).expect("settings are plain data");
         let (first, end) = settings.timesteps;
-        let prediction = match self.model.config.prediction {
-            Prediction::Epsilon => "epsilon",
-            Prediction::VPrediction => "v",
-        };
         let resolution = settings.resolution;
-        [
+        let mut entries = model_spec(&self.model.config, name);
+        let of_run = [
             ("vodka.train", json),
             ("vodka.train.base", self.base.to_string()),
             ("vodka.train.data", self.data.to_string()),
             ("vodka.train.epoch", epoch.to_string()),
             ("vodka.train.step", self.progress.step().to_string()),
-            ("modelspec.sai_model_spec", "1.0.1".into()),
-            ("modelspec.architecture", "stable-diffusion-v1".into()),
-            ("modelspec.implementation", "https://github.com/Stability-AI/generative-models".into()),
-            ("modelspec.title", name.into()),
             ("modelspec.resolution", format!("{resolution}x{resolution}")),
-            ("modelspec.prediction_type", prediction.into()),
             ("modelspec.timestep_range", format!("{first},{end}")),
             ("modelspec.encoder_layer", settings.clip_skip.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        ];
+        entries.extend(of_run.map(|(key, value)| (key.to_owned(), value)));
+        entries
     }
 
     /// `losses.svg` and `losses.png`: the losses so far.

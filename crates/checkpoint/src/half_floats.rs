@@ -83,7 +83,7 @@ mod x86 {
         for (out, eight) in outs.iter_mut().zip(eights) {
             // SAFETY: 16 bytes are read and 8 values written, as the arrays hold; neither needs an alignment.
             unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(eight.as_ptr().cast())))
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(eight.as_ptr().cast())));
             }
         }
         for (value, bytes) in out_rest.iter_mut().zip(rest.as_chunks().0) {

@@ -44,7 +44,6 @@ pub use method::{Info, METHODS, Method, Param, Parents, Passes};
 pub use named::NamedMerge;
 pub use plan::{MergePlan, MismatchPolicy, OutputPlan, Recipe, RecipeOutput, RecipeStep, VaePolicy};
 pub use preview::{Preview, PreviewOutput};
-pub use recipe::parse_any;
 pub use report::{KeptTensors, MergeEvent, MergeReport, OutputReport};
 pub use run::run;
 pub use verify::{VerifyReport, verify};

@@ -15,7 +15,7 @@ use vodka_checkpoint::{Checkpoint, Part, Precision};
 use vodka_stage::{ConfigError, ContentHash, nearest};
 
 use crate::{
-    Error, MergePlan, Method, MismatchPolicy, Parent, Result, Selector, VaePolicy, Weight,
+    Error, Method, MismatchPolicy, Parent, Result, Selector, VaePolicy, Weight,
     blocks::{BLOCKS, PRESETS, preset},
     metadata::RECIPE_KEY,
     method::{Info, Param},
@@ -510,10 +510,4 @@ fn round(left: &BTreeMap<String, RecipeStep>) -> (String, Vec<String>) {
         }
         way.push(next.clone());
     }
-}
-
-/// Reads a recipe from any bytes; for fuzzing.
-pub fn parse_any(bytes: &[u8]) -> Option<Result<MergePlan>> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    Some(Recipe::parse(text, Path::new("recipe.toml")).and_then(|recipe| recipe.plan()))
 }

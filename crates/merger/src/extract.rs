@@ -220,14 +220,20 @@ fn module(evaluator: &Evaluator, config: &ExtractConfig, key: &Key) -> Result<(O
     let (rows, inputs) = (key.shape[0], key.shape[1]);
     let columns = values.len() / rows;
     let rank = rank_of(config, key).expect("keys are chosen by it").min(rows).min(inputs);
-    let matrix =
-        Array2::from_shape_vec((rows, columns), values).expect("as many as the shape says").mapv(f64::from);
-    let (up, down) = factors(matrix.view(), rank, mix(columns as u64));
+    let matrix = Array2::from_shape_vec((rows, columns), values).expect("as many as the shape says");
+    let (up, down, held) = cut_factors(&matrix, rank, config.clamp_quantile);
+    Ok((Some(Extracted { key: key.clone(), rank, up, down }), energy, held))
+}
+
+/// The matrices of a difference, row-major, cut at the quantile; and the squared length of what they hold before that.
+fn cut_factors(difference: &Array2<f32>, rank: usize, quantile: f64) -> (Vec<f32>, Vec<f32>, f64) {
+    let matrix = difference.mapv(f64::from);
+    let (up, down) = factors(matrix.view(), rank, mix(matrix.ncols() as u64));
     let held = up.iter().map(|u| u * u).sum();
     let mut up: Vec<f32> = up.iter().map(|u| *u as f32).collect();
     let mut down: Vec<f32> = down.iter().map(|v| *v as f32).collect();
-    clamp(&mut up, &mut down, config.clamp_quantile);
-    Ok((Some(Extracted { key: key.clone(), rank, up, down }), energy, held))
+    clamp(&mut up, &mut down, quantile);
+    (up, down, held)
 }
 
 /// kohya's cut: at the quantile of all numbers of both matrices, on both sides.
@@ -402,6 +408,20 @@ mod tests {
         let number =
             |i: usize| mix(seed.wrapping_mul(1000).wrapping_add(i as u64)) as f64 / u64::MAX as f64 - 0.5;
         Array2::from_shape_fn((rows, columns), |(i, j)| number(i * columns + j))
+    }
+
+    #[test]
+    fn matrices_are_those_of_kohyas_script() {
+        let case = vodka_testkit::Case::open("merger/extract_lora");
+        for i in 0..3 {
+            let [difference, up, quantile] =
+                ["difference", "up", "quantile"].map(|name| case.array(&format!("{name}/{i}")));
+            let (rows, columns, rank) = (difference.shape[0], difference.shape[1], up.shape[1]);
+            let matrix = Array2::from_shape_vec((rows, columns), difference.data).unwrap();
+            let (up, down, _) = cut_factors(&matrix, rank, f64::from(quantile.data[0]));
+            case.check(&format!("up/{i}"), &up, &[rows, rank]);
+            case.check(&format!("down/{i}"), &down, &[rank, columns]);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_checkpoint::Checkpoint;
+use vodka_checkpoint::{Checkpoint, position_ids, position_ids_name};
 use vodka_stage::{Interrupt, Outcome, Report};
 
 use crate::{MergePlan, Merged, OutputPlan, Recipe, Result, hashes::Hashes, run};
@@ -63,7 +63,7 @@ pub fn verify(
     let mut recipe = recipe;
     // What is read is not written.
     for output in &mut recipe.outputs {
-        output.file = PathBuf::from("verify.safetensors");
+        output.file = path.with_extension("verify.safetensors");
     }
     let plan = MergePlan { hash_cache: hash_cache.map(Path::to_path_buf), ..recipe.plan()? };
     run::hash_parents(&plan, &mut Hashes::open(hash_cache))?;
@@ -87,6 +87,14 @@ pub fn verify(
         on_tensor(report.tensors, names.len() as u64);
     }
     let added = file.names().filter(|name| !names.iter().any(|known| known == name));
+    report.differing.extend(added.map(ToOwned::to_owned));
+    // Beside the weights a file of ours holds `position_ids` and nothing else.
+    let positions = position_ids_name();
+    let expected = position_ids(merged.config().clip.max_positions);
+    if !file.extra(&positions).is_ok_and(|found| *found.data == *expected) {
+        report.differing.push(positions.clone());
+    }
+    let added = file.extras().map(|(name, _)| name).filter(|name| *name != positions);
     report.differing.extend(added.map(ToOwned::to_owned));
     Ok(report)
 }

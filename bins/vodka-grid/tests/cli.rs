@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::Path, process, thread};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process, thread,
+};
 
 use assert_cmd::{Command, assert::Assert};
 use vodka_testkit::model;
@@ -58,62 +63,110 @@ fn fails(assert: Assert, code: i32, parts: &[&str]) {
     assert!(parts.iter().all(|part| text.contains(part)), "expected {parts:?} in: {text}");
 }
 
+/// The files below a folder by their paths, hidden ones left out.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| match path.is_dir() {
+        true => tree(&path).into_iter().map(|(below, bytes)| (path.join(below), bytes)).collect(),
+        false => vec![(path.clone(), fs::read(&path).unwrap())],
+    });
+    files.map(|(path, bytes)| (path.strip_prefix(folder).unwrap().to_path_buf(), bytes)).collect()
+}
+
 #[test]
-fn a_grid_is_made_goes_on_after_a_kill_and_is_made_once() {
+fn a_grid_is_made_once() {
     let dir = tempfile::tempdir().unwrap();
-    let text = toml(&model("base"), "seeds = [1, 2]");
+    let text = toml(&model("base"), "seeds = \"1-2\"");
     let made = grid(dir.path(), &text, &[]).success();
-    assert!(stderr(&made).contains("grid/grid.png: 8 cells, 8 made, 0 kept"), "{}", stderr(&made));
-    let at = |name: &str| dir.path().join(name);
-    let sheet = fs::read(at("grid/grid.png")).unwrap();
+    assert!(stderr(&made).contains("grid/index.html: 8 cells, 8 made, 0 kept"), "{}", stderr(&made));
     let again = grid(dir.path(), &text, &[]).success();
-    assert!(stderr(&again).contains("is there already"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("is there already, with 8 cells"), "{}", stderr(&again));
+    let names: Vec<_> =
+        tree(&dir.path().join("grid")).into_keys().filter(|path| !path.starts_with("cells")).collect();
+    assert_eq!(names, ["cells.csv", "grid.png", "index.html", "judging.csv"].map(PathBuf::from));
+}
 
-    // What a kill in the middle leaves: some cells, no sheet, no record.
-    for name in ["grid.run.json", "grid/grid.png", "grid/cells/r04-c02.png", "grid/cells/r02-c01.png"] {
-        fs::remove_file(at(name)).unwrap();
+/// Starts the grid and kills it (SIGKILL) when so many cells are there; how many then are.
+fn kill_at(dir: &Path, text: &str, wanted: usize) -> usize {
+    let cells = || {
+        let entries = fs::read_dir(dir.join("grid/cells")).into_iter().flatten().flatten();
+        entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count()
+    };
+    let mut child = command(dir, text, &["--quiet"]).spawn().unwrap();
+    while cells() < wanted && child.try_wait().unwrap().is_none() {
+        thread::yield_now();
     }
-    fs::write(at("grid/cells/.r02-c01.png.partial"), "half a picture").unwrap();
-    let rest = grid(dir.path(), &text, &[]).success();
-    assert!(stderr(&rest).contains("2 made, 6 kept"), "{}", stderr(&rest));
-    assert_eq!(fs::read(at("grid/grid.png")).unwrap(), sheet);
-    assert!(at("grid.run.json").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    cells()
 }
 
 #[test]
-fn a_kill_loses_one_cell_at_most() {
-    let text = toml(&model("base"), "seeds = [1, 2, 3, 4]").replace("steps = 2", "steps = 8");
-    let cells = |dir: &tempfile::TempDir| {
-        let entries = fs::read_dir(dir.path().join("grid/cells")).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with('r')).count()
-    };
-    // Whoever watches may come too late, on a machine with other work: then all of it begins again.
-    let (dir, kept) = loop {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = command(dir.path(), &text, &["--quiet"]).spawn().unwrap();
-        while cells(&dir) < 3 && child.try_wait().unwrap().is_none() {
-            thread::yield_now();
-        }
-        child.kill().unwrap();
-        let (status, kept) = (child.wait().unwrap(), cells(&dir));
-        assert!(kept >= 3, "it ended before three cells were there: {status}");
-        if kept < 16 {
-            break (dir, kept);
-        }
-    };
-    let rest = grid(dir.path(), &text, &[]).success();
-    let expected = format!("16 cells, {} made, {kept} kept", 16 - kept);
-    assert!(stderr(&rest).contains(&expected), "{expected}: {}", stderr(&rest));
-}
-
-#[test]
-fn a_dry_run_shows_columns_and_rows() {
+fn a_grid_that_was_killed_three_times_is_the_one_that_was_not() {
+    let text = toml(&model("base"), "seeds = \"1-4\"").replace("steps = 2", "steps = 8");
     let dir = tempfile::tempdir().unwrap();
-    let assert = grid(dir.path(), &toml(&model("base"), "seeds = [1, 2]"), &["--dry-run"]).success();
+    let killed = dir.path().join("killed");
+    fs::create_dir(&killed).unwrap();
+    let mut there = 0;
+    for wanted in [2, 6, 11] {
+        let now = kill_at(&killed, &text, wanted);
+        assert!(now >= there.max(wanted.min(16)), "a cell was lost: {there} cells, then {now}");
+        there = now;
+    }
+    // A kill may come late on a machine with other work; what was made stays all the same.
+    let rest = grid(&killed, &text, &[]).success();
+    let expected = format!("16 cells, {} made, {there} kept", 16 - there);
+    assert!(stderr(&rest).contains(&expected) || there == 16, "{expected}: {}", stderr(&rest));
+    let whole = dir.path().join("whole");
+    fs::create_dir(&whole).unwrap();
+    grid(&whole, &text, &[]).success();
+    let (killed, whole) = (tree(&killed.join("grid")), tree(&whole.join("grid")));
+    assert_eq!(killed.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+    for (path, bytes) in &killed {
+        assert!(bytes == &whole[path], "{} differs", path.display());
+    }
+}
+
+#[test]
+fn checkpoints_and_a_store_come_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, v1) = (model("base"), model("v1"));
+    let text = "steps = 2\nsize = \"64x64\"\n[[prompts]]\nprompt = \"a <b>house</b>\"";
+    let first = format!("old={}", base.display());
+    let args = ["--checkpoint", &first, "--checkpoint", v1.to_str().unwrap(), "--store", "store"];
+    let made = grid(dir.path(), text, &args).success();
+    assert!(stderr(&made).contains("2 cells, 2 made"), "{}", stderr(&made));
+    let names: Vec<_> = fs::read_dir(dir.path().join("store")).unwrap().collect();
+    assert_eq!(names.len(), 2);
+    let page = fs::read_to_string(dir.path().join("grid/index.html")).unwrap();
+    assert!(page.contains("\"values\":[\"old\",\"v1\"]") && page.contains("data:image/jpeg;base64,"));
+    assert!(!page.contains("<b>house</b>") && page.contains("a \\u003cb>house"), "prompts are no HTML");
+    let judging = fs::read_to_string(dir.path().join("grid/judging.csv")).unwrap();
+    assert_eq!(judging.lines().count(), 1 + 2 * 7);
+    fails(grid(dir.path(), text, &["--checkpoint", "=x"]), 2, &["expected LABEL=PATH"]);
+
+    let pruned = grid(dir.path(), text, &["--checkpoint", &first, "--store", "store", "--prune"]).success();
+    assert!(
+        stderr(&pruned).contains("1 cells, 0 made, 1 kept, 1 of other grids removed"),
+        "{}",
+        stderr(&pruned)
+    );
+}
+
+#[test]
+fn a_dry_run_shows_the_axes() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = "seeds = \"1-2\"\n[[axes]]\ntype = \"cfg\"\nvalues = \"3-9 [3]\"\n";
+    let assert = grid(dir.path(), &toml(&model("base"), more), &["--dry-run"]).success();
     let plan: serde_json::Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
-    assert_eq!(plan["columns"][1]["label"], "v1");
-    assert_eq!(plan["rows"][0]["label"], "a red circle and a blue star\nnot: blurry\nseed 1");
-    assert_eq!(plan["rows"][3]["settings"]["seed"], 2);
+    assert_eq!(plan["axes"][0]["values"][1]["label"], "v1");
+    assert_eq!(plan["axes"][1]["values"][0]["label"], "a red circle and a blue star\nnot: blurry");
+    assert_eq!(plan["axes"][2]["values"][1]["label"], "seed 2");
+    assert_eq!(
+        (&plan["axes"][3]["type"], &plan["axes"][3]["values"][1]["label"]),
+        (&"CFG Scale".into(), &"CFG Scale 6".into())
+    );
+    assert_eq!(plan["sheets"], serde_json::json!([3]));
     assert!(!dir.path().join("grid").exists());
 }
 
@@ -121,16 +174,32 @@ fn a_dry_run_shows_columns_and_rows() {
 fn wrong_configurations_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     let base = model("base");
-    let cases: [(&str, &[&str]); 5] = [
+    let cases: [(&str, &[&str]); 14] = [
         ("stepz = 3", &["grid.toml", "line 3", "unknown field `stepz`", "did you mean `steps`?"]),
         ("sampler = \"Eular\"", &["line 3", "unknown sampler `Eular`", "did you mean `Euler`?"]),
         ("schedule = \"Caras\"", &["line 3", "unknown schedule `Caras`"]),
         ("seeds = []", &["the grid has no seeds"]),
+        ("seeds = \"1-\"", &["the axis `Seed`: value 1, `1-`: expected a number, or a range"]),
+        ("seeds = '\"1'", &["line 3, column 9", "the quote at character 1 is not closed"]),
         ("clip_skip = -1", &["line 3", "-1"]),
+        ("[[axes]]\ntype = \"CFG\"\nvalues = \"1, x\"", &["line 3: the axis `CFG Scale`: value 2, `x`"]),
+        (
+            "[[axes]]\ntype = \"Step\"\nvalues = 1",
+            &["line 4", "unknown type of axis `Step`", "did you mean `Steps`?"],
+        ),
+        ("[[axes]]\ntype = \"Steps\"\nvalues = \"4, 0\"", &["steps"]),
+        (
+            "[[axes]]\ntype = \"Steps\"\nvalues = 4\n[[axes]]\ntype = \"Steps\"\nvalues = 5",
+            &["line 6", "a second axis of this"],
+        ),
+        ("[layout]\ncolumns = [\"cfg\"]", &["the layout names the axis `cfg`", "Checkpoint name"]),
+        ("[layout]\ncolumns = [\"seed\", \"Seed\"]", &["the layout names the axis `Seed` twice"]),
+        ("[judge]\nagainst = \"befor\"", &["`befor`", "did you mean `before`?"]),
     ];
     for (more, parts) in cases {
         fails(grid(dir.path(), &toml(&base, more), &[]), 2, parts);
     }
+    fails(grid(dir.path(), &toml(&base, "[sheet]\nmax_side_px = 5"), &[]), 2, &["at least 256 px"]);
     let odd = toml(&base, "").replace("64x64", "64x60");
     fails(grid(dir.path(), &odd, &[]), 2, &["64x60", "multiples of 8"]);
     fails(grid(dir.path(), "prompts = []\ncheckpoints = []", &[]), 2, &["the grid has no checkpoints"]);

@@ -145,7 +145,7 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     assert!(text.contains("waits  train: for `caption`"), "{text}");
 
     let text = lab.vodka("run", 0);
-    assert!(text.contains("grids/mixes/grid.png"), "{text}");
+    assert!(text.contains("grids/mixes/index.html"), "{text}");
     assert!(lab.at("out/grids/mixes/grid.png").exists() && lab.at("out/mixes/mix.safetensors").exists());
     assert_eq!(lab.checkpoints().len(), 2);
     let before = (lab.record("train"), lab.record("grids/mixes"));

@@ -145,14 +145,87 @@ pub enum Error {
         /// What the encoder says.
         source: png::EncodingError,
     },
-    /// A cell of the grid was replaced by a picture of another size or kind while the sheet was put together.
-    #[error("`{path}` is no RGB picture of {width}x{height}")]
+    /// A table of the grid cannot be written.
+    #[error("cannot write `{path}`")]
+    WriteTable {
+        /// The file.
+        path: PathBuf,
+        /// What the writer says.
+        source: csv::Error,
+    },
+    /// A cell of the grid was replaced by a picture of another kind while the sheet was put together.
+    #[error("`{path}` is no RGB picture any more: it was changed meanwhile")]
     CellChanged {
         /// The cell.
         path: PathBuf,
-        /// The expected width in pixels.
-        width: u32,
-        /// The expected height in pixels.
-        height: u32,
     },
+    /// A type of axis that does not exist.
+    #[error("unknown type of axis `{found}`{}", did_you_mean(nearest))]
+    AxisType {
+        /// The text.
+        found: String,
+        /// The known name that is most like it.
+        nearest: Option<String>,
+    },
+    /// An axis that cannot be used.
+    #[error("{}the axis `{axis}`: {message}", line_of(line))]
+    Axis {
+        /// Its name.
+        axis: String,
+        /// Its line in `grid.toml`, where it is from there.
+        line: Option<usize>,
+        /// What is wrong with it, and with which value.
+        message: String,
+    },
+    /// A layout with an axis that the grid does not have.
+    #[error("the layout names the axis `{found}`, expected one of {known:?}")]
+    LayoutAxis {
+        /// The name.
+        found: String,
+        /// The names of the axes.
+        known: Vec<String>,
+    },
+    /// A layout that has an axis in two places.
+    #[error("the layout names the axis `{axis}` twice")]
+    LayoutTwice {
+        /// Its name.
+        axis: String,
+    },
+    /// A comparison with a checkpoint that is not in the grid.
+    #[error(
+        "`judge.against` names the checkpoint `{found}`, which the grid does not have{}",
+        did_you_mean(nearest)
+    )]
+    Against {
+        /// The label.
+        found: String,
+        /// The label that is most like it.
+        nearest: Option<String>,
+    },
+    /// A grid that would never be through.
+    #[error("the grid has {cells} cells, expected at most {max}")]
+    TooManyCells {
+        /// The product of the axes.
+        cells: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Limits that no sheet could keep.
+    #[error(
+        "sheets of at most {side_px} px a side and {megapixels} megapixels: expected at least 256 px and 0.1"
+    )]
+    SheetLimits {
+        /// `sheet.max_side_px`.
+        side_px: u32,
+        /// `sheet.max_megapixels`.
+        megapixels: f64,
+    },
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+}
+
+fn line_of(line: &Option<usize>) -> String {
+    line.map(|line| format!("line {line}: ")).unwrap_or_default()
 }

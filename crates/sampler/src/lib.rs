@@ -1,8 +1,8 @@
 //! Text to image, and comparison grids.
 //!
 //! [`Pipeline`] makes one picture after the other from one checkpoint, or from a merge that is in no file
-//! ([`ModelSource`]). On it stand two stages: [`sample::run`] writes a
-//! single picture, [`grid::run`] a folder of pictures by checkpoint and prompt with a labelled sheet of them all.
+//! ([`ModelSource`]). On it stand two stages: [`sample::run`] writes a single picture, [`grid::run`] a store of pictures
+//! by checkpoint, prompt and any other axes, with sheets, tables and a page of them all.
 
 mod conditioning;
 mod error;
@@ -16,7 +16,9 @@ mod settings;
 mod sheet;
 
 pub use error::{Error, Result};
-pub use grid::{GridCheckpoint, GridConfig, GridEvent, GridPlan, GridPrompt, GridReport};
+pub use grid::{
+    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
+};
 pub use model::{Model, ModelId, ModelSource};
 pub use pipeline::{Calls, Networks, Pipeline, solve};
 pub use png::{read_parameters, write_png};

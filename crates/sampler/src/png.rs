@@ -7,7 +7,7 @@ use std::{
 };
 
 use image::RgbImage;
-use png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError, Reader};
+use png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError, Reader, Writer};
 use vodka_stage::AtomicFile;
 
 use crate::{Error, Result};
@@ -24,8 +24,38 @@ pub fn write_png(path: &Path, picture: &RgbImage, parameters: &str) -> Result<()
     Ok(file.commit()?)
 }
 
+/// What takes the bands of a picture.
+pub(crate) type OnBand<'a> = dyn FnMut(&RgbImage) -> Result<()> + 'a;
+
+/// The same for a picture that is drawn in bands, from the top; no more than one is in memory.
+///
+/// # Errors
+/// Those of `draw`; then nothing is written.
+pub(crate) fn write_png_bands(
+    path: &Path,
+    (width, height): (u32, u32),
+    parameters: &str,
+    draw: &mut dyn FnMut(&mut OnBand<'_>) -> Result<()>,
+) -> Result<()> {
+    let failed = |source: EncodingError| Error::WritePng { path: path.to_path_buf(), source };
+    let mut file = AtomicFile::create(path)?;
+    let mut writer = encoder(&mut file, width, height, parameters).map_err(failed)?;
+    let mut stream = writer.stream_writer().map_err(failed)?;
+    draw(&mut |band| stream.write_all(band).map_err(|source| failed(source.into())))?;
+    stream.finish().map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    Ok(file.commit()?)
+}
+
 fn encode(file: impl Write, picture: &RgbImage, parameters: &str) -> Result<(), EncodingError> {
-    let mut encoder = Encoder::new(file, picture.width(), picture.height());
+    let mut writer = encoder(file, picture.width(), picture.height(), parameters)?;
+    writer.write_image_data(picture)?;
+    writer.finish()
+}
+
+/// A file with its head: RGB of 8 bits, and the text.
+fn encoder<W: Write>(file: W, width: u32, height: u32, parameters: &str) -> Result<Writer<W>, EncodingError> {
+    let mut encoder = Encoder::new(file, width, height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     // A NUL would end the text.
@@ -35,9 +65,7 @@ fn encode(file: impl Write, picture: &RgbImage, parameters: &str) -> Result<(), 
     } else {
         encoder.add_itxt_chunk(KEY.to_owned(), parameters)?;
     }
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture)?;
-    writer.finish()
+    encoder.write_header()
 }
 
 /// The `parameters` text of a PNG file; none where it has none.
@@ -92,6 +120,23 @@ mod tests {
             assert_eq!(read_parameters(&path).unwrap().as_deref(), Some(text));
             assert_eq!(read_rgb(&path).unwrap(), Some(picture.clone()));
         }
+    }
+
+    #[test]
+    fn a_picture_drawn_in_bands_is_the_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let picture = RgbImage::from_fn(7, 9, |x, y| image::Rgb([20 * x as u8, 20 * y as u8, 200]));
+        let band = |top, height| image::imageops::crop_imm(&picture, 0, top, 7, height).to_image();
+        write_png_bands(&path, (7, 9), "text", &mut |on_band| {
+            [(0, 2), (2, 6), (8, 1)].into_iter().try_for_each(|(top, height)| on_band(&band(top, height)))
+        })
+        .unwrap();
+        assert_eq!(read_rgb(&path).unwrap(), Some(picture.clone()));
+        assert_eq!(read_parameters(&path).unwrap().as_deref(), Some("text"));
+        // One that stays away leaves what was there.
+        write_png_bands(&path, (7, 9), "other", &mut |on_band| on_band(&band(0, 8))).unwrap_err();
+        assert_eq!(read_parameters(&path).unwrap().as_deref(), Some("text"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use ab_glyph::{Font, FontRef, GlyphId, OutlinedGlyph, PxScale, ScaleFont, point};
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Result, Size};
+use crate::{Result, Size, png::OnBand};
 
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const BLACK: [f32; 3] = [0.0; 3];
@@ -15,36 +15,64 @@ const ENLARGE_TO_PX: u32 = 256;
 const MAX_FONT_PX: u32 = 40;
 const MIN_FONT_PX: u32 = 9;
 
-/// Draws `rows` by `columns` cells of one size, each named by its label; `cell` gives the pictures, by row and column,
-/// one at a time, and `None` for one that could not be made, which is marked.
+/// What is drawn, apart from the pictures.
+#[derive(Debug, Clone)]
+pub(crate) struct Legend {
+    /// What stands over all of it; nothing where empty.
+    pub(crate) title: String,
+    /// What stands above each column.
+    pub(crate) columns: Vec<String>,
+    /// What stands beside each row.
+    pub(crate) rows: Vec<String>,
+}
+
+/// The pictures of a sheet, by row and column, one at a time; `None` for one that could not be made, which is marked.
+pub(crate) type Cells<'a> = dyn FnMut(usize, usize) -> Result<Option<RgbImage>> + 'a;
+
+/// Draws a sheet from the top, in bands that are as high as a row of cells: `on_band` gets one after the other, and no
+/// more than one is in memory. All cells are shown in an area of one size, smaller ones in its middle.
 ///
 /// # Errors
-/// Those of `cell`.
+/// Those of `cell` and `on_band`.
 pub(crate) fn draw(
-    columns: &[String],
-    rows: &[String],
-    size: Size,
-    cell: &mut dyn FnMut(usize, usize) -> Result<Option<RgbImage>>,
-) -> Result<RgbImage> {
-    let layout = Layout::new(columns, rows, size);
-    let mut sheet = RgbImage::from_pixel(layout.width(columns.len()), layout.height(rows.len()), WHITE);
-    for (i, label) in columns.iter().enumerate() {
-        let area = Area { x: layout.column_x(i), y: 0, width: layout.cell.width, height: layout.head };
-        write_centred(&mut sheet, label, area, layout.font, BLACK);
+    legend: &Legend,
+    layout: &Layout,
+    cell: &mut Cells<'_>,
+    on_band: &mut OnBand<'_>,
+) -> Result<()> {
+    let width = layout.width(legend.columns.len());
+    if layout.top() > 0 {
+        on_band(&head(legend, layout, width))?;
     }
-    for (row, label) in rows.iter().enumerate() {
-        let y = layout.row_y(row);
-        let area = Area { x: 0, y, width: layout.side, height: layout.cell.height };
-        write_centred(&mut sheet, label, area, layout.font, BLACK);
-        for column in 0..columns.len() {
-            let x = layout.column_x(column);
+    let last = legend.rows.len().saturating_sub(1);
+    for (row, label) in legend.rows.iter().enumerate() {
+        let gap = if row == last { 0 } else { GAP_PX };
+        let mut band = RgbImage::from_pixel(width, layout.cell.height + gap, WHITE);
+        let area = Area { x: 0, y: 0, width: layout.side, height: layout.cell.height };
+        write_centred(&mut band, label, area, layout.font, BLACK);
+        for column in 0..legend.columns.len() {
+            let area = Area { x: layout.column_x(column), ..layout.cell };
             match cell(row, column)? {
-                Some(picture) => place(&mut sheet, &picture, x, y, layout.enlarge),
-                None => mark_missing(&mut sheet, Area { x, y, ..layout.cell }, layout.font),
+                Some(picture) => place(&mut band, &picture, area, layout.zoom),
+                None => mark_missing(&mut band, area, layout.font),
             }
         }
+        on_band(&band)?;
     }
-    Ok(sheet)
+    Ok(())
+}
+
+/// The title, and the labels of the columns.
+fn head(legend: &Legend, layout: &Layout, width: u32) -> RgbImage {
+    let mut head = RgbImage::from_pixel(width, layout.top(), WHITE);
+    let area = Area { x: 0, y: 0, width, height: layout.title };
+    write_centred(&mut head, &legend.title, area, layout.font, BLACK);
+    for (i, label) in legend.columns.iter().enumerate() {
+        let area =
+            Area { x: layout.column_x(i), y: layout.title, width: layout.cell.width, height: layout.head };
+        write_centred(&mut head, label, area, layout.font, BLACK);
+    }
+    head
 }
 
 /// Pictures of one size side by side, each with its label in the lower right corner, as EveryDream2 shows its samples.
@@ -83,50 +111,80 @@ impl Area {
 }
 
 /// Where everything goes.
-#[derive(Debug)]
-struct Layout {
-    enlarge: u32,
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// How many times as large as they are the cells are shown.
+    zoom: f64,
     cell: Area,
     /// The width of the legend at the left.
     side: u32,
-    /// The height of the legend above.
+    /// The height of the title.
+    title: u32,
+    /// The height of the legend above the columns.
     head: u32,
     font: u32,
 }
 
 impl Layout {
-    fn new(columns: &[String], rows: &[String], size: Size) -> Self {
+    /// For cells of at most this size, shown `scale` times as large as they would be: tiny ones are enlarged.
+    pub(crate) fn new(legend: &Legend, size: Size, scale: f64) -> Self {
         let enlarge = (ENLARGE_TO_PX / size.width.max(size.height)).max(1);
-        let cell = Area { x: 0, y: 0, width: enlarge * size.width, height: enlarge * size.height };
+        let zoom = f64::from(enlarge) * scale;
+        let shown = |side: u32| (f64::from(side) * zoom).round().max(1.0) as u32;
+        let cell = Area { x: 0, y: 0, width: shown(size.width), height: shown(size.height) };
         let font = ((cell.width + cell.height) / 25).clamp(MIN_FONT_PX, MAX_FONT_PX);
-        let side = if rows.iter().all(String::is_empty) { 0 } else { cell.width * 3 / 4 };
-        let lines = columns.iter().map(|label| wrap(label, font, inner(cell.width)).len()).max();
-        let lines = lines.unwrap_or_default() as u32;
-        let head = if lines == 0 { 0 } else { (lines * line_height(font) + font).min(cell.height) };
-        Self { enlarge, cell, side, head, font }
+        let side = if legend.rows.iter().all(String::is_empty) { 0 } else { cell.width * 3 / 4 };
+        let height =
+            |lines: u32, most: u32| if lines == 0 { 0 } else { (lines * line_height(font) + font).min(most) };
+        let lines = legend.columns.iter().map(|label| wrap(label, font, inner(cell.width)).len()).max();
+        let head = height(lines.unwrap_or_default() as u32, cell.height);
+        let mut layout = Self { zoom, cell, side, title: 0, head, font };
+        let wide = inner(layout.width(legend.columns.len()));
+        layout.title = height(wrap(&legend.title, font, wide).len() as u32, cell.height);
+        layout
+    }
+
+    /// The height of all that is above the cells.
+    fn top(&self) -> u32 {
+        self.title + self.head
     }
 
     fn column_x(&self, column: usize) -> u32 {
         self.side + column as u32 * (self.cell.width + GAP_PX)
     }
 
-    fn row_y(&self, row: usize) -> u32 {
-        self.head + row as u32 * (self.cell.height + GAP_PX)
-    }
-
-    fn width(&self, columns: usize) -> u32 {
+    /// In pixels.
+    pub(crate) fn width(&self, columns: usize) -> u32 {
         self.column_x(columns) - GAP_PX
     }
 
-    fn height(&self, rows: usize) -> u32 {
-        self.row_y(rows) - GAP_PX
+    /// In pixels.
+    pub(crate) fn height(&self, rows: usize) -> u32 {
+        self.top() + rows as u32 * (self.cell.height + GAP_PX) - GAP_PX
+    }
+
+    /// How many columns go into this width; at least one.
+    pub(crate) fn columns_in(&self, width: u32) -> usize {
+        ((width.saturating_sub(self.side) + GAP_PX) / (self.cell.width + GAP_PX)).max(1) as usize
+    }
+
+    /// How many rows go into this height; at least one.
+    pub(crate) fn rows_in(&self, height: u32) -> usize {
+        ((height.saturating_sub(self.top()) + GAP_PX) / (self.cell.height + GAP_PX)).max(1) as usize
     }
 }
 
-fn place(sheet: &mut RgbImage, picture: &RgbImage, x: u32, y: u32, enlarge: u32) {
-    let (width, height) = (enlarge * picture.width(), enlarge * picture.height());
-    let picture = imageops::resize(picture, width, height, imageops::FilterType::Nearest);
-    imageops::replace(sheet, &picture, x.into(), y.into());
+/// Shows a picture in the middle of its area; larger by whole pixels, smaller by means of them.
+fn place(band: &mut RgbImage, picture: &RgbImage, area: Area, zoom: f64) {
+    let shown = |side: u32, most: u32| ((f64::from(side) * zoom).round() as u32).clamp(1, most);
+    let (width, height) = (shown(picture.width(), area.width), shown(picture.height(), area.height));
+    let filter = match zoom.fract() == 0.0 {
+        true => imageops::FilterType::Nearest,
+        false => imageops::FilterType::CatmullRom,
+    };
+    let picture = imageops::resize(picture, width, height, filter);
+    let (x, y) = (area.x + (area.width - width) / 2, area.y + (area.height - height) / 2);
+    imageops::replace(band, &picture, x.into(), y.into());
 }
 
 /// Greys the cell and says so.
@@ -255,27 +313,63 @@ mod tests {
         names.iter().map(ToString::to_string).collect()
     }
 
+    fn legend(columns: &[&str], rows: &[&str]) -> Legend {
+        Legend { title: String::new(), columns: names(columns), rows: names(rows) }
+    }
+
+    /// The bands one below the other.
+    fn drawn(legend: &Legend, layout: &Layout, cell: &mut Cells<'_>) -> RgbImage {
+        let mut bytes = Vec::new();
+        draw(legend, layout, cell, &mut |band| {
+            bytes.extend_from_slice(band);
+            Ok(())
+        })
+        .unwrap();
+        let (width, height) = (layout.width(legend.columns.len()), layout.height(legend.rows.len()));
+        RgbImage::from_raw(width, height, bytes).expect("the bands are the sheet, no more and no less")
+    }
+
     #[test]
     fn a_sheet_has_its_cells_in_place() {
         let size = Size { width: 64, height: 128 };
         let colour = |row: usize, column: usize| Rgb([100 + 50 * row as u8, 10 * column as u8, 7]);
         let mut cell = |row, column| Ok(Some(RgbImage::from_pixel(64, 128, colour(row, column))));
-        let sheet = draw(&names(&["one", "two", "three"]), &names(&["a", "b"]), size, &mut cell).unwrap();
-        let layout = Layout::new(&names(&["one"]), &names(&["a"]), size);
-        assert_eq!((layout.enlarge, layout.cell.width, layout.cell.height), (2, 128, 256));
+        let mut legend = legend(&["one", "two", "three"], &["a", "b"]);
+        legend.title = "all of it".into();
+        let layout = Layout::new(&legend, size, 1.0);
+        let sheet = drawn(&legend, &layout, &mut cell);
+        assert_eq!((layout.zoom, layout.cell.width, layout.cell.height), (2.0, 128, 256));
         assert_eq!(sheet.width(), 96 + 3 * 128 + 2 * GAP_PX);
-        assert_eq!(sheet.height(), layout.head + 2 * 256 + GAP_PX);
+        assert_eq!(sheet.height(), layout.title + layout.head + 2 * 256 + GAP_PX);
         for row in 0..2 {
             for column in 0..3 {
-                let (x, y) = (layout.column_x(column), layout.row_y(row));
+                let (x, y) = (layout.column_x(column), layout.top() + row as u32 * (256 + GAP_PX));
                 assert_eq!(*sheet.get_pixel(x, y), colour(row, column));
                 assert_eq!(*sheet.get_pixel(x + 127, y + 255), colour(row, column));
             }
         }
+        let is_dark = |area: RgbImage| area.pixels().any(|pixel| pixel.0.iter().all(|channel| *channel < 96));
         assert!(
-            sheet.pixels().any(|pixel| pixel.0.iter().all(|channel| *channel < 96)),
-            "the legend is dark"
+            is_dark(imageops::crop_imm(&sheet, 0, 0, sheet.width(), layout.title).to_image()),
+            "the title"
         );
+        let labels = imageops::crop_imm(&sheet, 0, layout.title, sheet.width(), layout.head).to_image();
+        assert!(is_dark(labels), "the legend");
+    }
+
+    #[test]
+    fn cells_of_other_sizes_lie_in_the_middle_and_are_shown_smaller_where_asked() {
+        let legend = legend(&["", ""], &[""]);
+        let mut cell = |_, column| Ok(Some(RgbImage::from_pixel([256, 512][column], 512, Rgb([9, 9, 9]))));
+        let layout = Layout::new(&legend, Size { width: 512, height: 512 }, 0.25);
+        let sheet = drawn(&legend, &layout, &mut cell);
+        assert_eq!(sheet.dimensions(), (2 * 128 + GAP_PX, 128));
+        let row: Vec<u8> = (0..128).map(|x| sheet.get_pixel(x, 64)[0]).collect();
+        assert!(row[..32].iter().chain(&row[96..]).all(|level| *level == 255), "{row:?}");
+        assert!(row[32..96].iter().all(|level| *level == 9), "{row:?}");
+        assert_eq!(sheet.get_pixel(128 + GAP_PX, 0)[0], 9);
+        assert_eq!((layout.columns_in(259), layout.columns_in(260), layout.columns_in(1)), (1, 2, 1));
+        assert_eq!((layout.rows_in(259), layout.rows_in(260)), (1, 2));
     }
 
     #[test]
@@ -293,8 +387,9 @@ mod tests {
 
     #[test]
     fn a_missing_cell_is_marked() {
-        let size = Size { width: 64, height: 64 };
-        let sheet = draw(&names(&[""]), &names(&[""]), size, &mut |_, _| Ok(None)).unwrap();
+        let legend = legend(&[""], &[""]);
+        let layout = Layout::new(&legend, Size { width: 64, height: 64 }, 1.0);
+        let sheet = drawn(&legend, &layout, &mut |_, _| Ok(None));
         assert_eq!((sheet.width(), sheet.height()), (256, 256));
         assert_eq!(*sheet.get_pixel(1, 1), BLANK);
         assert!(sheet.pixels().any(|pixel| pixel.0[0] > pixel.0[1]), "with red letters");
@@ -316,12 +411,12 @@ mod tests {
 
     #[test]
     fn a_long_label_becomes_smaller_and_stays_in_its_area() {
-        let size = Size { width: 64, height: 64 };
         let label = "a red circle and a blue star in front of a house ".repeat(20);
+        let legend = legend(&["x"], &[&label, &label]);
+        let layout = Layout::new(&legend, Size { width: 64, height: 64 }, 1.0);
         let mut cell = |_, _| Ok(Some(RgbImage::from_pixel(64, 64, Rgb([9, 9, 9]))));
-        let sheet = draw(&names(&["x"]), &[label.clone(), label], size, &mut cell).unwrap();
-        let layout = Layout::new(&names(&["x"]), &names(&["y"]), size);
-        let gap = layout.row_y(1) - 1;
+        let sheet = drawn(&legend, &layout, &mut cell);
+        let gap = layout.top() + layout.cell.height + 1;
         assert!(
             (0..layout.side).all(|x| *sheet.get_pixel(x, gap) == WHITE),
             "nothing runs into the next row"

@@ -10,28 +10,28 @@ use std::{
 
 use vodka_checkpoint::{Checkpoint, Error, Precision, write_checkpoint};
 use vodka_sampler::{
-    GridCheckpoint, GridConfig, GridEvent, GridPlan, GridPrompt, GridReport, grid, read_parameters,
+    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
+    grid, read_parameters,
 };
-use vodka_stage::{Interrupt, Outcome};
+use vodka_stage::{FolderLock, Interrupt, Outcome, Spanned, parse_toml};
 use vodka_testkit::model;
 
 fn config(checkpoints: &[PathBuf], output: &Path) -> GridConfig {
-    let prompt = |text: &str| GridPrompt { label: None, prompt: text.into(), negative: "blurry".into() };
-    let checkpoint = |path: &PathBuf| GridCheckpoint { label: None, path: path.clone() };
+    let prompt = |text: &str| GridPrompt::new(text, "blurry");
+    let checkpoint = |path: &PathBuf| GridCheckpoint::new(None, path);
     GridConfig {
         checkpoints: checkpoints.iter().map(checkpoint).collect(),
         prompts: vec![prompt("a red circle"), prompt("a blue star")],
-        seeds: vec![1, 2],
+        seeds: [1, 2].into_iter().collect(),
         steps: 2,
         cfg: 3.0,
-        size: "64x64".parse().unwrap(),
-        sampler: Default::default(),
-        schedule: Default::default(),
-        clip_skip: 1,
-        device: "cpu".into(),
         output: output.to_path_buf(),
-        runtime_dir: PathBuf::new(),
+        ..parse_toml("size = \"64x64\"", Path::new("grid.toml")).unwrap()
     }
+}
+
+fn axis(kind: &str, values: &str) -> Spanned<GridAxis> {
+    Spanned::new(0..0, GridAxis::new(kind.parse().unwrap(), Values::split(values).unwrap()))
 }
 
 /// Runs to the end, or until so many cells are there; returns the report and how often a checkpoint was loaded.
@@ -59,60 +59,186 @@ fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn an_interrupted_grid_goes_on_and_ends_as_an_undisturbed_one() {
     let dir = tempfile::tempdir().unwrap();
     let models = [model("base"), model("v1")];
-    let plan = |name: &str| config(&models, &dir.path().join(name)).plan().unwrap();
+    let plan = |name: &str| config(&models, &dir.path().join(name).join("grid")).plan().unwrap();
     let (whole, loads) = run(&plan("whole"), usize::MAX);
     assert_eq!((whole.outcome, whole.made, whole.kept, loads), (Outcome::Done, 8, 0, 2));
 
     let (part, loads) = run(&plan("part"), 3);
     assert_eq!((part.outcome, part.made, loads), (Outcome::Interrupted, 3, 1));
-    assert!(!dir.path().join("part/grid.png").exists());
+    assert!(!dir.path().join("part/grid/grid.png").exists());
     let (rest, loads) = run(&plan("part"), usize::MAX);
     assert_eq!((rest.outcome, rest.made, rest.kept, loads), (Outcome::Done, 5, 3, 2));
-    assert_eq!(tree(&dir.path().join("part")), tree(&dir.path().join("whole")));
+    let (part, whole) = (tree(&dir.path().join("part/grid")), tree(&dir.path().join("whole/grid")));
+    assert_eq!(part.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+    let other = part.iter().find(|(name, bytes)| whole[*name] != **bytes).map(|(name, _)| name);
+    assert_eq!(other, None);
 
     let (again, loads) = run(&plan("part"), usize::MAX);
     assert_eq!((again.outcome, again.made, loads), (Outcome::Unchanged, 0, 0));
 }
 
+/// The files of the cells, in the order of the table, and the table's other columns.
+fn table(output: &Path) -> (Vec<PathBuf>, Vec<csv::StringRecord>) {
+    let mut table = csv::Reader::from_path(output.join("cells.csv")).unwrap();
+    let file = table.headers().unwrap().iter().position(|name| name == "file").unwrap();
+    let rows: Vec<_> = table.records().map(|row| row.unwrap()).collect();
+    (rows.iter().map(|row| output.join(&row[file])).collect(), rows)
+}
+
 #[test]
-fn only_cells_that_changed_are_made_again() {
+fn a_grid_that_grows_makes_its_new_cells_alone() {
     let dir = tempfile::tempdir().unwrap();
     let first = config(&[model("base"), model("v1")], dir.path());
     run(&first.plan().unwrap(), usize::MAX);
 
-    let mut changed = first;
-    changed.prompts[1].prompt = "a green square".into();
-    let (report, _) = run(&changed.plan().unwrap(), usize::MAX);
-    assert_eq!((report.made, report.kept), (4, 4));
+    let mut grown = first;
+    grown.prompts.insert(0, GridPrompt::new("a green square", ""));
+    grown.axes = vec![axis("CFG Scale", "3-5 (+2)")];
+    let (report, _) = run(&grown.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.kept, report.sheets.len()), (16, 8, 2));
+    assert_eq!(table(dir.path()).0.len(), 24);
 
-    let mut smaller = changed;
-    smaller.checkpoints.pop();
+    // Neither a smaller grid nor another order loses a cell.
+    let mut smaller = grown.clone();
+    smaller.checkpoints.swap(0, 1);
+    smaller.prompts.pop();
     let (report, loads) = run(&smaller.plan().unwrap(), usize::MAX);
-    assert_eq!((report.made, report.kept, loads), (0, 4, 0));
-    assert!(!dir.path().join("cells/r01-c02.png").exists(), "cells of the larger grid are gone");
+    assert_eq!((report.made, report.kept, loads), (0, 16, 0));
+    let (report, _) = run(&grown.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.kept), (0, 24));
 
-    fs::write(dir.path().join("cells/r01-c01.png"), "no picture").unwrap();
-    let (report, _) = run(&smaller.plan().unwrap(), usize::MAX);
-    assert_eq!((report.made, report.kept), (1, 3));
+    // Unless that is asked for.
+    smaller.prune = true;
+    let (report, _) =
+        run(&GridConfig { layout: layout(&["seed"], &[]), ..smaller }.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.pruned), (0, 8));
+}
 
-    // Its text is whole, its pixels are not.
-    let cell = dir.path().join("cells/r02-c01.png");
-    let bytes = fs::read(&cell).unwrap();
-    fs::write(&cell, &bytes[..bytes.len() * 3 / 4]).unwrap();
-    let (report, _) = run(&smaller.plan().unwrap(), usize::MAX);
-    assert_eq!((report.made, report.kept), (1, 3));
+fn layout(columns: &[&str], rows: &[&str]) -> GridLayout {
+    let names = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
+    GridLayout { columns: names(columns), rows: names(rows) }
 }
 
 #[test]
-fn sheet_and_cells_say_how_they_were_made() {
+fn damaged_cells_are_made_again() {
     let dir = tempfile::tempdir().unwrap();
-    run(&config(&[model("base"), model("v1")], dir.path()).plan().unwrap(), usize::MAX);
-    let text = |name: &str| read_parameters(&dir.path().join(name)).unwrap().unwrap();
-    let cell = text("cells/r04-c02.png");
+    let config = config(&[model("base")], dir.path());
+    run(&config.plan().unwrap(), usize::MAX);
+    let (files, _) = table(dir.path());
+    let whole = files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
+    fs::write(&files[0], "no picture").unwrap();
+    // Its text is whole, its pixels are not.
+    fs::write(&files[1], &whole[1][..whole[1].len() * 3 / 4]).unwrap();
+    fs::copy(&files[3], &files[2]).unwrap();
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.kept), (3, 1));
+    assert_eq!(files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>(), whole);
+}
+
+#[test]
+fn cells_of_equal_settings_are_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base")], dir.path());
+    // The second prompt does not have the word, so both values make the same picture of it.
+    config.axes = vec![axis("Prompt S/R", "red, green"), axis("Sampler", "Euler, Euler a")];
+    config.seeds = Values::one(1);
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.cells, report.made, report.kept), (8, 6, 2));
+    let (files, rows) = table(dir.path());
+    let mut names = files.clone();
+    names.sort();
+    names.dedup();
+    assert_eq!((files.len(), names.len()), (8, 6));
+    let prompts: Vec<_> = rows.iter().map(|row| row[9].to_owned()).collect();
+    assert_eq!(prompts[..4], ["a red circle", "a red circle", "a green circle", "a green circle"]);
+    let missing = GridConfig { axes: vec![axis("Prompt S/R", "purple, green")], ..config };
+    let error = missing.plan().unwrap_err().to_string();
+    assert!(error.contains("`purple`, the first value, is in no prompt"), "{error}");
+}
+
+#[test]
+fn weights_of_a_merge_are_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("mix.toml");
+    let text = format!(
+        "[parents]\nb = {:?}\nv = {:?}\n[steps.mix]\nmethod = \"weighted-sum\"\na = \"b\"\nb = \"v\"\nmultiplier = 0.5\n\
+         [[outputs]]\nstep = \"mix\"\n",
+        model("base"),
+        model("v1")
+    );
+    fs::write(&recipe, text).unwrap();
+    let mut config = config(&[model("base")], &dir.path().join("grid"));
+    config.prompts.truncate(1);
+    config.seeds = Values::one(1);
+    let mut mix = GridCheckpoint::new(None, &recipe);
+    mix.weights.insert("multiplier".into(), Values::split("0-0.5 [2]").unwrap());
+    config.checkpoints.push(mix);
+    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, loads), (3, 3));
+    let (files, rows) = table(&config.output);
+    let labels: Vec<_> = rows.iter().map(|row| row[1].to_owned()).collect();
+    assert_eq!(labels, ["base", "mix; multiplier 0", "mix; multiplier 0.5"]);
+    let pixels = |file: &PathBuf| image::open(file).unwrap().into_rgb8();
+    assert_eq!(pixels(&files[0]), pixels(&files[1]));
+    assert_ne!(pixels(&files[0]), pixels(&files[2]));
+    let text = read_parameters(&files[2]).unwrap().unwrap();
+    assert!(text.contains("Merge hash: ") && text.contains("0.5"), "{text}");
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!(report.outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn grids_share_a_store_but_not_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let grid = |name: &str, models: &[&str]| {
+        let models: Vec<_> = models.iter().map(|name| model(name)).collect();
+        let shared = GridConfig { store: Some(store.clone()), ..config(&models, &dir.path().join(name)) };
+        shared.plan().unwrap()
+    };
+    run(&grid("first", &["base", "v1"]), usize::MAX);
+    let (report, _) = run(&grid("second", &["v1", "v2"]), usize::MAX);
+    assert_eq!((report.made, report.kept), (4, 4));
+    let held = FolderLock::take(&store).unwrap();
+    let error = grid::run(&grid("third", &["base"]), &Interrupt::new(), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("store` is held by another run"), "{error}");
+    drop(held);
+    let held = FolderLock::take(&dir.path().join("third")).unwrap();
+    let error = grid::run(&grid("third", &["base"]), &Interrupt::new(), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("third` is held by another run"), "{error}");
+    drop(held);
+    assert_eq!(run(&grid("third", &["base"]), usize::MAX).0.kept, 4);
+}
+
+#[test]
+fn sheets_and_cells_say_how_they_were_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base"), model("v1")], dir.path());
+    config.axes = vec![axis("CFG Scale", "3, 5")];
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    let text = |path: &Path| read_parameters(path).unwrap().unwrap();
+    let (files, rows) = table(dir.path());
+    let cell = text(files.last().unwrap());
     assert!(cell.starts_with("a blue star\nNegative prompt: blurry\nSteps: 2, Sampler: Euler, "), "{cell}");
-    assert!(cell.contains("Seed: 2, Size: 64x64, ") && cell.contains("Model: v1, "), "{cell}");
-    let sheet = text("grid.png");
-    assert!(sheet.contains("X Type: Checkpoint name, X Values: \"base, v1\""), "{sheet}");
+    assert!(cell.contains("CFG scale: 5, Seed: 2, Size: 64x64, ") && cell.contains("Model: v1, "), "{cell}");
+    assert_eq!(
+        rows[15].iter().take(5).collect::<Vec<_>>(),
+        ["16", "v1", "a blue star; not: blurry", "seed 2", "CFG Scale 5"]
+    );
+    let sheets: Vec<_> =
+        report.sheets.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(sheets, ["grid-1.png", "grid-2.png"]);
+    let sheet = text(&report.sheets[1]);
+    assert!(
+        sheet.contains("CFG scale: 5, ") && sheet.contains("X Type: Checkpoint name, X Values: \"base, v1\""),
+        "{sheet}"
+    );
+
+    // Another layout, another set of sheets; those of before are gone.
+    config.layout = layout(&["CFG Scale"], &["checkpoint", "prompt", "seed"]);
+    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.sheets.len(), loads), (0, 1, 0));
+    assert!(dir.path().join("grid.png").exists() && !dir.path().join("grid-1.png").exists());
 }
 
 /// A copy of the tiny model whose last bias is so large that guidance overflows, though every weight is finite.
@@ -136,14 +262,14 @@ fn a_cell_that_cannot_be_made_is_listed_and_the_others_are_made() {
     overflowing_model(&bad);
     let mut config = config(&[bad, model("base")], &dir.path().join("grid"));
     config.prompts.truncate(1);
-    config.seeds.truncate(1);
+    config.seeds = Values::one(1);
     let plan = config.plan().unwrap();
     for made in [1, 0] {
         let (report, _) = run(&plan, usize::MAX);
         assert_eq!((report.outcome, report.made, report.failed.len()), (Outcome::Skipped, made, 1));
         let reason = &report.failed[0].reason;
         assert!(reason.contains("bad.safetensors") && reason.contains("not finite"), "{reason}");
-        assert_eq!(report.failed[0].cell, Path::new("cells/r01-c01.png"));
+        assert_eq!((report.failed[0].cell, &*report.failed[0].labels[0]), (1, "bad"));
     }
     assert!(dir.path().join("grid/grid.png").exists());
 }

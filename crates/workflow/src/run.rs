@@ -53,7 +53,7 @@ pub struct WorkflowReport {
     pub outcome: Outcome,
     /// The jobs that ran or were found done.
     pub jobs: Vec<JobReport>,
-    /// What to look at: the sheets of the grids, and the report.
+    /// What to look at: the pages of the grids, and the report.
     pub look_at: Vec<PathBuf>,
 }
 
@@ -111,8 +111,7 @@ impl Workflow {
     /// The files that a person will want to open.
     fn look_at(&self) -> Vec<PathBuf> {
         let sheets = self.jobs().iter().filter_map(|job| match job {
-            Job::Grid(_) => Some(self.output_of(job).join("grid.png")),
-            Job::Report => Some(self.output_of(job).join("index.html")),
+            Job::Grid(_) | Job::Report => Some(self.output_of(job).join("index.html")),
             _ => None,
         });
         sheets.collect()

@@ -11,7 +11,7 @@ use vodka_captions::{
     select::{self, SelectConfig, SelectPlan},
 };
 use vodka_merger::{MergeEvent, MergePlan};
-use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridPlan, grid};
+use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
@@ -180,11 +180,15 @@ impl Workflow {
 
     fn grid(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<GridConfig> {
         let recipe = self.recipe.grid_of(name);
-        let column = |name: &String| Ok(GridCheckpoint { label: Some(name.clone()), path: model(name)? });
+        let column = |name: &String| Ok(GridCheckpoint::new(Some(name.clone()), model(name)?));
         Ok(GridConfig {
             checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
             prompts: recipe.prompts.clone(),
-            seeds: recipe.seeds.clone(),
+            seeds: recipe.seeds.iter().collect(),
+            axes: Vec::new(),
+            layout: GridLayout::default(),
+            sheet: grid::SheetConfig::default(),
+            judge: grid::JudgeConfig::default(),
             steps: recipe.steps,
             cfg: recipe.cfg,
             size: recipe.size,
@@ -193,6 +197,9 @@ impl Workflow {
             clip_skip: recipe.clip_skip,
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Grid(name.to_owned())),
+            store: None,
+            prune: true,
+            hash_cache: None,
             runtime_dir: self.runtime_dir.clone(),
         })
     }
@@ -309,7 +316,7 @@ fn of_grid(event: GridEvent<'_>) -> Option<Progress> {
     match event {
         GridEvent::Cell { done, total } => Some(Progress::Units(done as u64, total as u64)),
         GridEvent::Failed(cell) => {
-            Some(Progress::Note(format!("{} of {}: {}", cell.row, cell.column, cell.reason)))
+            Some(Progress::Note(format!("cell {} ({}): {}", cell.cell, cell.labels.join("; "), cell.reason)))
         }
         GridEvent::Loading { .. } | GridEvent::Step { .. } => None,
     }

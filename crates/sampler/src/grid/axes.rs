@@ -1,0 +1,393 @@
+//! What an axis changes from cell to cell.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use vodka_noise::{SamplerName, ScheduleName};
+use vodka_prompt::take_networks;
+use vodka_stage::nearest;
+
+use super::{GridAxis, Values};
+use crate::{Error, Result, Settings, Size};
+
+/// What an axis changes, by the name that A1111's X/Y/Z plot gives it, or a short one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum AxisType {
+    /// The model: `[[checkpoints]]`.
+    Checkpoint,
+    /// Prompt and negative prompt: `[[prompts]]`.
+    Prompt,
+    /// The seed: `seeds`.
+    Seed,
+    /// What is put behind the prompt's own negative prompt.
+    NegativePrompt,
+    /// Prompt search and replace: the first value is looked for in prompt and negative prompt, each takes its place.
+    PromptSr,
+    /// The weight of a LoRA in the prompt; where the prompt does not name it, it is put at its end.
+    LoraWeight,
+    /// The sampler.
+    Sampler,
+    /// The schedule.
+    Schedule,
+    /// Steps as A1111 counts them.
+    Steps,
+    /// The CFG scale.
+    Cfg,
+    /// `WIDTHxHEIGHT`.
+    Size,
+    /// The layer of the text encoder, counted from the end.
+    ClipSkip,
+}
+
+impl AxisType {
+    /// Each with A1111's name and a short one.
+    const NAMES: [(Self, &'static str, &'static str); 12] = [
+        (Self::Checkpoint, "Checkpoint name", "checkpoint"),
+        (Self::Prompt, "Prompt", "prompt"),
+        (Self::Seed, "Seed", "seed"),
+        (Self::NegativePrompt, "Negative prompt", "negative"),
+        (Self::PromptSr, "Prompt S/R", "prompt-sr"),
+        (Self::LoraWeight, "LoRA weight", "lora"),
+        (Self::Sampler, "Sampler", "sampler"),
+        (Self::Schedule, "Schedule type", "schedule"),
+        (Self::Steps, "Steps", "steps"),
+        (Self::Cfg, "CFG Scale", "cfg"),
+        (Self::Size, "Size", "size"),
+        (Self::ClipSkip, "Clip skip", "clip-skip"),
+    ];
+
+    /// A1111's name.
+    pub fn name(self) -> &'static str {
+        let of = |(kind, name, _): &(Self, &'static str, _)| (*kind == self).then_some(*name);
+        Self::NAMES.iter().find_map(of).expect("each has a name")
+    }
+}
+
+impl fmt::Display for AxisType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for AxisType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let same = |name: &str| name.eq_ignore_ascii_case(text);
+        match Self::NAMES.iter().find(|(_, name, short)| same(name) || same(short)) {
+            Some((kind, ..)) => Ok(*kind),
+            None => {
+                let known = Self::NAMES.iter().flat_map(|(_, name, short)| [*name, *short]);
+                Err(Error::AxisType {
+                    found: text.to_owned(),
+                    nearest: nearest(text, known).map(ToOwned::to_owned),
+                })
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for AxisType {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<AxisType> for String {
+    fn from(kind: AxisType) -> Self {
+        kind.to_string()
+    }
+}
+
+/// An axis of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Axis {
+    /// What it changes.
+    #[serde(rename = "type")]
+    pub kind: AxisType,
+    /// Its name, which no other axis has.
+    pub name: String,
+    /// At least one.
+    pub values: Vec<AxisValue>,
+}
+
+/// One value of an axis.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AxisValue {
+    /// What stands on the sheet.
+    pub label: String,
+    /// What it does to the settings.
+    #[serde(skip)]
+    pub(super) change: Change,
+}
+
+/// What a value does to the settings of a cell.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Change {
+    /// The model of that number.
+    Model(usize),
+    Prompt {
+        prompt: String,
+        negative: String,
+    },
+    Seed(u32),
+    Negative(String),
+    Replace {
+        from: String,
+        to: String,
+    },
+    Lora {
+        name: String,
+        weight: f64,
+    },
+    Sampler(SamplerName),
+    Schedule(ScheduleName),
+    Steps(u32),
+    Cfg(f64),
+    Size(Size),
+    ClipSkip(u32),
+}
+
+impl Change {
+    /// When it is done: prompts come before what is put into them, and replacing comes last.
+    pub(super) fn order(&self) -> u8 {
+        match self {
+            Self::Prompt { .. } => 0,
+            Self::Replace { .. } => 2,
+            _ => 1,
+        }
+    }
+
+    /// Does it.
+    pub(super) fn apply(&self, settings: &mut Settings) {
+        match self {
+            Self::Model(_) => {}
+            Self::Prompt { prompt, negative } => {
+                settings.prompt.clone_from(prompt);
+                settings.negative_prompt.clone_from(negative);
+            }
+            Self::Seed(seed) => settings.seed = *seed,
+            Self::Negative(text) => settings.negative_prompt = behind(&settings.negative_prompt, text),
+            Self::Replace { from, to } => {
+                settings.prompt = settings.prompt.replace(from, to);
+                settings.negative_prompt = settings.negative_prompt.replace(from, to);
+            }
+            Self::Lora { name, weight } => settings.prompt = with_lora(&settings.prompt, name, *weight),
+            Self::Sampler(name) => settings.sampler = *name,
+            Self::Schedule(name) => settings.schedule = *name,
+            Self::Steps(steps) => settings.steps = *steps,
+            Self::Cfg(scale) => settings.cfg_scale = *scale,
+            Self::Size(size) => settings.size = *size,
+            Self::ClipSkip(skip) => settings.clip_skip = *skip,
+        }
+    }
+}
+
+fn behind(first: &str, second: &str) -> String {
+    match (first.trim().is_empty(), second.trim().is_empty()) {
+        (true, _) => second.to_owned(),
+        (_, true) => first.to_owned(),
+        _ => format!("{first}, {second}"),
+    }
+}
+
+/// The prompt with this weight for the LoRA; weight 0 leaves it out altogether.
+fn with_lora(prompt: &str, name: &str, weight: f64) -> String {
+    let tag = if weight == 0.0 { String::new() } else { format!("<lora:{name}:{weight}>") };
+    let mut rest = prompt;
+    let mut found = String::new();
+    let mut is_there = false;
+    while let Some(start) = rest.find("<lora:") {
+        let end = rest[start..].find('>').map_or(rest.len(), |end| start + end + 1);
+        let (_, networks) = take_networks(&rest[start..end]);
+        let is_it =
+            networks.iter().any(|network| network.positional.first().is_some_and(|found| found == name));
+        found.push_str(&rest[..start]);
+        found.push_str(if is_it { &tag } else { &rest[start..end] });
+        is_there |= is_it;
+        rest = &rest[end..];
+    }
+    found.push_str(rest);
+    match (is_there, tag.is_empty()) {
+        (true, _) | (_, true) => found,
+        _ => format!("{found} {tag}"),
+    }
+}
+
+impl Axis {
+    /// The axis that a user wrote.
+    ///
+    /// # Errors
+    /// A value that is none, with its place; an axis that has a key of its own in `grid.toml`.
+    pub(super) fn of(written: &GridAxis) -> Result<Self> {
+        let name = written.name.clone().unwrap_or_else(|| match &written.lora {
+            Some(lora) => format!("LoRA {lora}"),
+            None => written.kind.to_string(),
+        });
+        let fault = |message: String| Error::Axis { axis: name.clone(), line: written.line, message };
+        if written.lora.is_some() != (written.kind == AxisType::LoraWeight) {
+            return Err(fault("`lora` names the LoRA of an axis of the type `LoRA weight`".into()));
+        }
+        let changes = changes(written).map_err(fault)?;
+        let fault = |message: String| Error::Axis { axis: name.clone(), line: written.line, message };
+        if changes.is_empty() {
+            return Err(fault("expected at least one value".into()));
+        }
+        let labels = written
+            .labels
+            .clone()
+            .unwrap_or_else(|| changes.iter().map(|(label, _)| label.clone()).collect());
+        if labels.len() != changes.len() {
+            return Err(fault(format!("{} labels for {} values", labels.len(), changes.len())));
+        }
+        let value = |(label, (_, change))| AxisValue { label, change };
+        Ok(Self { kind: written.kind, values: labels.into_iter().zip(changes).map(value).collect(), name })
+    }
+}
+
+/// The labels and changes of an axis as it was written.
+fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
+    let values = &written.values;
+    let kind = written.kind;
+    let integers = |change: fn(u32) -> Change| {
+        let numbers = values.integers()?.into_iter().map(|number| {
+            let number =
+                u32::try_from(number).map_err(|_| format!("{number}: expected 0 to {}", u32::MAX))?;
+            Ok((format!("{kind} {number}"), change(number)))
+        });
+        numbers.collect()
+    };
+    match kind {
+        AxisType::Checkpoint | AxisType::Prompt => {
+            let key = if kind == AxisType::Prompt { "prompts" } else { "checkpoints" };
+            Err(format!("this axis is written as `[[{key}]]`"))
+        }
+        AxisType::Seed => integers(Change::Seed),
+        AxisType::Steps => integers(Change::Steps),
+        AxisType::ClipSkip => integers(Change::ClipSkip),
+        AxisType::Cfg => {
+            let numbers = values.numbers()?.into_iter();
+            Ok(numbers.map(|number| (format!("{kind} {number}"), Change::Cfg(number))).collect())
+        }
+        AxisType::LoraWeight => {
+            let name = written.lora.clone().unwrap_or_default();
+            let numbers = values.numbers()?.into_iter();
+            let change = |weight| (format!("{name} {weight}"), Change::Lora { name: name.clone(), weight });
+            Ok(numbers.map(change).collect())
+        }
+        AxisType::Sampler => parsed(values, Change::Sampler),
+        AxisType::Schedule => parsed(values, Change::Schedule),
+        AxisType::Size => parsed(values, Change::Size),
+        AxisType::NegativePrompt => {
+            let label = |text: &String| {
+                if text.is_empty() { "no negative prompt".into() } else { format!("not: {text}") }
+            };
+            Ok(values.texts().iter().map(|text| (label(text), Change::Negative(text.clone()))).collect())
+        }
+        AxisType::PromptSr => {
+            let from = values.texts().first().cloned().unwrap_or_default();
+            if from.is_empty() && !values.is_empty() {
+                return Err("the first value is what is looked for: expected a text that is not empty".into());
+            }
+            let change = |to: &String| (to.clone(), Change::Replace { from: from.clone(), to: to.clone() });
+            Ok(values.texts().iter().map(change).collect())
+        }
+    }
+}
+
+/// Values that are names, each by its own rule.
+fn parsed<T: FromStr<Err: fmt::Display> + ToString>(
+    values: &Values,
+    change: fn(T) -> Change,
+) -> Result<Vec<(String, Change)>, String> {
+    let parse = |(place, text): (usize, &String)| {
+        let value: T = text.parse().map_err(|error: T::Err| format!("value {place}: {error}"))?;
+        Ok((value.to_string(), change(value)))
+    };
+    (1..).zip(values.texts()).map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(kind: &str, values: &str) -> GridAxis {
+        GridAxis::new(kind.parse().unwrap(), Values::split(values).unwrap())
+    }
+
+    fn said(axis: &GridAxis) -> String {
+        Axis::of(axis).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn names_are_those_of_a1111_and_short_ones() {
+        for (kind, name, short) in AxisType::NAMES {
+            assert_eq!(
+                (name.parse::<AxisType>().unwrap(), short.to_uppercase().parse::<AxisType>().unwrap()),
+                (kind, kind)
+            );
+            assert_eq!(kind.to_string(), name);
+        }
+        let error = "CFG Skale".parse::<AxisType>().unwrap_err().to_string();
+        assert_eq!(error, "unknown type of axis `CFG Skale`, did you mean `CFG Scale`?");
+    }
+
+    #[test]
+    fn values_change_the_settings() {
+        let mut settings = Settings {
+            prompt: "a cat, blurry".into(),
+            negative_prompt: "blurry".into(),
+            ..Settings::default()
+        };
+        for (kind, value) in [
+            ("steps", "7"),
+            ("cfg", "2.5"),
+            ("seed", "9"),
+            ("sampler", "DPM++ 2M"),
+            ("schedule", "Karras"),
+            ("size", "64x128"),
+            ("clip-skip", "2"),
+            ("negative", "dark"),
+            ("prompt-sr", "blurry, sharp"),
+        ] {
+            let axis = Axis::of(&axis(kind, value)).unwrap();
+            axis.values.last().unwrap().change.apply(&mut settings);
+        }
+        assert_eq!((settings.steps, settings.cfg_scale, settings.seed, settings.clip_skip), (7, 2.5, 9, 2));
+        assert_eq!((settings.sampler.name(), settings.schedule.name()), ("DPM++ 2M", "Karras"));
+        assert_eq!((settings.size.width, settings.size.height), (64, 128));
+        assert_eq!((&*settings.prompt, &*settings.negative_prompt), ("a cat, sharp", "sharp, dark"));
+    }
+
+    #[test]
+    fn a_lora_gets_its_weight_where_it_stands_or_at_the_end() {
+        assert_eq!(with_lora("a <lora:x:1>, b <lora:y>", "x", 0.5), "a <lora:x:0.5>, b <lora:y>");
+        assert_eq!(with_lora("a", "x", 0.5), "a <lora:x:0.5>");
+        assert_eq!(with_lora("a <lora:x:1:2>b", "x", 0.0), "a b");
+        assert_eq!(with_lora("a <lora:x", "x", 0.5), "a <lora:x <lora:x:0.5>");
+    }
+
+    #[test]
+    fn faults_name_axis_and_value() {
+        assert_eq!(
+            said(&axis("steps", "1, x")).split(": expected").next().unwrap(),
+            "the axis `Steps`: value 2, `x`"
+        );
+        assert!(said(&axis("seed", "-1")).contains("-1: expected 0 to 4294967295"));
+        let error = said(&axis("sampler", "Euler, Eular"));
+        assert!(error.contains("value 2") && error.contains("did you mean `Euler`?"), "{error}");
+        assert!(said(&axis("size", "64")).contains("expected a size such as 512x768"));
+        assert!(said(&axis("cfg", "")).contains("at least one value"));
+        assert!(said(&axis("prompt-sr", "\"\", b")).contains("a text that is not empty"));
+        assert!(said(&axis("prompt", "a")).contains("[[prompts]]"));
+        assert!(said(&axis("lora", "1")).contains("names the LoRA"));
+        let mut labelled = axis("cfg", "1, 2");
+        labelled.labels = Some(vec!["one".into()]);
+        assert!(said(&labelled).contains("1 labels for 2 values"));
+        labelled.line = Some(3);
+        assert!(said(&labelled).starts_with("line 3: the axis `CFG Scale`: "));
+    }
+}

@@ -1,0 +1,379 @@
+//! `index.html`: one file that shows all cells, with zoom, pan, comparison and the tables of the judging.
+
+use std::{collections::HashMap, io::Write, path::PathBuf, sync::LazyLock};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde::Serialize;
+use vodka_stage::{AtomicFile, ContentHash, Hasher};
+
+use super::{
+    AxisType, GridPlan, Judging,
+    judge::{Interval, Judgement},
+    look::{Look, MEASURES},
+    run::Run,
+    store::Entry,
+    table::{number_text, shown},
+};
+use crate::{Error, Result};
+
+/// Each template by its name.
+const TEMPLATES: [(&str, &str); 5] = [
+    ("page.html", include_str!("templates/page.html")),
+    ("tail.html", include_str!("templates/tail.html")),
+    ("whiskers.svg", include_str!("templates/whiskers.svg")),
+    ("page.css", include_str!("templates/page.css")),
+    ("page.js", include_str!("templates/page.js")),
+];
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    for (name, text) in &TEMPLATES[..3] {
+        environment.add_template(name, text).expect("the templates are ours");
+    }
+    environment
+});
+
+fn render(template: &str, context: impl Serialize) -> String {
+    let filled = ENVIRONMENT.get_template(template).and_then(|template| template.render(context));
+    filled.unwrap_or_else(|error| panic!("the template `{template}`: {error:#}"))
+}
+
+/// The hash of all templates: other templates make another page.
+pub(super) fn version() -> ContentHash {
+    let mut hasher = Hasher::default();
+    for (name, text) in TEMPLATES {
+        hasher.piece(name).piece(text);
+    }
+    hasher.finish()
+}
+
+/// So many pixels are put into the page itself, which some hundred cells of 512 px have; beyond that it shows the files.
+const EMBEDDED_PIXELS_MAX: u64 = 120_000_000;
+/// Of the pictures in the page; the files are whole.
+const JPEG_QUALITY: u8 = 90;
+
+/// What the script knows.
+#[derive(Serialize)]
+struct Data<'a> {
+    axes: Vec<AxisData<'a>>,
+    columns: &'a [usize],
+    rows: &'a [usize],
+    measures: Vec<&'static str>,
+    cells: Vec<CellData>,
+}
+
+#[derive(Serialize)]
+struct AxisData<'a> {
+    name: &'a str,
+    values: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct CellData {
+    /// The number of its picture; cells of equal settings share one.
+    picture: Option<usize>,
+    file: String,
+    size: [u32; 2],
+    text: String,
+    look: Vec<String>,
+    failed: Option<String>,
+}
+
+/// What `page.html` is filled with.
+#[derive(Serialize)]
+struct Page {
+    title: String,
+    told: String,
+    style: &'static str,
+    data: String,
+    judged: bool,
+    against: String,
+    seed: u64,
+    measures: Vec<&'static str>,
+    charts: Vec<String>,
+    tables: Vec<Table>,
+    odd: Vec<String>,
+}
+
+/// The judgements of a category.
+#[derive(Serialize)]
+struct Table {
+    name: String,
+    cells: usize,
+    rows: Vec<TableRow>,
+}
+
+#[derive(Serialize)]
+struct TableRow {
+    label: String,
+    values: Vec<Value>,
+}
+
+#[derive(Serialize)]
+struct Value {
+    own: String,
+    range: String,
+    difference: Option<String>,
+    difference_range: String,
+    /// Whether the interval of the difference does not hold 0.
+    clear: bool,
+}
+
+/// Writes the page. No more than one picture is in memory.
+pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging) -> Result<PathBuf> {
+    let path = run.report.page.clone();
+    let failed = |source| Error::from(vodka_stage::Error::Write { path: path.clone(), source });
+    let (data, pictures) = data(run, looks);
+    let pixels: u64 = data.cells.iter().map(|cell| u64::from(cell.size[0]) * u64::from(cell.size[1])).sum();
+    let mut file = AtomicFile::create(&path)?;
+    let head = render("page.html", page(run, looks, judging, &data));
+    file.write_all(head.as_bytes()).map_err(failed)?;
+    if pixels <= EMBEDDED_PIXELS_MAX {
+        for entry in &pictures {
+            let Some(picture) = run.store.get(entry)? else { continue };
+            let jpeg = STANDARD.encode(vodka_images::jpeg(&picture, JPEG_QUALITY));
+            writeln!(file, "<script>PICTURES.push(\"data:image/jpeg;base64,{jpeg}\")</script>")
+                .map_err(failed)?;
+        }
+    }
+    let tail = render("tail.html", minijinja::context! { script => TEMPLATES[4].1 });
+    file.write_all(tail.as_bytes()).map_err(failed)?;
+    file.commit()?;
+    Ok(path)
+}
+
+/// The cells, and the pictures that they show.
+fn data<'a>(run: &Run<'a>, looks: &[Option<Look>]) -> (Data<'a>, Vec<Entry>) {
+    let plan = run.plan;
+    let (mut pictures, mut places) = (Vec::new(), HashMap::new());
+    let reasons: HashMap<usize, &str> =
+        run.report.failed.iter().map(|failed| (failed.cell, failed.reason.as_str())).collect();
+    let mut cell = |(number, look): (usize, &Option<Look>)| {
+        let cell = plan.cell(number);
+        let entry = run.entry(&cell);
+        let picture = look.map(|_| {
+            *places.entry(entry.name.clone()).or_insert_with(|| {
+                pictures.push(entry.clone());
+                pictures.len() - 1
+            })
+        });
+        CellData {
+            picture,
+            file: shown(&run.store.path(&entry), &plan.output),
+            size: [cell.settings.size.width, cell.settings.size.height],
+            text: entry.text,
+            look: look.iter().flat_map(|look| MEASURES.map(|measure| short((measure.of)(look)))).collect(),
+            failed: reasons.get(&(number + 1)).map(|reason| (*reason).to_owned()),
+        }
+    };
+    let cells = looks.iter().enumerate().map(&mut cell).collect();
+    let axes = plan.axes.iter().map(|axis| AxisData {
+        name: &axis.name,
+        values: axis.values.iter().map(|value| value.label.as_str()).collect(),
+    });
+    let measures = MEASURES.iter().map(|measure| measure.name).collect();
+    (Data { axes: axes.collect(), columns: &plan.columns, rows: &plan.rows, measures, cells }, pictures)
+}
+
+fn page(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging, data: &Data<'_>) -> Page {
+    let plan = run.plan;
+    let models = plan.axis_of(AxisType::Checkpoint).map_or(&[][..], |axis| &plan.axes[axis].values);
+    let label = |model: usize| models[model].label.clone();
+    let json = serde_json::to_string(data).expect("plain data");
+    let all: Vec<_> = judging.judgements.iter().filter(|judgement| judgement.category.is_none()).collect();
+    let charts = (0..MEASURES.len()).filter_map(|measure| {
+        let of: Vec<_> = all.iter().filter(|judgement| judgement.measure == measure).collect();
+        let rows: Vec<_> = of.iter().map(|judgement| (label(judgement.model), judgement.own)).collect();
+        (!rows.is_empty()).then(|| whiskers(MEASURES[measure].name, &rows))
+    });
+    let name = |path: &std::path::Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    Page {
+        title: name(&plan.output).unwrap_or_else(|| "grid".to_owned()),
+        told: told(plan),
+        style: TEMPLATES[3].1,
+        // No text ends the script, whatever a prompt holds.
+        data: json.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"),
+        judged: !all.is_empty(),
+        against: models.get(judging.against).map(|value| value.label.clone()).unwrap_or_default(),
+        seed: judging.seed,
+        measures: MEASURES.iter().map(|measure| measure.name).collect(),
+        charts: charts.collect(),
+        tables: tables(judging, &label),
+        odd: odd(run, looks),
+    }
+}
+
+/// What all cells share, in words.
+fn told(plan: &GridPlan) -> String {
+    let settings = &plan.settings;
+    let varies = |kind| plan.axis_of(kind).is_some();
+    let fixed = [
+        (AxisType::Steps, format!("{} steps", settings.steps)),
+        (AxisType::Sampler, settings.sampler.to_string()),
+        (AxisType::Schedule, format!("schedule {}", settings.schedule)),
+        (AxisType::Cfg, format!("CFG scale {}", settings.cfg_scale)),
+        (AxisType::Size, settings.size.to_string()),
+    ];
+    let fixed = fixed.into_iter().filter(|(kind, _)| !varies(*kind)).map(|(_, text)| text);
+    std::iter::once(format!("{} cells", plan.cells())).chain(fixed).collect::<Vec<_>>().join(", ")
+}
+
+fn tables(judging: &Judging, label: &dyn Fn(usize) -> String) -> Vec<Table> {
+    let mut tables: Vec<(Option<&String>, Table)> = Vec::new();
+    for Judgement { model, category, own, difference, .. } in &judging.judgements {
+        if tables.last().is_none_or(|(of, _)| *of != category.as_ref()) {
+            let name = category.clone().unwrap_or_else(|| "All prompts".to_owned());
+            tables.push((category.as_ref(), Table { name, cells: own.count, rows: Vec::new() }));
+        }
+        let table = &mut tables.last_mut().expect("one was just pushed").1;
+        table.cells = table.cells.max(own.count);
+        let label = label(*model);
+        if table.rows.last().is_none_or(|row| row.label != label) {
+            table.rows.push(TableRow { label, values: Vec::new() });
+        }
+        let range = |interval: &Interval| format!("{} to {}", short(interval.low), short(interval.high));
+        let signed = |value: f64| if value > 0.0 { format!("+{}", short(value)) } else { short(value) };
+        let signed_range =
+            |interval: &Interval| format!("{} to {}", signed(interval.low), signed(interval.high));
+        table.rows.last_mut().expect("one was just pushed").values.push(Value {
+            own: short(own.median),
+            range: range(own),
+            difference: difference.map(|interval| signed(interval.median)),
+            difference_range: difference.as_ref().map(signed_range).unwrap_or_default(),
+            clear: difference.is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0),
+        });
+    }
+    tables.into_iter().map(|(_, table)| table).collect()
+}
+
+/// Cells that are not what they should be.
+fn odd(run: &Run<'_>, looks: &[Option<Look>]) -> Vec<String> {
+    let plan = run.plan;
+    let told = |number: usize| {
+        let place = plan.place(number);
+        let labels = plan.axes.iter().zip(place).filter(|(axis, _)| axis.values.len() > 1);
+        labels
+            .map(|(axis, value)| axis.values[value].label.replace('\n', ", "))
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    let failed = run
+        .report
+        .failed
+        .iter()
+        .map(|failed| format!("not made: {}: {}", told(failed.cell - 1), failed.reason));
+    let flat = looks.iter().enumerate().filter(|(_, look)| look.is_some_and(|look| look.flat));
+    failed.chain(flat.map(|(number, _)| format!("flat, nothing to see: {}", told(number)))).collect()
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => number_text((value * 1e4).round() / 1e4),
+    }
+}
+
+#[derive(Serialize)]
+struct ChartRow {
+    label: String,
+    short: String,
+    told: String,
+    y: u32,
+    x: f64,
+    low: f64,
+    high: f64,
+}
+
+#[derive(Serialize)]
+struct Tick {
+    x: f64,
+    label: String,
+}
+
+/// A chart of medians with their intervals, a row for each label.
+fn whiskers(title: &str, rows: &[(String, Interval)]) -> String {
+    const LEFT: f64 = 150.0;
+    const RIGHT: f64 = 495.0;
+    let ticks = ticks(rows);
+    let (least, most) = (ticks[0], *ticks.last().expect("two or more"));
+    let x = |value: f64| ((LEFT + (RIGHT - LEFT) * (value - least) / (most - least)) * 10.0).round() / 10.0;
+    let row = |(i, (label, interval)): (usize, &(String, Interval))| {
+        let short_label: String = match label.chars().count() {
+            0..=22 => label.clone(),
+            _ => label.chars().take(21).chain(['…']).collect(),
+        };
+        let told =
+            format!("{} ({} to {})", short(interval.median), short(interval.low), short(interval.high));
+        ChartRow {
+            label: label.clone(),
+            short: short_label,
+            told,
+            y: 34 + 22 * i as u32,
+            x: x(interval.median),
+            low: x(interval.low),
+            high: x(interval.high),
+        }
+    };
+    let tick = |value: &f64| Tick { x: x(*value), label: short(*value) };
+    let height = 34 + 22 * rows.len() as u32 + 12;
+    let (ticks, rows): (Vec<_>, Vec<_>) =
+        (ticks.iter().map(tick).collect(), rows.iter().enumerate().map(row).collect());
+    render("whiskers.svg", minijinja::context! { title, height, ticks, rows })
+}
+
+/// Round numbers from below the least to above the most.
+fn ticks(rows: &[(String, Interval)]) -> Vec<f64> {
+    let least = rows.iter().map(|(_, interval)| interval.low).fold(f64::INFINITY, f64::min);
+    let most = rows.iter().map(|(_, interval)| interval.high).fold(f64::NEG_INFINITY, f64::max);
+    let span = if most > least { most - least } else { most.abs().max(1e-3) };
+    let power = 10_f64.powf((span / 4.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| span / step <= 5.0);
+    let step = step.unwrap_or(10.0 * power);
+    let first = (least / step).floor();
+    let count = ((most / step).ceil() - first).max(1.0) as usize;
+    (0..=count).map(|i| (first + i as f64) * step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(low: f64, median: f64, high: f64) -> Interval {
+        Interval { count: 3, median, low, high }
+    }
+
+    #[test]
+    fn ticks_are_round_and_hold_all() {
+        let of = |low, high| ticks(&[(String::new(), interval(low, low, high))]);
+        assert_eq!(of(0.0, 100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
+        assert_eq!(of(-3.0, 7.0), [-4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0]);
+        for (low, high) in [(0.0, 0.0), (5.0, 5.0), (1234.5, 1234.6), (-0.002, 0.0)] {
+            let ticks = of(low, high);
+            assert!(ticks.len() >= 2 && ticks.len() <= 8, "{ticks:?}");
+            assert!(ticks[0] <= low && *ticks.last().unwrap() >= high, "{ticks:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_three_digits_that_count() {
+        let found = [1234.56, 45.678, 1.2345, 0.123_456, 0.0, -0.5].map(short);
+        assert_eq!(found, ["1235", "45.7", "1.23", "0.1235", "0", "-0.5"]);
+    }
+
+    #[test]
+    fn a_chart_has_a_row_for_each_checkpoint_and_escapes_their_names() {
+        let rows =
+            [("a <b> & c".to_owned(), interval(1.0, 2.0, 3.0)), ("x".repeat(40), interval(2.0, 2.5, 4.0))];
+        let svg = whiskers("Sharpness", &rows);
+        assert_eq!(svg.matches("<circle").count(), 2);
+        assert!(svg.contains("a &lt;b&gt; &amp; c") && svg.contains("…") && !svg.contains("<b>"), "{svg}");
+    }
+}

@@ -1,0 +1,390 @@
+//! Makes the cells that are not there, checkpoint by checkpoint, and what shows them.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+use vodka_sd15::{device_type, parse_device};
+use vodka_stage::{ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, record_path};
+
+use super::{
+    AxisType, Cell, GridPlan,
+    ahead::Ahead,
+    judge,
+    model::Model,
+    page, sheets,
+    store::{Entry, Store},
+    table,
+};
+use crate::{Error, ModelId, ModelSource, Pipeline, Result};
+
+/// How far the stage is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GridEvent<'a> {
+    /// A checkpoint is being loaded.
+    Loading {
+        /// Its path.
+        checkpoint: &'a Path,
+    },
+    /// A call of the UNet is through, in the picture that is being made.
+    Step {
+        /// The calls made.
+        done: usize,
+        /// All calls.
+        total: usize,
+    },
+    /// A cell is there: made, found, or given up.
+    Cell {
+        /// How many are there.
+        done: usize,
+        /// All cells.
+        total: usize,
+    },
+    /// A cell could not be made.
+    Failed(&'a FailedCell),
+}
+
+/// A cell that could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCell {
+    /// The number of the cell, as in `cells.csv`.
+    pub cell: usize,
+    /// The labels of its values.
+    pub labels: Vec<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the stage has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GridReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The labelled sheets.
+    pub sheets: Vec<PathBuf>,
+    /// The page that shows all cells.
+    pub page: PathBuf,
+    /// All cells of the grid.
+    pub cells: usize,
+    /// Those that were made now.
+    pub made: usize,
+    /// Those that were there.
+    pub kept: usize,
+    /// Cells of other grids that were taken out of the store, where that was asked for.
+    pub pruned: usize,
+    /// Those that could not be made; they are marked on the sheets.
+    pub failed: Vec<FailedCell>,
+}
+
+impl GridPlan {
+    /// All that the grid depends on.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read.
+    pub fn key(&self) -> Result<RunKey> {
+        Ok(self.key_of(&self.ids()?))
+    }
+
+    fn ids(&self) -> Result<Vec<ModelId>> {
+        self.models.iter().map(ModelSource::id).collect()
+    }
+
+    fn key_of(&self, ids: &[ModelId]) -> RunKey {
+        #[derive(Serialize)]
+        struct Key<'a> {
+            device: &'a str,
+            axes: Vec<AxisKey<'a>>,
+            layout: [&'a [usize]; 3],
+            sheet: &'a super::SheetConfig,
+            models: Vec<String>,
+            categories: &'a [Option<String>],
+            judge: super::plan::Judge,
+            cells: ContentHash,
+            page: ContentHash,
+        }
+        #[derive(Serialize)]
+        struct AxisKey<'a> {
+            name: &'a str,
+            labels: Vec<&'a str>,
+        }
+        let axes = self.axes.iter().map(|axis| AxisKey {
+            name: &axis.name,
+            labels: axis.values.iter().map(|value| value.label.as_str()).collect(),
+        });
+        // Labels may be alike where settings are not.
+        let mut cells = vodka_stage::Hasher::default();
+        for n in 0..self.cells() {
+            cells.piece(serde_json::to_string(&self.cell(n).settings).expect("settings are plain data"));
+        }
+        let key = Key {
+            device: device_type(&self.device),
+            axes: axes.collect(),
+            layout: [&self.columns, &self.rows, &self.sheets],
+            sheet: &self.sheet,
+            models: self.models.iter().map(ModelSource::name).collect(),
+            categories: &self.categories,
+            judge: self.judge,
+            cells: cells.finish(),
+            page: page::version(),
+        };
+        let key = RunKey::new("grid", &key, None);
+        ids.iter().enumerate().fold(key, |key, (i, id)| id.add_to(key, &format!("checkpoint {}", i + 1)))
+    }
+}
+
+/// Makes the cells that are not in the store, model by model, and the sheets, the table and the page.
+///
+/// A cell's file is named by all that decides it, so a killed run goes on where it was and loses the picture in hand at
+/// most, and a grid that has grown makes its new cells alone. Each model is loaded once, and not at all where nothing is
+/// to do; while its pictures are made the files of the next one are read.
+///
+/// # Errors
+/// A checkpoint that is no model or has weights that are not finite, a device that is not there, a folder that cannot
+/// be written, or that another run writes to.
+pub fn run(
+    plan: &GridPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(GridEvent<'_>),
+) -> Result<GridReport> {
+    let ids = plan.ids()?;
+    let key = plan.key_of(&ids);
+    let record = record_path(&plan.output);
+    if let Some(report) = key.made::<GridReport>(&record)? {
+        return Ok(report.again(plan));
+    }
+    let device = parse_device(&plan.device, &plan.runtime_dir)?;
+    create_dir(&plan.output)?;
+    let _output = FolderLock::take(&plan.output)?;
+    let store = Store::open(&plan.store)?;
+    let mut run = Run { plan, device, ids, store, interrupt, report: GridReport::new(plan), on_event };
+    if !run.make_cells()? {
+        run.report.outcome = Outcome::Interrupted;
+        return Ok(run.report);
+    }
+    run.show()?;
+    let report = run.report;
+    drop(run.store);
+    key.write(&record, &[&plan.output], &report)?;
+    Ok(report)
+}
+
+/// A run in progress.
+pub(super) struct Run<'a> {
+    pub(super) plan: &'a GridPlan,
+    device: Device,
+    ids: Vec<ModelId>,
+    pub(super) store: Store,
+    interrupt: &'a Interrupt,
+    pub(super) report: GridReport,
+    on_event: &'a mut dyn FnMut(GridEvent<'_>),
+}
+
+impl Run<'_> {
+    /// The cell's entry in the store.
+    pub(super) fn entry(&self, cell: &Cell) -> Entry {
+        Entry::of(&cell.settings, &self.ids[cell.model], device_type(&self.plan.device))
+    }
+
+    /// Makes what is missing; whether all is there, and nothing was interrupted.
+    fn make_cells(&mut self) -> Result<bool> {
+        let missing = self.missing();
+        let mut ahead = None;
+        for (model, cells) in missing.iter().enumerate() {
+            if cells.is_empty() {
+                continue;
+            }
+            if self.interrupt.is_raised() {
+                return Ok(false);
+            }
+            let pipeline = self.load(&self.plan.models[model])?;
+            drop(ahead.take());
+            let next = missing.iter().enumerate().skip(model + 1).find(|(_, cells)| !cells.is_empty());
+            ahead = next.map(|(next, _)| Ahead::start(files(&self.plan.models[next])));
+            for number in cells {
+                if !self.make(*number, &pipeline)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The numbers of the cells that are not in the store, for each model.
+    fn missing(&mut self) -> Vec<Vec<usize>> {
+        let mut missing = vec![Vec::new(); self.plan.models.len()];
+        for number in 0..self.report.cells {
+            let cell = self.plan.cell(number);
+            if self.store.has(&self.entry(&cell)) {
+                self.report.kept += 1;
+                self.count_cell();
+            } else {
+                missing[cell.model].push(number);
+            }
+        }
+        missing
+    }
+
+    /// Makes a cell; whether it was not interrupted.
+    fn make(&mut self, number: usize, pipeline: &Pipeline) -> Result<bool> {
+        let cell = self.plan.cell(number);
+        let entry = self.entry(&cell);
+        if self.store.path(&entry).exists() && self.store.has(&entry) {
+            // Another place of the grid has the same settings.
+            self.report.kept += 1;
+            self.count_cell();
+            return Ok(true);
+        }
+        if self.interrupt.is_raised() {
+            return Ok(false);
+        }
+        let mut on_step = |done, total| (self.on_event)(GridEvent::Step { done, total });
+        match pipeline.generate(&cell.settings, self.interrupt, &mut on_step) {
+            Ok(Some(picture)) => {
+                self.store.put(&entry, &picture)?;
+                self.report.made += 1;
+            }
+            Ok(None) => return Ok(false),
+            Err(error @ Error::NotFinite { .. }) => self.fail(number, &cell, &error)?,
+            Err(error) => return Err(error),
+        }
+        self.count_cell();
+        Ok(true)
+    }
+
+    fn load(&mut self, model: &ModelSource) -> Result<Pipeline> {
+        (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
+        Pipeline::load(model.open()?, self.device, Kind::Float)
+    }
+
+    fn count_cell(&mut self) {
+        let report = &self.report;
+        let done = report.made + report.kept + report.failed.len();
+        (self.on_event)(GridEvent::Cell { done, total: report.cells });
+    }
+
+    /// Lists a cell that could not be made; a damaged file in its place is removed.
+    fn fail(&mut self, number: usize, cell: &Cell, error: &Error) -> Result<()> {
+        self.store.remove(&self.entry(cell))?;
+        let labels =
+            self.plan.axes.iter().zip(&cell.place).map(|(axis, value)| axis.values[*value].label.clone());
+        let failed = FailedCell { cell: number + 1, labels: labels.collect(), reason: error.to_string() };
+        (self.on_event)(GridEvent::Failed(&failed));
+        self.report.failed.push(failed);
+        self.report.outcome = Outcome::Skipped;
+        Ok(())
+    }
+
+    /// Writes the sheets, the table and the page.
+    fn show(&mut self) -> Result<()> {
+        self.report.sheets = sheets::write(self)?;
+        let looks = table::looks(self)?;
+        table::write(self, &looks)?;
+        let judging = judge::judge(self.plan, &looks);
+        table::write_judging(self.plan, &judging)?;
+        page::write(self, &looks, &judging)?;
+        let names: BTreeSet<_> = match self.plan.prune {
+            true => (0..self.report.cells).map(|number| self.entry(&self.plan.cell(number)).name).collect(),
+            false => BTreeSet::new(),
+        };
+        self.report.pruned = self.store.prune(&|name| !self.plan.prune || names.contains(name))?;
+        Ok(())
+    }
+
+    /// The sheet's own text: its first cell's, with the axes, as A1111's script writes it.
+    pub(super) fn sheet_text(&self, first: &Cell) -> String {
+        let plan = self.plan;
+        let names = |axes: &[usize]| {
+            axes.iter().map(|axis| plan.axes[*axis].name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let labels = |axes: &[usize]| {
+            (0..plan.count(axes)).map(|n| plan.label(axes, n)).collect::<Vec<_>>().join(", ")
+        };
+        first
+            .settings
+            .parameters(&self.ids[first.model])
+            .with("Script", "X/Y/Z plot")
+            .with("X Type", names(&plan.columns))
+            .with("X Values", labels(&plan.columns))
+            .with("Y Type", names(&plan.rows))
+            .with("Y Values", labels(&plan.rows))
+            .to_string()
+    }
+
+    /// How the pictures of a cell name its model.
+    pub(super) fn model_id(&self, cell: &Cell) -> &ModelId {
+        &self.ids[cell.model]
+    }
+}
+
+impl GridReport {
+    fn new(plan: &GridPlan) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            sheets: Vec::new(),
+            page: plan.output.join("index.html"),
+            cells: plan.cells(),
+            made: 0,
+            kept: 0,
+            pruned: 0,
+            failed: Vec::new(),
+        }
+    }
+
+    /// The report of a run that found everything as this one left it.
+    fn again(mut self, plan: &GridPlan) -> Self {
+        let here = |path: &mut PathBuf| *path = plan.output.join(path.file_name().unwrap_or_default());
+        self.sheets.iter_mut().chain([&mut self.page]).for_each(here);
+        (self.made, self.kept, self.pruned) = (0, self.cells - self.failed.len(), 0);
+        if self.failed.is_empty() {
+            self.outcome = Outcome::Unchanged;
+        }
+        self
+    }
+}
+
+impl Report for GridReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for GridReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { outcome, cells, made, kept, failed, .. } = self;
+        let page = self.page.display();
+        match outcome {
+            Outcome::Unchanged => write!(f, "{page} is there already, with {cells} cells"),
+            Outcome::Interrupted => write!(f, "{} of {cells} cells are there, no sheet yet", made + kept),
+            Outcome::Done | Outcome::Skipped => {
+                write!(f, "{page}: {cells} cells, {made} made, {kept} kept")
+            }
+        }?;
+        if self.pruned > 0 {
+            write!(f, ", {} of other grids removed", self.pruned)?;
+        }
+        for FailedCell { cell, labels, reason } in failed {
+            let labels: Vec<_> = labels.iter().map(|label| label.replace('\n', ", ")).collect();
+            write!(f, "\nnot made: cell {cell} ({}): {reason}", labels.join("; "))?;
+        }
+        Ok(())
+    }
+}
+
+/// The files that are read when a model is loaded.
+fn files(model: &ModelSource) -> Vec<PathBuf> {
+    match model {
+        ModelSource::Checkpoint(path) => vec![path.clone()],
+        ModelSource::Merge { plan, .. } => {
+            plan.graph.parents.iter().map(|parent| parent.path.clone()).collect()
+        }
+    }
+}
+
+/// The number of the prompt at a place.
+pub(super) fn prompt_of(plan: &GridPlan, place: &[usize]) -> usize {
+    plan.axis_of(AxisType::Prompt).map_or(0, |axis| place[axis])
+}

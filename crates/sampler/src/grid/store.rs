@@ -1,0 +1,194 @@
+//! The store of cells: a folder of PNG files, each named by the hash of all that decides its pixels and its text.
+//!
+//! A file is there whole or not at all, whoever is killed and whatever disk is full, and a name says what the file holds.
+//! So a grid that goes on, grows, shrinks or changes its order takes from the store what is there and makes the rest,
+//! and grids that share a store share their cells. One run at a time writes to it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use image::RgbImage;
+use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir};
+
+use crate::{
+    Error, ModelId, Result, Settings,
+    png::{read_parameters, read_rgb, write_png},
+};
+
+/// Counts up whenever the same settings make other pixels: cells of an older arithmetic are made anew.
+const ARITHMETIC: u32 = 1;
+
+/// A store that no other run may write to.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+    _lock: FolderLock,
+}
+
+/// A cell in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The file's name.
+    pub(super) name: String,
+    /// The `parameters` text in it.
+    pub(super) text: String,
+}
+
+impl Entry {
+    /// The cell that `settings` make of `model` on this kind of device.
+    pub(super) fn of(settings: &Settings, model: &ModelId, device_type: &str) -> Self {
+        let text = settings.parameters(model).to_string();
+        let settings = serde_json::to_string(settings).expect("settings are plain data");
+        let mut hasher = Hasher::default();
+        hasher.piece("vodka cell").piece(ARITHMETIC.to_le_bytes()).piece(device_type);
+        hasher.piece(model.sha256.to_string()).piece(settings).piece(&text);
+        Self { name: file_name(&hasher.finish()), text }
+    }
+}
+
+/// 32 digits of the hash are enough, and leave names that people can handle.
+fn file_name(hash: &ContentHash) -> String {
+    format!("{}.png", hash.short(32))
+}
+
+fn is_cell(name: &str) -> bool {
+    name.strip_suffix(".png")
+        .is_some_and(|hash| hash.len() == 32 && hash.bytes().all(|c| c.is_ascii_hexdigit()))
+}
+
+impl Store {
+    /// Takes the folder, which is made where there is none.
+    ///
+    /// # Errors
+    /// Another run has it.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        create_dir(folder)?;
+        Ok(Self { folder: folder.to_path_buf(), _lock: FolderLock::take(folder)? })
+    }
+
+    pub(super) fn path(&self, entry: &Entry) -> PathBuf {
+        self.folder.join(&entry.name)
+    }
+
+    /// Whether the cell is there: its text is the one that would be written, and its pixels can be read.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        let path = self.path(entry);
+        matches!(read_parameters(&path), Ok(Some(found)) if found == entry.text)
+            && matches!(read_rgb(&path), Ok(Some(_)))
+    }
+
+    /// The picture of a cell; `None` where there is none.
+    ///
+    /// # Errors
+    /// A file that was damaged or replaced since.
+    pub(super) fn get(&self, entry: &Entry) -> Result<Option<RgbImage>> {
+        let path = self.path(entry);
+        if !path.exists() {
+            return Ok(None);
+        }
+        match read_rgb(&path)? {
+            Some(picture) => Ok(Some(picture)),
+            None => Err(Error::CellChanged { path }),
+        }
+    }
+
+    /// Puts a cell in, whole or not at all.
+    pub(super) fn put(&self, entry: &Entry, picture: &RgbImage) -> Result<()> {
+        write_png(&self.path(entry), picture, &entry.text)
+    }
+
+    /// Takes a damaged cell out.
+    pub(super) fn remove(&self, entry: &Entry) -> Result<()> {
+        remove(&self.path(entry))
+    }
+
+    /// Takes out all cells but those that `keep` names, and what killed runs have left half written; other files stay.
+    pub(super) fn prune(&self, keep: &dyn Fn(&str) -> bool) -> Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.folder).map_err(read_error(&self.folder))? {
+            let entry = entry.map_err(read_error(&self.folder))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let half =
+                name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial")).is_some_and(is_cell);
+            if half || (is_cell(&name) && !keep(&name)) {
+                remove(&entry.path())?;
+                removed += usize::from(!half);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn read_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| vodka_stage::Error::Read { path, source }.into()
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(vodka_stage::Error::Write { path: path.to_path_buf(), source }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vodka_stage::hash_bytes;
+
+    use super::*;
+
+    fn entry(settings: &Settings) -> Entry {
+        Entry::of(settings, &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")), "cpu")
+    }
+
+    #[test]
+    fn the_name_is_of_all_that_decides_the_cell() {
+        let base = Settings { prompt: "a".into(), ..Settings::default() };
+        let model = |name: &str, content: &str| ModelId::new(Path::new(name), hash_bytes(content));
+        let other = [
+            Entry::of(&base, &model("b.safetensors", "a"), "cpu"),
+            Entry::of(&base, &model("a.safetensors", "b"), "cpu"),
+            Entry::of(&base, &model("a.safetensors", "a"), "cuda"),
+            entry(&Settings { seed: 1, ..base.clone() }),
+            entry(&Settings { negative_prompt: "a".into(), ..base.clone() }),
+            // The text does not tell these apart from the default.
+            entry(&Settings { eta: Some(1.0), ..base.clone() }),
+        ];
+        let mut names: Vec<_> = other.iter().chain([&entry(&base)]).map(|entry| entry.name.clone()).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 7);
+        assert!(names.iter().all(|name| is_cell(name)), "{names:?}");
+        assert_eq!(entry(&base), entry(&base.clone()));
+    }
+
+    #[test]
+    fn a_store_is_one_runs_at_a_time_and_keeps_what_is_not_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cells")).unwrap();
+        let error = Store::open(&dir.path().join("cells")).unwrap_err();
+        assert!(error.to_string().contains("is held by another run"), "{error}");
+        let cells = [0, 1].map(|seed| entry(&Settings { seed, ..Settings::default() }));
+        let picture = RgbImage::from_pixel(8, 8, image::Rgb([1, 2, 3]));
+        for cell in &cells {
+            assert!(!store.has(cell));
+            store.put(cell, &picture).unwrap();
+            assert!(store.has(cell));
+        }
+        assert_eq!(store.get(&cells[0]).unwrap(), Some(picture));
+        fs::write(dir.path().join("cells/mine.png"), "x").unwrap();
+        fs::write(dir.path().join("cells").join(format!(".{}.partial", cells[1].name)), "x").unwrap();
+        assert_eq!(store.prune(&|name| name == cells[0].name).unwrap(), 1);
+        assert!(store.has(&cells[0]) && !store.has(&cells[1]));
+        assert_eq!(fs::read_dir(dir.path().join("cells")).unwrap().count(), 2);
+        // Another cell's file in its place is not this cell.
+        fs::copy(store.path(&cells[0]), store.path(&cells[1])).unwrap();
+        assert!(!store.has(&cells[1]));
+        drop(store);
+        Store::open(&dir.path().join("cells")).unwrap();
+    }
+}

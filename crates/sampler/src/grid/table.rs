@@ -1,0 +1,154 @@
+//! `cells.csv`: a line for each cell, with its values, its settings, its file and its look.
+
+use std::path::{Path, PathBuf};
+
+use vodka_stage::AtomicFile;
+
+use super::{
+    AxisType, Cell, GridPlan, Interval, Judgement, Judging,
+    look::{Look, MEASURES},
+    run::{Run, prompt_of},
+};
+use crate::{Error, Result};
+
+/// The columns behind those of the axes.
+const SETTINGS: [&str; 12] = [
+    "category",
+    "model",
+    "model_hash",
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "steps",
+    "cfg_scale",
+    "sampler",
+    "schedule",
+    "size",
+    "clip_skip",
+];
+
+/// The look of every cell that is there, by its number.
+pub(super) fn looks(run: &Run<'_>) -> Result<Vec<Option<Look>>> {
+    let look = |number| {
+        let entry = run.entry(&run.plan.cell(number));
+        Ok(run.store.get(&entry)?.map(|picture| Look::of(&picture)))
+    };
+    (0..run.report.cells).map(look).collect()
+}
+
+/// Writes the table.
+pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>]) -> Result<PathBuf> {
+    let path = run.plan.output.join("cells.csv");
+    let failed = |source: csv::Error| Error::WriteTable { path: path.clone(), source };
+    let mut file = AtomicFile::create(&path)?;
+    let mut table = csv::Writer::from_writer(&mut file);
+    let axes = run.plan.axes.iter().map(|axis| format!("axis: {}", axis.name));
+    let head = ["cell".to_owned()].into_iter().chain(axes);
+    let head = head.chain(SETTINGS.map(str::to_owned)).chain(["file".to_owned()]);
+    let head = head.chain(MEASURES.iter().map(|measure| measure.key.to_owned())).chain(["flat".to_owned()]);
+    table.write_record(head).map_err(failed)?;
+    for (number, look) in looks.iter().enumerate() {
+        let cell = run.plan.cell(number);
+        table.write_record(row(run, number, &cell, look.as_ref())).map_err(failed)?;
+    }
+    table.flush().map_err(|source| failed(source.into()))?;
+    drop(table);
+    file.commit()?;
+    Ok(path)
+}
+
+/// Writes `judging.csv`: a line for each category, checkpoint and measure.
+pub(super) fn write_judging(plan: &GridPlan, judging: &Judging) -> Result<PathBuf> {
+    let path = plan.output.join("judging.csv");
+    let failed = |source: csv::Error| Error::WriteTable { path: path.clone(), source };
+    let mut file = AtomicFile::create(&path)?;
+    let mut table = csv::Writer::from_writer(&mut file);
+    table
+        .write_record([
+            "category",
+            "checkpoint",
+            "measure",
+            "cells",
+            "median",
+            "low",
+            "high",
+            "against",
+            "difference",
+            "difference_low",
+            "difference_high",
+        ])
+        .map_err(failed)?;
+    let label = |model: usize| {
+        plan.axis_of(AxisType::Checkpoint).map_or("", |axis| &plan.axes[axis].values[model].label)
+    };
+    for Judgement { model, category, measure, own, difference } in &judging.judgements {
+        let numbers = |interval: &Interval| [interval.median, interval.low, interval.high].map(number_text);
+        let [median, low, high] = numbers(own);
+        let [difference, difference_low, difference_high] =
+            difference.as_ref().map(numbers).unwrap_or_default();
+        let category = category.as_deref().unwrap_or("all");
+        let against = if difference.is_empty() { "" } else { label(judging.against) };
+        let cells = own.count.to_string();
+        let row = [
+            category,
+            label(*model),
+            MEASURES[*measure].key,
+            &cells,
+            &median,
+            &low,
+            &high,
+            against,
+            &difference,
+            &difference_low,
+            &difference_high,
+        ];
+        table.write_record(row).map_err(failed)?;
+    }
+    table.flush().map_err(|source| failed(source.into()))?;
+    drop(table);
+    file.commit()?;
+    Ok(path)
+}
+
+fn row(run: &Run<'_>, number: usize, cell: &Cell, look: Option<&Look>) -> Vec<String> {
+    let plan = run.plan;
+    let labels =
+        plan.axes.iter().zip(&cell.place).map(|(axis, value)| axis.values[*value].label.replace('\n', "; "));
+    let (settings, model) = (&cell.settings, run.model_id(cell));
+    let category = plan.categories.get(prompt_of(plan, &cell.place)).cloned().flatten().unwrap_or_default();
+    let of_settings = [
+        category,
+        model.name.clone(),
+        model.sha256.short(10),
+        settings.prompt.clone(),
+        settings.negative_prompt.clone(),
+        settings.seed.to_string(),
+        settings.steps.to_string(),
+        settings.cfg_scale.to_string(),
+        settings.sampler.to_string(),
+        settings.schedule.to_string(),
+        settings.size.to_string(),
+        settings.clip_skip.to_string(),
+    ];
+    let file = look.map(|_| shown(&run.store.path(&run.entry(cell)), &plan.output)).unwrap_or_default();
+    let measured =
+        MEASURES.iter().map(|measure| look.map(|look| number_text((measure.of)(look))).unwrap_or_default());
+    let flat = look.map(|look| u8::from(look.flat).to_string()).unwrap_or_default();
+    let row = [(number + 1).to_string()].into_iter().chain(labels).chain(of_settings).chain([file]);
+    row.chain(measured).chain([flat]).collect()
+}
+
+/// A path as it is written in the output folder: relative where it lies below.
+pub(super) fn shown(path: &Path, output: &Path) -> String {
+    let path = match path.strip_prefix(output) {
+        Ok(below) => below.to_path_buf(),
+        Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+    };
+    path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/").replace("//", "/")
+}
+
+/// Six digits are more than the measures are worth.
+pub(super) fn number_text(value: f64) -> String {
+    let text = format!("{value:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}

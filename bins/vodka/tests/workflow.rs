@@ -80,7 +80,8 @@ impl Lab {
             models = ["v3@1", "v3", "mix"]
             size = "64x64"
             steps = 2
-            prompts = [{{ prompt = "a red circle", negative = "blurry" }}]
+            judge = true
+            prompts = [{{ prompt = "a red circle", negative = "blurry" }}, {{ prompt = "a red circle" }}]
             [[merge]]
             name = "mix"
             method = "add-difference"
@@ -147,6 +148,9 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     let text = lab.vodka("run", 0);
     assert!(text.contains("grids/mixes/index.html"), "{text}");
     assert!(lab.at("out/grids/mixes/grid.png").exists() && lab.at("out/mixes/mix.safetensors").exists());
+    let judged = |name: &str| fs::read_to_string(lab.at(&format!("out/judged/mixes/{name}"))).unwrap();
+    assert!(judged("effects.csv").contains("mix,blurry,negative,1,"), "{}", judged("effects.csv"));
+    assert!(judged("requested.csv").contains("v3@1,circle,2,"), "{}", judged("requested.csv"));
     assert_eq!(lab.checkpoints().len(), 2);
     let before = (lab.record("train"), lab.record("grids/mixes"));
 

@@ -143,6 +143,22 @@ pub enum Error {
         /// The model.
         model: String,
     },
+    /// A table cannot be read or written.
+    #[error("cannot read or write the table `{path}`")]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: csv::Error,
+    },
+    /// A table without one of its columns.
+    #[error("`{path}` has no column `{column}`")]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+    },
     /// A record cannot be read.
     #[error(transparent)]
     Record(#[from] vodka_stage::Error),

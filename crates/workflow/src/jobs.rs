@@ -33,6 +33,8 @@ pub enum Job {
     Merge(String),
     /// Make the grid of this name.
     Grid(String),
+    /// Join the cells of the grid of this name with the tagger's scores of them.
+    Judge(String),
 }
 
 impl fmt::Display for Job {
@@ -46,6 +48,7 @@ impl fmt::Display for Job {
             Self::Train => f.write_str("train"),
             Self::Merge(name) => write!(f, "merge {name}"),
             Self::Grid(name) => write!(f, "grid {name}"),
+            Self::Judge(name) => write!(f, "judge {name}"),
         }
     }
 }
@@ -130,6 +133,7 @@ impl Workflow {
             Job::Train => output.join("train"),
             Job::Merge(name) => output.join("mixes").join(format!("{name}.safetensors")),
             Job::Grid(name) => output.join("grids").join(name),
+            Job::Judge(name) => output.join("judged").join(name),
         }
     }
 
@@ -144,6 +148,7 @@ impl Workflow {
             Job::Train => vec![Job::Caption],
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
+            Job::Judge(name) => vec![Job::Grid(name.clone())],
         }
     }
 
@@ -204,7 +209,9 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     let mut merges: Vec<_> = recipe.merge.iter().collect();
     while !grids.is_empty() || !merges.is_empty() {
         if let Some(i) = grids.iter().position(|grid| grid.models.iter().all(|model| there.contains(model))) {
-            jobs.push(Job::Grid(grids.remove(i).name.clone()));
+            let grid = grids.remove(i);
+            jobs.push(Job::Grid(grid.name.clone()));
+            jobs.extend(grid.judge.then(|| Job::Judge(grid.name.clone())));
         } else if let Some(i) = merges.iter().position(|merge| merge.models().all(|m| there.contains(m))) {
             let merge = merges.remove(i);
             there.insert(&merge.name);

@@ -5,6 +5,7 @@
 
 mod error;
 mod jobs;
+mod judge;
 mod recipe;
 mod run;
 mod stages;
@@ -12,6 +13,7 @@ mod status;
 
 pub use error::{Error, Result};
 pub use jobs::{Job, Workflow};
+pub use judge::{Effect, Found, JudgePlan, JudgeReport, Side};
 pub use recipe::Recipe;
 pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
 pub use stages::{Plan, Progress};

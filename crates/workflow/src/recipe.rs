@@ -203,6 +203,9 @@ pub struct Grid {
     pub models: Vec<String>,
     /// The prompts, one a row for each seed.
     pub prompts: Vec<GridPrompt>,
+    /// Have the tagger score the cells: which requested tags are there, and what a tag in a prompt changes. Default: false.
+    #[serde(default)]
+    pub judge: bool,
     /// Seeds. Default: 1.
     #[serde(default = "default_seeds")]
     pub seeds: Vec<u32>,
@@ -440,10 +443,12 @@ mod tests {
                 "caption",
                 "train",
                 "grid checkpoints",
+                "judge checkpoints",
                 "merge v3-with-v1",
                 "merge v3-with-v2",
                 "merge v3-plus-v1-minus-v2",
                 "grid mixes",
+                "judge mixes",
             ]
         );
         assert_eq!(workflow.recipe.saved_epochs(), [25, 50, 75, 100]);

@@ -16,7 +16,7 @@ use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
 
-use crate::{Error, Job, JobReport, Result, Workflow};
+use crate::{Error, Job, JobReport, JudgePlan, Result, Workflow, judge};
 
 type Cause = Box<dyn error::Error + Send + Sync>;
 
@@ -44,6 +44,7 @@ pub enum Plan {
     Train(Box<TrainPlan>),
     Merge(MergePlan),
     Grid(GridPlan),
+    Judge(JudgePlan),
 }
 
 impl Workflow {
@@ -77,6 +78,7 @@ impl Workflow {
             }
             Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
             Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
+            Job::Judge(name) => Ok(Plan::Judge(self.judge(name))),
         };
         plan.map_err(|source| Error::Settings { job: job.to_string(), source })
     }
@@ -205,6 +207,17 @@ impl Workflow {
     }
 }
 
+impl Workflow {
+    fn judge(&self, name: &str) -> JudgePlan {
+        let grid = self.output_of(&Job::Grid(name.to_owned()));
+        let output = self.output_of(&Job::Judge(name.to_owned()));
+        let tagger = self.tag();
+        let (images, labels) = (grid.join("cells"), self.select().labels);
+        let tagger = TagConfig { images, output: output.join("tags.csv"), ..tagger };
+        JudgePlan { tagger, cells: grid.join("cells.csv"), labels, output }
+    }
+}
+
 impl Plan {
     /// What the outputs depend on.
     pub(crate) fn key(&self) -> Result<RunKey, Cause> {
@@ -218,6 +231,7 @@ impl Plan {
             // Each merge of a recipe has one output.
             Self::Merge(plan) => plan.keys()?.swap_remove(0),
             Self::Grid(plan) => plan.key()?,
+            Self::Judge(plan) => plan.key()?,
         })
     }
 
@@ -248,6 +262,7 @@ impl Plan {
                 through(job, vodka_merger::run(plan, interrupt, &mut |event| tell(of_merge(event))))
             }
             Self::Grid(plan) => through(job, grid::run(plan, interrupt, &mut |event| tell(of_grid(event)))),
+            Self::Judge(plan) => through(job, judge::run(plan, interrupt, &mut |event| tell(of_tag(event)))),
         };
         result.map_err(|source| Error::Stage { job: job.to_string(), source })
     }

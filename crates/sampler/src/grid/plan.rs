@@ -211,19 +211,19 @@ impl GridConfig {
 impl GridCheckpoint {
     /// A model for each combination of its weights, with its label.
     fn models(&self, hash_cache: Option<&PathBuf>) -> Result<Vec<(String, ModelSource)>> {
-        let mut all = vec![(String::new(), Vec::new())];
+        let mut all: Vec<(String, Vec<(String, Weight)>)> = vec![(String::new(), Vec::new())];
         for (name, values) in &self.weights {
             let texts = values.spread();
-            let told =
-                |text: &String| if texts.len() > 1 { format!("\n{name} {text}") } else { String::new() };
-            let with = |(label, weights): (String, Vec<_>)| {
-                let texts = texts.iter().map(move |text| {
-                    let weight = (name.clone(), text.parse::<Weight>()?);
-                    Ok((format!("{label}{}", told(text)), [weights.clone(), vec![weight]].concat()))
-                });
-                texts.collect::<Vec<Result<_>>>()
-            };
-            all = all.into_iter().flat_map(with).collect::<Result<_>>()?;
+            let mut next = Vec::new();
+            for (label, weights) in &all {
+                for text in &texts {
+                    let told = if texts.len() > 1 { format!("\n{name} {text}") } else { String::new() };
+                    let mut weights = weights.clone();
+                    weights.push((name.clone(), text.parse()?));
+                    next.push((format!("{label}{told}"), weights));
+                }
+            }
+            all = next;
         }
         let model = |(label, weights): (String, Vec<(String, Weight)>)| {
             let model = ModelSource::read(&self.path, &weights)?.with_hash_cache(hash_cache.cloned());

@@ -14,9 +14,7 @@ use vodka_stage::{ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, c
 use super::{
     AxisType, Cell, GridPlan,
     ahead::Ahead,
-    judge,
-    model::Model,
-    page, sheets,
+    judge, page, sheets,
     store::{Entry, Store},
     table,
 };

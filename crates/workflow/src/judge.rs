@@ -135,14 +135,15 @@ fn items(prompt: &str) -> Vec<String> {
         }
     }
     let item = |part: &str| {
-        let part = part.replace("BREAK", " ");
+        // Brackets that belong to a name are no emphasis.
+        let part = part.replace("BREAK", " ").replace("\\(", "\u{1}").replace("\\)", "\u{2}");
         let part = part.trim().trim_matches(|c| matches!(c, '(' | ')' | '[' | ']' | '{' | '}')).to_owned();
         let is_weight = |text: &str| text.trim().parse::<f32>().is_ok();
         let part = match part.rsplit_once(':') {
             Some((text, weight)) if is_weight(weight) => text.to_owned(),
             _ => part,
         };
-        let part = part.replace("\\(", "(").replace("\\)", ")").to_lowercase();
+        let part = part.replace('\u{1}', "(").replace('\u{2}', ")").to_lowercase();
         part.split([' ', '_']).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_")
     };
     plain.split(',').map(item).filter(|item| !item.is_empty()).collect()

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use vodka_cli::{Common, Session, hash_cache, runtime_dir};
-use vodka_sampler::{RandomSource, SampleConfig, SampleEvent, SamplerName, ScheduleName, Size, sample};
+use vodka_sampler::{
+    Emphasis, Precision, RandomSource, ResizeMode, SampleConfig, SampleEvent, SamplerName, ScheduleName,
+    Size, sample,
+};
 
 /// Makes a picture from a prompt: torch's random numbers, A1111's samplers and `parameters` text.
 #[derive(Debug, Parser)]
@@ -16,8 +19,8 @@ struct Args {
     /// Weight in the place of the recipe's, such as multiplier=0.3 or STEP.multiplier=0.3; several times for several
     #[arg(long = "weight", value_name = "NAME=X", value_parser = weight)]
     weights: Vec<(String, String)>,
-    /// PNG whose `parameters` text says whatever is not said here: the same picture again
-    #[arg(long, value_name = "PNG")]
+    /// Picture whose `parameters` text says whatever is not said here: the same picture again
+    #[arg(long, value_name = "PICTURE")]
     from: Option<PathBuf>,
     /// What the picture is to show, in A1111's prompt language
     #[arg(long, value_name = "TEXT", required_unless_present = "from")]
@@ -61,10 +64,66 @@ struct Args {
     /// Layer of the text encoder to use, counted from the end [default: 1]
     #[arg(long, value_name = "N")]
     clip_skip: Option<u32>,
+    /// What brackets in prompts do: Original, "No norm", Ignore or None [default: Original]
+    #[arg(long, value_name = "NAME")]
+    emphasis: Option<Emphasis>,
+    /// Make a picture whose edges fit together
+    #[arg(long)]
+    tiling: bool,
+    /// Size of the picture whose noise is put into the middle of this one's
+    #[arg(long, value_name = "WxH")]
+    seed_resize_from: Option<Size>,
+    /// Picture to make this one from
+    #[arg(long, value_name = "PICTURE", help_heading = "Image to image")]
+    init_image: Option<PathBuf>,
+    /// How much of that is given up, 0 to 1 [default: 0.75]
+    #[arg(long, value_name = "X", help_heading = "Image to image")]
+    denoising: Option<f64>,
+    /// How it is brought to the size: just, crop or fill [default: just]
+    #[arg(long, value_name = "NAME", help_heading = "Image to image")]
+    resize_mode: Option<ResizeMode>,
+    /// Make all steps, over a finer schedule, and not the share of them that --denoising says
+    #[arg(long, help_heading = "Image to image")]
+    exact_steps: bool,
+    /// Pictures that are made at once [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Several pictures")]
+    batch_size: Option<u32>,
+    /// How many times; the seed goes up by one from picture to picture [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Several pictures")]
+    batch_count: Option<u32>,
+    /// Folder of LoRA files, for <lora:name:weight> in the prompt
+    #[arg(long, value_name = "DIR", help_heading = "What prompts may name")]
+    lora_dir: Option<PathBuf>,
+    /// Folder of textual-inversion embeddings, which prompts name by the names of the files
+    #[arg(long, value_name = "DIR", help_heading = "What prompts may name")]
+    embedding_dir: Option<PathBuf>,
+    /// Folder of wildcards: __name__ becomes a line of name.txt, chosen by the seed
+    #[arg(long, value_name = "DIR", help_heading = "What prompts may name")]
+    wildcard_dir: Option<PathBuf>,
+    /// File of styles, A1111's styles.csv; may be given again
+    #[arg(long = "styles", value_name = "FILE", help_heading = "What prompts may name")]
+    style_files: Vec<PathBuf>,
+    /// Style of those files to add to the prompts; may be given again
+    #[arg(
+        long = "style",
+        value_name = "NAME",
+        requires = "style_files",
+        help_heading = "What prompts may name"
+    )]
+    styles: Vec<String>,
+    /// VAE in place of the checkpoint's: a file, or a diffusers folder
+    #[arg(long, value_name = "PATH", help_heading = "Networks")]
+    vae: Option<PathBuf>,
+    /// What text encoder and UNet compute in: fp32, fp16 or bf16 [default: fp32]
+    #[arg(long, value_name = "NAME", help_heading = "Networks")]
+    precision: Option<Precision>,
+    /// What the VAE computes in; a picture that comes out as NaN is done again in fp32 [default: fp32]
+    #[arg(long, value_name = "NAME", help_heading = "Networks")]
+    vae_precision: Option<Precision>,
     /// Device: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
-    /// PNG file to write
+    /// Picture to write: .png, .jpg or .webp; of several, a.png becomes a-1.png, a-2.png, ...
     #[arg(long, short, value_name = "PATH")]
     output: PathBuf,
     #[command(flatten)]
@@ -96,13 +155,30 @@ fn main() -> ExitCode {
         sampler: args.sampler,
         schedule: args.schedule,
         clip_skip: args.clip_skip,
+        emphasis: args.emphasis,
+        tiling: args.tiling.then_some(true),
+        seed_resize_from: args.seed_resize_from,
+        init_image: args.init_image,
+        denoising: args.denoising,
+        resize_mode: args.resize_mode,
+        exact_steps: args.exact_steps.then_some(true),
+        batch_size: args.batch_size,
+        batch_count: args.batch_count,
+        precision: args.precision,
+        vae_precision: args.vae_precision,
+        vae: args.vae,
+        lora_dir: args.lora_dir,
+        embedding_dir: args.embedding_dir,
+        wildcard_dir: args.wildcard_dir,
+        style_files: args.style_files,
+        styles: args.styles,
         device: args.device,
         output: args.output,
         runtime_dir: runtime_dir(),
         hash_cache: hash_cache(),
     };
     Session::start(args.common).stage(config.plan(), |plan, session| {
-        let bar = session.progress("steps", u64::from(plan.settings.steps));
+        let bar = session.progress("steps", u64::from(plan.pictures[0].settings.steps));
         sample::run(plan, session.interrupt(), &mut |event| match event {
             SampleEvent::Loading => bar.message("loading the model"),
             SampleEvent::Step { done, total } => {

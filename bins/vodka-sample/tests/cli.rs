@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use assert_cmd::{Command, assert::Assert};
 use vodka_sampler::read_parameters;
-use vodka_testkit::model;
+use vodka_testkit::{fixture, model};
 
 /// Runs the binary with the tiny model and two steps of 64 px, in a folder without CUDA libraries.
 fn sample(dir: &Path, args: &[&str]) -> Assert {
@@ -67,7 +67,7 @@ fn ddim_and_sizes_that_are_not_square() {
     let json = run(dir.path(), &model("base"), &args).success();
     let report: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
     assert_eq!(report["outcome"], "done");
-    let text = report["parameters"].as_str().unwrap();
+    let text = report["pictures"][0]["parameters"].as_str().unwrap();
     assert!(text.contains("Sampler: DDIM, ") && text.contains("Size: 72x40, "), "{text}");
 }
 
@@ -76,14 +76,14 @@ fn a_dry_run_shows_the_plan_and_makes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let assert = sample(dir.path(), &["--dry-run"]).success();
     let plan: serde_json::Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
-    assert_eq!(plan["settings"]["cfg_scale"], 7.0);
+    assert_eq!(plan["pictures"][0]["settings"]["cfg_scale"], 7.0);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn wrong_settings_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 18] = [
         (&["--size", "100x64"], &["100x64", "multiples of 8"]),
         (&["--size", "big"], &["512x768", "big"]),
         (&["--sampler", "Eular"], &["unknown sampler `Eular`", "did you mean `Euler`?"]),
@@ -91,6 +91,16 @@ fn wrong_settings_are_usage_errors() {
         (&["--sampler", "DDIM", "--schedule", "Uniform"], &["DDIM", "timesteps of its own"]),
         (&["--cfg=-1"], &["CFG scale -1"]),
         (&["--negative", "(x:1.2.3)"], &["the weight `1.2.3` in a prompt is no number"]),
+        (&["--denoising", "0.5"], &["made from another", "not given"]),
+        (&["--init-image", "none.png"], &["none.png"]),
+        (&["--init-image", "none.png", "--resize-mode", "bent"], &["`bent`", "just, crop, fill"]),
+        (&["--batch-size", "0"], &["the batch size is 0, expected 1 to 10000"]),
+        (&["--batch-size", "200", "--batch-count", "200"], &["the number of pictures is 40000"]),
+        (&["--emphasis", "some"], &["unknown emphasis mode `some`", "No norm"]),
+        (&["--lora-dir", "none"], &["cannot read `none`"]),
+        (&["--style", "x"], &["--styles"]),
+        (&["--seed-resize-from", "100x64"], &["100x64", "multiples of 8"]),
+        (&["--output", "out.gif"], &["out.gif", ".png, .jpg or .webp"]),
         (&["--rng", "gpu"], &["unknown source of random numbers `gpu`; known are CPU, NV"]),
     ];
     for (args, parts) in cases {
@@ -171,7 +181,7 @@ fn pictures_without_text_and_prompts_with_networks_are_refused() {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
     command.current_dir(dir.path()).arg("--checkpoint").arg(model("base"));
     let assert = command.args(["--prompt", "<lora:style:1>", "--output", "x.png"]).assert();
-    fails(assert, 2, &["the prompt names <lora:style>"]);
+    fails(assert, 2, &["there is no LoRA `style`"]);
 }
 
 #[test]
@@ -272,4 +282,96 @@ fn recipes_that_make_no_model_are_refused() {
     fails(of_recipe(dir.path(), "mix.toml#half", &[]), 1, &["lost.safetensors"]);
     fs::write(dir.path().join("mix.toml"), text.replace("weighted-sum", "weighted-sun")).unwrap();
     fails(of_recipe(dir.path(), "mix.toml#half", &[]), 2, &["mix.toml", "weighted-sum"]);
+
+#[test]
+fn batches_are_numbered_and_go_on_where_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--seed", "7", "--batch-size", "2", "--batch-count", "2"];
+    let text = stderr_or_out(&sample(dir.path(), &args).success());
+    assert!(text.contains("4 pictures, out-1.png to out-4.png; 0 of them were there"), "{text}");
+    let read = |i: u32| fs::read(dir.path().join(format!("out-{i}.png"))).unwrap();
+    let all: Vec<_> = (1..=4).map(read).collect();
+    let seeds = (1..=4).map(|i| {
+        let text = read_parameters(&dir.path().join(format!("out-{i}.png"))).unwrap().unwrap();
+        text.split("Seed: ").nth(1).unwrap().split(',').next().unwrap().to_owned()
+    });
+    assert_eq!(seeds.collect::<Vec<_>>(), ["7", "8", "9", "10"]);
+    let text = stderr_or_out(&sample(dir.path(), &args).success());
+    assert!(text.contains("4 pictures are there already"), "{text}");
+
+    // What a killed run leaves: some pictures, and a record without outputs.
+    let record = dir.path().join("out.png.run.json");
+    let mut left: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    fs::remove_file(dir.path().join("out-2.png")).unwrap();
+    fs::remove_file(dir.path().join("out-4.png")).unwrap();
+    left["outputs"] = serde_json::json!([]);
+    fs::write(&record, left.to_string()).unwrap();
+    let text = stderr_or_out(&sample(dir.path(), &args).success());
+    assert!(text.contains("2 of them were there"), "{text}");
+    assert!((1..=4).all(|i| fs::exists(dir.path().join(format!("out-{i}.png"))).unwrap()));
+    assert_eq!((read(1), read(3)), (all[0].clone(), all[2].clone()));
+}
+
+fn stderr_or_out(assert: &Assert) -> String {
+    stderr(assert) + &String::from_utf8_lossy(&assert.get_output().stdout)
+}
+
+#[test]
+fn a_picture_is_made_from_another_and_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path(), &["--seed", "3", "--output", "first.png"]).success();
+    let args = ["--steps", "6", "--denoising", "0.5", "--resize-mode", "fill", "--output", "second.jpg"];
+    let args = [&args[..], &["--init-image", "first.png", "--size", "96x64", "--seed", "4"]].concat();
+    run(dir.path(), &model("base"), &args).success();
+    let text = read_parameters(&dir.path().join("second.jpg")).unwrap().unwrap();
+    assert!(text.contains("Denoising strength: 0.5, Init image hash: "), "{text}");
+    assert!(text.contains("Resize mode: fill, "), "{text}");
+    let again = |more: &[&str]| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+        command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+        let args = ["--from", "second.jpg", "--output", "third.jpg", "--checkpoint"];
+        command.args(args).arg(model("base")).args(more).assert()
+    };
+    fails(again(&[]), 2, &["made from another"]);
+    again(&["--init-image", "first.png"]).success();
+    let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    assert_eq!(read("second.jpg"), read("third.jpg"));
+}
+
+#[test]
+fn prompts_name_embeddings_wildcards_and_styles() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("wild")).unwrap();
+    fs::write(dir.path().join("wild/colour.txt"), "red\ngreen\nblue\n").unwrap();
+    let styles = "name,prompt,negative_prompt\nphoto,\"photo of {prompt}, sharp\",blurry\n";
+    fs::write(dir.path().join("styles.csv"), styles).unwrap();
+    let embeddings = fixture("sampler/parity/embeddings");
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+    command.args(["--prompt", "a __colour__ circle, __none__", "--wildcard-dir", "wild", "--checkpoint"]);
+    command.arg(model("base")).args(["--styles", "styles.csv", "--style", "photo", "--embedding-dir"]);
+    command.arg(embeddings).args(["--size", "64x64", "--steps", "2", "--seed", "1", "--output", "out.webp"]);
+    let text = stderr_or_out(&command.assert().success());
+    assert!(text.contains("no embedding: ") && text.contains("xl.safetensors"), "{text}");
+    let text = read_parameters(&dir.path().join("out.webp")).unwrap().unwrap();
+    // random.Random(1).choice("red green blue".split())
+    assert!(text.starts_with("photo of a red circle, __none__, sharp\nNegative prompt: blurry\n"), "{text}");
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command.current_dir(dir.path()).args(["--prompt", "x", "--styles", "styles.csv", "--style", "foto"]);
+    command.arg("--checkpoint").arg(model("base")).args(["--output", "x.png"]);
+    fails(command.assert(), 2, &["there is no style `foto`; known are photo"]);
+}
+
+#[test]
+fn what_a_text_asks_for_beyond_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::new(8, 8);
+    let text = "a cat\nSteps: 2, Sampler: Euler a, Seed: 1, Size: 64x64, Denoising strength: 0.5, Hires upscale: 2, \
+                Hires upscaler: Latent, Version: v1.10.1";
+    vodka_sampler::write_png(&dir.path().join("from.png"), &picture, text).unwrap();
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+    command.arg("--checkpoint").arg(model("base")).args(["--from", "from.png", "--output", "x.png"]);
+    let text = stderr_or_out(&command.assert().success());
+    assert!(text.contains("which was not done: Hires upscale, Hires upscaler"), "{text}");
 }

@@ -160,6 +160,8 @@ pub enum Class {
     Tensor,
     /// `torch._utils._rebuild_parameter`: its first argument.
     Parameter,
+    /// `ParameterDict`: the dictionary that it has under `_parameters`.
+    Parameters,
     /// A class of storages, by the type of their elements.
     Storage(safetensors::Dtype),
     /// Anything else: an object without content.
@@ -175,6 +177,7 @@ fn class(module: &str, name: &str) -> Option<Class> {
         ("__builtin__" | "builtins", "set") => Some(Class::Set),
         ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => Some(Class::Tensor),
         ("torch._utils", "_rebuild_parameter") => Some(Class::Parameter),
+        ("torch.nn.modules.container", "ParameterDict") => Some(Class::Parameters),
         ("torch", "DoubleStorage") => storage(Dtype::F64),
         ("torch", "FloatStorage") => storage(Dtype::F32),
         ("torch", "HalfStorage") => storage(Dtype::F16),
@@ -187,7 +190,6 @@ fn class(module: &str, name: &str) -> Option<Class> {
         ("torch", "BoolStorage") => storage(Dtype::BOOL),
         ("torch", "float64" | "float32" | "float16" | "bfloat16" | "int64" | "int32" | "Size")
         | ("torch._utils", "_rebuild_device_tensor_from_numpy")
-        | ("torch.nn.modules.container", "ParameterDict")
         | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
         | ("numpy", "dtype" | "ndarray")
         | ("_codecs", "encode")
@@ -448,7 +450,7 @@ impl<'a> Machine<'a> {
                 self.stack.push(first);
                 return Ok(());
             }
-            Class::Storage(_) | Class::Other => Node::Inert(class),
+            Class::Parameters | Class::Storage(_) | Class::Other => Node::Inert(class),
         };
         self.push(node)
     }
@@ -538,10 +540,20 @@ impl<'a> Machine<'a> {
         self.push(Node::Storage(Box::new(Storage { key, dtype, numel })))
     }
 
-    /// State that is given to an object: none of ours has any.
+    /// State that is given to an object: of ours only a `ParameterDict` has any.
     fn build(&mut self) -> Result<()> {
-        self.pop('b')?;
-        self.top('b').map(drop)
+        let state = self.pop('b')?;
+        let object = self.top('b')?;
+        if *self.get_node(object) == Node::Inert(Class::Parameters)
+            && let Node::Dict(items) = self.get_node(state)
+            && let Some((_, inner)) = items
+                .iter()
+                .find(|(key, _)| matches!(self.get_node(*key), Node::Str(key) if key == "_parameters"))
+        {
+            let items = self.dict_argument(&[*inner])?;
+            self.nodes[object.0 as usize] = Node::Dict(items);
+        }
+        Ok(())
     }
 
     fn append(&mut self, op: u8) -> Result<()> {

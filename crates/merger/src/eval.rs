@@ -14,7 +14,7 @@ use vodka_checkpoint::{Checkpoint, Dtype, Lora, ModelConfig, TensorInfo, TensorV
 use crate::{
     Graph, Method, Operand, Result, Step,
     kernel::{self, Blocks, Context, LoraDelta, Range, Similarities, State},
-    lora,
+    lora::lora_delta,
     method::Passes,
 };
 
@@ -308,7 +308,7 @@ impl Evaluator {
         let mut inputs: Vec<Option<Input>> = self.parents.iter().map(|_| None).collect();
         for parent in used {
             inputs[*parent] = match &self.parents[*parent] {
-                Opened::Lora(lora) => lora::delta(lora, name)?.map(Input::Lora),
+                Opened::Lora(lora) => lora_delta(lora, name)?.map(Input::Lora),
                 Opened::Checkpoint(checkpoint) => match self.info(*parent, name) {
                     Some(info) => Some(input(checkpoint, name, shape, &info)?),
                     None => None,

@@ -38,6 +38,7 @@ pub use extract::{ExtractConfig, ExtractReport, extract};
 pub use graph::{Graph, Operand, Parent, Step};
 pub use identity::{Identity, ParentId};
 pub use kernel::{add_difference, weighted_sum};
+pub use lora::lora_delta;
 pub use merged::Merged;
 pub use metadata::RECIPE_KEY;
 pub use method::{Info, METHODS, Method, Param, Parents, Passes};

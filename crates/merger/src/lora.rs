@@ -5,7 +5,10 @@ use vodka_checkpoint::{Lora, LoraModule};
 use crate::{Result, kernel::LoraDelta};
 
 /// What a LoRA adds to a weight, by its LDM name, if it does.
-pub(crate) fn delta(lora: &Lora, ldm: &str) -> Result<Option<LoraDelta>> {
+///
+/// # Errors
+/// A tensor that cannot be read.
+pub fn lora_delta(lora: &Lora, ldm: &str) -> Result<Option<LoraDelta>> {
     let Some(module) = lora.modules().get(ldm) else { return Ok(None) };
     let LoraModule { down, up, mid, rank, .. } = module;
     let (up, mut down_values) = (lora.tensor(up)?.to_f32(), lora.tensor(down)?.to_f32());

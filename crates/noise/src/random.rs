@@ -92,8 +92,8 @@ impl PythonRng {
         }
     }
 
-    /// A whole number from 0 to below `end`, which is not 0.
-    fn below(&mut self, end: u32) -> u32 {
+    /// A whole number from 0 to below `end`, which is not 0: the place that `random.choice` takes.
+    pub fn below(&mut self, end: u32) -> u32 {
         let bits = u32::BITS - end.leading_zeros();
         loop {
             let drawn = self.0.next_u32() >> (u32::BITS - bits);

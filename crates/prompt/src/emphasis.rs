@@ -2,8 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// What the weights of a prompt's brackets do to it (A1111's option "Emphasis mode").
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Emphasis {
     /// Brackets are text.
     None,
@@ -13,6 +15,7 @@ pub enum Emphasis {
     #[default]
     Original,
     /// Vectors are multiplied.
+    #[serde(rename = "No norm")]
     NoNorm,
 }
 

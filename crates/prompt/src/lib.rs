@@ -9,6 +9,7 @@ mod chunks;
 mod compose;
 mod emphasis;
 mod error;
+mod ftfy;
 mod networks;
 mod parameters;
 mod schedule;

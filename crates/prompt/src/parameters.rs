@@ -52,11 +52,14 @@ impl Parameters {
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.prompt)?;
+        // Nothing comes before the first line, as in A1111.
+        let mut line = if self.prompt.is_empty() { "" } else { "\n" };
         if !self.negative_prompt.is_empty() {
-            write!(f, "\n{NEGATIVE} {}", self.negative_prompt)?;
+            write!(f, "{line}{NEGATIVE} {}", self.negative_prompt)?;
+            line = "\n";
         }
         for (i, (name, value)) in self.fields.iter().enumerate() {
-            let before = if i == 0 { "\n" } else { ", " };
+            let before = if i == 0 { line } else { ", " };
             write!(f, "{before}{name}: {}", quote(value))?;
         }
         Ok(())

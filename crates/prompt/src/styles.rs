@@ -57,6 +57,12 @@ impl Styles {
         self.0.iter()
     }
 
+    /// Takes in the styles of another file, which count before those of the same names.
+    pub fn extend(&mut self, later: Self) {
+        self.0.retain(|style| !later.0.iter().any(|other| other.name == style.name));
+        self.0.extend(later.0);
+    }
+
     /// Adds the named styles, one after the other, to a prompt and a negative prompt.
     ///
     /// # Errors

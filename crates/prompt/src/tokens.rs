@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
-use unicode_normalization::UnicodeNormalization;
+
+use crate::ftfy::fix_text;
 
 /// How many ids a prompt has, [`BOS`] and [`EOS`] among them.
 pub const CONTEXT_LENGTH: usize = 77;
@@ -33,27 +34,41 @@ pub fn token_count(text: &str) -> usize {
 
 /// The ids of all of the text, without [`BOS`] and [`EOS`] around it.
 ///
-/// Equal to transformers' `CLIPTokenizer` with ftfy installed, save that HTML entities, escape sequences of terminals
-/// and wrongly decoded text ("schÃ¶n") stay as they are. `<|startoftext|>` and `<|endoftext|>` are single tokens.
+/// Equal to transformers' `CLIPTokenizer` with ftfy installed. `<|startoftext|>` and `<|endoftext|>` are single tokens.
 pub fn encode(text: &str) -> Vec<i64> {
-    let text = tidy(text).to_lowercase();
     let mut ids = Vec::new();
-    let mut rest = text.as_str();
-    while let Some((before, special, after)) = split_special(rest) {
-        push_words(before, &mut ids);
-        ids.push(special);
-        rest = after;
-    }
-    push_words(rest, &mut ids);
+    // Once before and once after the text is mended and lowered, as there; the second time only where a word may begin.
+    by_special(text, |_| true, &mut ids, &mut |part, ids| {
+        by_special(&fix_text(part).to_lowercase(), begins_word, ids, &mut push_words);
+    });
     ids
 }
 
-/// Splits at the first special token.
-fn split_special(text: &str) -> Option<(&str, i64, &str)> {
-    let find = |(name, id): (&str, i64)| text.find(name).map(|at| (at, name.len(), id));
-    let specials = [("<|startoftext|>", BOS), ("<|endoftext|>", EOS)];
-    let (at, length, id) = specials.into_iter().filter_map(find).min()?;
-    Some((&text[..at], id, &text[at + length..]))
+/// Whether a special token behind this text is a word of its own, and no part of a run of signs.
+fn begins_word(before: &str) -> bool {
+    before.chars().next_back().is_none_or(|c| c.is_whitespace() || c.is_alphanumeric())
+}
+
+/// Hands on what is between special tokens, whose ids it pushes.
+fn by_special(
+    text: &str,
+    may_follow: fn(&str) -> bool,
+    ids: &mut Vec<i64>,
+    between: &mut dyn FnMut(&str, &mut Vec<i64>),
+) {
+    const SPECIALS: [(&str, i64); 2] = [("<|startoftext|>", BOS), ("<|endoftext|>", EOS)];
+    let mut start = 0;
+    for (at, _) in text.match_indices("<|") {
+        let found = SPECIALS.into_iter().find(|(name, _)| text[at..].starts_with(name));
+        if let Some((name, id)) = found
+            && may_follow(&text[start..at])
+        {
+            between(&text[start..at], ids);
+            ids.push(id);
+            start = at + name.len();
+        }
+    }
+    between(&text[start..], ids);
 }
 
 fn push_words(text: &str, ids: &mut Vec<i64>) {
@@ -63,52 +78,6 @@ fn push_words(text: &str, ids: &mut Vec<i64>) {
     let mut tokens = Vec::new();
     TOKENIZER.encode(&text, &mut tokens);
     ids.extend(tokens.into_iter().map(|token: Token| i64::from(token.to_u16())));
-}
-
-/// What ftfy does to text before CLIP sees it: no leftovers of Windows-1252, no ligatures, letters of ordinary width,
-/// straight quotes, no control characters, composed accents (ftfy 6, `fix_text`).
-fn tidy(text: &str) -> String {
-    text.chars().map(from_windows).flat_map(spread).map(straight).filter(|c| !is_control(*c)).nfc().collect()
-}
-
-/// The character that a byte of Windows-1252, read as Latin-1, was meant to be.
-fn from_windows(c: char) -> char {
-    const C1: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
-        '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
-    ];
-    u32::from(c).checked_sub(0x80).and_then(|i| C1.get(i as usize)).copied().unwrap_or(c)
-}
-
-/// The letters of a ligature, and full and half width characters at ordinary width; any other character itself.
-fn spread(c: char) -> impl Iterator<Item = char> {
-    let (prefix, rest, is_compatible) = match c {
-        'ŉ' => (Some('\''), 'n', false),
-        'ﬅ' => (Some('ſ'), 't', false),
-        'Ĳ' | 'ĳ' | '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{fb00}'..='\u{fb06}' => {
-            (None, c, true)
-        }
-        '\u{3000}' | '\u{ff01}'..='\u{ffef}' => (None, c, true),
-        _ => (None, c, false),
-    };
-    let compatible = is_compatible.then_some(rest).into_iter().nfkc();
-    prefix.into_iter().chain((!is_compatible).then_some(rest)).chain(compatible)
-}
-
-fn straight(c: char) -> char {
-    match c {
-        '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
-        '\u{201c}'..='\u{201f}' => '"',
-        '\u{2028}' | '\u{2029}' => '\n',
-        _ => c,
-    }
-}
-
-/// Characters that mean nothing in a line of text; those that separate words are none of them.
-fn is_control(c: char) -> bool {
-    matches!(c,
-        '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}'
-        | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
 }
 
 #[cfg(test)]

@@ -4,26 +4,38 @@
 
 use serde_json::{Value, json};
 use vodka_prompt::{
-    CONTEXT_LENGTH, Piece, Timing, parse_and, parse_attention, parse_schedule, token_count, token_ids,
+    BOS, EOS, MAX_TOKENS, Piece, Timing, encode, parse_and, parse_attention, parse_schedule, token_count,
+    token_ids,
 };
-use vodka_testkit::{Case, fixture};
+use vodka_testkit::fixture;
 
 #[test]
 fn token_ids_are_those_of_transformers() {
-    let case = Case::open("prompt/tokens");
-    let text = std::fs::read_to_string(case.path().join("lines.jsonl")).unwrap();
+    let text = std::fs::read_to_string(fixture("prompt/tokens/lines.jsonl")).unwrap();
+    let bytes = std::fs::read(fixture("prompt/tokens/ids.bin")).unwrap();
+    let mut numbers = bytes.as_chunks::<2>().0.iter().map(|number| i64::from(u16::from_le_bytes(*number)));
     let lines: Vec<String> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let expected = case.array("ids");
-    let counts = case.array("counts");
     let mut wrong = Vec::new();
-    for (i, line) in lines.iter().enumerate() {
-        let golden = &expected.data[i * CONTEXT_LENGTH..(i + 1) * CONTEXT_LENGTH];
-        let ids = token_ids(line).map(|id| id as f32);
-        if ids != golden || token_count(line) as f32 != counts.data[i] {
-            wrong.push(format!("{line:?}:\n  found    {:?}\n  expected {:?}", &ids[..20], &golden[..20]));
+    for line in &lines {
+        let count = numbers.next().unwrap() as usize;
+        let golden: Vec<i64> = numbers.by_ref().take(count).collect();
+        let found = encode(line);
+        if found != golden || token_count(line) != count {
+            wrong.push(format!("{line:?}:\n  found    {found:?}\n  expected {golden:?}"));
         }
+        let framed = token_ids(line);
+        let kept = count.min(MAX_TOKENS);
+        assert!(framed[0] == BOS && framed[1..=kept] == found[..kept.min(found.len())] || found != golden);
+        assert!(framed[kept + 1..].iter().all(|id| *id == EOS) || found != golden);
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), lines.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        lines.len(),
+        wrong[..wrong.len().min(15)].join("\n")
+    );
+    assert_eq!((lines.len(), numbers.next()), (1000, None));
 }
 
 fn schedule(prompt: &str, timing: Timing) -> Value {

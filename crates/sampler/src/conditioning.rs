@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 use vodka_prompt::{
-    CONTEXT_LENGTH, Chunk, ChunkOptions, EmbeddingNames, Scheduled, Timing, chunks, parse_and,
-    parse_schedule, strip_comments, take_networks,
+    CONTEXT_LENGTH, Chunk, ChunkOptions, EmbeddingNames, Emphasis, LoraUse, Scheduled, Timing, chunks,
+    parse_and, parse_schedule, strip_comments, take_networks,
 };
 use vodka_sd15::{ClipTextModel, Network};
 
-use crate::{Error, Result, Settings};
+use crate::{Error, Library, Result, Settings};
 
 /// How near to a chunk's end a comma must be for the chunk to end there (A1111's default).
 const COMMA_BACKTRACK: usize = 20;
@@ -22,23 +22,50 @@ pub(crate) struct Prompts {
     negative: Option<Timeline>,
     /// Every text that is a prompt at some step.
     texts: Vec<Vec<Chunk>>,
+    emphasis: Emphasis,
 }
 
 /// The texts of a prompt by the last call for which each holds.
 type Timeline = Vec<(u32, usize)>;
 
 impl Prompts {
+    /// Whether the prompts can be used, whatever files they name.
+    ///
     /// # Errors
-    /// A weight that is no number, and a network, which cannot be applied.
-    pub(crate) fn parse(settings: &Settings) -> Result<Self> {
+    /// Those of [`Prompts::parse`] and [`Prompts::loras`].
+    pub(crate) fn check(settings: &Settings) -> Result<()> {
+        Self::loras(settings)?;
+        Self::parse(settings, &EmbeddingNames::default()).map(drop)
+    }
+
+    /// The LoRA files that the prompt names; a negative prompt names none, as in A1111.
+    ///
+    /// # Errors
+    /// A weight that is no number, and networks that are no LoRA.
+    pub(crate) fn loras(settings: &Settings) -> Result<Vec<LoraUse>> {
+        let (_, networks) = take_networks(&strip_comments(&settings.prompt));
+        let lora = |network: vodka_prompt::ExtraNetwork| match network.kind.as_str() {
+            "lora" | "lyco" => Ok(network.lora()?),
+            _ => {
+                let name = network.positional.first().cloned().unwrap_or_default();
+                Err(Error::ExtraNetwork { kind: network.kind, name })
+            }
+        };
+        networks.into_iter().map(lora).collect()
+    }
+
+    /// # Errors
+    /// A weight that is no number.
+    pub(crate) fn parse(settings: &Settings, embeddings: &EmbeddingNames) -> Result<Self> {
         let calls = settings.steps * if settings.sampler.is_second_order() { 2 } else { 1 };
-        let timing = Timing::first_pass(calls);
-        let (prompt, networks) = take_networks(&strip_comments(&settings.prompt));
-        if let Some(network) = networks.first() {
-            let name = network.positional.first().cloned().unwrap_or_default();
-            return Err(Error::ExtraNetwork { kind: network.kind.clone(), name });
-        }
-        let mut texts = Texts::default();
+        let timing = Timing { old_rule: settings.old_prompt_rule, ..Timing::first_pass(calls) };
+        let (prompt, _) = take_networks(&strip_comments(&settings.prompt));
+        let options = ChunkOptions {
+            comma_backtrack: COMMA_BACKTRACK,
+            with_attention: settings.emphasis != Emphasis::None,
+            embeddings,
+        };
+        let mut texts = Texts { options, places: HashMap::new(), chunks: Vec::new() };
         let parts: Result<Vec<_>> = parse_and(&prompt)
             .into_iter()
             .map(|part| Ok((part.weight, texts.timeline(parse_schedule(&part.text, timing))?)))
@@ -50,20 +77,22 @@ impl Prompts {
             true => None,
             false => Some(texts.timeline(parse_schedule(&negative, timing))?),
         };
-        Ok(Self { parts, negative, texts: texts.chunks })
+        Ok(Self { parts, negative, texts: texts.chunks, emphasis: settings.emphasis })
+    }
+
+    /// The names of embeddings in use, some of them more than once.
+    pub(crate) fn embeddings(&self) -> impl Iterator<Item = &str> {
+        let placed = self.texts.iter().flatten().flat_map(|chunk| &chunk.embeddings);
+        placed.map(|embedding| embedding.name.as_str())
     }
 
     /// Encodes every text: chunks side by side, weighed, each with the mean that it had without weights.
-    pub(crate) fn encode(self, clip: &ClipTextModel, clip_skip: i64) -> Conditioning {
+    pub(crate) fn encode(self, clip: &ClipTextModel, clip_skip: i64, library: &Library) -> Conditioning {
         let encode = |chunks: &Vec<Chunk>| {
-            let count = chunks.len() as i64;
-            let length = CONTEXT_LENGTH as i64;
-            let device = clip.vars().device();
-            let ids: Vec<i64> = chunks.iter().flat_map(|chunk| chunk.ids).collect();
-            let z =
-                clip.forward(&Tensor::from_slice(&ids).view([count, length]).to_device(device), clip_skip);
+            let tokens = embed(chunks, clip, library);
+            let z = clip.forward_embedded(&tokens, clip_skip);
             let weights: Vec<f32> = chunks.iter().flat_map(|chunk| chunk.weights).collect();
-            let z = weigh(z, &weights); // (chunks, 77, C)
+            let z = weigh(z, &weights, self.emphasis); // (chunks, 77, C)
             z.flatten(0, 1) // (77 chunks, C)
         };
         let states = self.texts.iter().map(encode).collect();
@@ -71,22 +100,36 @@ impl Prompts {
     }
 }
 
-#[derive(Default)]
-struct Texts {
+/// The tokens' vectors, with those of embeddings in their places. `(chunks, 77, C)`
+fn embed(chunks: &[Chunk], clip: &ClipTextModel, library: &Library) -> Tensor {
+    let (count, length) = (chunks.len() as i64, CONTEXT_LENGTH as i64);
+    let (device, kind) = (clip.vars().device(), clip.vars().kind());
+    let ids: Vec<i64> = chunks.iter().flat_map(|chunk| chunk.ids).collect();
+    let tokens = clip.embed(&Tensor::from_slice(&ids).view([count, length]).to_device(device));
+    for (chunk, i) in chunks.iter().zip(0..) {
+        for placed in &chunk.embeddings {
+            let found = library.embedding(&placed.name);
+            let vectors = Tensor::from_slice(&found.values).view([found.vectors as i64, -1]);
+            let (at, vectors) = (placed.at as i64, vectors.to_device(device).to_kind(kind));
+            tokens.get(i).narrow(0, at, found.vectors as i64).copy_(&vectors);
+        }
+    }
+    tokens
+}
+
+struct Texts<'a> {
+    options: ChunkOptions<'a>,
     places: HashMap<String, usize>,
     chunks: Vec<Vec<Chunk>>,
 }
 
-impl Texts {
+impl Texts<'_> {
     fn timeline(&mut self, schedule: Vec<Scheduled>) -> Result<Timeline> {
-        let embeddings = EmbeddingNames::default();
-        let options =
-            ChunkOptions { comma_backtrack: COMMA_BACKTRACK, with_attention: true, embeddings: &embeddings };
         let entry = |entry: Scheduled| {
             let place = match self.places.get(&entry.text) {
                 Some(place) => *place,
                 None => {
-                    self.chunks.push(chunks(&entry.text, &options)?);
+                    self.chunks.push(chunks(&entry.text, &self.options)?);
                     self.places.insert(entry.text, self.chunks.len() - 1);
                     self.chunks.len() - 1
                 }
@@ -97,16 +140,20 @@ impl Texts {
     }
 }
 
-/// [`vodka_prompt::Emphasis::Original`] for `z (chunks, 77, C)`.
-fn weigh(z: Tensor, weights: &[f32]) -> Tensor {
-    if weights.iter().all(|weight| *weight == 1.0) {
+/// [`Emphasis::apply`] for `z (chunks, 77, C)`.
+fn weigh(z: Tensor, weights: &[f32], emphasis: Emphasis) -> Tensor {
+    let is_without = weights.iter().all(|weight| *weight == 1.0);
+    if is_without || matches!(emphasis, Emphasis::None | Emphasis::Ignore) {
         return z;
     }
     let kind = z.kind();
     let z = z.to_kind(Kind::Float);
     let weights = Tensor::from_slice(weights).to_device(z.device()).view([z.size()[0], -1, 1]);
-    let mean = |z: &Tensor| z.mean_dim([1, 2].as_slice(), true, Kind::Float); // (chunks, 1, 1)
     let weighed = &z * weights;
+    if emphasis == Emphasis::NoNorm {
+        return weighed.to_kind(kind);
+    }
+    let mean = |z: &Tensor| z.mean_dim([1, 2].as_slice(), true, Kind::Float); // (chunks, 1, 1)
     let restore = mean(&z) / mean(&weighed);
     (weighed * restore).to_kind(kind)
 }
@@ -153,31 +200,56 @@ impl Conditioning {
 
 #[cfg(test)]
 mod tests {
-    use vodka_prompt::Emphasis;
-
     use super::*;
 
     #[test]
     fn weights_act_as_the_formula_says() {
         let z: Vec<f32> = (0..24).map(|i| (i as f32 * 0.7).sin() + 0.2).collect();
         let weights = [1.0, 1.1, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0];
-        let found = weigh(Tensor::from_slice(&z).view([2, 4, 3]), &weights);
-        let mut expected = z;
-        for (chunk, weights) in expected.chunks_mut(12).zip(weights.chunks(4)) {
-            Emphasis::Original.apply(chunk, weights);
+        for emphasis in Emphasis::ALL {
+            let found = weigh(Tensor::from_slice(&z).view([2, 4, 3]), &weights, emphasis);
+            let mut expected = z.clone();
+            for (chunk, weights) in expected.chunks_mut(12).zip(weights.chunks(4)) {
+                emphasis.apply(chunk, weights);
+            }
+            let expected = Tensor::from_slice(&expected).view([2, 4, 3]);
+            assert!((found - expected).abs().max().double_value(&[]) < 1e-6, "{emphasis}");
         }
-        let expected = Tensor::from_slice(&expected).view([2, 4, 3]);
-        assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]
-    fn texts_are_shared_and_networks_refused() {
+    fn texts_are_shared() {
         let settings = |prompt: &str| Settings { prompt: prompt.into(), ..Settings::default() };
-        let prompts = Prompts::parse(&settings("a [cat|dog] # x\nAND a [cat|dog]")).unwrap();
+        let names = EmbeddingNames::default();
+        let prompts = Prompts::parse(&settings("a [cat|dog] # x\nAND a [cat|dog]"), &names).unwrap();
         assert_eq!((prompts.parts.len(), prompts.parts[0].1.len(), prompts.texts.len()), (2, 20, 5));
-        let error = Prompts::parse(&settings("a <lora:style:0.5>")).err().unwrap().to_string();
-        assert_eq!(error, "the prompt names <lora:style>, and no such network can be applied yet");
-        let error = Prompts::parse(&settings("(a:1.2.3)")).err().unwrap().to_string();
+        let error = Prompts::check(&settings("(a:1.2.3)")).unwrap_err().to_string();
         assert!(error.contains("1.2.3"), "{error}");
+        let plain = Settings { emphasis: Emphasis::None, ..settings("(a:1.2.3)") };
+        Prompts::check(&plain).unwrap();
+    }
+
+    #[test]
+    fn the_prompt_names_networks_and_the_negative_prompt_none() {
+        let settings = |prompt: &str| Settings { prompt: prompt.into(), ..Settings::default() };
+        let loras = Prompts::loras(&settings("a <lora:x:0.5> # <lora:y>")).unwrap();
+        assert_eq!(loras.iter().map(|l| (l.name.as_str(), l.unet)).collect::<Vec<_>>(), [("x", 0.5)]);
+        let negative = Settings { negative_prompt: "<lora:x>".into(), ..Settings::default() };
+        assert!(Prompts::loras(&negative).unwrap().is_empty());
+        let error = Prompts::check(&settings("a <hypernet:style:0.5>")).unwrap_err().to_string();
+        assert_eq!(error, "the prompt names <hypernet:style>, and LoRA files alone can be applied");
+        let error = Prompts::check(&settings("<lora:x:y>")).unwrap_err().to_string();
+        assert_eq!(error, "the weight `y` of `x` is no number");
+    }
+
+    #[test]
+    fn the_rule_of_before_counts_steps_from_one() {
+        let settings = Settings { prompt: "[a:b:1.0]".into(), ..Settings::default() };
+        let parts = |old_prompt_rule| {
+            let settings = Settings { old_prompt_rule, ..settings.clone() };
+            Prompts::parse(&settings, &EmbeddingNames::default()).unwrap().parts[0].1.clone()
+        };
+        assert_eq!(parts(false).len(), 1);
+        assert_eq!(parts(true).iter().map(|(end, _)| *end).collect::<Vec<_>>(), [1, 20]);
     }
 }

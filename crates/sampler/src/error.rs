@@ -18,7 +18,7 @@ pub enum Error {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] vodka_checkpoint::Error),
-    /// A merge recipe cannot be used, or its parents do not fit.
+    /// A merge recipe cannot be used, or its parents do not fit; a LoRA cannot be worked out.
     #[error(transparent)]
     Merge(#[from] vodka_merger::Error),
     /// Weights of a merge are given for what is a checkpoint.
@@ -38,13 +38,75 @@ pub enum Error {
     /// The prompt has a fault that A1111 refuses too.
     #[error(transparent)]
     Prompt(#[from] vodka_prompt::Error),
-    /// `<lora:...>` or the like in a prompt.
-    #[error("the prompt names <{kind}:{name}>, and no such network can be applied yet")]
+    /// The picture that is to be made into another cannot be read.
+    #[error(transparent)]
+    Images(#[from] vodka_images::Error),
+    /// `<hypernet:...>` or the like in a prompt.
+    #[error("the prompt names <{kind}:{name}>, and LoRA files alone can be applied")]
     ExtraNetwork {
-        /// `lora`, or what stands there.
+        /// What stands there.
         kind: String,
         /// The name.
         name: String,
+    },
+    /// `<lora:...>` with a name that no file has.
+    #[error("there is no LoRA `{found}` in the folder of LoRA files{}", did_you_mean(nearest))]
+    UnknownLora {
+        /// The name.
+        found: String,
+        /// The most similar one that there is.
+        nearest: Option<String>,
+    },
+    /// A LoRA that would make weights of no value.
+    #[error("the LoRA `{name}` changes `{tensor}` by values that are not finite")]
+    LoraNotFinite {
+        /// The name.
+        name: String,
+        /// The weight, by its LDM name.
+        tensor: String,
+    },
+    /// A file among embeddings that is none, or none for these networks.
+    #[error("`{path}`: expected an embedding (one tensor of vectors), found {found}")]
+    Embedding {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// Wildcards or styles that are no text.
+    #[error("`{path}` is no UTF-8 text")]
+    NoText {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A VAE whose latents are not those of the checkpoint.
+    #[error("the VAE `{path}` has {} channels at 1/{} of the size, expected {} at 1/{}", found.0, found.1, expected.0, expected.1)]
+    VaeForm {
+        /// The file.
+        path: PathBuf,
+        /// Channels of the latents, and pixels to one of them.
+        expected: (i64, i64),
+        /// The same.
+        found: (i64, i64),
+    },
+    /// A picture is to be made from another that was not given.
+    #[error("a picture made from another is asked for (`Denoising strength`), and that is not given")]
+    NoImage,
+    /// An unknown mode.
+    #[error("unknown resize mode `{found}`; known are just, crop, fill")]
+    ResizeMode {
+        /// The text.
+        found: String,
+    },
+    /// Names or numbers of pictures that make no batch.
+    #[error("{field} is {found}, expected 1 to {max}")]
+    Count {
+        /// What is counted.
+        field: &'static str,
+        /// The number.
+        found: u32,
+        /// The largest.
+        max: u32,
     },
     /// A strength of variation that is no share.
     #[error("the variation seed's strength is {found}, expected 0 to 1")]
@@ -98,8 +160,8 @@ pub enum Error {
         /// The number.
         found: f64,
     },
-    /// An output that is to be no PNG.
-    #[error("the output `{path}` does not end in .png")]
+    /// An output in a form that is not written.
+    #[error("the output `{path}` does not end in .png, .jpg or .webp")]
     OutputName {
         /// The path.
         path: PathBuf,
@@ -128,6 +190,38 @@ pub enum Error {
         checkpoint: PathBuf,
         /// Where they were found: latents or pixels.
         what: &'static str,
+    },
+    /// A picture of which nothing can be seen.
+    #[error("`{checkpoint}` gave a picture that is black everywhere; no picture was made")]
+    Black {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+    },
+    /// A picture that cannot be decoded.
+    #[error("cannot read the picture `{path}`")]
+    ReadPicture {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder says.
+        source: image::ImageError,
+    },
+    /// A picture cannot be encoded.
+    #[error("cannot write the picture `{path}`")]
+    WritePicture {
+        /// The file.
+        path: PathBuf,
+        /// What the encoder says.
+        source: image::ImageError,
+    },
+    /// A text that a JPEG file has no room for.
+    #[error("the text of `{path}` has {found} bytes, of which JPEG holds {max}: write PNG or WebP")]
+    TextTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        found: usize,
+        /// The longest.
+        max: usize,
     },
     /// A picture that is not there or is no PNG.
     #[error("cannot read the picture `{path}`")]
@@ -228,4 +322,12 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 
 fn line_of(line: &Option<usize>) -> String {
     line.map(|line| format!("line {line}: ")).unwrap_or_default()
+}
+
+impl Error {
+    /// Whether one picture could not be made, and others from the same checkpoint may: values that are not finite although
+    /// the weights are, or nothing but black.
+    pub fn is_of_one_picture(&self) -> bool {
+        matches!(self, Self::NotFinite { .. } | Self::Black { .. })
+    }
 }

@@ -1,29 +1,39 @@
 //! Text to image, and comparison grids.
 //!
-//! [`Pipeline`] makes one picture after the other from one checkpoint, or from a merge that is in no file
-//! ([`ModelSource`]). On it stand two stages: [`sample::run`] writes a single picture, [`grid::run`] a store of pictures
+//! [`Pipeline`] makes one picture after the other, or several at once, from one checkpoint or from a merge that is in no file
+//! ([`ModelSource`]); a [`Library`] holds the LoRA files and embeddings that their prompts may name. On it stand two stages:
+//! [`sample::run`] writes a single picture or a few, [`grid::run`] a store of pictures
 //! by checkpoint, prompt and any other axes, with sheets, tables and a page of them all.
 
 mod conditioning;
+mod embedding;
 mod error;
+mod fit;
 pub mod grid;
+mod library;
+mod loras;
 mod model;
 mod parameters;
+mod picture_file;
 mod pipeline;
-mod png;
 pub mod sample;
 mod settings;
 mod sheet;
+mod texts;
 
 pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
 };
+pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};
-pub use pipeline::{Calls, Networks, Pipeline, solve};
-pub use png::{read_parameters, write_png};
+pub use parameters::not_followed;
+pub use picture_file::{PictureFormat, read_parameters, write_picture, write_png};
+pub use pipeline::{Batch, Calls, Load, Networks, Pipeline, solve};
 pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
-pub use settings::{Settings, Size};
+pub use settings::{ImageToImage, ResizeMode, Settings, Size};
 pub use sheet::strip;
+pub use vodka_checkpoint::Precision;
 pub use vodka_merger::Weight;
 pub use vodka_noise::{RandomSource, SamplerName, ScheduleName};
+pub use vodka_prompt::Emphasis;

@@ -78,10 +78,12 @@ impl ModelSource {
     pub fn id(&self) -> Result<ModelId> {
         let (name, path) = (self.name(), self.path().to_path_buf());
         Ok(match self {
-            Self::Checkpoint(_) => ModelId { name, sha256: hash_tree(&path, |_| true)?, path, merge: None },
+            Self::Checkpoint(_) => {
+                ModelId { name, sha256: hash_tree(&path, |_| true)?, path, merge: None, vae: None }
+            }
             Self::Merge { plan, .. } => {
                 let merge = plan.identity(0)?;
-                ModelId { name, path, sha256: merge.sha256, merge: Some(Box::new(merge)) }
+                ModelId { name, path, sha256: merge.sha256, merge: Some(Box::new(merge)), vae: None }
             }
         })
     }
@@ -180,12 +182,22 @@ pub struct ModelId {
     pub sha256: ContentHash,
     /// What a merge is made of.
     pub merge: Option<Box<Identity>>,
+    /// Path and hash of the VAE, where it is another file.
+    pub vae: Option<(PathBuf, ContentHash)>,
 }
 
 impl ModelId {
     /// The name of the checkpoint at `path`, and its hash.
     pub fn new(path: &Path, sha256: ContentHash) -> Self {
-        Self { name: model_name(path), path: path.to_path_buf(), sha256, merge: None }
+        Self { name: model_name(path), path: path.to_path_buf(), sha256, merge: None, vae: None }
+    }
+
+    /// The same with the VAE at `path`, which is hashed.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn with_vae(self, path: &Path) -> Result<Self> {
+        Ok(Self { vae: Some((path.to_path_buf(), hash_tree(path, |_| true)?)), ..self })
     }
 
     /// Adds it to what a run depends on, under `name`, and a merge's parents under names behind that.
@@ -194,7 +206,11 @@ impl ModelId {
         let key = parents.fold(key, |key, parent| {
             key.input_hashed(&format!("{name}, parent {}", parent.name), &parent.path, parent.sha256)
         });
-        key.input_hashed(name, &self.path, self.sha256)
+        let key = key.input_hashed(name, &self.path, self.sha256);
+        match &self.vae {
+            Some((path, sha256)) => key.input_hashed(&format!("{name}, VAE"), path, *sha256),
+            None => key,
+        }
     }
 }
 

@@ -4,14 +4,20 @@ use std::{path::Path, str::FromStr};
 
 use vodka_merger::ParentId;
 use vodka_noise::{RandomSource, SamplerName};
-use vodka_prompt::Parameters;
+use vodka_prompt::{Emphasis, Parameters};
 
-use crate::{Error, ModelId, Result, Settings};
+use crate::{Error, ImageToImage, ModelId, Result, Settings, Used};
 
 /// The file name without its ending; a folder's name is whole.
 pub(crate) fn model_name(path: &Path) -> String {
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Lists as A1111 writes them: `name: hash, name: hash`.
+fn hashes(of: &[(String, String)]) -> String {
+    let entry = |(name, hash): &(String, String)| format!("{}: {hash}", name.replace([':', ','], ""));
+    of.iter().map(entry).collect::<Vec<_>>().join(", ")
 }
 
 impl Settings {
@@ -21,50 +27,72 @@ impl Settings {
     /// place stand "Merge hash" (the same for the same weights, wherever they come from), "Merge" (the steps with their
     /// weights) and "Merge parents" (the hashes by which these are found).
     pub fn parameters(&self, model: &ModelId) -> Parameters {
-        let mut parameters = Parameters::new(self.prompt.trim(), self.negative_prompt.trim())
-            .with("Steps", self.steps)
-            .with("Sampler", self.sampler)
-            .with("Schedule type", self.schedule)
-            .with("CFG scale", self.cfg_scale)
-            .with("Seed", self.seed)
-            .with("Size", self.size);
-        parameters = match &model.merge {
-            None => parameters.with("Model hash", model.sha256.short(10)).with("Model", &model.name),
-            Some(merge) => {
-                let parent = |parent: &ParentId| format!("{}: {}", parent.name, parent.sha256.short(10));
-                let parents: Vec<_> = merge.parents.iter().map(parent).collect();
-                parameters
-                    .with("Model", &model.name)
-                    .with("Merge hash", model.sha256.short(10))
-                    .with("Merge", &merge.steps)
-                    .with("Merge parents", parents.join(", "))
-            }
+        self.parameters_with(model, &Used::default())
+    }
+
+    /// The same with the files that the prompts name.
+    pub fn parameters_with(&self, model: &ModelId, used: &Used) -> Parameters {
+        let mut all = Parameters::new(self.prompt.trim(), self.negative_prompt.trim());
+        let mut add = |name: &str, value: Option<String>| {
+            all.fields.extend(value.map(|value| (name.to_owned(), value)));
         };
-        if self.subseed_strength != 0.0 {
-            parameters = parameters
-                .with("Variation seed", self.subseed)
-                .with("Variation seed strength", self.subseed_strength);
-        }
-        if self.clip_skip > 1 {
-            parameters = parameters.with("Clip skip", self.clip_skip);
-        }
-        if self.ensd != 0 && self.sampler.uses_ensd() {
-            parameters = parameters.with("ENSD", self.ensd);
-        }
-        parameters = parameters.with("RNG", self.rng);
-        if let Some(eta) = self.eta {
-            let name = if self.sampler.has_timesteps() { "Eta DDIM" } else { "Eta" };
-            parameters = parameters.with(name, eta);
-        }
-        parameters.with("Version", format!("vodka {}", env!("CARGO_PKG_VERSION")))
+        add("Steps", Some(self.steps.to_string()));
+        add("Sampler", Some(self.sampler.to_string()));
+        add("Schedule type", Some(self.schedule.to_string()));
+        add("CFG scale", Some(self.cfg_scale.to_string()));
+        add("Seed", Some(self.seed.to_string()));
+        add("Size", Some(self.size.to_string()));
+        let merge = model.merge.as_ref();
+        add("Model hash", merge.is_none().then(|| model.sha256.short(10)));
+        add("Model", Some(model.name.clone()));
+        add("Merge hash", merge.map(|_| model.sha256.short(10)));
+        add("Merge", merge.map(|merge| merge.steps.clone()));
+        let parent = |parent: &ParentId| format!("{}: {}", parent.name, parent.sha256.short(10));
+        let parents = merge.map(|merge| merge.parents.iter().map(parent).collect::<Vec<_>>().join(", "));
+        add("Merge parents", parents);
+        add("VAE hash", model.vae.as_ref().map(|(_, sha256)| sha256.short(10)));
+        add("VAE", model.vae.as_ref().map(|(path, _)| model_name(path)));
+        let is_variation = self.subseed_strength != 0.0;
+        add("Variation seed", is_variation.then(|| self.subseed.to_string()));
+        add("Variation seed strength", is_variation.then(|| self.subseed_strength.to_string()));
+        add("Seed resize from", self.seed_resize_from.map(|size| size.to_string()));
+        let image = self.image.as_ref();
+        add("Denoising strength", image.map(|image| image.denoising_strength.to_string()));
+        add("Clip skip", (self.clip_skip > 1).then(|| self.clip_skip.to_string()));
+        add("ENSD", (self.ensd != 0 && self.sampler.uses_ensd()).then(|| self.ensd.to_string()));
+        add("Init image hash", image.map(|image| image.hash.clone()).filter(|hash| !hash.is_empty()));
+        add("RNG", Some(self.rng.to_string()));
+        add("Tiling", self.tiling.then(|| "True".to_owned()));
+        // From here on what A1111 calls extra, each with its own option or script.
+        add(
+            "Resize mode",
+            image.map(|i| i.resize_mode).filter(|m| *m != Default::default()).map(|m| m.to_string()),
+        );
+        add(EXACT_STEPS, image.filter(|image| image.exact_steps).map(|_| "True".to_owned()));
+        add("Lora hashes", Some(hashes(&used.loras)).filter(|text| !text.is_empty()));
+        add("TI hashes", Some(hashes(&used.embeddings)).filter(|text| !text.is_empty()));
+        let has_brackets = self.prompt.contains(['(', '[']) || self.negative_prompt.contains(['(', '[']);
+        let is_other = self.emphasis != Emphasis::Original && has_brackets;
+        add("Emphasis", is_other.then(|| self.emphasis.to_string()));
+        add(OLD_RULE, self.old_prompt_rule.then(|| "True".to_owned()));
+        let eta = if self.sampler.has_timesteps() { "Eta DDIM" } else { "Eta" };
+        add(eta, self.eta.map(|eta| eta.to_string()));
+        add("Version", Some(format!("vodka {}", env!("CARGO_PKG_VERSION"))));
+        all
     }
 }
+
+/// A1111's option "With img2img, do exactly the amount of steps the slider specifies", which has no key there.
+const EXACT_STEPS: &str = "Exact steps";
+/// A1111's option "Use old prompt editing timelines".
+const OLD_RULE: &str = "Old prompt editing timelines";
 
 impl Settings {
     /// The settings that a picture's text states; A1111's defaults for what it does not.
     ///
     /// A text without `RNG` is of a picture that was made with a GPU's random numbers, which are those of
-    /// [`RandomSource::Nv`] as far as a picture fits one grid of the GPU.
+    /// [`RandomSource::Nv`] as far as a picture fits one grid of the GPU. A text of a version before 1.6.0 has prompts by
+    /// the rule of that time.
     ///
     /// # Errors
     /// A value that is none, and samplers and schedules that do not exist.
@@ -80,6 +108,8 @@ impl Settings {
             _ => old_schedule,
         };
         let eta = if sampler.has_timesteps() { "Eta DDIM" } else { "Eta" };
+        let emphasis =
+            |found: &str| found.parse().map_err(|_| field("Emphasis", "a mode of emphasis", found));
         Ok(Self {
             prompt: parameters.prompt.clone(),
             negative_prompt: parameters.negative_prompt.clone(),
@@ -95,12 +125,79 @@ impl Settings {
             sampler,
             schedule,
             clip_skip: read(parameters, "Clip skip", "a number")?.unwrap_or(1),
+            emphasis: parameters.get("Emphasis").map_or(Ok(default.emphasis), emphasis)?,
+            old_prompt_rule: is_true(parameters, OLD_RULE) || is_of_before_1_6(parameters),
+            tiling: is_true(parameters, "Tiling"),
+            seed_resize_from: read(parameters, "Seed resize from", "a size such as 512x768")?,
+            image: image_of(parameters)?,
         })
     }
 }
 
+fn is_true(parameters: &Parameters, field: &str) -> bool {
+    parameters.get(field).is_some_and(|value| value.trim() == "True")
+}
+
+/// Whether a text is of a version of A1111 before 1.6.0, and the prompt has brackets that this makes a difference to.
+fn is_of_before_1_6(parameters: &Parameters) -> bool {
+    let version = parameters.get("Version").and_then(|version| version.trim().strip_prefix('v'));
+    let mut numbers = version.unwrap_or_default().split('.').map(|number| number.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (1, 6) && parameters.prompt.contains('['),
+        _ => false,
+    }
+}
+
+/// A picture that was made from another has a strength of denoising, and so has one with a hires pass, which has more.
+fn image_of(parameters: &Parameters) -> Result<Option<ImageToImage>> {
+    let strength = read(parameters, "Denoising strength", "a number")?;
+    let Some(denoising_strength) = strength.filter(|_| !has_hires(parameters)) else { return Ok(None) };
+    let resize_mode = parameters.get("Resize mode").map_or(Ok(Default::default()), str::parse)?;
+    let hash = parameters.get("Init image hash").unwrap_or_default().to_owned();
+    let exact_steps = is_true(parameters, EXACT_STEPS);
+    Ok(Some(ImageToImage { denoising_strength, exact_steps, resize_mode, hash }))
+}
+
+fn has_hires(parameters: &Parameters) -> bool {
+    ["Hires upscale", "Hires resize", "Hires upscaler"].iter().any(|field| parameters.get(field).is_some())
+}
+
+/// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the hires
+/// pass, the refiner, scripts.
+pub fn not_followed(parameters: &Parameters) -> Vec<String> {
+    const STARTS: [&str; 13] = [
+        "Hires ",
+        "Refiner",
+        "Image CFG scale",
+        "Face restoration",
+        "Conditional mask weight",
+        "Token merging",
+        "NGMS",
+        "Skip Early CFG",
+        "Mask ",
+        "ControlNet",
+        "Sigma ",
+        "Pad conds",
+        "Discard penultimate sigma",
+    ];
+    const MORE: [&str; 6] = [
+        "Schedule m",
+        "Schedule rho",
+        "Downcast alphas_cumprod",
+        "SGM noise multiplier",
+        "Hypernet",
+        "Soft inpainting",
+    ];
+    let is_one = |name: &&String| STARTS.iter().chain(&MORE).any(|start| name.starts_with(start));
+    parameters.fields.iter().map(|(name, _)| name).filter(is_one).cloned().collect()
+}
+
+fn field(name: &str, expected: &'static str, found: &str) -> Error {
+    Error::Field { field: name.to_owned(), expected, found: found.to_owned() }
+}
+
 fn read<T: FromStr>(parameters: &Parameters, field: &str, expected: &'static str) -> Result<Option<T>> {
-    let error = |found: &str| Error::Field { field: field.to_owned(), expected, found: found.to_owned() };
+    let error = |found: &str| self::field(field, expected, found);
     parameters.get(field).map(|found| found.trim().parse().map_err(|_| error(found))).transpose()
 }
 
@@ -129,6 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn files_that_prompts_name_have_their_hashes_in_the_text() {
+        let model = ModelId {
+            vae: Some(("dir/vae-ft-mse.pt".into(), hash_bytes("abcd"))),
+            ..ModelId::new(Path::new("m.safetensors"), hash_bytes("abc"))
+        };
+        let pair = |name: &str, hash: &str| (name.to_owned(), hash.to_owned());
+        let used = Used {
+            loras: vec![pair("a", "1111"), pair("b:c", "2222")],
+            embeddings: vec![pair("bad, hands", "3333")],
+        };
+        let text = Settings::default().parameters_with(&model, &used).to_string();
+        assert!(text.starts_with("Steps: 20, "), "{text}");
+        assert!(text.contains("Model: m, VAE hash: 88d4266fd4, VAE: vae-ft-mse, RNG: CPU, "), "{text}");
+        let expected = r#"Lora hashes: "a: 1111, bc: 2222", TI hashes: "bad hands: 3333", "#;
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
     fn the_text_makes_the_settings_again() {
         let model = ModelId::new(Path::new("a.safetensors"), hash_bytes("abc"));
         for sampler in SamplerName::ALL {
@@ -144,6 +259,16 @@ mod tests {
                 sampler,
                 size: "512x768".parse().unwrap(),
                 clip_skip: 2,
+                emphasis: Emphasis::NoNorm,
+                old_prompt_rule: true,
+                tiling: true,
+                seed_resize_from: Some("256x64".parse().unwrap()),
+                image: Some(ImageToImage {
+                    denoising_strength: 0.4,
+                    exact_steps: true,
+                    resize_mode: crate::ResizeMode::Crop,
+                    hash: "0123456789".into(),
+                }),
                 ..Settings::default()
             };
             let text = settings.parameters(&model).to_string();
@@ -156,6 +281,14 @@ mod tests {
             (settings.sampler.name(), settings.schedule.name(), settings.rng),
             ("DPM++ 2M", "Karras", RandomSource::Nv)
         );
+        let Ok(hires) = "x\nSteps: 5, Sampler: Euler a, Seed: 1, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent, \
+             Refiner: x, Version: v1.5.2".parse();
+        assert_eq!(Settings::from_parameters(&hires).unwrap().image, None);
+        assert_eq!(not_followed(&hires), ["Hires upscale", "Hires upscaler", "Refiner"]);
+        let Ok(image) = "[x:0.5]\nSteps: 5, Seed: 1, Denoising strength: 0.5, Version: v1.5.2".parse();
+        let settings = Settings::from_parameters(&image).unwrap();
+        assert_eq!(settings.image, Some(ImageToImage { denoising_strength: 0.5, ..ImageToImage::default() }));
+        assert!(settings.old_prompt_rule);
         let Ok(bad) = "x\nSteps: many, Sampler: Euler, Seed: 1".parse();
         let error = Settings::from_parameters(&bad).unwrap_err().to_string();
         assert_eq!(error, "Steps: expected a number, found `many`");

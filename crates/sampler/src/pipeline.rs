@@ -1,29 +1,58 @@
 //! From a prompt to pixels.
 
-use std::path::Path;
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::Prediction;
+use vodka_checkpoint::{Checkpoint, Prediction, VaeConfig, Weights};
 use vodka_noise::{
-    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
-    Solver, SolverOptions,
+    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Solver,
 };
-use vodka_sd15::{ClipTextModel, Network, UNet, Vae};
+use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
 use vodka_stage::Interrupt;
 
 use crate::{
-    Error, Model, ModelSource, Result, Settings, Size,
+    Error, Library, Model, ModelSource, Result, Settings, Size,
     conditioning::{Conditioning, Now, Prompts},
+    fit::fit,
+    loras::Applied,
 };
 
 /// The networks of one model on one device, ready to make pictures.
 #[derive(Debug)]
 pub struct Pipeline {
     model: Model,
+    /// Where the VAE is from another file.
+    vae_file: Option<Checkpoint>,
     clip: ClipTextModel,
     unet: UNet,
     vae: Vae,
+    library: Arc<Library>,
+    loras: RefCell<Applied>,
+}
+
+/// How networks are loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// Where they are to be.
+    pub device: Device,
+    /// What text encoder and UNet compute in.
+    pub kind: Kind,
+    /// What the VAE computes in; where pictures then are not finite, it does them again in fp32.
+    pub vae_kind: Kind,
+    /// Another file or folder with a VAE; the checkpoint's own where absent.
+    pub vae: Option<PathBuf>,
+}
+
+impl Load {
+    /// All in `kind` but the VAE, which is in fp32 and the checkpoint's.
+    pub fn new(device: Device, kind: Kind) -> Self {
+        Self { device, kind, vae_kind: Kind::Float, vae: None }
+    }
 }
 
 /// Borrowed networks: a model in training makes its previews with them.
@@ -37,6 +66,23 @@ pub struct Networks<'a> {
     pub vae: &'a Vae,
     /// What the denoiser predicts.
     pub prediction: Prediction,
+}
+
+/// What is made in one go.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// One for each picture; they differ in their seeds and subseeds only.
+    pub settings: &'a [Settings],
+    /// The picture that they are made from, where the settings speak of one, in any size.
+    pub image: Option<&'a RgbImage>,
+}
+
+impl Batch<'_> {
+    /// Whether the second picture can be made together with the first. DPM adaptive takes steps that depend on all.
+    pub fn fits(first: &Settings, second: &Settings) -> bool {
+        let Settings { seed, subseed, .. } = *second;
+        first.sampler != SamplerName::DpmAdaptive && Settings { seed, subseed, ..first.clone() } == *second
+    }
 }
 
 impl Pipeline {
@@ -54,31 +100,71 @@ impl Pipeline {
     /// # Errors
     /// Weights that cannot be read, or do not fit into the device's memory; those of a merge that are not finite.
     pub fn load(model: Model, device: Device, kind: Kind) -> Result<Self> {
+        Self::load_with(model, &Load::new(device, kind))
+    }
+
+    /// As [`Pipeline::load`], with more to say.
+    ///
+    /// # Errors
+    /// In addition, a VAE that cannot be read, or is of another form than the model's.
+    pub fn load_with(model: Model, load: &Load) -> Result<Self> {
+        let Load { device, kind, vae_kind, ref vae } = *load;
         let weights = model.weights();
+        let vae_file = vae.as_deref().map(|path| open_vae(path, &weights.config().vae)).transpose()?;
+        let vae_weights: &dyn Weights = vae_file.as_ref().map_or(weights, |file| file);
         Ok(Self {
             clip: ClipTextModel::load(weights, device, kind)?,
             unet: UNet::load(weights, device, kind)?,
-            vae: Vae::load(weights, device, Kind::Float)?,
+            vae: Vae::load(vae_weights, device, vae_kind)?,
             model,
+            vae_file,
+            library: Arc::default(),
+            loras: RefCell::default(),
         })
+    }
+
+    /// The same, with LoRA files and embeddings that prompts may name.
+    pub fn with_library(mut self, library: Arc<Library>) -> Self {
+        self.library = library;
+        self
     }
 
     /// Makes one picture; `on_step` is told after each call of the UNet how many of how many are done. `None` where
     /// `interrupt` was raised on the way.
     ///
     /// # Errors
-    /// Settings that the model cannot do, and values that are not finite: then the weights are searched, and the error
-    /// names the tensor if it is one of them.
+    /// As [`Pipeline::generate_batch`].
     pub fn generate(
         &self,
         settings: &Settings,
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<RgbImage>> {
+        let batch = Batch { settings: std::slice::from_ref(settings), image: None };
+        Ok(self.generate_batch(batch, interrupt, on_step)?.and_then(|pictures| pictures.into_iter().next()))
+    }
+
+    /// Makes several pictures at once, each as it would be alone but for the last bits of its numbers.
+    ///
+    /// # Errors
+    /// Settings that the model cannot do; a LoRA that is not there, or for other networks; a black picture; values that are
+    /// not finite: then the weights are searched, and the error names the tensor if it is one of them.
+    pub fn generate_batch(
+        &self,
+        batch: Batch<'_>,
+        interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Vec<RgbImage>>> {
+        let Some(first) = batch.settings.first() else { return Ok(Some(Vec::new())) };
+        let state = || [self.clip.state(), self.unet.state()].into_iter().flatten().collect();
+        let config = self.model.config();
+        self.loras.borrow_mut().set(self.library.loras(first)?, config, &state)?;
         let path = self.model.path();
-        let result = self.networks().generate(path, settings, interrupt, on_step);
+        let run = Run { path, batch, library: &self.library, interrupt };
+        let result = self.networks().generate_batch(run, on_step);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
+            self.vae_file.iter().try_for_each(check_finite)?;
         }
         result
     }
@@ -89,8 +175,42 @@ impl Pipeline {
     }
 }
 
+/// A VAE that takes the place of the model's own.
+fn open_vae(path: &Path, own: &VaeConfig) -> Result<Checkpoint> {
+    let file = Checkpoint::open_vae_like(path, own)?;
+    file.check_vae()?;
+    let other = &file.config().vae;
+    let form = |vae: &VaeConfig| (vae.latent_channels, vae.downscale());
+    if form(own) != form(other) {
+        let (expected, found) = (form(own), form(other));
+        return Err(Error::VaeForm { path: path.to_path_buf(), expected, found });
+    }
+    Ok(file)
+}
+
+/// Whether all weights of a file are finite.
+fn check_finite(file: &Checkpoint) -> Result<()> {
+    for name in file.names() {
+        if let Some((index, value)) = file.tensor(name)?.first_not_finite() {
+            let (path, tensor) = (file.path().to_path_buf(), name.to_owned());
+            return Err(vodka_checkpoint::Error::NotFinite { path, tensor, index, value }.into());
+        }
+    }
+    Ok(())
+}
+
+/// One call of [`Pipeline::generate_batch`].
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    /// By what errors name the model.
+    path: &'a Path,
+    batch: Batch<'a>,
+    library: &'a Library,
+    interrupt: &'a Interrupt,
+}
+
 impl Networks<'_> {
-    /// Makes one picture, as [`Pipeline::generate`] does; errors name the model by `path`.
+    /// Makes one picture, as [`Pipeline::generate`] does; errors name the model by `path`. Prompts can name no files.
     pub fn generate(
         &self,
         path: &Path,
@@ -98,48 +218,103 @@ impl Networks<'_> {
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<RgbImage>> {
+        let library = Library::default();
+        library.loras(settings)?;
+        let batch = Batch { settings: std::slice::from_ref(settings), image: None };
+        let pictures = self.generate_batch(Run { path, batch, library: &library, interrupt }, on_step)?;
+        Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
+    }
+
+    fn generate_batch(
+        &self,
+        run: Run<'_>,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Vec<RgbImage>>> {
+        let all = run.batch.settings;
+        let settings = &all[0];
+        assert!(all.iter().all(|other| all.len() == 1 || Batch::fits(settings, other)), "batch of {all:?}");
         settings.check()?;
+        let _tiling = Tiling::enter(settings.tiling);
         tch::no_grad(|| {
-            let Some(latents) = self.latents(settings, interrupt, on_step)? else { return Ok(None) };
-            let not_finite = |what| Error::NotFinite { checkpoint: path.to_path_buf(), what };
-            if !is_finite(&latents) {
-                return Err(not_finite("latents"));
-            }
-            let latents = (latents / self.vae.config().scaling_factor).to_kind(self.vae.vars().kind());
-            let pixels = self.vae.decode(&latents).to_kind(Kind::Float); // (1, 3, H, W)
-            if !is_finite(&pixels) {
-                return Err(not_finite("pixels"));
-            }
-            Ok(Some(to_picture(&pixels)))
+            let Some(latents) = self.latents(&run, on_step)? else { return Ok(None) };
+            let picture = |i: usize| self.decode(&latents.narrow(0, i as i64, 1), run.path);
+            (0..all.len()).map(picture).collect::<Result<Vec<_>>>().map(Some)
         })
     }
 
-    /// The latents of the picture in fp32, scaled. `(1, 4, H/8, W/8)`
-    fn latents(
-        &self,
-        settings: &Settings,
-        interrupt: &Interrupt,
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Option<Tensor>> {
-        let solver =
-            Solver::new(&Schedule::scaled_linear(), settings.sampler, settings.schedule, settings.steps)?
-                .with_options(SolverOptions { eta: settings.eta, ..SolverOptions::default() });
+    /// From scaled latents `(1, 4, h, w)` in fp32 to a picture.
+    fn decode(&self, latents: &Tensor, path: &Path) -> Result<RgbImage> {
+        let not_finite = |what| Error::NotFinite { checkpoint: path.to_path_buf(), what };
+        if !is_finite(latents) {
+            return Err(not_finite("latents"));
+        }
+        let kind = self.vae.vars().kind();
+        let latents = latents / self.vae.config().scaling_factor;
+        let mut pixels = self.vae.decode(&latents.to_kind(kind)).to_kind(Kind::Float); // (1, 3, H, W)
+        if !is_finite(&pixels) && kind != Kind::Float {
+            // 16 bits were too few for this picture; the next one is tried in them again.
+            pixels = self.vae_fp32()?.decode(&latents);
+        }
+        if !is_finite(&pixels) {
+            return Err(not_finite("pixels"));
+        }
+        let picture = to_picture(&pixels);
+        if picture.iter().all(|value| *value == 0) {
+            return Err(Error::Black { checkpoint: path.to_path_buf() });
+        }
+        Ok(picture)
+    }
+
+    /// The VAE with its weights as they are, in fp32.
+    fn vae_fp32(&self) -> Result<Vae> {
+        let variables = self.vae.vars().variables();
+        let source = |name: &str, _: &[i64]| Ok(variables[name].to_kind(Kind::Float));
+        Ok(Vae::new(self.vae.config(), self.vae.vars().device(), Kind::Float, &source)?)
+    }
+
+    /// The latents that the pictures of a batch begin with; `noise (B, 4, h, w)` is unit normal.
+    fn first_latents(&self, solver: &Solver, run: &Run<'_>, noise: &Tensor) -> Result<Tensor> {
+        let settings = &run.batch.settings[0];
+        let Some(image) = &settings.image else { return Ok(noise * solver.start()) };
+        let picture = run.batch.image.ok_or(Error::NoImage)?;
+        let Size { width, height } = settings.size;
+        let picture = fit(picture, width, height, image.resize_mode);
+        let pixels = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
+        let (kind, device) = (self.vae.vars().kind(), self.vae.vars().device());
+        let pixels = pixels.to_device(device).permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0;
+        let encode = |vae: &Vae, kind| vae.encode(&pixels.to_kind(kind)).mean.to_kind(Kind::Float);
+        let mut latents = encode(self.vae, kind);
+        if !is_finite(&latents) && kind != Kind::Float {
+            latents = encode(&self.vae_fp32()?, Kind::Float);
+        }
+        let first = solver.first();
+        Ok(latents * (self.vae.config().scaling_factor * first.signal) + noise * first.noise) // (B, 4, h, w)
+    }
+
+    /// The latents of the pictures in fp32, scaled. `(B, 4, H/8, W/8)`
+    fn latents(&self, run: &Run<'_>, on_step: &mut dyn FnMut(usize, usize)) -> Result<Option<Tensor>> {
+        let all = run.batch.settings;
+        let settings = &all[0];
+        let solver = settings.solver()?;
         let shape = self.shape(settings)?;
-        let conditioning = self.conditioning(settings)?;
+        let conditioning = self.conditioning(settings, run.library)?;
         let device = self.unet.vars().device();
         let tensor = |values: Vec<f32>| {
-            Tensor::from_slice(&values).view(shape.map(|n| n as i64)).unsqueeze(0).to_device(device) // (1, 4, h, w)
+            Tensor::from_slice(&values).view(shape.map(|n| n as i64)).to_device(device) // (4, h, w)
         };
-        let mut numbers = PictureNoise::new(settings.picture_seed(), shape);
-        let first = tensor(numbers.first());
+        let mut numbers: Vec<_> = all.iter().map(|s| PictureNoise::new(s.picture_seed(), shape)).collect();
+        let noise: Vec<_> = numbers.iter_mut().map(|numbers| tensor(numbers.first())).collect();
+        let first = self.first_latents(&solver, run, &Tensor::stack(&noise, 0))?;
         let (low, high) = solver.sigma_range();
-        let mut tree = settings
-            .sampler
-            .is_brownian()
-            .then(|| BrownianTree::new(settings.seed.into(), low, high, shape.iter().product()));
-        let mut noise = |from: f64, to: f64| match &mut tree {
-            Some(tree) => tensor(tree.noise(from, to)),
-            None => tensor(numbers.more()),
+        let tree = |s: &Settings| BrownianTree::new(s.seed.into(), low, high, shape.iter().product());
+        let mut trees: Option<Vec<_>> =
+            settings.sampler.is_brownian().then(|| all.iter().map(tree).collect());
+        let mut noise = |from: f64, to: f64| {
+            let noise: Vec<_> = match &mut trees {
+                Some(trees) => trees.iter_mut().map(|tree| tensor(tree.noise(from, to))).collect(),
+                None => numbers.iter_mut().map(|numbers| tensor(numbers.more())).collect(),
+            };
+            Tensor::stack(&noise, 0) // (B, 4, h, w)
         };
         let mut call = 0;
         let mut predict = |input: &Tensor, timestep: f64| {
@@ -150,36 +325,40 @@ impl Networks<'_> {
         let count = solver.calls();
         let mut go_on = |done| {
             on_step(done, count.max(done));
-            !interrupt.is_raised()
+            !run.interrupt.is_raised()
         };
-        let host = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
-        Ok(solve(&solver, self.prediction, &first, host))
+        let calls = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
+        Ok(solve_from(&solver, self.prediction, first, calls))
     }
 
     /// One call of the denoiser for all prompts, or one for the prompt and one for the negative prompt where these are not
-    /// equally long.
+    /// equally long. `input (B, 4, h, w)`
     fn guided(&self, input: &Tensor, timestep: f64, now: &Now, guidance: f64) -> Output<Tensor> {
         let kind = now.parts.kind();
+        let pictures = input.size()[0];
         let call = |context: &Tensor| {
-            let batch = context.size()[0];
-            let input = input.to_kind(kind).repeat([batch, 1, 1, 1]); // (B, 4, h, w)
-            let timesteps = Tensor::full([batch], timestep, (Kind::Float, context.device()));
-            self.unet.forward(&input, &timesteps, context).to_kind(Kind::Float)
+            let prompts = context.size()[0];
+            // All pictures with the first prompt, all with the second, ...
+            let context = context.repeat_interleave_self_int(pictures, 0, None);
+            let input = input.to_kind(kind).repeat([prompts, 1, 1, 1]);
+            let timesteps = Tensor::full([prompts * pictures], timestep, (Kind::Float, context.device()));
+            self.unet.forward(&input, &timesteps, &context).to_kind(Kind::Float)
         };
         let parts = now.parts.size()[0];
+        let of = |all: &Tensor, first: i64, count: i64| all.narrow(0, first * pictures, count * pictures);
         let (with, without) = match &now.negative {
             None => return Output { guided: call(&now.parts), unguided: None },
             Some(negative) if negative.size()[1] == now.parts.size()[1] => {
                 let both = call(&Tensor::cat(&[&now.parts, negative], 0));
-                (both.narrow(0, 0, parts), both.narrow(0, parts, 1))
+                (of(&both, 0, parts), of(&both, parts, 1))
             }
             Some(negative) => (call(&now.parts), call(negative)),
         };
         let towards = |guided: Tensor, (i, weight): (usize, &f64)| {
-            guided + (with.narrow(0, i as i64, 1) - &without) * (weight * guidance)
+            guided + (of(&with, i as i64, 1) - &without) * (weight * guidance)
         };
         let guided = now.weights.iter().enumerate().fold(without.shallow_clone(), towards);
-        Output { guided, unguided: Some(without) } // (1, 4, h, w)
+        Output { guided, unguided: Some(without) } // (B, 4, h, w)
     }
 
     /// The shape of the latents, `[4, H/8, W/8]`.
@@ -194,12 +373,13 @@ impl Networks<'_> {
     }
 
     /// The encoded prompts.
-    fn conditioning(&self, settings: &Settings) -> Result<Conditioning> {
+    fn conditioning(&self, settings: &Settings, library: &Library) -> Result<Conditioning> {
         let max = self.clip.config().layers as u32;
         if !(1..=max).contains(&settings.clip_skip) {
             return Err(Error::ClipSkip { found: settings.clip_skip, max });
         }
-        Ok(Prompts::parse(settings)?.encode(self.clip, settings.clip_skip.into()))
+        let names = library.names(self.clip.config().hidden_size as usize);
+        Ok(Prompts::parse(settings, &names)?.encode(self.clip, settings.clip_skip.into(), library))
     }
 }
 
@@ -211,7 +391,9 @@ impl Settings {
             source: self.rng,
             eta_seed_delta: self.ensd.into(),
             variation: (self.subseed_strength != 0.0).then_some((self.subseed.into(), self.subseed_strength)),
-            resize_from: None,
+            resize_from: self
+                .seed_resize_from
+                .map(|size| ((size.height / 8) as usize, (size.width / 8) as usize)),
         }
     }
 }
@@ -228,6 +410,11 @@ pub struct Calls<'a> {
 
 /// Runs a solver from unit normal `noise` to latents, both in fp32; `None` where it was ended.
 pub fn solve(solver: &Solver, prediction: Prediction, noise: &Tensor, calls: Calls<'_>) -> Option<Tensor> {
+    solve_from(solver, prediction, noise * solver.start(), calls)
+}
+
+/// The same from the first latents.
+fn solve_from(solver: &Solver, prediction: Prediction, first: Tensor, calls: Calls<'_>) -> Option<Tensor> {
     let parameterization = match prediction {
         Prediction::Epsilon => Parameterization::Epsilon,
         Prediction::VPrediction => Parameterization::V,
@@ -235,10 +422,10 @@ pub fn solve(solver: &Solver, prediction: Prediction, noise: &Tensor, calls: Cal
     // How many calls an adaptive sampler makes, it does not know.
     let last = if solver.sampler() == SamplerName::DpmAdaptive { usize::MAX } else { solver.calls() };
     let mut host = Counted { calls, done: 0, last };
-    solver.run(Latents(noise * solver.start()), parameterization, &mut host).ok().map(|latents| latents.0)
+    solver.run(Latents(first), parameterization, &mut host).ok().map(|latents| latents.0)
 }
 
-/// Latents of a picture, `(1, 4, h, w)`.
+/// Latents of pictures, `(B, 4, h, w)`.
 struct Latents(Tensor);
 
 impl Latent for Latents {

@@ -1,19 +1,33 @@
-//! The stage that makes one picture.
+//! The stage that makes one picture, or a few that differ in their seeds.
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use tch::Kind;
+use vodka_checkpoint::Precision;
+use vodka_images::{DecodeOptions, RgbImage, decode_bytes};
 use vodka_noise::{RandomSource, SamplerName, ScheduleName};
-use vodka_prompt::Parameters;
+use vodka_prompt::{Emphasis, Parameters};
 use vodka_sd15::{check_device_name, device_type, parse_device};
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, Standing, record_path};
+use vodka_stage::{
+    Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, record_path, write_atomic,
+};
 
-use crate::{Error, ModelId, ModelSource, Pipeline, Result, Settings, Size, png::read_parameters, write_png};
+use crate::{
+    Batch, Error, ImageToImage, Library, Load, ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode,
+    Result, Settings, Size, Used,
+    parameters::not_followed,
+    picture_file::{read_parameters, write_picture},
+    texts::{Wildcards, apply_styles},
+};
+
+/// The most pictures of one run.
+const MAX_PICTURES: u32 = 10_000;
 
 /// What a user asks for: a checkpoint, a prompt, a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,10 +84,61 @@ pub struct SampleConfig {
     /// The layer of the text encoder, counted from the end; 1, the last.
     #[serde(default)]
     pub clip_skip: Option<u32>,
+    /// What brackets in prompts do; `Original`.
+    #[serde(default)]
+    pub emphasis: Option<Emphasis>,
+    /// Whether the picture's edges are to fit together; they are not.
+    #[serde(default)]
+    pub tiling: Option<bool>,
+    /// The size of the picture whose noise is put into the middle of this one's.
+    #[serde(default)]
+    pub seed_resize_from: Option<Size>,
+    /// A picture that this one is made from.
+    #[serde(default)]
+    pub init_image: Option<PathBuf>,
+    /// How much of it is given up, 0 to 1; 0.75.
+    #[serde(default)]
+    pub denoising: Option<f64>,
+    /// How it is brought to the size; `just`.
+    #[serde(default)]
+    pub resize_mode: Option<ResizeMode>,
+    /// Whether all steps are made, not the share `denoising` of them.
+    #[serde(default)]
+    pub exact_steps: Option<bool>,
+    /// How many pictures are made at once; 1.
+    #[serde(default)]
+    pub batch_size: Option<u32>,
+    /// How many times; 1. The seed goes up by one from picture to picture.
+    #[serde(default)]
+    pub batch_count: Option<u32>,
+    /// What text encoder and UNet compute in; fp32.
+    #[serde(default)]
+    pub precision: Option<Precision>,
+    /// What the VAE computes in; fp32.
+    #[serde(default)]
+    pub vae_precision: Option<Precision>,
+    /// A VAE that takes the place of the checkpoint's: a file or a folder.
+    #[serde(default)]
+    pub vae: Option<PathBuf>,
+    /// The folder of LoRA files.
+    #[serde(default)]
+    pub lora_dir: Option<PathBuf>,
+    /// The folder of embeddings.
+    #[serde(default)]
+    pub embedding_dir: Option<PathBuf>,
+    /// The folder of wildcards.
+    #[serde(default)]
+    pub wildcard_dir: Option<PathBuf>,
+    /// Files of styles.
+    #[serde(default)]
+    pub style_files: Vec<PathBuf>,
+    /// The styles that are added to the prompts, in this order.
+    #[serde(default)]
+    pub styles: Vec<String>,
     /// `cpu`, `cuda` or `cuda:N`; `cpu` where absent.
     #[serde(default = "default_device")]
     pub device: String,
-    /// The picture, a PNG file.
+    /// The picture: a PNG, JPEG or WebP file. Of several, `a.png` becomes `a-1.png`, `a-2.png`, ...
     pub output: PathBuf,
     /// Where `cargo xtask setup` put libtorch.
     #[serde(skip)]
@@ -100,19 +165,47 @@ pub(crate) fn default_device() -> String {
 }
 
 /// A checked [`SampleConfig`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct SamplePlan {
     /// The checkpoint, or the merge.
     pub model: ModelSource,
-    /// Prompts and numbers.
-    pub settings: Settings,
+    /// A VAE in place of the checkpoint's.
+    pub vae: Option<PathBuf>,
+    /// What is made.
+    pub pictures: Vec<PlannedPicture>,
+    /// How many at once.
+    pub batch_size: usize,
+    /// A picture that they are made from.
+    pub init_image: Option<PathBuf>,
+    /// What text encoder and UNet compute in.
+    pub precision: Precision,
+    /// What the VAE computes in.
+    pub vae_precision: Precision,
     /// The device's name.
     pub device: String,
-    /// The picture.
+    /// What the text of [`SampleConfig::from`] asks for and is not done: names of fields.
+    pub not_followed: Vec<String>,
+    /// Files among the embeddings that are none, and why.
+    pub skipped_embeddings: Vec<(PathBuf, String)>,
+    /// The picture, or what the names of several are made of.
     pub output: PathBuf,
+    /// LoRA files and embeddings.
+    #[serde(skip)]
+    pub library: Arc<Library>,
     /// Where libtorch is.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
+}
+
+/// A picture that is to be made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedPicture {
+    /// Its file.
+    pub output: PathBuf,
+    /// Prompts and numbers.
+    pub settings: Settings,
+    /// The files that its prompts name.
+    pub used: Used,
 }
 
 /// How far the stage is.
@@ -122,7 +215,7 @@ pub enum SampleEvent {
     Loading,
     /// A call of the UNet is through.
     Step {
-        /// The calls made.
+        /// The calls made, in all pictures up to now.
         done: usize,
         /// All calls.
         total: usize,
@@ -134,19 +227,87 @@ pub enum SampleEvent {
 pub struct SampleReport {
     /// How it ended.
     pub outcome: Outcome,
-    /// The picture.
+    /// The pictures that are there.
+    pub pictures: Vec<MadePicture>,
+    /// How many of them were there before.
+    pub kept: usize,
+    /// What the text of the picture to be made again asks for and was not done: names of fields.
+    pub not_followed: Vec<String>,
+    /// Files among the embeddings that are none, and why.
+    pub skipped_embeddings: Vec<(PathBuf, String)>,
+}
+
+/// A picture that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadePicture {
+    /// Its file.
     pub output: PathBuf,
-    /// The picture's `parameters` text.
+    /// Its `parameters` text.
     pub parameters: String,
 }
 
 impl SampleConfig {
-    /// Checks the settings and reads the recipe, if it is one; no checkpoint is opened.
+    /// Checks the settings and reads the recipe, if it is one; no checkpoint is opened, but the folders of LoRA files and
+    /// embeddings are looked through.
     pub fn plan(&self) -> Result<SamplePlan> {
-        let base = self.from.as_deref().map_or(Ok(Settings::default()), settings_of)?;
-        let settings = Settings {
-            prompt: self.prompt.clone().unwrap_or(base.prompt),
-            negative_prompt: self.negative.clone().unwrap_or(base.negative_prompt),
+        let from = self.from.as_deref().map(parameters_of).transpose()?;
+        let base = from.as_ref().map_or(Ok(Settings::default()), Settings::from_parameters)?;
+        let settings = self.settings(base)?;
+        settings.check()?;
+        check_device_name(&self.device)?;
+        PictureFormat::of(&self.output)?;
+        let library = Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?;
+        let wildcards = Wildcards::open(self.wildcard_dir.as_deref())?;
+        let (size, count) = self.counts()?;
+        let pictures = (0..size * count).map(|i| {
+            let settings = nth(&settings, i, &wildcards);
+            settings.check()?;
+            let used = library.used_by(&settings)?;
+            Ok(PlannedPicture { output: numbered(&self.output, i, size * count), settings, used })
+        });
+        let weight = |(name, text): (&String, &String)| Ok((name.clone(), text.parse()?));
+        let weights = self.weights.iter().map(weight).collect::<Result<Vec<_>>>()?;
+        let model = ModelSource::read(&self.checkpoint, &weights)?.with_hash_cache(self.hash_cache.clone());
+        Ok(SamplePlan {
+            model,
+            vae: self.vae.clone(),
+            pictures: pictures.collect::<Result<_>>()?,
+            batch_size: size as usize,
+            init_image: self.init_image.clone(),
+            precision: self.precision.unwrap_or(Precision::F32),
+            vae_precision: self.vae_precision.unwrap_or(Precision::F32),
+            device: self.device.clone(),
+            not_followed: from.as_ref().map(not_followed).unwrap_or_default(),
+            skipped_embeddings: library.skipped().to_vec(),
+            output: self.output.clone(),
+            library: Arc::new(library),
+            runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+
+    /// How many pictures at once, and how often.
+    fn counts(&self) -> Result<(u32, u32)> {
+        let (size, count) = (self.batch_size.unwrap_or(1), self.batch_count.unwrap_or(1));
+        for (field, found) in [("the batch size", size), ("the batch count", count)] {
+            if found == 0 || found > MAX_PICTURES {
+                return Err(Error::Count { field, found, max: MAX_PICTURES });
+            }
+        }
+        let found = size.saturating_mul(count);
+        match found <= MAX_PICTURES {
+            true => Ok((size, count)),
+            false => Err(Error::Count { field: "the number of pictures", found, max: MAX_PICTURES }),
+        }
+    }
+
+    /// What is said here, and for the rest `base`; wildcards are still in the prompts.
+    fn settings(&self, base: Settings) -> Result<Settings> {
+        let prompt = self.prompt.as_deref().unwrap_or(&base.prompt);
+        let negative = self.negative.as_deref().unwrap_or(&base.negative_prompt);
+        let (prompt, negative_prompt) = apply_styles(&self.style_files, &self.styles, (prompt, negative))?;
+        Ok(Settings {
+            prompt,
+            negative_prompt,
             seed: self.seed.unwrap_or(base.seed),
             rng: self.rng.unwrap_or(base.rng),
             subseed: self.subseed.unwrap_or(base.subseed),
@@ -159,51 +320,126 @@ impl SampleConfig {
             sampler: self.sampler.unwrap_or(base.sampler),
             schedule: self.schedule.unwrap_or(base.schedule),
             clip_skip: self.clip_skip.unwrap_or(base.clip_skip),
-        };
-        settings.check()?;
-        check_device_name(&self.device)?;
-        if self.output.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
-            return Err(Error::OutputName { path: self.output.clone() });
-        }
-        let weight = |(name, text): (&String, &String)| Ok((name.clone(), text.parse()?));
-        let weights = self.weights.iter().map(weight).collect::<Result<Vec<_>>>()?;
-        let model = ModelSource::read(&self.checkpoint, &weights)?.with_hash_cache(self.hash_cache.clone());
-        Ok(SamplePlan {
-            model,
-            settings,
-            device: self.device.clone(),
-            output: self.output.clone(),
-            runtime_dir: self.runtime_dir.clone(),
+            emphasis: self.emphasis.unwrap_or(base.emphasis),
+            old_prompt_rule: base.old_prompt_rule && self.prompt.is_none(),
+            tiling: self.tiling.unwrap_or(base.tiling),
+            seed_resize_from: self.seed_resize_from.or(base.seed_resize_from),
+            image: self.image(base.image)?,
         })
+    }
+
+    /// What is to be done with the other picture.
+    fn image(&self, base: Option<ImageToImage>) -> Result<Option<ImageToImage>> {
+        let Some(path) = &self.init_image else {
+            // Whoever speaks of such a picture must name it.
+            let is_asked = base.is_some() || self.denoising.is_some() || self.resize_mode.is_some();
+            return if is_asked || self.exact_steps.is_some() { Err(Error::NoImage) } else { Ok(None) };
+        };
+        let base = base.unwrap_or_default();
+        Ok(Some(ImageToImage {
+            denoising_strength: self.denoising.unwrap_or(base.denoising_strength),
+            exact_steps: self.exact_steps.unwrap_or(base.exact_steps),
+            resize_mode: self.resize_mode.unwrap_or(base.resize_mode),
+            hash: hash_file(path)?.short(10),
+        }))
     }
 }
 
-/// The settings that a picture's text states.
-fn settings_of(path: &Path) -> Result<Settings> {
+/// The text of a picture that is to be made again.
+fn parameters_of(path: &Path) -> Result<Parameters> {
     let text = read_parameters(path)?.ok_or_else(|| Error::NoParameters { path: path.to_path_buf() })?;
-    let Ok(parameters) = text.parse::<Parameters>();
-    Settings::from_parameters(&parameters)
+    let Ok(parameters) = text.parse();
+    Ok(parameters)
+}
+
+/// The settings of the picture of that number, from 0: another seed, or with a variation another subseed, as in A1111.
+fn nth(settings: &Settings, i: u32, wildcards: &Wildcards) -> Settings {
+    let seed = settings.seed.wrapping_add(if settings.subseed_strength == 0.0 { i } else { 0 });
+    Settings {
+        prompt: wildcards.fill(&settings.prompt, seed),
+        negative_prompt: wildcards.fill(&settings.negative_prompt, seed),
+        seed,
+        subseed: settings.subseed.wrapping_add(i),
+        ..settings.clone()
+    }
+}
+
+/// `a.png`, or of several `a-01.png` and so on.
+fn numbered(output: &Path, i: u32, count: u32) -> PathBuf {
+    if count == 1 {
+        return output.to_path_buf();
+    }
+    let (width, stem) = (count.to_string().len(), output.file_stem().unwrap_or_default().to_string_lossy());
+    let ending = output.extension().unwrap_or_default().to_string_lossy();
+    output.with_file_name(format!("{stem}-{:0width$}.{ending}", i + 1))
 }
 
 impl SamplePlan {
-    /// All that the picture depends on.
+    /// All that the pictures depend on.
     pub fn key(&self) -> Result<RunKey> {
-        Ok(self.key_of(&self.model.id()?))
+        self.key_of(&self.model()?)
     }
 
-    fn key_of(&self, model: &ModelId) -> RunKey {
+    fn key_of(&self, model: &ModelId) -> Result<RunKey> {
         #[derive(Serialize)]
         struct Key<'a> {
             model: &'a str,
             device: &'a str,
-            settings: &'a Settings,
+            precision: Precision,
+            vae_precision: Precision,
+            batch_size: usize,
+            pictures: Vec<(&'a Settings, &'a Used)>,
         }
-        let key = Key { model: &model.name, device: device_type(&self.device), settings: &self.settings };
-        model.add_to(RunKey::new("sample", &key, Some(self.settings.seed.into())), "checkpoint")
+        let key = Key {
+            model: &model.name,
+            device: device_type(&self.device),
+            precision: self.precision,
+            vae_precision: self.vae_precision,
+            batch_size: self.batch_size,
+            pictures: self.pictures.iter().map(|picture| (&picture.settings, &picture.used)).collect(),
+        };
+        let seed = self.pictures.first().map(|picture| picture.settings.seed.into());
+        let key = model.add_to(RunKey::new("sample", &key, seed), "checkpoint");
+        match &self.init_image {
+            Some(path) => Ok(key.input("image", path, |_| true)?),
+            None => Ok(key),
+        }
+    }
+
+    fn model(&self) -> Result<ModelId> {
+        let model = self.model.id()?;
+        match &self.vae {
+            Some(vae) => model.with_vae(vae),
+            None => Ok(model),
+        }
+    }
+
+    fn load(&self) -> Result<Load> {
+        let kind = |precision| match precision {
+            Precision::F32 => Kind::Float,
+            Precision::F16 => Kind::Half,
+            Precision::BF16 => Kind::BFloat16,
+        };
+        Ok(Load {
+            device: parse_device(&self.device, &self.runtime_dir)?,
+            kind: kind(self.precision),
+            vae_kind: kind(self.vae_precision),
+            vae: self.vae.clone(),
+        })
+    }
+
+    /// The picture that the others are made from.
+    fn init(&self) -> Result<Option<RgbImage>> {
+        let Some(path) = &self.init_image else { return Ok(None) };
+        let unreadable = |source| vodka_stage::Error::Read { path: path.clone(), source };
+        let bytes = fs::read(path).map_err(unreadable)?;
+        let picture = decode_bytes(&bytes, &DecodeOptions::default());
+        let fault = |source| vodka_images::Error::Picture { path: path.clone(), source };
+        Ok(Some(picture.map_err(fault)?.picture.into_rgb()))
     }
 }
 
-/// Makes the picture, unless it is there.
+/// Makes the pictures, unless they are there. A run that was ended goes on after the pictures that it had written.
 ///
 /// # Errors
 /// A checkpoint that is no model, a device that is not there, values that are not finite, a file that cannot be written.
@@ -212,26 +448,85 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(SampleEvent),
 ) -> Result<SampleReport> {
-    let model = plan.model.id()?;
-    let key = plan.key_of(&model);
+    let model = plan.model()?;
+    let key = plan.key_of(&model)?;
     let record = record_path(&plan.output);
-    let parameters = plan.settings.parameters(&model).to_string();
-    let report =
-        |outcome| SampleReport { outcome, output: plan.output.clone(), parameters: parameters.clone() };
-    if let Standing::Current(_) = key.standing(&record)? {
-        return Ok(report(Outcome::Unchanged));
+    let text = |picture: &PlannedPicture| picture.settings.parameters_with(&model, &picture.used).to_string();
+    let made =
+        |picture: &PlannedPicture| MadePicture { output: picture.output.clone(), parameters: text(picture) };
+    let mut report = SampleReport::new(plan);
+    // The record of a run that was ended has no outputs.
+    if let Standing::Current(found) = key.standing(&record)?
+        && found.outputs.len() == plan.pictures.len()
+    {
+        report.outcome = Outcome::Unchanged;
+        report.pictures = plan.pictures.iter().map(made).collect();
+        report.kept = plan.pictures.len();
+        return Ok(report);
     }
-    let device = parse_device(&plan.device, &plan.runtime_dir)?;
-    on_event(SampleEvent::Loading);
-    let pipeline = Pipeline::load(plan.model.open()?, device, Kind::Float)?;
-    let mut on_step = |done, total| on_event(SampleEvent::Step { done, total });
-    let Some(picture) = pipeline.generate(&plan.settings, interrupt, &mut on_step)? else {
-        return Ok(report(Outcome::Interrupted));
+    // What an ended run of this very plan has left.
+    let is_ours =
+        record.exists() && RunRecord::read(&record).is_ok_and(|found| key.difference(&found).is_none());
+    let is_there = |picture: &PlannedPicture| {
+        is_ours && matches!(read_parameters(&picture.output), Ok(Some(found)) if found == text(picture))
     };
-    write_png(&plan.output, &picture, &parameters)?;
-    let report = report(Outcome::Done);
-    key.write(&record, &[Path::new(&plan.output)], &report)?;
+    let (there, missing): (Vec<_>, Vec<_>) = plan.pictures.iter().partition(|picture| is_there(picture));
+    report.kept = there.len();
+    report.pictures = there.into_iter().map(made).collect();
+    let init = plan.init()?;
+    let load = plan.load()?;
+    on_event(SampleEvent::Loading);
+    let pipeline = Pipeline::load_with(plan.model.open()?, &load)?.with_library(Arc::clone(&plan.library));
+    if plan.pictures.len() > 1 && !is_ours {
+        let begun = serde_json::to_string_pretty(&key.begun()).expect("records are plain data");
+        write_atomic(&record, begun + "\n")?;
+    }
+    let batches = batches(&missing, plan.batch_size);
+    for (i, batch) in batches.iter().enumerate() {
+        let settings: Vec<_> = batch.iter().map(|picture| picture.settings.clone()).collect();
+        let mut on_step = |done: usize, total: usize| {
+            on_event(SampleEvent::Step { done: i * total + done, total: batches.len() * total });
+        };
+        let batch_of = Batch { settings: &settings, image: init.as_ref() };
+        let Some(pictures) = pipeline.generate_batch(batch_of, interrupt, &mut on_step)? else {
+            report.outcome = Outcome::Interrupted;
+            return Ok(report);
+        };
+        for (planned, picture) in batch.iter().zip(&pictures) {
+            write_picture(&planned.output, picture, &text(planned))?;
+            report.pictures.push(made(planned));
+        }
+    }
+    report.pictures.sort_by_key(|made| plan.pictures.iter().position(|p| p.output == made.output));
+    let outputs: Vec<&Path> = plan.pictures.iter().map(|picture| picture.output.as_path()).collect();
+    key.write(&record, &outputs, &report)?;
     Ok(report)
+}
+
+/// Neighbours that can be made together.
+fn batches<'a>(pictures: &[&'a PlannedPicture], size: usize) -> Vec<Vec<&'a PlannedPicture>> {
+    let mut batches: Vec<Vec<&PlannedPicture>> = Vec::new();
+    for picture in pictures {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < size && Batch::fits(&batch[0].settings, &picture.settings) => {
+                batch.push(picture);
+            }
+            _ => batches.push(vec![picture]),
+        }
+    }
+    batches
+}
+
+impl SampleReport {
+    fn new(plan: &SamplePlan) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            pictures: Vec::new(),
+            kept: 0,
+            not_followed: plan.not_followed.clone(),
+            skipped_embeddings: plan.skipped_embeddings.clone(),
+        }
+    }
 }
 
 impl Report for SampleReport {
@@ -242,11 +537,24 @@ impl Report for SampleReport {
 
 impl fmt::Display for SampleReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let output = self.output.display();
-        match self.outcome {
-            Outcome::Unchanged => write!(f, "{output} is there already"),
-            Outcome::Interrupted => write!(f, "{output} was not made"),
-            Outcome::Done | Outcome::Skipped => write!(f, "{output}"),
+        let Self { outcome, pictures, kept, .. } = self;
+        let names: Vec<_> = pictures.iter().map(|picture| picture.output.display().to_string()).collect();
+        match (outcome, names.as_slice()) {
+            (Outcome::Unchanged, [one]) => write!(f, "{one} is there already"),
+            (Outcome::Unchanged, all) => write!(f, "{} pictures are there already", all.len()),
+            (Outcome::Interrupted, all) => write!(f, "interrupted; {} pictures are there", all.len()),
+            (Outcome::Done | Outcome::Skipped, [one]) => write!(f, "{one}"),
+            (Outcome::Done | Outcome::Skipped, all) => {
+                let (first, last) = (all.first().map_or("", |n| n), all.last().map_or("", |n| n));
+                write!(f, "{} pictures, {first} to {last}; {kept} of them were there", all.len())
+            }
+        }?;
+        if !self.not_followed.is_empty() {
+            write!(f, "\nthe text asks for more, which was not done: {}", self.not_followed.join(", "))?;
         }
+        for (path, reason) in &self.skipped_embeddings {
+            write!(f, "\nno embedding: {}: {reason}", path.display())?;
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use vodka_noise::{RandomSource, SamplerName, ScheduleName, Solver};
+use vodka_noise::{Denoising, RandomSource, SamplerName, Schedule, ScheduleName, Solver, SolverOptions};
+use vodka_prompt::Emphasis;
 
 use crate::{Error, Result, conditioning::Prompts};
 
@@ -20,6 +21,44 @@ pub struct Size {
     pub width: u32,
     /// Pixels.
     pub height: u32,
+}
+
+/// How a picture is brought to the size of the one that is made of it (A1111's option "Resize mode").
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResizeMode {
+    /// "Just resize": to the size, whatever becomes of its proportions.
+    #[default]
+    Just,
+    /// "Crop and resize": it covers the size, and what sticks out is cut off.
+    Crop,
+    /// "Resize and fill": it fits into the size, and its outermost rows or columns fill the rest.
+    Fill,
+}
+
+/// What there is to say of a picture that is made from another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImageToImage {
+    /// 0 keeps the picture, 1 nothing of it.
+    pub denoising_strength: f64,
+    /// Whether all steps are made, over a finer schedule; else the share `denoising_strength` of them.
+    pub exact_steps: bool,
+    /// How it is brought to the size.
+    pub resize_mode: ResizeMode,
+    /// The first ten digits of the SHA-256 of its file; nothing where that is not known.
+    pub hash: String,
+}
+
+impl Default for ImageToImage {
+    /// A1111's strength, 0.75.
+    fn default() -> Self {
+        Self {
+            denoising_strength: 0.75,
+            exact_steps: false,
+            resize_mode: ResizeMode::Just,
+            hash: String::new(),
+        }
+    }
 }
 
 /// Prompts and numbers; the names are those of A1111.
@@ -53,6 +92,16 @@ pub struct Settings {
     pub schedule: ScheduleName,
     /// The layer of the text encoder, counted from the end; 1 is the last.
     pub clip_skip: u32,
+    /// What brackets in prompts do.
+    pub emphasis: Emphasis,
+    /// The rule of before 1.6.0 for the `when` of `[from:to:when]`.
+    pub old_prompt_rule: bool,
+    /// Whether the picture's edges fit together.
+    pub tiling: bool,
+    /// The size of the picture whose noise is put into the middle of this one's.
+    pub seed_resize_from: Option<Size>,
+    /// Where it is made from another picture.
+    pub image: Option<ImageToImage>,
 }
 
 impl Settings {
@@ -75,8 +124,27 @@ impl Settings {
         if let Some(found) = self.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
             return Err(Error::Eta { found });
         }
-        Solver::check(self.sampler, self.schedule, self.steps)?;
-        Prompts::parse(self).map(drop)
+        if let Some(Size { width, height }) = self.seed_resize_from
+            && !(fits(width) && fits(height))
+        {
+            return Err(Error::Size { width, height, multiple: MULTIPLE, max: MAX_SIDE_PX });
+        }
+        self.solver()?;
+        Prompts::check(self)
+    }
+
+    /// The noise levels.
+    pub(crate) fn solver(&self) -> Result<Solver> {
+        let table = Schedule::scaled_linear();
+        let solver = match &self.image {
+            None => Solver::new(&table, self.sampler, self.schedule, self.steps)?,
+            Some(image) => {
+                let denoising =
+                    Denoising { strength: image.denoising_strength, exact_steps: image.exact_steps };
+                Solver::image_to_image(&table, self.sampler, self.schedule, self.steps, denoising)?
+            }
+        };
+        Ok(solver.with_options(SolverOptions { eta: self.eta, ..SolverOptions::default() }))
     }
 
     /// What the difference between the prompts is multiplied by.
@@ -103,6 +171,11 @@ impl Default for Settings {
             sampler: SamplerName::Euler,
             schedule: ScheduleName::Automatic,
             clip_skip: 1,
+            emphasis: Emphasis::Original,
+            old_prompt_rule: false,
+            tiling: false,
+            seed_resize_from: None,
+            image: None,
         }
     }
 }
@@ -110,6 +183,35 @@ impl Default for Settings {
 impl Default for Size {
     fn default() -> Self {
         Self { width: 512, height: 512 }
+    }
+}
+
+impl ResizeMode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Just, Self::Crop, Self::Fill];
+
+    /// The name: `just`, `crop` or `fill`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Just => "just",
+            Self::Crop => "crop",
+            Self::Fill => "fill",
+        }
+    }
+}
+
+impl fmt::Display for ResizeMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ResizeMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|mode| mode.name().eq_ignore_ascii_case(text.trim()));
+        found.ok_or_else(|| Error::ResizeMode { found: text.to_owned() })
     }
 }
 

@@ -3,7 +3,7 @@
 use ab_glyph::{Font, FontRef, GlyphId, OutlinedGlyph, PxScale, ScaleFont, point};
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Result, Size, png::OnBand};
+use crate::{Result, Size, picture_file::OnBand};
 
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const BLACK: [f32; 3] = [0.0; 3];

@@ -2,88 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+mod common;
 
+use std::{path::Path, sync::Arc};
+
+use common::{pipeline, write_model};
+use image::RgbImage;
 use tch::{Device, Kind};
-use vodka_checkpoint::{
-    ClipConfig, Error, ModelConfig, Precision, UNetConfig, VaeConfig, keys, write_checkpoint,
-};
-use vodka_noise::TorchRng;
-use vodka_sampler::{Pipeline, Settings};
+use vodka_sampler::{Batch, Emphasis, ImageToImage, Library, Load, ModelSource, Pipeline, Settings};
 use vodka_stage::Interrupt;
-use vodka_testkit::Case;
-
-/// The model of the fixture's generate.py.
-fn config() -> ModelConfig {
-    ModelConfig {
-        unet: UNetConfig {
-            block_out_channels: vec![16, 32],
-            layers_per_block: 1,
-            cross_attention: vec![true, false],
-            cross_attention_dim: 16,
-            attention_heads: 2,
-            norm_groups: 8,
-            ..UNetConfig::sd15()
-        },
-        vae: VaeConfig {
-            block_out_channels: vec![8, 8, 16, 16],
-            layers_per_block: 1,
-            norm_groups: 4,
-            ..VaeConfig::sd15()
-        },
-        clip: ClipConfig {
-            hidden_size: 16,
-            intermediate_size: 32,
-            layers: 3,
-            heads: 2,
-            ..ClipConfig::sd15()
-        },
-        ..ModelConfig::sd15()
-    }
-}
-
-/// Writes the model with the weights that generate.py draws: each seeded by the CRC-32 of `part/name`.
-fn write_model(path: &Path) {
-    let config = config();
-    let parts = [
-        ("unet", keys::unet(&config.unet)),
-        ("vae", keys::vae(&config.vae)),
-        ("clip", keys::clip(&config.clip)),
-    ];
-    let by_name: HashMap<_, _> = parts
-        .into_iter()
-        .flat_map(|(part, keys)| {
-            keys.into_iter().map(move |key| (key.ldm, (format!("{part}/{}", key.diffusers), key.shape)))
-        })
-        .collect();
-    let mut tensor = |name: &str| -> Result<_, Error> {
-        let (seed, shape) = &by_name[name];
-        let mut rng = TorchRng::new(crc32(seed.as_bytes()).into());
-        let numel: usize = shape.iter().product();
-        let width = (numel as f64 / shape[0] as f64).sqrt() as f32;
-        let values = rng.randn(numel).into_iter().map(|value| match shape.len() {
-            1 if name.ends_with("bias") => value * 0.05,
-            1 => 1.0 + value * 0.1,
-            _ => value / width,
-        });
-        Ok((shape.clone(), values.collect()))
-    };
-    write_checkpoint(path, &config, Precision::F32, &BTreeMap::new(), &mut tensor).unwrap();
-}
-
-/// zlib's, bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
-}
-
-fn pipeline(path: &Path) -> Pipeline {
-    write_model(path);
-    Pipeline::open(path, Device::Cpu, Kind::Float).unwrap()
-}
+use vodka_testkit::{Case, fixture, model};
 
 #[test]
 fn pictures_are_those_of_diffusers() {
@@ -146,4 +74,190 @@ fn what_the_model_cannot_do_is_an_error() {
     let settings = Settings { clip_skip: 4, size: "64x64".parse().unwrap(), ..Settings::default() };
     let error = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), "clip skip is 4, expected 1 to 3");
+}
+
+/// Some picture, small.
+fn small(prompt: &str, sampler: &str) -> Settings {
+    let (size, sampler) = ("48x40".parse().unwrap(), sampler.parse().unwrap());
+    Settings { prompt: prompt.into(), steps: 4, seed: 5, size, sampler, ..Settings::default() }
+}
+
+fn picture(pipeline: &Pipeline, settings: &Settings) -> RgbImage {
+    pipeline.generate(settings, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap()
+}
+
+fn farthest(a: &RgbImage, b: &RgbImage) -> u8 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+#[test]
+fn pictures_of_a_batch_are_those_made_alone() {
+    let pipeline = Pipeline::open(&model("base"), Device::Cpu, Kind::Float).unwrap();
+    let long = "a (red:1.3) circle, ".repeat(20);
+    let prompts = ["a red circle AND a blue star :0.5", long.as_str()];
+    for (sampler, prompt) in [
+        ("Euler a", prompts[0]),
+        ("DPM++ 2M SDE", prompts[1]),
+        ("DDIM CFG++", prompts[0]),
+        ("UniPC", prompts[1]),
+    ] {
+        let settings: Vec<_> = (0..3).map(|i| Settings { seed: 5 + i, ..small(prompt, sampler) }).collect();
+        let batch = Batch { settings: &settings, image: None };
+        let mut calls = 0;
+        let together = pipeline.generate_batch(batch, &Interrupt::new(), &mut |done, _| calls = done);
+        let together = together.unwrap().unwrap();
+        for (settings, together) in settings.iter().zip(&together) {
+            let alone = picture(&pipeline, settings);
+            let distance = farthest(&alone, together);
+            assert!(distance <= 1, "{sampler}, seed {}: {distance}", settings.seed);
+        }
+        assert!(farthest(&together[0], &together[1]) > 20 && calls < 9, "{sampler}");
+    }
+    assert!(!Batch::fits(&small("", "DPM adaptive"), &small("", "DPM adaptive")));
+    assert!(!Batch::fits(&small("a", "Euler"), &small("b", "Euler")));
+}
+
+#[test]
+fn edges_of_a_tile_fit_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(&dir.path().join("tiny.safetensors"));
+    let plain = small("a red circle", "Euler");
+    let tiling = Settings { tiling: true, ..plain.clone() };
+    // A circular network makes the same of a noise that is shifted by a whole number of latents: from the lowest latent on,
+    // each pixel has the neighbours that it would have on a torus. The first and the last column are then neighbours.
+    let seam = |picture: &RgbImage| {
+        let (width, height) = picture.dimensions();
+        let step = |x: u32, y: u32| {
+            let (a, b) = (picture.get_pixel(x, y).0, picture.get_pixel((x + 1) % width, y).0);
+            a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(b))).sum::<f64>()
+        };
+        let column = |x: u32| (0..height).map(|y| step(x, y)).sum::<f64>();
+        // Between latents, where there is no edge.
+        let inner = (1..width / 8).map(|i| column(i * 8 - 1)).sum::<f64>() / f64::from(width / 8 - 1);
+        column(width - 1) / inner
+    };
+    let (with, without) = (seam(&picture(&pipeline, &tiling)), seam(&picture(&pipeline, &plain)));
+    assert!(with < 1.6 && without > with * 1.2, "{with} and {without}");
+    // It is off again afterwards.
+    assert_eq!(picture(&pipeline, &plain), picture(&pipeline, &plain));
+}
+
+#[test]
+fn modes_of_emphasis_differ() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(&dir.path().join("tiny.safetensors"));
+    let with = |emphasis| picture(&pipeline, &Settings { emphasis, ..small("a (red:1.6) circle", "Euler") });
+    let all = Emphasis::ALL.map(with);
+    for (i, one) in all.iter().enumerate() {
+        assert!(all[i + 1..].iter().all(|other| other != one), "{}", Emphasis::ALL[i]);
+    }
+    assert_eq!(with(Emphasis::Ignore), picture(&pipeline, &small("a red circle", "Euler")));
+}
+
+#[test]
+fn loras_come_and_go_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = Library::open(Some(&fixture("sampler/parity/loras")), None).unwrap();
+    let pipeline = pipeline(&dir.path().join("tiny.safetensors")).with_library(Arc::new(library));
+    let settings = |prompt: &str| small(prompt, "Euler");
+    let plain = picture(&pipeline, &settings("a cat"));
+    let with = picture(&pipeline, &settings("a cat<lora:tiny_style:1>"));
+    assert!(farthest(&plain, &with) > 10);
+    assert_eq!(picture(&pipeline, &settings("a cat")), plain);
+    assert_eq!(picture(&pipeline, &settings("a cat<lora:tiny_style:1>")), with);
+    assert_eq!(picture(&pipeline, &settings("a cat<lora:tiny_style:0>")), plain);
+    // Two halves are a whole.
+    let halves = picture(&pipeline, &settings("a cat<lora:tiny_style:.5><lora:tiny_style:te=.5>"));
+    let (unet, text) = ("a cat<lora:tiny_style:0:1>", "a cat<lora:tiny_style:1:0>");
+    assert!(farthest(&halves, &with) <= 1);
+    let (unet, text) = (picture(&pipeline, &settings(unet)), picture(&pipeline, &settings(text)));
+    assert!([&plain, &with, &text].iter().all(|other| **other != unet) && text != with);
+    let error = pipeline.generate(&settings("<lora:tiny_stile:1>"), &Interrupt::new(), &mut |_, _| {});
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "there is no LoRA `tiny_stile` in the folder of LoRA files, did you mean `tiny_style`?"
+    );
+    assert_eq!(picture(&pipeline, &settings("a cat")), plain);
+}
+
+#[test]
+fn a_vae_that_overflows_is_helped_and_a_black_picture_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.safetensors");
+    let fp32 = picture(&pipeline(&path), &small("a cat", "Euler"));
+    let load = |vae, vae_kind| Load { vae, vae_kind, ..Load::new(Device::Cpu, Kind::Float) };
+    let open = |path: &Path, load: &Load| {
+        Pipeline::load_with(ModelSource::Checkpoint(path.into()).open().unwrap(), load).unwrap()
+    };
+    let bf16 = open(&path, &load(None, Kind::BFloat16));
+    let near = farthest(&picture(&bf16, &small("a cat", "Euler")), &fp32);
+    assert!((1..60).contains(&near), "{near}");
+
+    // A bias beyond what fp16 can square: its decoder gives NaN, that of fp32 a picture.
+    let change = |to: &dyn Fn(&mut [f32]), tensor: &str| {
+        let name = format!("{}.safetensors", tensor.len());
+        let changed = dir.path().join(name);
+        common::write_changed(&path, &changed, tensor, to);
+        changed
+    };
+    let huge = |values: &mut [f32]| values.iter_mut().for_each(|value| *value *= 60_000.0);
+    let huge = change(&huge, "first_stage_model.decoder.conv_in.weight");
+    let helped = open(&huge, &load(None, Kind::Half));
+    let expected = Pipeline::open(&huge, Device::Cpu, Kind::Float).unwrap();
+    let both = [helped, expected].map(|pipeline| picture(&pipeline, &small("a cat", "Euler")));
+    assert!(farthest(&both[0], &both[1]) <= 8);
+
+    let dark = |values: &mut [f32]| values.fill(-9.0);
+    let dark = change(&dark, "first_stage_model.decoder.conv_out.bias");
+    let pipeline = Pipeline::open(&dark, Device::Cpu, Kind::Float).unwrap();
+    let error = pipeline.generate(&small("a cat", "Euler"), &Interrupt::new(), &mut |_, _| {}).unwrap_err();
+    assert!(error.is_of_one_picture() && error.to_string().contains("black everywhere"), "{error}");
+
+    // Another file's VAE takes its place.
+    let healed = open(&dark, &load(Some(path.clone()), Kind::Float));
+    assert_eq!(picture(&healed, &small("a cat", "Euler")), fp32);
+}
+
+#[test]
+fn a_picture_keeps_what_its_strength_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(&dir.path().join("tiny.safetensors"));
+    let init = RgbImage::from_fn(100, 80, |x, y| image::Rgb([x as u8 * 2, y as u8 * 3, 90]));
+    let with = |denoising_strength, exact_steps, sampler: &str| {
+        let image = Some(ImageToImage { denoising_strength, exact_steps, ..ImageToImage::default() });
+        let settings = [Settings { image, steps: 8, ..small("a cat", sampler) }];
+        let mut calls = 0;
+        let batch = Batch { settings: &settings, image: Some(&init) };
+        let pictures = pipeline.generate_batch(batch, &Interrupt::new(), &mut |done, _| calls = done);
+        (pictures.unwrap().unwrap().remove(0), calls)
+    };
+    for (sampler, calls) in [("Euler", [1, 5, 8]), ("DDIM", [0, 3, 6])] {
+        let kept = with(0.0, false, sampler);
+        assert_eq!(kept.1, calls[0], "{sampler}");
+        let half = with(0.5, false, sampler);
+        assert_eq!(half.1, calls[1], "{sampler}");
+        let exact = with(0.5, true, sampler);
+        assert_eq!(exact.1, calls[2], "{sampler}");
+        assert!(farthest(&kept.0, &half.0) > 5 && exact.0 != half.0, "{sampler}");
+    }
+    let settings = Settings { image: Some(ImageToImage::default()), ..small("", "Euler") };
+    let error = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("made from another"), "{error}");
+}
+
+#[test]
+fn sixteen_bits_make_nearly_the_same_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.safetensors");
+    write_model(&path);
+    let with =
+        |kind| picture(&Pipeline::open(&path, Device::Cpu, kind).unwrap(), &small("a cat", "DPM++ 2M"));
+    let fp32 = with(Kind::Float);
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let found = with(kind);
+        let distance = found.iter().zip(fp32.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>();
+        let distance = distance / fp32.len() as f64;
+        assert!((0.001..8.0).contains(&distance), "{kind:?}: {distance}");
+    }
 }

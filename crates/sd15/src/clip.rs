@@ -84,10 +84,20 @@ impl ClipTextModel {
     /// # Panics
     /// When `clip_skip` is out of `1..=layers + 1`, an id out of the vocabulary, or L above `max_positions`.
     pub fn forward(&self, ids: &Tensor, clip_skip: i64) -> Tensor {
+        self.forward_embedded(&self.embed(ids), clip_skip)
+    }
+
+    /// The tokens' own vectors, `ids (B, L)` i64 to `(B, L, C)`, in whose places textual inversion puts others.
+    pub fn embed(&self, ids: &Tensor) -> Tensor {
+        ids.apply(&self.token_embedding)
+    }
+
+    /// As [`ClipTextModel::forward`], from the vectors of [`ClipTextModel::embed`].
+    pub fn forward_embedded(&self, tokens: &Tensor, clip_skip: i64) -> Tensor {
         let count = self.layers.len() as i64;
         assert!((1..=count + 1).contains(&clip_skip), "clip_skip is {clip_skip}, with {count} layers");
-        let positions = Tensor::arange(ids.size()[1], (Kind::Int64, ids.device())); // (L)
-        let embedded = ids.apply(&self.token_embedding) + positions.apply(&self.position_embedding); // (B, L, C)
+        let positions = Tensor::arange(tokens.size()[1], (Kind::Int64, tokens.device())); // (L)
+        let embedded = tokens + positions.apply(&self.position_embedding); // (B, L, C)
         let used = &self.layers[..(count + 1 - clip_skip) as usize];
         let through = |x: Tensor, layer: &Block<ClipLayer>| match self.checkpointing {
             true => layer.recompute(&[&x], |layer, inputs| inputs[0].apply(layer)),

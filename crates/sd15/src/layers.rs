@@ -1,5 +1,7 @@
 //! The layers that every network is made of: each is its parameters and one call of libtorch.
 
+use std::cell::Cell;
+
 use tch::{Tensor, nn::Module};
 
 use crate::{Params, Result};
@@ -27,6 +29,30 @@ impl Linear {
 impl Module for Linear {
     fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+thread_local! {
+    static TILING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, what lies beyond an edge for the convolutions of this thread is the opposite edge and not zeros, so that
+/// pictures can be laid side by side (A1111's option "Tiling").
+#[derive(Debug)]
+pub struct Tiling {
+    before: bool,
+}
+
+impl Tiling {
+    /// Switches it on or off.
+    pub fn enter(on: bool) -> Self {
+        Self { before: TILING.replace(on) }
+    }
+}
+
+impl Drop for Tiling {
+    fn drop(&mut self) {
+        TILING.set(self.before);
     }
 }
 
@@ -61,7 +87,13 @@ impl Conv2d {
 
 impl Module for Conv2d {
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        let conv = |x: &Tensor, padding: i64| {
+            x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1)
+        };
+        if self.padding > 0 && TILING.get() {
+            return conv(&x.pad([self.padding; 4], "circular", None), 0);
+        }
+        conv(x, self.padding)
     }
 }
 

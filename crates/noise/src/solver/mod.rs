@@ -92,6 +92,8 @@ pub struct Solver {
     schedule: Schedule,
     sampler: SamplerName,
     levels: Levels,
+    /// The smallest sigma above 0 and the largest of the whole schedule.
+    range: (f64, f64),
     options: SolverOptions,
 }
 
@@ -122,7 +124,16 @@ impl Solver {
         } else {
             Levels::Sigmas(sampler_sigmas(schedule, sampler, spacing, steps))
         };
-        Self { schedule: schedule.clone(), sampler, levels, options: SolverOptions::default() }
+        Self::with_levels(schedule, sampler, levels)
+    }
+
+    fn with_levels(schedule: &Schedule, sampler: SamplerName, levels: Levels) -> Self {
+        let options = SolverOptions::default();
+        let mut solver = Self { schedule: schedule.clone(), sampler, levels, range: (0.0, 0.0), options };
+        let sigmas = solver.sigmas();
+        let max = sigmas.first().copied().unwrap_or(1.0);
+        solver.range = (sigmas.iter().copied().filter(|sigma| *sigma > 0.0).fold(max, f64::min), max);
+        solver
     }
 
     /// A run over these sigmas, descending.
@@ -131,8 +142,7 @@ impl Solver {
     /// When the sampler has timesteps.
     pub fn from_sigmas(schedule: &Schedule, sampler: SamplerName, sigmas: Vec<f64>) -> Self {
         assert!(!sampler.has_timesteps(), "{sampler} has timesteps");
-        let levels = Levels::Sigmas(sigmas);
-        Self { schedule: schedule.clone(), sampler, levels, options: SolverOptions::default() }
+        Self::with_levels(schedule, sampler, Levels::Sigmas(sigmas))
     }
 
     /// The same with other free numbers.
@@ -214,11 +224,10 @@ impl Solver {
         }
     }
 
-    /// The smallest sigma above 0 and the largest: the ends of a [`crate::BrownianTree`].
+    /// The smallest sigma above 0 and the largest: the ends of a [`crate::BrownianTree`]. A run that enters a schedule in
+    /// its middle has those of the whole, as in A1111.
     pub fn sigma_range(&self) -> (f64, f64) {
-        let sigmas = self.sigmas();
-        let max = sigmas.first().copied().unwrap_or(1.0);
-        (sigmas.iter().copied().filter(|sigma| *sigma > 0.0).fold(max, f64::min), max)
+        self.range
     }
 
     /// The sigmas, descending; of samplers with timesteps those of the timesteps.

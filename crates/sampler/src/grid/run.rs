@@ -246,7 +246,7 @@ impl Run<'_> {
                 self.report.made += 1;
             }
             Ok(None) => return Ok(false),
-            Err(error @ Error::NotFinite { .. }) => self.fail(number, &cell, &error)?,
+            Err(error) if error.is_of_one_picture() => self.fail(number, &cell, &error)?,
             Err(error) => return Err(error),
         }
         self.count_cell();

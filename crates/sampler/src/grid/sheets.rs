@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{Axis, AxisType, GridPlan, SheetConfig, TooLarge, axes::Change, run::Run, store::remove};
 use crate::{
     Result, Size,
-    png::write_png_bands,
+    picture_file::write_png_bands,
     sheet::{self, Layout, Legend},
 };
 

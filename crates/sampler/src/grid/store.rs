@@ -14,7 +14,7 @@ use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir};
 
 use crate::{
     Error, ModelId, Result, Settings,
-    png::{read_parameters, read_rgb, write_png},
+    picture_file::{read_parameters, read_rgb, write_png},
 };
 
 /// Counts up whenever the same settings make other pixels: cells of an older arithmetic are made anew.

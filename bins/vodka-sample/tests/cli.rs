@@ -282,6 +282,7 @@ fn recipes_that_make_no_model_are_refused() {
     fails(of_recipe(dir.path(), "mix.toml#half", &[]), 1, &["lost.safetensors"]);
     fs::write(dir.path().join("mix.toml"), text.replace("weighted-sum", "weighted-sun")).unwrap();
     fails(of_recipe(dir.path(), "mix.toml#half", &[]), 2, &["mix.toml", "weighted-sum"]);
+}
 
 #[test]
 fn batches_are_numbered_and_go_on_where_they_were() {

@@ -163,7 +163,12 @@ fn encode(file: impl Write, picture: &RgbImage, parameters: &str) -> Result<(), 
 }
 
 /// A file with its head: RGB of 8 bits, and the text.
-fn encoder<W: Write>(file: W, width: u32, height: u32, parameters: &str) -> Result<PngWriter<W>, EncodingError> {
+fn encoder<W: Write>(
+    file: W,
+    width: u32,
+    height: u32,
+    parameters: &str,
+) -> Result<PngWriter<W>, EncodingError> {
     let mut encoder = Encoder::new(file, width, height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);

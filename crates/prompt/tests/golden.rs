@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
 use serde_json::{Value, json};
 use vodka_prompt::{
     BOS, EOS, MAX_TOKENS, Piece, Timing, encode, parse_and, parse_attention, parse_schedule, token_count,
@@ -11,31 +14,28 @@ use vodka_testkit::fixture;
 
 #[test]
 fn token_ids_are_those_of_transformers() {
-    let text = std::fs::read_to_string(fixture("prompt/tokens/lines.jsonl")).unwrap();
-    let bytes = std::fs::read(fixture("prompt/tokens/ids.bin")).unwrap();
-    let mut numbers = bytes.as_chunks::<2>().0.iter().map(|number| i64::from(u16::from_le_bytes(*number)));
+    let packed = std::fs::read(fixture("prompt/tokens/lines.jsonl.zlib")).unwrap();
+    let mut text = String::new();
+    ZlibDecoder::new(packed.as_slice()).read_to_string(&mut text).unwrap();
     let lines: Vec<String> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Of each line how many ids it has, and their CRC-32.
+    let bytes = std::fs::read(fixture("prompt/tokens/ids.bin")).unwrap();
+    let (golden, rest) = bytes.as_chunks::<6>();
+    assert_eq!((lines.len(), golden.len(), rest.len()), (1000, 1000, 0));
     let mut wrong = Vec::new();
-    for line in &lines {
-        let count = numbers.next().unwrap() as usize;
-        let golden: Vec<i64> = numbers.by_ref().take(count).collect();
-        let found = encode(line);
-        if found != golden || token_count(line) != count {
-            wrong.push(format!("{line:?}:\n  found    {found:?}\n  expected {golden:?}"));
+    for (line, [c0, c1, crc @ ..]) in lines.iter().zip(golden) {
+        let (ids, framed) = (encode(line), token_ids(line));
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| (*id as u16).to_le_bytes()).collect();
+        let count = usize::from(u16::from_le_bytes([*c0, *c1]));
+        if ids.len() != count || crc32fast::hash(&bytes) != u32::from_le_bytes(*crc) {
+            wrong.push(format!("{line:?}: {count} expected, found {ids:?}"));
         }
-        let framed = token_ids(line);
-        let kept = count.min(MAX_TOKENS);
-        assert!(framed[0] == BOS && framed[1..=kept] == found[..kept.min(found.len())] || found != golden);
-        assert!(framed[kept + 1..].iter().all(|id| *id == EOS) || found != golden);
+        let kept = ids.len().min(MAX_TOKENS);
+        assert_eq!((framed[0], &framed[1..=kept], token_count(line)), (BOS, &ids[..kept], ids.len()));
+        assert!(framed[kept + 1..].iter().all(|id| *id == EOS));
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {}:\n{}",
-        wrong.len(),
-        lines.len(),
-        wrong[..wrong.len().min(15)].join("\n")
-    );
-    assert_eq!((lines.len(), numbers.next()), (1000, None));
+    let shown = wrong[..wrong.len().min(15)].join("\n");
+    assert!(wrong.is_empty(), "{} of {}:\n{shown}", wrong.len(), lines.len());
 }
 
 fn schedule(prompt: &str, timing: Timing) -> Value {

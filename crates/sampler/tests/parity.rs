@@ -59,7 +59,11 @@ fn pictures_and_texts_are_those_of_plain_loops() {
         let text = read_parameters(&path).unwrap().unwrap();
         let settings = Settings::from_parameters(&parameters(&text)).unwrap();
         let batch = Batch { settings: std::slice::from_ref(&settings), image: Some(&init) };
-        let found = pipeline.generate_batch(batch, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap();
+        let mut steps = Vec::new();
+        let on_step = &mut |done, total| steps.push((done, total));
+        let found = pipeline.generate_batch(batch, &Interrupt::new(), on_step).unwrap().unwrap();
+        assert_eq!(steps, (1..=steps.len()).map(|done| (done, steps.len())).collect::<Vec<_>>());
+        assert!(!["ddim", "euler_a"].contains(&case) || steps.len() == if case == "ddim" { 9 } else { 10 });
         let psnr = psnr(&found[0], &decode(&path).unwrap().into_rgb());
         assert!(psnr >= PSNR_MIN, "{case}: {psnr:.1} dB");
         worst = worst.min(psnr);

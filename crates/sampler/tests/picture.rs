@@ -11,38 +11,7 @@ use image::RgbImage;
 use tch::{Device, Kind};
 use vodka_sampler::{Batch, Emphasis, ImageToImage, Library, Load, ModelSource, Pipeline, Settings};
 use vodka_stage::Interrupt;
-use vodka_testkit::{Case, fixture, model};
-
-#[test]
-fn pictures_are_those_of_diffusers() {
-    let dir = tempfile::tempdir().unwrap();
-    let pipeline = pipeline(&dir.path().join("tiny.safetensors"));
-    let case = Case::open("sampler/picture");
-    let base = Settings {
-        prompt: "a red circle and a blue star".into(),
-        negative_prompt: "blurry".into(),
-        ..Settings::default()
-    };
-    let euler =
-        Settings { seed: 42, steps: 12, cfg_scale: 5.0, size: "64x48".parse().unwrap(), ..base.clone() };
-    let ddim = Settings {
-        seed: u32::MAX,
-        steps: 10,
-        cfg_scale: 7.5,
-        clip_skip: 2,
-        size: "40x72".parse().unwrap(),
-        sampler: "DDIM".parse().unwrap(),
-        ..base
-    };
-    for (name, settings, calls) in [("picture/euler", euler, 12), ("picture/ddim", ddim, 9)] {
-        let mut steps = Vec::new();
-        let on_step = &mut |done, total| steps.push((done, total));
-        let picture = pipeline.generate(&settings, &Interrupt::new(), on_step).unwrap().unwrap();
-        let pixels: Vec<f32> = picture.iter().map(|byte| f32::from(*byte)).collect();
-        case.check(name, &pixels, &[picture.height() as usize, picture.width() as usize, 3]);
-        assert_eq!(steps, (1..=calls).map(|done| (done, calls)).collect::<Vec<_>>());
-    }
-}
+use vodka_testkit::{fixture, model};
 
 #[test]
 fn without_guidance_the_negative_prompt_does_not_count() {

@@ -172,6 +172,8 @@ fn numbered(number: &str) -> Option<String> {
     Some(match number {
         0 | 0xd800..=0xdfff | 0x11_0000.. => LOST_CHAR.to_string(),
         0x0d => "\r".to_owned(),
+        // What looks as if some of it were left is left as a whole, as there.
+        0x3b => return None,
         0x80..=0x9f => from_windows(char::from_u32(number)?).to_string(),
         // Control characters and those that are none.
         0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
@@ -399,7 +401,7 @@ mod tests {
             assert_eq!(numbered(number).as_deref(), Some(expected), "{number}");
         }
         assert_eq!(numbered("99999999999999999999").as_deref(), Some("\u{fffd}"));
-        assert_eq!([numbered("x"), numbered("4g"), numbered("")], [None, None, None]);
+        assert_eq!([numbered("x"), numbered("4g"), numbered(""), numbered("59")], [const { None }; 4]);
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
+use regex::Regex;
 
 use crate::ftfy::fix_text;
 
@@ -15,6 +16,7 @@ pub const BOS: i64 = 49406;
 /// The id that ends every prompt, and with which Stable Diffusion 1.x pads.
 pub const EOS: i64 = 49407;
 
+static WORD_END: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[\s\p{L}\p{N}]$").expect("a constant"));
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::new);
 
 /// What the text encoder takes: [`BOS`], at most [`MAX_TOKENS`] ids of text, and [`EOS`] to the end.
@@ -46,7 +48,7 @@ pub fn encode(text: &str) -> Vec<i64> {
 
 /// Whether a special token behind this text is a word of its own, and no part of a run of signs.
 fn begins_word(before: &str) -> bool {
-    before.chars().next_back().is_none_or(|c| c.is_whitespace() || c.is_alphanumeric())
+    before.is_empty() || WORD_END.is_match(before)
 }
 
 /// Hands on what is between special tokens, whose ids it pushes.

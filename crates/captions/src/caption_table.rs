@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use vodka_stage::{AtomicFile, write_atomic};
 
 use crate::{
-    Error, Result, frame,
+    Error, Result,
+    formats::{CAPTION_COLUMNS, IMAGE_COLUMNS},
+    frame,
     sheet::{self, Sheet},
 };
 
@@ -101,12 +103,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<CaptionPair>> {
 
 /// Reads what an external captioner has made: the captions, by picture.
 ///
-/// Columns (of CSV and Parquet) or keys (of JSONL): `image` or `file_name`, and `caption` or `text`.
+/// Columns (of CSV and Parquet) or keys (of JSONL) have the names that tables of captions have elsewhere.
 ///
 /// # Errors
 /// As [`read`].
 pub(crate) fn read_new(path: &Path) -> Result<HashMap<String, String>> {
-    let mut rows = read_columns(path, &[&["image", "file_name"], &["caption", "text"]])?;
+    let mut rows = read_columns(path, &[&IMAGE_COLUMNS, &CAPTION_COLUMNS])?;
     rows.iter_mut().for_each(|(_, cells)| cells[0] = cells[0].replace('\\', "/"));
     check_pictures(path, &rows)?;
     Ok(rows
@@ -187,16 +189,19 @@ fn of_jsonl(path: &Path, wanted: &[&[&str]]) -> Result<Rows> {
         let object =
             parsed.map_err(|source| Error::JsonLine { path: path.to_path_buf(), line: number, source })?;
         let found: Vec<_> = object.keys().cloned().collect();
-        let cell = |names: &&[&str]| match &object[name_of(path, names, &found)?] {
-            Value::Null => Ok(String::new()),
-            Value::String(text) => Ok(text.clone()),
-            other => Err(Error::Cell {
-                path: path.to_path_buf(),
-                line: number,
-                column: names[0].to_owned(),
-                expected: "text",
-                found: other.to_string(),
-            }),
+        let cell = |names: &&[&str]| {
+            let name = name_of(path, names, &found)?;
+            match &object[name] {
+                Value::Null => Ok(String::new()),
+                Value::String(text) => Ok(text.clone()),
+                other => Err(Error::Cell {
+                    path: path.to_path_buf(),
+                    line: number,
+                    column: name.to_owned(),
+                    expected: "text",
+                    found: other.to_string(),
+                }),
+            }
         };
         Ok((number, wanted.iter().map(cell).collect::<Result<Vec<_>>>()?))
     };

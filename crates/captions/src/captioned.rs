@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use vodka_stage::{ContentHash, Hasher, Input};
 
-use crate::{Caption, CaptionSource, Picture, Result, gather, pictures, written::Written};
+use crate::{
+    Caption, CaptionSet, CaptionSource, Guessed, Picture, Result, gather, pictures, table::list,
+    written::Written,
+};
 
 /// Pictures and their captions.
 #[derive(Debug)]
@@ -13,6 +16,8 @@ pub(crate) struct Captioned {
     pub pictures: Vec<Picture>,
     /// By picture, for those that have one.
     pub captions: BTreeMap<String, Caption>,
+    /// What the user should know about how they were read.
+    pub warnings: Vec<String>,
     hash: ContentHash,
 }
 
@@ -33,8 +38,9 @@ impl Captioned {
     fn gathered(root: &Path, pictures: Vec<Picture>, kept: Option<&Written>) -> Result<Self> {
         let source = CaptionSource { auto: true, ..CaptionSource::default() };
         let gathered = gather(&source, root, &pictures, kept)?;
+        let warnings = warnings(&gathered.set);
         let captions = gathered.set.by_image.into_iter().map(|(image, found)| (image, found.caption));
-        Ok(Self { pictures, captions: captions.collect(), hash: gathered.hash })
+        Ok(Self { pictures, captions: captions.collect(), warnings, hash: gathered.hash })
     }
 
     /// The names of the pictures and the content of their captions, as an input of a run.
@@ -46,4 +52,21 @@ impl Captioned {
         hasher.piece(self.hash.to_string());
         Input { path: root.to_path_buf(), sha256: hasher.finish() }
     }
+}
+
+/// What the user should know about how captions were read: whose encoding is a guess, and which are of no picture.
+pub(crate) fn warnings(set: &CaptionSet) -> Vec<String> {
+    let guessed = |Guessed { file, encoding }: &Guessed| format!("{} as {encoding}", file.display());
+    let guessed: Vec<_> = set.guessed.iter().map(guessed).collect();
+    let of = |what: &str, names: Vec<&str>| {
+        let count = names.len();
+        list(names).map(|names| format!("{count} {what}: {names}"))
+    };
+    let guessed = of(
+        "files of captions are not UTF-8 and were read by a guess of their encoding",
+        guessed.iter().map(String::as_str).collect(),
+    );
+    let unknown =
+        of("captions are of no picture in the folder", set.unknown.iter().map(String::as_str).collect());
+    [guessed, unknown].into_iter().flatten().collect()
 }

@@ -8,17 +8,21 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, hash_bytes, record_path};
+use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, RunRecord, hash_bytes, record_path};
 
 use crate::{
     Double, Error, Result, RuleFileUse, RuleHits, RuleUse, Rules, ScoredTag, canonical,
     caption::resolved,
+    filter::lines,
     frame, merge_doubles,
     rows::{self, Row, Writer},
 };
 
 /// So many pictures are cleaned between two looks at the interrupt.
 const BATCH: u64 = 1024;
+
+/// So many rows are looked through between two.
+const LOOK: u64 = 1 << 16;
 
 /// A cleaning as a user writes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,29 +150,16 @@ impl fmt::Display for CleanReport {
         }
         let mut used: Vec<_> = self.rules.iter().filter(|rule| rule.hits > 0).collect();
         used.sort_by_key(|rule| std::cmp::Reverse(rule.hits));
-        list(f, used.iter().map(|rule| format!("{rule}: {} times", rule.hits)))?;
+        lines(f, used.iter().map(|rule| format!("{rule}: {} times", rule.hits)))?;
         for RuleFileUse { file, rules, used } in &self.files {
             write!(f, "\n`{}`: {used} of {rules} rules did something", file.display())?;
         }
         if *merged > 0 {
             write!(f, "\n{merged} tags became one with another of the same name")?;
         }
-        list(f, self.emptied.iter().map(|image| format!("`{image}`: no tag is left")))?;
-        list(f, self.warnings.iter().map(|warning| format!("warning: {warning}")))
+        lines(f, self.emptied.iter().map(|image| format!("`{image}`: no tag is left")))?;
+        lines(f, self.warnings.iter().map(|warning| format!("warning: {warning}")))
     }
-}
-
-/// The first lines of a list, and how many there are more; JSON has them all.
-fn list(f: &mut fmt::Formatter<'_>, lines: impl ExactSizeIterator<Item = String>) -> fmt::Result {
-    const SHOWN: usize = 20;
-    let more = lines.len().saturating_sub(SHOWN);
-    for line in lines.take(SHOWN) {
-        write!(f, "\n{line}")?;
-    }
-    if more > 0 {
-        write!(f, "\n... and {more} more like that")?;
-    }
-    Ok(())
 }
 
 /// Writes the cleaned table, unless it is there already.
@@ -190,6 +181,8 @@ pub fn run(
     if let Some(report) = key.made::<CleanReport>(&record)? {
         return Ok(CleanReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }
+    // Of what is there only a table that this stage has written, and nobody has changed since, is replaced.
+    RunRecord::guard(&record, &plan.output, &[])?;
     let table = Survey::of(&plan.tags, interrupt)?;
     on_event(CleanEvent::Started { images: table.images.len() as u64 });
     let writer = Writer::create(&plan.output, frame::metadata(&plan.tags)?)?;
@@ -248,6 +241,9 @@ impl Survey {
         let mut last = String::new();
         rows::read(path, &mut |row| {
             survey.rows += 1;
+            if survey.rows.is_multiple_of(LOOK) {
+                stop_if(interrupt)?;
+            }
             if row.image != last {
                 row.image.clone_into(&mut last);
                 if !survey.images.insert(hash_bytes(row.image)) {
@@ -256,7 +252,6 @@ impl Survey {
             }
             if !survey.names.contains_key(row.tag) {
                 survey.add(row);
-                stop_if(interrupt)?;
             }
             Ok(())
         })

@@ -54,8 +54,11 @@ pub fn decode(path: &Path, bytes: &[u8], other: Option<&'static Encoding>) -> Re
     if let Some((encoding, mark)) = Encoding::for_bom(bytes) {
         return read(encoding, &bytes[mark..], false).ok_or_else(|| broken(encoding));
     }
-    if let Some(encoding) = wide(bytes).filter(|_| other.is_none()) {
-        return read(encoding, bytes, true).ok_or_else(|| broken(encoding));
+    // Bytes that only look like it (half a pair of surrogates is no text) are of a code page.
+    if let Some(encoding) = wide(bytes).filter(|_| other.is_none())
+        && let Some(decoded) = read(encoding, bytes, true)
+    {
+        return Ok(decoded);
     }
     if !bytes.contains(&0x1b)
         && let Some(decoded) = read(UTF_8, bytes, false)
@@ -125,6 +128,15 @@ mod tests {
         assert_eq!(decoded(b"a long caption, abc\0"), ("a long caption, abc\0".to_owned(), "UTF-8", false));
         let latin = decode(Path::new("a.txt"), &utf16("abc", u16::to_le_bytes), Some(WINDOWS_1252)).unwrap();
         assert_eq!(latin.encoding, "UTF-8", "whoever names an encoding means that UTF-16 is none");
+    }
+
+    #[test]
+    fn what_only_looks_like_utf16_is_of_a_code_page() {
+        // A high surrogate without its other half.
+        let bytes = [utf16("a cat", u16::to_le_bytes), vec![0x00, 0xd8, b'b', 0]].concat();
+        let (text, encoding, guessed) = decoded(&bytes);
+        assert!(text.starts_with("a\0 \0c\0") && guessed, "{text:?}");
+        assert!(!encoding.starts_with("UTF-16"), "{encoding}");
     }
 
     #[test]

@@ -7,16 +7,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic};
 
 pub use crate::place::{Method, Placed};
 use crate::{
     Error, Result,
-    caption::{check_apart, resolved},
+    caption::{check_apart, found, resolved},
     place::{Item, items, left_behind, place},
-    query::{
-        Dataset, DatasetPlan, Facts, Needs, Part, Query, Unread, check_shared, evaluate, write_exclusions,
-    },
+    query::{Dataset, DatasetPlan, Facts, Needs, Part, Query, Unread, check_shared, evaluate, exclusions},
     sheet::read_text,
 };
 
@@ -175,7 +173,7 @@ pub struct FilterReport {
 
 impl Report for FilterReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        found(self.outcome, !self.missing.is_empty() || !self.unread.is_empty())
     }
 }
 
@@ -247,13 +245,13 @@ pub fn run(
     on_event: &mut dyn FnMut(FilterEvent),
 ) -> Result<FilterReport> {
     let needs = Needs::of([&plan.query]);
-    let pictures = plan.dataset.on_disk(needs)?;
+    let on_disk = plan.dataset.on_disk(needs)?;
     let output = match &plan.action {
         Action::Exclude { output } | Action::Place { output, .. } => Some(output.clone()),
         Action::Count | Action::List => None,
     };
     let key = match &output {
-        Some(_) => Some(plan.key(&pictures, needs)?),
+        Some(_) => Some(plan.key(&on_disk.pictures, needs)?),
         None => None,
     };
     if let (Some(key), Action::Exclude { output }) = (&key, &plan.action)
@@ -261,7 +259,7 @@ pub fn run(
     {
         return Ok(FilterReport { outcome: Outcome::Unchanged, output: Some(output.clone()), ..report });
     }
-    let loaded = plan.dataset.complete(&[&plan.query], needs, pictures)?;
+    let loaded = plan.dataset.complete(&[&plan.query], needs, on_disk)?;
     let answer = evaluate(&plan.query, 0, plan.dataset.dataset().min_score, &loaded.pictures);
     let fits = loaded.pictures.iter().zip(&answer.fits).filter(|(_, fits)| **fits);
     let fits: Vec<_> = fits.map(|(facts, _)| facts).collect();
@@ -313,7 +311,11 @@ fn act(
         }
         Action::Exclude { .. } if interrupt.is_raised() => return Ok(false),
         Action::Exclude { output } => {
-            write_exclusions(output, fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string())))?;
+            let fits = fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string()));
+            let bytes = exclusions(output, fits)?;
+            // Lists are there to be edited.
+            RunRecord::guard(&record_path(output), output, &bytes)?;
+            write_atomic(output, bytes)?;
         }
         Action::Place { output, method } => {
             let here = fits.iter().copied().filter(|facts| facts.on_disk);

@@ -10,14 +10,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{
-    ContentHash, Error as StageError, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, create_dir,
-    hash_file, hash_tree, record_path, write_atomic,
+    ContentHash, Error as StageError, FolderLock, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord,
+    create_dir, hash_file, hash_tree, record_path, write_atomic,
 };
 
 use crate::{
     Caption, Error, Result,
-    caption::{Skipped, resolved},
+    caption::{Skipped, found, resolved},
     caption_table::{self, CaptionPair},
+    filter::lines,
     sidecar::check_shared,
 };
 
@@ -111,13 +112,12 @@ pub struct MixReport {
 
 impl Report for MixReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        found(self.outcome, !self.skipped.is_empty())
     }
 }
 
 impl fmt::Display for MixReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 20;
         let Self { original, new, fell_back, skipped, .. } = self;
         let output = self.output.display();
         match self.outcome {
@@ -129,13 +129,7 @@ impl fmt::Display for MixReport {
         if !fell_back.is_empty() {
             write!(f, "\n{} pictures have only one of the two, and got that", fell_back.len())?;
         }
-        for Skipped { image, reason } in skipped.iter().take(SHOWN) {
-            write!(f, "\nskipped `{image}`: {reason}")?;
-        }
-        match skipped.len().saturating_sub(SHOWN) {
-            0 => Ok(()),
-            more => write!(f, "\n... and {more} more like that"),
-        }
+        lines(f, skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}")))
     }
 }
 
@@ -160,7 +154,7 @@ pub fn takes_new(image: &str, share: f64, seed: u64) -> bool {
 ///
 /// # Errors
 /// A table that cannot be read or names a picture outside of the folder; two pictures that would share a caption; another
-/// folder in the way; a caption that cannot be written.
+/// folder in the way; another run that writes the folder; a caption that cannot be written.
 pub fn run(plan: &MixPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(MixEvent)) -> Result<MixReport> {
     let key = plan.key()?;
     let record = record_path(&plan.output);
@@ -172,8 +166,11 @@ pub fn run(plan: &MixPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(MixEv
     on_event(MixEvent::Started { images: pairs.len() as u64 });
     let (captions, report) = choose(plan, &pairs)?;
     let partial = beside(&plan.output, "partial");
+    // The lock of a killed run went with it, its folder did not.
+    drop(FolderLock::take(&partial)?);
     remove(&partial)?;
     create_dir(&partial)?;
+    let _lock = FolderLock::take(&partial)?;
     for (k, batch) in captions.chunks(BATCH).enumerate() {
         on_event(MixEvent::Wrote { images: (k * BATCH) as u64 });
         if interrupt.is_raised() {

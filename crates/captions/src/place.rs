@@ -21,7 +21,7 @@ use vodka_stage::{
     AtomicFile, Error as StageError, Interrupt, create_dir, hash_bytes, hash_file, write_atomic,
 };
 
-use crate::{Error, Result, sidecar::read_bytes};
+use crate::{Error, Result, caption::taken, sidecar::read_bytes};
 
 /// The list's name; hidden files are neither pictures nor part of an output's hash.
 const NAME: &str = ".vodka-files";
@@ -194,13 +194,14 @@ pub(crate) fn left_behind(count: usize) -> Option<String> {
 /// checked before the first file is written. `None` when interrupted.
 ///
 /// # Errors
-/// A file in the way; one that cannot be read or written.
+/// Another run that has the folder; a file in the way; one that cannot be read or written.
 pub(crate) fn place(
     folder: &Path,
     items: &[Item],
     interrupt: &Interrupt,
     on_placed: &mut dyn FnMut(u64),
 ) -> Result<Option<Placed>> {
+    let mut lock = if folder.is_dir() { Some(taken(folder)?) } else { None };
     let mut list = List::read(folder)?;
     list.remove_partials()?;
     let mut due = Vec::new();
@@ -214,6 +215,9 @@ pub(crate) fn place(
         if interrupt.is_raised() {
             return Ok(None);
         }
+        if lock.is_none() {
+            lock = Some(taken(folder)?);
+        }
         list.put(batch)?;
         placed.written += batch.len() as u64;
         on_placed(placed.there + placed.written);
@@ -221,6 +225,7 @@ pub(crate) fn place(
     let wanted: BTreeSet<_> = items.iter().map(|item| item.name.as_str()).collect();
     list.remove_others(&wanted, &mut placed)?;
     list.compact()?;
+    drop(lock);
     Ok(Some(placed))
 }
 

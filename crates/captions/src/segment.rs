@@ -16,6 +16,7 @@ use crate::{
     filter::{Method, Placed, lines},
     place::{Content, Item, folder_settings, items, left_behind, place},
     query::{Dataset, DatasetPlan, Facts, Loaded, Needs, Query, Unread, check_shared, evaluate},
+    sheet,
 };
 
 /// The table of segments in the output folder.
@@ -311,9 +312,9 @@ pub fn run(
 ) -> Result<SegmentReport> {
     let queries: Vec<_> = plan.segments.iter().map(|(_, query)| query).collect();
     let needs = Needs::of(queries.iter().copied());
-    let pictures = plan.dataset.on_disk(needs)?;
-    let key = plan.key(&pictures, needs)?;
-    let loaded = plan.dataset.complete(&queries, needs, pictures)?;
+    let on_disk = plan.dataset.on_disk(needs)?;
+    let key = plan.key(&on_disk.pictures, needs)?;
+    let loaded = plan.dataset.complete(&queries, needs, on_disk)?;
     let members = members(plan, &loaded);
     let mut report = report(plan, &loaded, &members);
     let all = all_items(plan, &loaded.pictures, &members, &mut report)?;
@@ -473,16 +474,7 @@ fn table(segments: &[SegmentCount]) -> Result<String> {
             query,
         ]
     });
-    to_text(&["segment", "pictures", "share", "multiply", "shown", "shown_share", "query"], rows)
-}
-
-fn to_text(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<String> {
-    let broken = |source| Error::Csv { path: PathBuf::from(TABLE), source };
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(header).map_err(broken)?;
-    for row in rows {
-        writer.write_record(row).map_err(broken)?;
-    }
-    let bytes = writer.into_inner().map_err(|error| broken(error.into_error().into()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let header = ["segment", "pictures", "share", "multiply", "shown", "shown_share", "query"];
+    let bytes = sheet::bytes(Path::new(TABLE), &header, rows)?;
+    Ok(String::from_utf8(bytes).expect("what was written is text"))
 }

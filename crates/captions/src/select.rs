@@ -97,8 +97,7 @@ impl Wishes {
     fn new(written: &[String]) -> Self {
         let mut wishes = Self::default();
         for text in written {
-            match text.strip_prefix('@').filter(|file| !file.is_empty() && !KAOMOJI.contains(&text.as_str()))
-            {
+            match list_file(text) {
                 Some(file) => wishes.lists.push(file.into()),
                 None => drop(wishes.tags.insert(canonical(text))),
             }

@@ -1,6 +1,7 @@
 //! Selections: a vocabulary with a column that says which tags are wanted.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
@@ -11,7 +12,8 @@ use crate::{
     sheet::{Row, Sheet},
 };
 
-/// The wanted tags, in the order of the file, which is the order of popularity in a tagger's own vocabulary.
+/// The wanted tags in order of popularity: by their counts, where each has one, else as they stand in the file, which in a
+/// tagger's own vocabulary is the same. Of equally popular ones the one that stands first comes first.
 #[derive(Debug, Clone)]
 pub struct Selection {
     /// Where it was read.
@@ -66,7 +68,13 @@ impl Selection {
         }
         match tags.is_empty() {
             true => Err(Error::NothingSelected { path: path.to_path_buf() }),
-            false => Ok(Self { path: path.to_path_buf(), tags }),
+            false => {
+                // A spreadsheet may have sorted the rows by name.
+                if tags.iter().all(|tag| tag.count.is_some()) {
+                    tags.sort_by_key(|tag| Reverse(tag.count));
+                }
+                Ok(Self { path: path.to_path_buf(), tags })
+            }
         }
     }
 
@@ -123,6 +131,14 @@ mod tests {
     fn said(text: &str) -> String {
         let error = read(text).unwrap_err().to_string();
         error.split_once("selection.csv` ").or(error.split_once("selection.csv`: ")).unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn the_most_popular_tags_come_first_whatever_their_order() {
+        let sorted = read("name,count,include\nblurry,12,1\ndark,40,1\nindoors,12,1\nsolo,90,0\n").unwrap();
+        assert_eq!(sorted.names(), ["dark", "blurry", "indoors"]);
+        let untold = read("name,count,include\nblurry,12,1\ndark,40,1\nindoors,,1\n").unwrap();
+        assert_eq!(untold.names(), ["blurry", "dark", "indoors"], "one of unknown popularity");
     }
 
     #[test]

@@ -31,10 +31,16 @@ impl Caption {
     pub fn new(text: &str) -> Self {
         // Editors that join files leave byte-order marks in the middle of them.
         let is_blank = |c: char| c.is_whitespace() || c == '\u{feff}';
-        let lines = text.lines().map(|line| line.trim_matches(is_blank));
+        let lines = text.split(is_line_break).map(|line| line.trim_matches(is_blank));
         let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
         Self { text: lines.join(" "), joined: lines.len() > 1 }
     }
+}
+
+/// Whether lines end here: Unicode Standard, 5.8 "Newline Guidelines". Old Macs end theirs with a carriage return alone, and
+/// texts from web pages have the rest.
+pub(crate) fn is_line_break(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 /// The pictures in `root` and below, in order of name.
@@ -118,6 +124,14 @@ mod tests {
         assert_eq!(text(b""), "");
         let two = read(b"a heart\n  and a star\n").unwrap().unwrap();
         assert_eq!(two, Caption { text: "a heart and a star".to_owned(), joined: true });
+        for (bytes, joined) in [
+            (&b"a heart\ra star"[..], true),
+            ("a heart\u{85}a star\u{85}".as_bytes(), true),
+            ("a heart\u{2028}\u{2029}a star".as_bytes(), true),
+            ("a heart a star\u{2028}".as_bytes(), false),
+        ] {
+            assert_eq!(read(bytes).unwrap().unwrap(), Caption { text: "a heart a star".to_owned(), joined });
+        }
         assert_eq!(text(b"a sch\xf6nes Herz"), "a schönes Herz");
         assert_eq!(text(b"\xff\xfea\0 \0b\0"), "a b");
         assert_eq!(read_caption(&dir.path().join("b.txt")).unwrap(), None);

@@ -7,8 +7,9 @@ use vodka_stage::{FolderLock, Interrupt, Outcome, Report, RunRecord, record_path
 
 use crate::{
     Error, Result,
-    caption::{check_writable, list, put_back},
+    caption::{check_writable, put_back},
     disk::Disk,
+    filter::lines,
     sidecar::read_bytes,
     written::{LIST, Written},
 };
@@ -80,7 +81,7 @@ impl fmt::Display for UndoReport {
                 path.display()
             )
         });
-        list(f, &edited.collect::<Vec<_>>())
+        lines(f, edited)
     }
 }
 
@@ -120,7 +121,11 @@ pub(crate) fn run_on(
     }
     written.remove_partials(disk)?;
     if report.edited.is_empty() {
-        disk.remove_there(&record_path(&plan.images))?;
+        let record = record_path(&plan.images);
+        // The folder may be another stage's output.
+        if RunRecord::read(&record).is_ok_and(|record| record.stage == "caption") {
+            disk.remove_there(&record)?;
+        }
         disk.remove_there(&plan.images.join(LIST))?;
     } else {
         report.outcome = Outcome::Skipped;

@@ -332,8 +332,8 @@ fn the_stage_writes_what_can_be_checked_by_hand() {
     assert_eq!((analysis.lowest_score, analysis.thresholds), (0.1, vec![0.3, 0.5, 0.9]));
 
     assert_eq!(small.run(&config).unwrap().outcome, Outcome::Unchanged);
-    small.write("out/tags.csv", "");
-    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "a table was changed");
+    fs::remove_file(small.at("out/tags.csv")).unwrap();
+    assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "a table was missing");
     small.write("tags.pictures.csv", "image,sharpness\na.png,1\n");
     assert_eq!(small.run(&config).unwrap().outcome, Outcome::Done, "the table beside it counts");
 }
@@ -384,6 +384,18 @@ fn files_of_others_are_not_overwritten() {
     let said = small.said(&small.config());
     assert!(said.contains("tags.csv` is in the way"), "{said}");
     assert_eq!(fs::read_to_string(small.at("out/tags.csv")).unwrap(), "mine");
+}
+
+#[test]
+fn a_file_that_somebody_has_edited_stays() {
+    let small = Small::new();
+    assert_eq!(small.run(&small.config()).unwrap().outcome, Outcome::Done);
+    small.write("out/tags.csv", "mine");
+    let said = small.said(&small.config());
+    assert!(said.contains("tags.csv` is in the way"), "{said}");
+    assert_eq!(fs::read_to_string(small.at("out/tags.csv")).unwrap(), "mine");
+    fs::remove_file(small.at("out/tags.csv")).unwrap();
+    assert_eq!(small.run(&small.config()).unwrap().outcome, Outcome::Done);
 }
 
 #[test]

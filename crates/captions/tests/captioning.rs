@@ -9,7 +9,7 @@ use vodka_captions::{
     CaptionSource, Error, Position, Result,
     caption::{self, CaptionConfig, CaptionEvent, CaptionReport, Missing, Style},
 };
-use vodka_stage::{Interrupt, Outcome, record_path};
+use vodka_stage::{FolderLock, Interrupt, Outcome, Report, record_path};
 
 const TAGS: &str = "image,tag_id,tag,category,score\n\
     a.png,1,blurry,general,0.9\na.png,2,solo,general,0.4\na.png,3,^_^,general,0.4\na.png,4,outdoors,general,0.2\n\
@@ -402,4 +402,68 @@ fn pictures_on_a_list_are_left_out() {
     assert_eq!(read(&dir, "images/a.txt"), "a heart");
     write(&dir, "no.csv", b"\xff\xfe");
     assert!(said(&without(config(&dir))).contains("no.csv` is not UTF-8"));
+}
+
+#[test]
+fn a_second_run_tells_as_the_first_did_that_pictures_are_left_out() {
+    let dir = world();
+    fs::remove_file(dir.path().join("images/a.txt")).unwrap();
+    let first = run(&config(&dir)).unwrap();
+    assert_eq!((first.outcome, first.outcome()), (Outcome::Skipped, Outcome::Skipped));
+    let second = run(&config(&dir)).unwrap();
+    assert_eq!((second.outcome, second.outcome()), (Outcome::Unchanged, Outcome::Skipped));
+    assert!(second.to_string().contains("skipped `a.png`: no caption"), "{second}");
+}
+
+#[test]
+fn fixed_tags_are_not_counted_as_tags() {
+    let dir = world();
+    let style = Style { fixed: vec!["sks".to_owned()], ..Style::default() };
+    let report = run(&CaptionConfig { style, ..config(&dir) }).unwrap();
+    assert_eq!((report.captions, report.with_tags), (2, 1));
+    assert_eq!(read(&dir, "captions/sub/b.txt"), "sks, a tree, Outdoors\n");
+}
+
+#[test]
+fn missing_captions_alone_are_what_missing_is_about() {
+    let dir = world();
+    write(&dir, "images/a.txt", "a heart without a place");
+    write(&dir, "images/sub/b.txt", "a tree, {tags}");
+    let marked = CaptionConfig { position: Position::Marker, missing: Missing::Error, ..config(&dir) };
+    let report = run(&marked).unwrap();
+    assert_eq!((report.captions, report.skipped.len()), (1, 1), "another reason to skip is no error");
+    fs::remove_file(dir.path().join("images/sub/b.txt")).unwrap();
+    let error = said(&marked);
+    assert!(error.contains("`sub/b.jpg`") && !error.contains("`a.png`"), "{error}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_that_another_run_writes_is_refused() {
+    let dir = world();
+    let out = dir.path().join("captions");
+    let mut held = None;
+    let plan = config(&dir).plan().unwrap();
+    // The run takes the folder that it makes before it tells that it starts.
+    caption::run(&plan, &Interrupt::new(), &mut |event| {
+        if let CaptionEvent::Started { .. } = event {
+            held = Some(FolderLock::take(&out).unwrap_err().to_string());
+        }
+    })
+    .unwrap();
+    assert!(held.unwrap().contains("is held by another run"));
+}
+
+#[test]
+fn undo_removes_no_record_of_another_stage() {
+    let dir = world();
+    run(&in_place(&dir)).unwrap();
+    let record = record_path(&dir.path().join("images"));
+    let other =
+        fs::read_to_string(&record).unwrap().replace("\"stage\": \"caption\"", "\"stage\": \"filter\"");
+    fs::write(&record, &other).unwrap();
+    let undo = vodka_captions::undo::UndoConfig { images: dir.path().join("images"), force: false };
+    vodka_captions::undo::run(&undo.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!(fs::read_to_string(&record).unwrap(), other);
+    assert_eq!(read(&dir, "images/a.txt"), "a heart");
 }

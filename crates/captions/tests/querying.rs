@@ -122,6 +122,10 @@ fn a_list_of_exclusions_is_written_once_and_read_back() {
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Unchanged);
     assert!(record_path(&output).exists());
     fs::write(&output, "image,reason\nedited,\n").unwrap();
+    let error = said(&exclude);
+    assert!(error.contains("blurred.csv` is in the way"), "{error}");
+    assert_eq!(read(&dir, "blurred.csv"), "image,reason\nedited,\n", "what somebody has edited stays");
+    fs::remove_file(&output).unwrap();
     assert_eq!(run(&exclude).unwrap().outcome, Outcome::Done);
 
     write(&dir, "images/a.txt", "a caption");

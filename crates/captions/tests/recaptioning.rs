@@ -323,12 +323,11 @@ fn captions_come_from_files_too() {
     );
     assert!(
         said("c.csv", "image,caption,text\na,1,2\n")
-            .contains("expected only one of the columns caption, text")
+            .contains("expected only one of the columns text, caption, prompt, description")
     );
-    assert!(
-        said("c.csv", "image,note\na,1\n")
-            .contains("expected one of the columns caption, text, found the columns image, note")
-    );
+    assert!(said("c.csv", "image,note\na,1\n").contains(
+        "expected one of the columns text, caption, prompt, description, found the columns image, note"
+    ));
     assert!(
         said("c.csv", "image,caption\n,x\n")
             .contains("line 2, column `image`: expected a picture, found \"\"")

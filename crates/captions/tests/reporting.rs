@@ -10,7 +10,13 @@ use std::{
 
 use regex::Regex;
 use tempfile::TempDir;
-use vodka_captions::report::{self, GalleryConfig, ReportConfig, ReportData, ReportEvent, ReportSummary};
+use vodka_captions::{
+    analysis,
+    caption::{self, CaptionConfig},
+    filter::{self, Action, FilterConfig},
+    query::Dataset,
+    report::{self, GalleryConfig, ReportConfig, ReportData, ReportEvent, ReportSummary},
+};
 use vodka_stage::{Interrupt, Outcome, Report, record_path};
 
 /// A picture of one colour, `width` x 30.
@@ -464,4 +470,50 @@ fn settings_and_tables_that_cannot_be_right_are_errors() {
     let text = r#"{"tags": "", "selection": "", "images": "i", "output": "o"}"#;
     let config: ReportConfig = serde_json::from_str(text).unwrap();
     assert_eq!((config.gallery.per_bucket, config.gallery.thumbnail_px), (8, 256));
+}
+
+#[test]
+fn captions_of_ten_megabytes_and_of_old_code_pages_go_through_every_stage() {
+    let (dir, config) = world();
+    write(&dir, "images/a.txt", "a photo of a cat, ".repeat(560_000));
+    write(
+        &dir,
+        "images/b.txt",
+        [b"ein sch\xf6nes M\xe4dchen, ".as_slice(), &b"wort".repeat(2_500_000)].concat(),
+    );
+    let at = |name: &str| dir.path().join(name);
+    let told = |warnings: &[String]| {
+        let guess = "1 files of captions are not UTF-8 and were read by a guess of their encoding: `";
+        let told =
+            warnings.iter().any(|told| told.starts_with(guess) && told.contains("b.txt as windows-1252`"));
+        assert!(told, "{warnings:?}");
+    };
+
+    let report = report::run(&config.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!((report.captions.present, report.captions.too_long), (2, 2));
+    assert!(report.captions.max_tokens > 2_000_000, "{}", report.captions.max_tokens);
+    told(&report.warnings);
+
+    let analyse = serde_json::json!({
+        "tags": at("tags.csv"), "selection": at("selection.csv"), "images": at("images"), "output": at("analysis"),
+        "max_tags": [3], "thresholds": [0.3],
+    });
+    let analyse: analysis::AnalyseConfig = serde_json::from_value(analyse).unwrap();
+    let analysed = analysis::run(&analyse.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!(analysed.images, 2);
+    told(&analysed.warnings);
+
+    let dataset = Dataset { images: Some(at("images")), ..Dataset::default() };
+    let query = Some("tokens>2000000".to_owned());
+    let filter = FilterConfig { dataset, query, query_file: None, action: Action::List, explain: false };
+    let filtered = filter::run(&filter.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!(filtered.listed, ["a.png", "b.png"]);
+    told(&filtered.warnings);
+
+    let caption = serde_json::json!({
+        "tags": at("tags.csv"), "selection": at("selection.csv"), "images": at("images"), "output": at("captions"),
+    });
+    let caption: CaptionConfig = serde_json::from_value(caption).unwrap();
+    let captioned = caption::run(&caption.plan().unwrap(), &Interrupt::new(), &mut |_| {}).unwrap();
+    assert_eq!((captioned.captions, captioned.too_long.len(), captioned.guessed.len()), (2, 2, 1));
 }

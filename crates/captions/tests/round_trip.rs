@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vodka_captions::{
-    CaptionFormat, CaptionSource, Joining, Position, canonical,
+    CaptionFormat, CaptionSource, IMAGE_PRODUCTION, Joining, KAOMOJI, Position, canonical,
     caption::{self, CaptionConfig, Missing, Style},
     pictures, read_caption, read_captions,
 };
@@ -168,5 +168,85 @@ proptest! {
         let tags: Vec<_> = tags.into_iter().filter(|tag| !tag.trim_matches('_').is_empty()).collect();
         prop_assume!(!tags.is_empty());
         check(&captions, &tags, escape)?;
+    }
+}
+
+/// The shipped list, all emoticons, and names of every other kind that WD v2 and v3 have.
+fn all_names() -> Vec<String> {
+    let shipped = IMAGE_PRODUCTION
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(',').next());
+    let kinds = [
+        ";d",
+        ">:)",
+        ":<",
+        "d:",
+        "0_0",
+        "t_t",
+        "u_u",
+        "^^^",
+        "!",
+        "!!",
+        "!?",
+        "?",
+        "??",
+        "+++",
+        "...",
+        "=)",
+        "<o>_<o>",
+        "\\o/",
+        "/\\/\\/\\",
+        "\\n/",
+        "1990s_(style)",
+        "2021",
+        "100%_orange",
+        "8-bit",
+        "no.1",
+        "k-pop",
+        "u.s._flag",
+        "\u{e9}clair",
+        "x-ray",
+        "ass-to-ass",
+        "kiss-shot_acerola-orion_heart-under-blade",
+        "ok_sign",
+        "on",
+        "off",
+        "n",
+        "true",
+        "~",
+        "*",
+        "{}",
+        "[[]]",
+        "%s",
+        "$1",
+        "a&b",
+        "c++",
+        "#compass",
+        "@",
+        "http://",
+        "'90s",
+        "\"\"",
+        "rwby:_x",
+        "fate/stay_night",
+        "idolmaster_(classic)",
+        "girls'_frontline",
+        "nier:automata",
+        "miku_hatsune_(vocaloid_3)",
+    ];
+    let mut names: Vec<_> = shipped.chain(KAOMOJI).chain(kinds).chain(NAMES).map(canonical).collect();
+    names.retain(|name| !name.is_empty() && name != "name");
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn every_name_comes_back_from_every_format() {
+    let names = all_names();
+    assert!(names.len() > 140, "{}", names.len());
+    for names in names.chunks(9) {
+        check(&["a heart".to_owned(), names[0].clone()], names, false).unwrap();
+        check(&["a heart".to_owned()], names, true).unwrap();
     }
 }

@@ -21,8 +21,10 @@ pub(super) struct Lengths {
     /// Ascending.
     min_scores: Vec<f32>,
     max_tags: Vec<usize>,
-    /// By minimum score, then by most tags.
+    /// By minimum score, then by most tags: the captions that have a tag at this score.
     sums: Vec<Sum>,
+    /// By minimum score: the captions that have none from this one on.
+    bare: Vec<Sum>,
     captions: u64,
     /// The tags of the picture in hand, best first.
     order: Vec<(u32, f32)>,
@@ -63,6 +65,7 @@ impl Lengths {
             min_scores: min_scores.to_vec(),
             max_tags: max_tags.to_vec(),
             sums: vec![Sum::default(); min_scores.len() * max_tags.len()],
+            bare: vec![Sum::default(); min_scores.len()],
             captions: 0,
             order: Vec::new(),
             tokens: Vec::new(),
@@ -82,45 +85,77 @@ impl Lengths {
         let chosen = &self.order[..self.order.len().min(*most)];
         tokens(&self.costs, caption, chosen, &mut self.tokens);
         let own = if caption.is_empty() { 0 } else { token_count(caption) };
-        let mut sums = self.sums.iter_mut();
-        for min_score in &self.min_scores {
+        let sums = self.sums.chunks_exact_mut(self.max_tags.len());
+        for ((min_score, sums), bare) in self.min_scores.iter().zip(sums).zip(&mut self.bare) {
             let good = chosen.partition_point(|(_, score)| score >= min_score);
-            for (max_tags, sum) in self.max_tags.iter().zip(&mut sums) {
+            if good == 0 {
+                // Nor at any higher one.
+                return bare.add(0, own);
+            }
+            for (max_tags, sum) in self.max_tags.iter().zip(sums) {
                 let tags = good.min(*max_tags);
                 let Tokens { with_commas, alone } = self.tokens[tags];
-                let tokens = if caption.is_empty() { alone } else { with_commas + own };
-                sum.with_tags += u64::from(tags > 0);
-                sum.tokens += tokens as u64;
-                sum.max = sum.max.max(tokens);
-                sum.over += u64::from(tokens > MAX_TOKENS);
+                sum.add(tags, if caption.is_empty() { alone } else { with_commas + own });
             }
         }
     }
 
+    /// Adds what another has measured of the same selection, with the same settings.
+    pub(super) fn absorb(&mut self, other: &Self) {
+        self.captions += other.captions;
+        let pairs = self.sums.iter_mut().zip(&other.sums).chain(self.bare.iter_mut().zip(&other.bare));
+        pairs.for_each(|(ours, theirs)| ours.absorb(*theirs));
+    }
+
     pub(super) fn finish(&self) -> Vec<LengthEffect> {
-        let settings =
-            self.min_scores.iter().flat_map(|score| self.max_tags.iter().map(move |tags| (*score, *tags)));
-        let effect = |((min_score, max_tags), sum): ((f32, usize), &Sum)| LengthEffect {
-            max_tags,
-            min_score,
-            images_with_tags: sum.with_tags,
-            mean_tokens: sum.tokens as f64 / self.captions.max(1) as f64,
-            max_tokens: sum.max,
-            over_75: sum.over,
-        };
-        settings.zip(&self.sums).map(effect).collect()
+        let mut effects = Vec::new();
+        let mut bare = Sum::default();
+        for (place, min_score) in self.min_scores.iter().enumerate() {
+            bare.absorb(self.bare[place]);
+            for (k, max_tags) in self.max_tags.iter().enumerate() {
+                let mut sum = self.sums[place * self.max_tags.len() + k];
+                sum.absorb(bare);
+                effects.push(LengthEffect {
+                    max_tags: *max_tags,
+                    min_score: *min_score,
+                    images_with_tags: sum.with_tags,
+                    mean_tokens: sum.tokens as f64 / self.captions.max(1) as f64,
+                    max_tokens: sum.max,
+                    over_75: sum.over,
+                });
+            }
+        }
+        effects
+    }
+}
+
+impl Sum {
+    fn add(&mut self, tags: usize, tokens: usize) {
+        self.with_tags += u64::from(tags > 0);
+        self.tokens += tokens as u64;
+        self.max = self.max.max(tokens);
+        self.over += u64::from(tokens > MAX_TOKENS);
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.with_tags += other.with_tags;
+        self.tokens += other.tokens;
+        self.max = self.max.max(other.max);
+        self.over += other.over;
     }
 }
 
 /// The tokens of the first 0, 1, 2, ... of the chosen tags; those that the caption says already add none.
 fn tokens(costs: &[Cost], caption: &str, chosen: &[(u32, f32)], tokens: &mut Vec<Tokens>) {
-    let said = said(caption.split(','));
+    // Most analyses are of tags alone.
+    let said = (!caption.is_empty()).then(|| said(caption.split(',')));
+    let is_said = |name: &String| said.as_ref().map_or(name.is_empty(), |said| said.contains(name));
     let mut so_far = Tokens::default();
     tokens.clear();
     tokens.push(so_far);
     for (place, _) in chosen {
         let cost = &costs[*place as usize];
-        if !said.contains(&cost.said_as) {
+        if !is_said(&cost.said_as) {
             so_far.alone = so_far.with_commas + cost.at_end;
             so_far.with_commas += cost.with_comma;
         }

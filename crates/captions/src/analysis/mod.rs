@@ -32,6 +32,7 @@ pub use model::{
     SharpnessAgreement, SharpnessBucket, Suggestion, TagAnalysis,
 };
 pub use stage::{AnalyseConfig, AnalyseEvent, AnalysePlan, AnalyseReport, run};
+pub(crate) use survey::has_word;
 
 /// What is analysed.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,7 +167,11 @@ fn made(
     let tagged = survey.tagged;
     let lowest_score = if survey.rows > 0 { survey.lowest_score } else { 0.0 };
     let (lengths, cooccurrence) = (survey.lengths(), survey.cooccurrence());
-    let scores = Distribution::all(survey.scores);
+    let agreement = |pairs: &[(f32, f32)]| agreement(&settings.sharpness_tag, pairs, settings.min_score);
+    let ((scores, group_scores), sharpness) = rayon::join(
+        || (Distribution::all(survey.scores), Distribution::all(survey.group_scores)),
+        || inputs.pictures.is_some().then(|| agreement(&survey.sharpness)),
+    );
     let tags = inputs.selection.iter().zip(categories).zip(scores.iter().zip(&survey.judged));
     let tags = tags
         .map(|((tag, category), (scores, judged))| TagAnalysis {
@@ -180,14 +185,12 @@ fn made(
             suggestion: suggestion(scores.knee(lowest_score), labels::best(judged)),
         })
         .collect();
-    let groups = Distribution::all(survey.group_scores);
-    let groups = settings.groups.iter().zip(survey.group_tags).zip(&groups);
+    let groups = settings.groups.iter().zip(survey.group_tags).zip(&group_scores);
     let groups = groups.map(|((word, mut tags), scores)| {
         tags.sort();
         let at_threshold = scores.at_thresholds(&settings.thresholds);
         GroupShare { word: word.clone(), tags, images: scores.len(), at_threshold }
     });
-    let agreement = |pairs| agreement(&settings.sharpness_tag, pairs, settings.min_score);
     Analysis {
         images: inputs.captions.as_ref().map_or(tagged, |captions| captions.len() as u64),
         tagged,
@@ -197,7 +200,7 @@ fn made(
         tags,
         groups: groups.collect(),
         cooccurrence,
-        sharpness: inputs.pictures.is_some().then(|| agreement(survey.sharpness)),
+        sharpness,
         lengths,
         spellings,
     }

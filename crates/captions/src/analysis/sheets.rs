@@ -5,8 +5,8 @@ use std::path::Path;
 use super::{Analysis, HISTOGRAM_BUCKETS};
 use crate::{Result, sheet};
 
-/// A file's name, and what writes it.
-pub(super) type SheetFile = (&'static str, fn(&Path, &Analysis) -> Result<()>);
+/// A file's name, and what is in it.
+pub(super) type SheetFile = (&'static str, fn(&Path, &Analysis) -> Result<Vec<u8>>);
 
 /// The files, in the order in which they are written.
 pub(super) const SHEETS: [SheetFile; 7] = [
@@ -20,7 +20,7 @@ pub(super) const SHEETS: [SheetFile; 7] = [
 ];
 
 /// One row a tag: counts, and where its threshold could be.
-fn tags(path: &Path, analysis: &Analysis) -> Result<()> {
+fn tags(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let suggested = ["knee", "best_threshold", "best_f1", "precision", "recall", "labels"];
     let header: Vec<_> = ["tag", "category", "images", "mean_score"]
         .map(ToOwned::to_owned)
@@ -49,10 +49,10 @@ fn tags(path: &Path, analysis: &Analysis) -> Result<()> {
         }
         row
     });
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
-fn histogram(path: &Path, analysis: &Analysis) -> Result<()> {
+fn histogram(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let bound = |k: usize| k as f64 / HISTOGRAM_BUCKETS as f64;
     let buckets = (0..HISTOGRAM_BUCKETS).map(|k| format!("{:.2} to {:.2}", bound(k), bound(k + 1)));
     let header: Vec<_> = ["tag".to_owned()].into_iter().chain(buckets).collect();
@@ -60,10 +60,10 @@ fn histogram(path: &Path, analysis: &Analysis) -> Result<()> {
         .tags
         .iter()
         .map(|tag| [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)).collect());
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
-fn quantiles(path: &Path, analysis: &Analysis) -> Result<()> {
+fn quantiles(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let percent = (0..=10).map(|tenth| format!("{} %", 10 * tenth));
     let header: Vec<_> = ["tag".to_owned()].into_iter().chain(percent).collect();
     let rows = analysis.tags.iter().map(|tag| {
@@ -71,10 +71,10 @@ fn quantiles(path: &Path, analysis: &Analysis) -> Result<()> {
         quantiles.resize(11, String::new());
         [tag.tag.clone()].into_iter().chain(quantiles).collect()
     });
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
-fn groups(path: &Path, analysis: &Analysis) -> Result<()> {
+fn groups(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let first = ["word", "tags", "images", "share"].map(ToOwned::to_owned);
     let header: Vec<_> = first.into_iter().chain(at(analysis)).collect();
     let rows = analysis.groups.iter().map(|group| {
@@ -84,20 +84,20 @@ fn groups(path: &Path, analysis: &Analysis) -> Result<()> {
         row.extend(group.at_threshold.iter().map(u64::to_string));
         row
     });
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
-fn cooccurrence(path: &Path, analysis: &Analysis) -> Result<()> {
+fn cooccurrence(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let together = &analysis.cooccurrence;
     let header: Vec<_> = ["tag".to_owned()].iter().chain(&together.tags).cloned().collect();
     let rows = together.tags.iter().zip(&together.counts);
     let rows = rows
         .map(|(tag, counts)| [tag.clone()].into_iter().chain(counts.iter().map(u64::to_string)).collect());
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
 /// The buckets; the figures for all pictures stand in the first row.
-fn sharpness(path: &Path, analysis: &Analysis) -> Result<()> {
+fn sharpness(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let header = ["tag", "from", "to", "images", "median_sharpness", "spearman", "auc"];
     let rows = analysis.sharpness.iter().flat_map(|found| {
         let whole = vec![
@@ -117,10 +117,10 @@ fn sharpness(path: &Path, analysis: &Analysis) -> Result<()> {
         };
         [whole].into_iter().chain(found.buckets.iter().map(bucket)).collect::<Vec<_>>()
     });
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
-fn lengths(path: &Path, analysis: &Analysis) -> Result<()> {
+fn lengths(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
     let header = ["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"];
     let rows = analysis.lengths.iter().map(|effect| {
         vec![
@@ -132,7 +132,7 @@ fn lengths(path: &Path, analysis: &Analysis) -> Result<()> {
             effect.over_75.to_string(),
         ]
     });
-    sheet::write(path, &header, rows)
+    sheet::bytes(path, &header, rows)
 }
 
 /// A column for each threshold.

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic};
 
-use super::{Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse, sheets::SHEETS};
+use super::{
+    Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse,
+    sheets::{SHEETS, SheetFile},
+};
 use crate::{
     Error, Picture, Result, Selection, canonical,
     caption::{check_apart, check_min_score, decimal},
@@ -20,6 +23,9 @@ use crate::{
 
 const STAGE: &str = "analyse";
 
+/// By picture.
+type Captions = BTreeMap<String, String>;
+
 /// An analysis as a user wants it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,7 +34,7 @@ pub struct AnalyseConfig {
     pub tags: PathBuf,
     /// The selection.
     pub selection: PathBuf,
-    /// The folder of pictures, with a `.txt` caption beside each; without it all pictures of the table count, and
+    /// The folder of pictures, with their captions in whatever format; without it all pictures of the table count, and
     /// captions are of tags alone.
     #[serde(default)]
     pub images: Option<PathBuf>,
@@ -132,21 +138,21 @@ impl AnalyseConfig {
 impl AnalysePlan {
     /// All that the analysis depends on: settings, tables, selection, labels, and the captions.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(self.captions()?.as_ref())
+        self.key_of(self.captions()?.0.as_ref())
     }
 
-    /// The caption of each picture in the folder.
-    fn captions(&self) -> Result<Option<BTreeMap<String, String>>> {
-        let Some(images) = &self.images else { return Ok(None) };
-        let Captioned { pictures, mut captions, .. } = Captioned::originals(images)?;
+    /// The caption of each picture in the folder, and what there is to say about them.
+    fn captions(&self) -> Result<(Option<Captions>, Vec<String>)> {
+        let Some(images) = &self.images else { return Ok((None, Vec::new())) };
+        let Captioned { pictures, mut captions, warnings, .. } = Captioned::originals(images)?;
         let caption = |picture: Picture| {
             let caption = captions.remove(&picture.image).unwrap_or_default();
             (picture.image, caption.text)
         };
-        Ok(Some(pictures.into_iter().map(caption).collect()))
+        Ok((Some(pictures.into_iter().map(caption).collect()), warnings))
     }
 
-    fn key_of(&self, captions: Option<&BTreeMap<String, String>>) -> Result<RunKey> {
+    fn key_of(&self, captions: Option<&Captions>) -> Result<RunKey> {
         let Settings { thresholds, min_score, max_tags, groups, sharpness_tag, .. } = &self.settings;
         let settings = json!({
             "thresholds": thresholds.iter().map(|score| decimal(*score)).collect::<Vec<_>>(),
@@ -287,7 +293,7 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(AnalyseEvent),
 ) -> Result<AnalyseReport> {
-    let captions = plan.captions()?;
+    let (captions, mut warnings) = plan.captions()?;
     let key = plan.key_of(captions.as_ref())?;
     let record = record_path(&plan.output);
     if let Some(report) = key.made::<AnalyseReport>(&record)? {
@@ -304,36 +310,32 @@ pub fn run(
         labels: plan.labels.clone(),
         settings: plan.settings.clone(),
     };
-    check_foreign(&plan.output, &record)?;
-    let Some(analysed) = analyse(&inputs, interrupt)? else {
+    let Some(mut analysed) = analyse(&inputs, interrupt)?.filter(|_| !interrupt.is_raised()) else {
         return Ok(AnalyseReport::interrupted(&plan.output));
     };
-    let mut wrote = |name: &str, write: &dyn Fn(&Path) -> Result<()>| {
-        let path = plan.output.join(name);
-        write(&path)?;
-        on_event(AnalyseEvent::Wrote { path });
-        Ok::<_, Error>(())
-    };
-    if interrupt.is_raised() {
-        return Ok(AnalyseReport::interrupted(&plan.output));
-    }
-    for (name, write) in SHEETS {
-        wrote(name, &|path| write(path, &analysed.analysis))?;
-    }
-    wrote("analysis.json", &|path| Ok(write_atomic(path, json_text(&analysed.analysis))?))?;
+    analysed.warnings.append(&mut warnings);
+    let files = files(&plan.output, &analysed.analysis)?;
+    // Nothing is written where one of them is somebody else's, or has been edited.
+    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content))?;
     let report = AnalyseReport::of(&plan.output, &analysed);
-    key.write(&record, &[&plan.output], &report)?;
+    for (path, content) in &files {
+        write_atomic(path, content)?;
+        on_event(AnalyseEvent::Wrote { path: path.clone() });
+    }
+    let outputs: Vec<_> = files.iter().map(|(path, _)| path.as_path()).collect();
+    key.write(&record, &outputs, &report)?;
     Ok(report)
 }
 
-/// Without a record of an analysis, files of the names to be written are somebody else's.
-fn check_foreign(output: &Path, record: &Path) -> Result<()> {
-    if record.exists() && RunRecord::read(record).is_ok_and(|record| record.stage == STAGE) {
-        return Ok(());
-    }
-    let names = SHEETS.iter().map(|(name, _)| *name).chain(["analysis.json"]);
-    let taken = names.map(|name| output.join(name)).find(|path| path.exists());
-    taken.map_or(Ok(()), |path| Err(vodka_stage::Error::InTheWay { path }.into()))
+/// The files of an analysis with their contents; `analysis.json` last.
+fn files(output: &Path, analysis: &Analysis) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let sheet = |(name, content): &SheetFile| {
+        let path = output.join(name);
+        Ok((path.clone(), content(&path, analysis)?))
+    };
+    let mut files: Vec<_> = SHEETS.iter().map(sheet).collect::<Result<_>>()?;
+    files.push((output.join("analysis.json"), json_text(analysis).into_bytes()));
+    Ok(files)
 }
 
 fn json_text(analysis: &Analysis) -> String {

@@ -1,6 +1,8 @@
 //! One pass over a tag table, in which everything is gathered that an analysis is made of.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+
+use polars::prelude::PlHashSet;
 
 use super::{CoOccurrence, LengthEffect, Settings, labels::Labels, lengths::Lengths};
 use crate::table::{Scored, Sharpness, Visitor};
@@ -48,7 +50,7 @@ pub(super) struct Survey<'a> {
     /// The judged pictures that the table names.
     pub(super) judged_images: u64,
     /// The pictures that the table names, where captions of the others are to be measured too.
-    seen: HashSet<&'a str>,
+    seen: PlHashSet<&'a str>,
     scratch: Scratch,
 }
 
@@ -94,7 +96,7 @@ impl<'a> Survey<'a> {
             cursor: 0,
             judged: vec![Vec::new(); tags],
             judged_images: 0,
-            seen: HashSet::new(),
+            seen: PlHashSet::default(),
             scratch: Scratch { groups: vec![-1.0; groups], ..Scratch::default() },
         }
     }
@@ -220,9 +222,28 @@ impl Visitor for Survey<'_> {
         self.lengths.add(caption, self.scratch.selected.iter().copied());
         self.judge(picture.image);
     }
+
+    fn absorb(&mut self, other: Self) {
+        let both = |ours: &mut Vec<Vec<f32>>, theirs: Vec<Vec<f32>>| {
+            ours.iter_mut().zip(theirs).for_each(|(ours, mut theirs)| ours.append(&mut theirs));
+        };
+        self.tagged += other.tagged;
+        self.rows += other.rows;
+        self.lowest_score = self.lowest_score.min(other.lowest_score);
+        self.example = self.example.take().into_iter().chain(other.example).min();
+        self.absent += other.absent;
+        both(&mut self.scores, other.scores);
+        both(&mut self.group_scores, other.group_scores);
+        self.pairs.iter_mut().zip(other.pairs).for_each(|(ours, theirs)| *ours += theirs);
+        self.lengths.absorb(&other.lengths);
+        self.sharpness.extend(other.sharpness);
+        self.judged.iter_mut().zip(other.judged).for_each(|(ours, theirs)| ours.extend(theirs));
+        self.judged_images += other.judged_images;
+        self.seen.extend(other.seen);
+    }
 }
 
 /// Whether a canonical name has a word, or several in a row, between its underscores.
-pub(super) fn has_word(tag: &str, word: &str) -> bool {
+pub(crate) fn has_word(tag: &str, word: &str) -> bool {
     format!("_{tag}_").contains(&format!("_{word}_"))
 }

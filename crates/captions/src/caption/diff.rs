@@ -8,10 +8,9 @@ use vodka_stage::{Outcome, Report};
 use super::{
     CaptionPlan, Skipped,
     documents::{Action, Desk, Document},
-    list,
     prepare::{Read, prepare},
 };
-use crate::{Caption, CaptionFormat, Result, disk::Disk, sidecar::read_bytes, written::Written};
+use crate::{Result, disk::Disk, filter::lines, sidecar::read_bytes, written::Written};
 
 /// What a run would change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,7 +72,7 @@ pub fn diff(plan: &CaptionPlan) -> Result<CaptionDiff> {
             Err(error) => Some(error.to_string()),
         };
         match document.wants.is_empty() {
-            true => diff.changes.push(put_back(document, &read.written, refused)?),
+            true => diff.changes.push(put_back(&desk, document, &read.written, refused)?),
             false => diff.add(&desk, document, refused.as_ref())?,
         }
     }
@@ -105,15 +104,14 @@ impl CaptionDiff {
 }
 
 /// The change that puts an original back, with what it says where it is text.
-fn put_back(document: &Document, written: &Written, refused: Option<String>) -> Result<Change> {
+fn put_back(desk: &Desk, document: &Document, written: &Written, refused: Option<String>) -> Result<Change> {
     let path = &document.path;
     let extension = path.extension().unwrap_or_default();
-    let mut extensions = CaptionFormat::ALL.iter().flat_map(|format| format.extensions());
     let (mut old, mut new) = (None, None);
-    if extensions.any(|known| extension == *known) {
-        let text = |bytes: Vec<u8>| Caption::new(&String::from_utf8_lossy(&bytes)).text;
-        old = read_bytes(path)?.map(text);
-        new = written.original(path)?.flatten().map(text);
+    if document.format.extensions().iter().any(|known| extension == *known) {
+        let text = |bytes: Vec<u8>| desk.said(document, &bytes);
+        old = read_bytes(path)?.and_then(text);
+        new = written.original(path)?.flatten().and_then(text);
     }
     Ok(Change::new(None, path.clone(), old, new, refused))
 }
@@ -148,7 +146,7 @@ impl fmt::Display for CaptionDiff {
         write!(f, "{changes} captions would change, {unchanged} are as they should be")?;
         let skipped =
             self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}"));
-        list(f, &skipped.collect::<Vec<_>>())
+        lines(f, skipped)
     }
 }
 

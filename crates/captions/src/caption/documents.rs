@@ -43,6 +43,8 @@ pub(super) struct Want {
     pub was: Option<String>,
     /// The caption that the tags were put into, wherever it was.
     pub before: String,
+    /// Whether it has tags that the caption did not have.
+    pub has_tags: bool,
 }
 
 /// What is to happen to a file.
@@ -74,7 +76,10 @@ pub(super) struct Desk<'a> {
 impl Document {
     /// A file of which the original is kept, and that nothing is to be written to any more.
     pub(super) fn put_back(path: PathBuf) -> Self {
-        Self { path, format: CaptionFormat::Txt, base: None, wants: Vec::new() }
+        let extension = path.extension().unwrap_or_default();
+        let is_of = |format: &CaptionFormat| format.extensions().iter().any(|known| extension == *known);
+        let format = CaptionFormat::ALL.into_iter().find(is_of).unwrap_or_default();
+        Self { path, format, base: None, wants: Vec::new() }
     }
 }
 
@@ -189,6 +194,12 @@ impl<'a> Desk<'a> {
         let text = found.and_then(|found| self.place(document).sidecar(found).ok()?.0);
         let wanted = document.wants.first().map(|want| Caption { text: want.text.clone(), joined: false });
         text.is_some() && text.map(|text| Caption::new(&text)) == wanted
+    }
+
+    /// What the bytes of a file beside a picture say; none where they are not of its format.
+    pub(super) fn said(&self, document: &Document, bytes: &[u8]) -> Option<String> {
+        let text = self.place(document).sidecar(bytes).ok()?.0?;
+        Some(Caption::new(&text).text)
     }
 
     /// What a file says now, by picture.

@@ -27,7 +27,7 @@ use self::{
 };
 pub(crate) use self::{
     documents::{check_writable, put_back},
-    report::list,
+    report::found,
 };
 pub use crate::Position;
 use crate::{CaptionFormat, Error, Result, disk::Disk, written::Written};
@@ -70,6 +70,7 @@ pub(crate) fn run_on(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(CaptionEvent),
 ) -> Result<CaptionReport> {
+    let is_there = plan.output().is_dir();
     let _lock = FolderLock::take(plan.output())?;
     let read = Read::new(plan)?;
     let key = read.key(plan)?;
@@ -86,6 +87,7 @@ pub(crate) fn run_on(
     let desk = Desk::new(plan, disk)?;
     let due = check(&desk, &mut documents, &written, &mut report)?;
     let count = |documents: &[Document]| documents.iter().map(|document| document.wants.len() as u64).sum();
+    let _new_lock = if is_there { None } else { Some(taken(plan.output())?) };
     on_event(CaptionEvent::Started { images: count(&documents) });
     report.skipped.iter().for_each(|skipped| on_event(CaptionEvent::Skipped(skipped.clone())));
     let batches = documents.chunks(batch_size(&documents)).zip(due.chunks(batch_size(&documents)));
@@ -98,12 +100,18 @@ pub(crate) fn run_on(
         write_batch(&desk, disk, &mut written, &due)?;
         report.captions += count(batch);
         let wants = batch.iter().flat_map(|document| &document.wants);
-        report.with_tags += wants.filter(|want| want.text != want.before).count() as u64;
+        report.with_tags += wants.filter(|want| want.has_tags).count() as u64;
         on_event(CaptionEvent::Captioned { images: report.captions });
     }
     finish(plan, disk, written, &documents)?;
     write_record(plan, &key, &record, &documents, &report)?;
     Ok(report)
+}
+
+/// Makes a folder, and takes it.
+pub(crate) fn taken(folder: &Path) -> Result<FolderLock> {
+    create_dir(folder)?;
+    Ok(FolderLock::take(folder)?)
 }
 
 fn batch_size(documents: &[Document]) -> usize {

@@ -151,10 +151,13 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
             maker.make(picture, read.found(picture), scores)
         })
         .collect::<Result<_>>()?;
-    let documents = documents(plan, read, made, &mut report)?;
-    if plan.missing == Missing::Error && !report.skipped.is_empty() {
-        return Err(no_caption(plan, &report.skipped));
+    let here = read.pictures.iter().zip(&made).filter(|(picture, _)| !read.excluded.contains(&picture.image));
+    let missing: Vec<_> =
+        here.filter(|(_, made)| made.is_missing).map(|(picture, _)| picture.image.as_str()).collect();
+    if plan.missing == Missing::Error && !missing.is_empty() {
+        return Err(no_caption(plan, &missing));
     }
+    let documents = documents(plan, read, made, &mut report)?;
     report.settle();
     Ok((documents, report))
 }
@@ -164,6 +167,10 @@ struct Made {
     text: Result<String, String>,
     tokens: usize,
     joined: bool,
+    /// Whether there is no caption where one is needed.
+    is_missing: bool,
+    /// Whether it has tags that it did not have.
+    has_tags: bool,
 }
 
 struct Maker<'a> {
@@ -176,32 +183,36 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn make(&self, picture: &Picture, found: Option<&FoundCaption>, scores: &[TagScore]) -> Result<Made> {
         let joined = found.is_some_and(|found| found.caption.joined);
-        let text = self.text(picture, found, scores)?;
-        let tokens = text.as_ref().map_or(0, |text| tokens(text));
-        Ok(Made { joined: joined && text.is_ok(), text, tokens })
+        let (selected, besides): (Vec<_>, Vec<_>) =
+            scores.iter().copied().partition(|tag| tag.tag < self.vocabulary.selected);
+        let tags = self.best(&selected, self.plan.max_tags);
+        let before = found.map_or("", |found| found.caption.text.as_str());
+        let refusal = self.refusal(found, before, &tags);
+        let is_missing = before.is_empty() && refusal.is_some();
+        let text = match refusal {
+            Some(reason) => Err(reason),
+            None => self.text(picture, before, &tags, [&selected, &besides])?,
+        };
+        let has_tags = !self.joining.news(before, &tags).1.is_empty();
+        let tokens = text.as_ref().map_or(0, |text| token_count(text));
+        Ok(Made { joined: joined && text.is_ok(), text, tokens, is_missing, has_tags })
     }
 
     fn text(
         &self,
         picture: &Picture,
-        found: Option<&FoundCaption>,
-        scores: &[TagScore],
+        before: &str,
+        tags: &[&str],
+        [selected, besides]: [&[TagScore]; 2],
     ) -> Result<Result<String, String>> {
-        let (selected, besides): (Vec<_>, Vec<_>) =
-            scores.iter().copied().partition(|tag| tag.tag < self.vocabulary.selected);
-        let tags = self.best(&selected, self.plan.max_tags);
-        let before = found.map_or("", |found| found.caption.text.as_str());
-        if let Some(reason) = self.refusal(found, before, &tags) {
-            return Ok(Err(reason));
-        }
         if let Some(template) = self.template {
-            let all = self.best(&selected, usize::MAX);
+            let all = self.best(selected, usize::MAX);
             let text =
-                self.templated(template, picture, before, [&tags, &all], &[selected, besides].concat())?;
+                self.templated(template, picture, before, [tags, &all], &[selected, besides].concat())?;
             let nothing = || "the template says nothing".to_owned();
             return Ok(if text.is_empty() { Err(nothing()) } else { Ok(text) });
         }
-        let text = self.joining.compose(before, &tags);
+        let text = self.joining.compose(before, tags);
         Ok(if text.is_empty() { Err("no tags".to_owned()) } else { Ok(text) })
     }
 
@@ -268,20 +279,6 @@ impl Maker<'_> {
     }
 }
 
-/// How many CLIP tokens a caption has. No token goes over white space, so that a long caption is counted by pieces.
-fn tokens(text: &str) -> usize {
-    const PIECE: usize = 4096;
-    let mut rest = text;
-    let mut count = 0;
-    while rest.len() > PIECE {
-        let limit = rest.floor_char_boundary(PIECE);
-        let at = rest[..limit].rfind(char::is_whitespace).filter(|at| *at > 0).unwrap_or(limit);
-        count += token_count(&rest[..at]);
-        rest = &rest[at..];
-    }
-    count + token_count(rest)
-}
-
 /// The files to write, in the order of the pictures; a skipped picture is in the report, and at most has an original to be
 /// put back.
 fn documents(
@@ -293,7 +290,7 @@ fn documents(
     let targets = Targets::new(plan)?;
     let mut documents: Vec<Document> = Vec::new();
     let mut places = BTreeMap::new();
-    for (picture, Made { text, tokens, joined }) in read.pictures.iter().zip(made) {
+    for (picture, Made { text, tokens, joined, has_tags, .. }) in read.pictures.iter().zip(made) {
         if read.excluded.contains(&picture.image) {
             continue;
         }
@@ -322,6 +319,7 @@ fn documents(
             key: target.key,
             before: found.map_or(String::new(), |found| found.caption.text.clone()),
             was: was.map(|found| found.caption.text.clone()),
+            has_tags,
             text,
         };
         let place = *places.entry(target.path.clone()).or_insert_with(|| {
@@ -469,11 +467,10 @@ fn warnings(plan: &CaptionPlan, vocabulary: &Vocabulary, table: &TagTable) -> Re
     Ok(warnings.into_iter().flatten().collect())
 }
 
-fn no_caption(plan: &CaptionPlan, skipped: &[Skipped]) -> Error {
-    let mut examples: Vec<_> =
-        skipped.iter().take(10).map(|skipped| format!("`{}`", skipped.image)).collect();
-    if skipped.len() > examples.len() {
+fn no_caption(plan: &CaptionPlan, images: &[&str]) -> Error {
+    let mut examples: Vec<_> = images.iter().take(10).map(|image| format!("`{image}`")).collect();
+    if images.len() > examples.len() {
         examples.push("...".to_owned());
     }
-    Error::NoCaption { root: plan.images.clone(), count: skipped.len(), examples: examples.join(", ") }
+    Error::NoCaption { root: plan.images.clone(), count: images.len(), examples: examples.join(", ") }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vodka_prompt::MAX_TOKENS;
 use vodka_stage::{Outcome, Report};
 
-use crate::{Double, Guessed};
+use crate::{Double, Guessed, filter::lines};
 
 /// What captioning tells while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,8 +80,13 @@ pub struct Skipped {
 
 impl Report for CaptionReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        found(self.outcome, !self.skipped.is_empty() || !self.untagged.is_empty())
     }
+}
+
+/// How a run ended: one that found everything there tells as the first did that something is left out.
+pub(crate) fn found(outcome: Outcome, leaves_out: bool) -> Outcome {
+    if outcome == Outcome::Unchanged && leaves_out { Outcome::Skipped } else { outcome }
 }
 
 impl fmt::Display for CaptionReport {
@@ -97,24 +102,24 @@ impl fmt::Display for CaptionReport {
         }
         let skipped =
             self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}"));
-        list(f, &skipped.collect::<Vec<_>>())?;
+        lines(f, skipped)?;
         for (images, what) in [
             (&self.untagged, "not in the tag table, caption as it was"),
             (&self.joined, "several lines joined"),
         ] {
-            list(f, &images.iter().map(|image| format!("`{image}`: {what}")).collect::<Vec<_>>())?;
+            lines(f, images.iter().map(|image| format!("`{image}`: {what}")))?;
         }
         let long = self.too_long.iter().map(|TooLong { image, tokens }| {
             format!("`{image}`: {tokens} tokens, of which trainers take {MAX_TOKENS}")
         });
-        list(f, &long.collect::<Vec<_>>())?;
+        lines(f, long)?;
         let guessed = self.guessed.iter().map(|Guessed { file, encoding }| {
             format!("`{}`: not UTF-8, taken for {encoding}", file.display())
         });
-        list(f, &guessed.collect::<Vec<_>>())?;
+        lines(f, guessed)?;
         let unknown =
             self.unknown.iter().map(|key| format!("`{key}`: a caption for no picture in the folder"));
-        list(f, &unknown.collect::<Vec<_>>())?;
+        lines(f, unknown)?;
         for Double { tag, spellings, images } in &self.doubles {
             let spellings: Vec<_> = spellings.iter().map(|name| format!("{name:?}")).collect();
             write!(f, "\n{images} pictures have `{tag}` more than once ({})", spellings.join(", "))?;
@@ -126,16 +131,6 @@ impl fmt::Display for CaptionReport {
             write!(f, "\n{absent} pictures of the tag table are not in the folder")?;
         }
         self.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
-    }
-}
-
-/// The first lines of a list, and how many there are more; JSON has them all.
-pub(crate) fn list(f: &mut fmt::Formatter<'_>, lines: &[String]) -> fmt::Result {
-    const SHOWN: usize = 20;
-    lines.iter().take(SHOWN).try_for_each(|line| write!(f, "\n{line}"))?;
-    match lines.len().saturating_sub(SHOWN) {
-        0 => Ok(()),
-        more => write!(f, "\n... and {more} more like that"),
     }
 }
 

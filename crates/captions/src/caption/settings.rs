@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use vodka_stage::RunKey;
 
 use super::{check_apart, check_min_score, decimal, prepare::Read};
-use crate::{CaptionFormat, CaptionSource, Error, Joining, MARKER, Position, Result, template::Template};
+use crate::{
+    CaptionFormat, CaptionSource, Error, Joining, MARKER, Position, Result, sidecar::is_line_break,
+    template::Template,
+};
 
 /// Captions as a user wants them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -212,7 +215,7 @@ impl Style {
         let wrong = |setting, expected: &str, found: &str| {
             Err(Error::Setting { setting, expected: expected.to_owned(), found: found.to_owned() })
         };
-        let on_one_line = |text: &str| text.lines().count() <= 1 && !text.ends_with(['\n', '\r']);
+        let on_one_line = |text: &str| !text.contains(is_line_break);
         if !on_one_line(&self.separator) || self.separator.is_empty() {
             return wrong("separator", "text on one line", &self.separator);
         }

@@ -12,14 +12,16 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_images::{find, relative_name};
-use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, record_path};
+use vodka_stage::{
+    ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic,
+};
 
 use self::near::{Sets, join_near};
 use crate::{
     Error, Result,
     caption::resolved,
     filter::lines,
-    query::{PictureFacts, PictureTable, read_exclusions, write_exclusions},
+    query::{PictureFacts, PictureTable, exclusions, read_exclusions},
     sheet,
 };
 
@@ -311,13 +313,14 @@ pub fn run(
         return Ok(DuplicatesReport { outcome: Outcome::Interrupted, ..report });
     };
     report.groups = groups;
-    write_groups(plan, &report)?;
-    let mut outputs = vec![config.output.as_path()];
+    let mut files = vec![(config.output.as_path(), groups_table(plan, &report)?)];
     if let Some(path) = &config.exclude {
-        let spare = report.groups.iter().flat_map(Group::spare);
-        write_exclusions(path, spare)?;
-        outputs.push(path);
+        files.push((path, exclusions(path, report.groups.iter().flat_map(Group::spare))?));
     }
+    // Nothing is written where one of them is somebody else's, or has been edited.
+    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content))?;
+    files.iter().try_for_each(|(path, content)| write_atomic(path, content))?;
+    let outputs: Vec<_> = files.iter().map(|(path, _)| *path).collect();
     key.write(&record, &outputs, &report)?;
     Ok(report)
 }
@@ -473,7 +476,7 @@ impl Group {
     }
 }
 
-fn write_groups(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<()> {
+fn groups_table(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<Vec<u8>> {
     const HEADER: [&str; 13] = [
         "group",
         "kind",
@@ -510,7 +513,7 @@ fn write_groups(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<()> 
             ]
         })
     });
-    sheet::write(&plan.0.output, &HEADER, rows)
+    sheet::bytes(&plan.0.output, &HEADER, rows)
 }
 
 fn text(value: Option<impl fmt::Display>) -> String {

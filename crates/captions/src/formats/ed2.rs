@@ -161,7 +161,12 @@ fn old_tags(old: &Mapping) -> Vec<String> {
 
 fn emitted(old: &Mapping, main: &str, tags: &[String]) -> String {
     let mut new = old.clone();
-    new.shift_remove("caption");
+    // What is nested goes before what is around it, here as in what EveryDream2 makes of it.
+    while let Some(Value::Mapping(nested)) = new.shift_remove("caption") {
+        for (key, value) in nested.into_iter().filter(|(key, _)| key != "main_prompt" && key != "tags") {
+            new.insert(key, value);
+        }
+    }
     new.insert("main_prompt".into(), main.into());
     // A tag that had a weight keeps it.
     let kept = old.get("tags").and_then(Value::as_sequence).map(Vec::as_slice).unwrap_or_default();
@@ -255,6 +260,17 @@ mod tests {
 
     fn said(text: &str) -> String {
         read(Path::new("a.yaml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn settings_in_a_nested_caption_stay() {
+        let old = "caption:\n  main_prompt: a cat\n  tags: [big]\n  multiply: 2\n  rating: 0.5\nmultiply: 3\nflip_p: 0.1\n";
+        let new = written(Path::new("a.yaml"), Some(old), "blurry, a cat, big").unwrap();
+        assert_eq!(read(Path::new("a.yaml"), &new).unwrap().as_deref(), Some("blurry, a cat, big"));
+        let new: Mapping = serde_norway::from_str(&new).unwrap();
+        let number = |name: &str| new.get(name).and_then(Value::as_f64);
+        assert_eq!(["multiply", "rating", "flip_p"].map(number), [Some(2.0), Some(0.5), Some(0.1)]);
+        assert_eq!(new.get("caption"), None);
     }
 
     #[test]

@@ -177,7 +177,7 @@ fn format_of(file: &Path) -> Result<CaptionFormat> {
     let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
     match extension.to_str().unwrap_or_default() {
         "json" => Ok(CaptionFormat::KohyaJson),
-        "jsonl" => Ok(CaptionFormat::Jsonl),
+        "jsonl" | "ndjson" => Ok(CaptionFormat::Jsonl),
         "parquet" => Ok(CaptionFormat::Parquet),
         "csv" | "tsv" => Ok(CaptionFormat::Csv),
         _ => Err(Error::Setting {
@@ -222,10 +222,10 @@ pub(crate) struct Columns<'a> {
 }
 
 /// How columns with names of pictures are called.
-const IMAGE_COLUMNS: [&str; 6] = ["file_name", "filename", "image", "image_path", "path", "file"];
+pub(crate) const IMAGE_COLUMNS: [&str; 6] = ["file_name", "filename", "image", "image_path", "path", "file"];
 
 /// How columns with captions are called.
-const CAPTION_COLUMNS: [&str; 4] = ["text", "caption", "prompt", "description"];
+pub(crate) const CAPTION_COLUMNS: [&str; 4] = ["text", "caption", "prompt", "description"];
 
 impl<'a> Columns<'a> {
     fn image_names(&self) -> Vec<&'a str> {

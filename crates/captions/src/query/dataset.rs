@@ -83,6 +83,14 @@ pub struct Loaded {
     pub unread: Vec<Unread>,
 }
 
+/// What the folders say.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct OnDisk {
+    pub(crate) pictures: Vec<Facts>,
+    /// What the user should know about the captions.
+    warnings: Vec<String>,
+}
+
 /// A picture that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unread {
@@ -174,7 +182,7 @@ impl DatasetPlan {
     }
 
     /// What the folders say. Without a folder of pictures the tables are read only for which captions to read.
-    pub(crate) fn on_disk(&self, needs: Needs) -> Result<Vec<Facts>> {
+    pub(crate) fn on_disk(&self, needs: Needs) -> Result<OnDisk> {
         let mut pictures = Vec::new();
         if let Some(root) = &self.0.images {
             let found = find(root)?;
@@ -193,10 +201,8 @@ impl DatasetPlan {
         } else if needs.captions {
             pictures = self.named()?;
         }
-        if needs.captions {
-            self.read_captions(&mut pictures)?;
-        }
-        Ok(pictures)
+        let warnings = if needs.captions { self.read_captions(&mut pictures)? } else { Vec::new() };
+        Ok(OnDisk { pictures, warnings })
     }
 
     /// The pictures that the tables name, in order of name.
@@ -222,18 +228,21 @@ impl DatasetPlan {
         self.0.captions.as_deref().or(self.0.images.as_deref())
     }
 
-    fn read_captions(&self, pictures: &mut [Facts]) -> Result<()> {
-        let Some(root) = self.captions() else { return Ok(()) };
+    /// Gives the pictures their captions, and tells what there is to say about those.
+    fn read_captions(&self, pictures: &mut [Facts]) -> Result<Vec<String>> {
+        let Some(root) = self.captions() else { return Ok(Vec::new()) };
         let picture = |facts: &Facts| Picture {
             image: facts.image.clone(),
             caption: Path::new(&facts.image).with_extension("txt"),
         };
-        let mut captions = Captioned::of(root, pictures.iter().map(picture).collect())?.captions;
+        let pictures_here = pictures.iter().map(picture).collect();
+        let Captioned { mut captions, warnings, .. } = Captioned::of(root, pictures_here)?;
         for facts in pictures.iter_mut() {
             facts.caption = captions.remove(&facts.image).map(|caption| caption.text);
         }
         let captioned = pictures.iter().filter(|facts| facts.caption.is_some());
-        check_shared(root, captioned.map(|facts| facts.image.as_str()))
+        check_shared(root, captioned.map(|facts| facts.image.as_str()))?;
+        Ok(warnings)
     }
 
     /// All that the answers depend on besides the queries: the tables by content, the pictures by name (and size, where
@@ -270,10 +279,9 @@ impl DatasetPlan {
         &self,
         queries: &[&Query],
         needs: Needs,
-        mut pictures: Vec<Facts>,
+        OnDisk { mut pictures, mut warnings }: OnDisk,
     ) -> Result<Loaded> {
         queries.iter().try_for_each(|query| self.check(query))?;
-        let mut warnings = Vec::new();
         let table = match &self.0.pictures {
             Some(path) => Some(PictureTable::read(path)?),
             None => None,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use crate::{Result, sheet, sidecar::read_bytes};
+use crate::{Result, sheet};
 
 /// Reads which pictures are left out: a CSV with a column `image` (the tagger's list of skipped pictures is one), or a
 /// name a line, as `vodka-curate filter --list` prints them.
@@ -29,16 +29,10 @@ pub(crate) fn read_all_exclusions(lists: &[std::path::PathBuf]) -> Result<BTreeS
     Ok(lists.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// Writes a list of pictures to leave out, each with its reason.
+/// A list of pictures to leave out, each with its reason, for the file `path`.
 ///
 /// # Errors
-/// The file cannot be written, or is there and is no such list.
-pub fn write_exclusions(path: &Path, images: impl IntoIterator<Item = (String, String)>) -> Result<()> {
-    const HEADER: [&str; 2] = ["image", "reason"];
-    if read_bytes(path)?
-        .is_some_and(|bytes| !bytes.is_empty() && !bytes.starts_with(HEADER.join(",").as_bytes()))
-    {
-        return Err(vodka_stage::Error::InTheWay { path: path.to_path_buf() }.into());
-    }
-    sheet::write(path, &HEADER, images.into_iter().map(|(image, reason)| vec![image, reason]))
+/// A broken CSV.
+pub(crate) fn exclusions(path: &Path, images: impl IntoIterator<Item = (String, String)>) -> Result<Vec<u8>> {
+    sheet::bytes(path, &["image", "reason"], images.into_iter().map(|(image, reason)| vec![image, reason]))
 }

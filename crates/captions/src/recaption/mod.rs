@@ -20,9 +20,10 @@ use self::ask::Reply;
 pub use self::ask::Secret;
 use crate::{
     Caption, Error, Picture, Result,
-    caption::{Skipped, check_apart, resolved},
+    caption::{Skipped, check_apart, found, resolved},
     caption_table::{self, CaptionPair, Form},
     captioned::Captioned,
+    filter::lines,
 };
 
 /// New captions as a user wants them: from a file, or from a service.
@@ -32,8 +33,8 @@ pub struct RecaptionConfig {
     /// The folder of pictures, with captions in any format for those that have one. Of captions that were changed in place
     /// the originals count.
     pub images: PathBuf,
-    /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with `image` (or `file_name`) and `caption`
-    /// (or `text`).
+    /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with the columns that
+    /// [`crate::read_captions`] knows: `image` (or `file_name`, ...) and `caption` (or `text`, ...).
     #[serde(default)]
     pub captions: Option<PathBuf>,
     /// Or an OpenAI-compatible service, `https://HOST/v1`.
@@ -232,7 +233,7 @@ impl RecaptionPlan {
     /// # Errors
     /// The pictures or their captions cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(&self.tasks(&Interrupt::new())?.expect("nothing interrupts it"))
+        self.key_of(&self.tasks(&Interrupt::new())?.expect("nothing interrupts it").0)
     }
 
     fn key_of(&self, tasks: &[Task]) -> Result<RunKey> {
@@ -288,10 +289,10 @@ impl RecaptionPlan {
         }
     }
 
-    /// The pictures with their captions; none where an interrupt came before. What file the picture is only matters where
-    /// it is sent.
-    fn tasks(&self, interrupt: &Interrupt) -> Result<Option<Vec<Task>>> {
-        let Captioned { pictures, captions, .. } = Captioned::originals(&self.images)?;
+    /// The pictures with their captions, and what there is to say about these; none where an interrupt came before. What
+    /// file the picture is only matters where it is sent.
+    fn tasks(&self, interrupt: &Interrupt) -> Result<Option<(Vec<Task>, Vec<String>)>> {
+        let Captioned { pictures, captions, warnings, .. } = Captioned::originals(&self.images)?;
         let task = |picture: Picture| {
             if interrupt.is_raised() {
                 return Ok(None);
@@ -304,7 +305,8 @@ impl RecaptionPlan {
             Ok(Some(Task { picture, original: original.unwrap_or_default(), hash }))
         };
         let tasks: Vec<_> = pictures.into_par_iter().map(task).collect::<Result<_>>()?;
-        Ok(tasks.into_iter().collect())
+        let tasks: Option<Vec<_>> = tasks.into_iter().collect();
+        Ok(tasks.map(|tasks| (tasks, warnings)))
     }
 }
 
@@ -352,17 +354,19 @@ pub struct RecaptionReport {
     pub cut: Vec<String>,
     /// Pictures that the file of captions names and the folder does not hold.
     pub absent: u64,
+    /// What the user should know about the captions that there are.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl Report for RecaptionReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        found(self.outcome, !self.skipped.is_empty())
     }
 }
 
 impl fmt::Display for RecaptionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 20;
         let Self { output, images, captions, .. } = self;
         let output = output.display();
         match self.outcome {
@@ -374,20 +378,15 @@ impl fmt::Display for RecaptionReport {
                 write!(f, "wrote new captions of {captions} of {images} pictures to `{output}`")?;
             }
         }
-        for Skipped { image, reason } in self.skipped.iter().take(SHOWN) {
-            write!(f, "\nskipped `{image}`: {reason}")?;
-        }
-        for image in self.cut.iter().take(SHOWN) {
-            write!(f, "\n`{image}`: the answer was cut off")?;
-        }
-        let more = self.skipped.len().saturating_sub(SHOWN) + self.cut.len().saturating_sub(SHOWN);
-        if more > 0 {
-            write!(f, "\n... and {more} more like these")?;
-        }
+        lines(
+            f,
+            self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}")),
+        )?;
+        lines(f, self.cut.iter().map(|image| format!("`{image}`: the answer was cut off")))?;
         if self.absent > 0 {
             write!(f, "\n{} pictures of the file of captions are not in the folder", self.absent)?;
         }
-        Ok(())
+        lines(f, self.warnings.iter().map(|warning| format!("warning: {warning}")))
     }
 }
 
@@ -408,7 +407,7 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(RecaptionEvent),
 ) -> Result<RecaptionReport> {
-    let Some(tasks) = plan.tasks(interrupt)? else {
+    let Some((tasks, warnings)) = plan.tasks(interrupt)? else {
         let (_, report) = outcome(plan, &[], &Replies::new());
         return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
     };
@@ -429,7 +428,7 @@ pub fn run(
         Source::Service(service) => service::ask_all(plan, service, &tasks, interrupt, on_event)?,
     };
     let (pairs, mut report) = outcome(plan, &tasks, &replies);
-    report.absent = absent;
+    (report.absent, report.warnings) = (absent, warnings);
     if interrupt.is_raised() {
         return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
     }
@@ -476,6 +475,7 @@ fn outcome(plan: &RecaptionPlan, tasks: &[Task], replies: &Replies) -> (Vec<Capt
         skipped: Vec::new(),
         cut: Vec::new(),
         absent: 0,
+        warnings: Vec::new(),
     };
     let mut pairs = Vec::with_capacity(tasks.len());
     for Task { picture: Picture { image, .. }, original, .. } in tasks {

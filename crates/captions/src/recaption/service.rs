@@ -161,9 +161,11 @@ impl Shared<'_> {
     /// The reply about a picture; none where an interrupt came before it.
     fn one(&self, task: &Task) -> Result<Option<(String, Result<Reply, String>)>> {
         let image = &task.picture.image;
-        let picture = match self.picture(image) {
-            Ok(picture) => picture,
-            Err(reason) => return Ok(Some((image.clone(), Err(reason)))),
+        // What can be read and is no picture is none in the next run, either.
+        let picture = match fs::read(self.root.join(image)).map(|bytes| self.picture(&bytes)) {
+            Ok(Ok(picture)) => picture,
+            Ok(Err(reason)) => return Ok(Some((image.clone(), Ok(Reply::None(reason))))),
+            Err(error) => return Ok(Some((image.clone(), Err(error.to_string())))),
         };
         let reply = match self.ask(&picture) {
             Ok(reply) => reply,
@@ -186,12 +188,11 @@ impl Shared<'_> {
     }
 
     /// The picture as it is sent: upright, without transparency, no side longer than wanted.
-    fn picture(&self, image: &str) -> Result<Vec<u8>, String> {
+    fn picture(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
         let max_side = self.service.max_side;
-        let bytes = fs::read(self.root.join(image)).map_err(|error| error.to_string())?;
         let options =
             DecodeOptions { reduce_to: Some(max_side.saturating_mul(2)), ..DecodeOptions::default() };
-        let decoded = decode_bytes(&bytes, &options).map_err(|fault| fault.to_string())?;
+        let decoded = decode_bytes(bytes, &options).map_err(|fault| fault.to_string())?;
         Ok(jpeg(&shrunk(decoded.picture.into_rgb(), max_side), QUALITY))
     }
 

@@ -21,9 +21,9 @@ use self::{
 };
 use crate::{
     Caption, Error, Picture, Result, Selection, TagTable,
-    analysis::{Analysed, Analysis, AnalysisInputs, Settings, analyse},
+    analysis::{Analysed, Analysis, AnalysisInputs, Settings, analyse, has_word},
     canonical,
-    caption::{check_apart, check_min_score, decimal},
+    caption::{check_apart, check_min_score, decimal, found, taken},
     captioned::Captioned,
     table::{Scores, pictures_beside},
 };
@@ -300,7 +300,7 @@ pub struct CaptionStatistics {
 
 impl Report for ReportSummary {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        found(self.outcome, !self.skipped.is_empty())
     }
 }
 
@@ -439,7 +439,9 @@ pub fn run(
         return Ok(ReportSummary::interrupted(plan));
     };
     let mut data = data(plan, &read, &measured, analysed);
+    data.warnings.extend_from_slice(&captioned.warnings);
     let files = files(&data, &measured);
+    let _lock = taken(&plan.output)?;
     folder.claim(files.iter().map(|file| file.name.as_str()))?;
     on_event(ReportEvent::Started { pictures: shown.len() as u64 });
     let on_done = &mut |done| on_event(ReportEvent::Thumbnails { done });
@@ -615,7 +617,7 @@ fn summary(plan: &ReportPlan, data: ReportData, shown: usize, outcome: Outcome) 
 
 fn groups(analysis: &Analysis, selected: &[&str], images: usize) -> Vec<Group> {
     let group = |group: &crate::analysis::GroupShare| {
-        let has_word = |tag: &&str| format!("_{tag}_").contains(&format!("_{}_", group.word));
+        let has_word = |tag: &&str| has_word(tag, &group.word);
         Group {
             word: group.word.clone(),
             tags: group.tags.clone(),

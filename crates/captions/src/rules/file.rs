@@ -14,13 +14,17 @@ use serde::{
 use vodka_stage::{Spanned, parse_toml};
 
 use super::{Graph, ImplicationMode, Rule, RuleId, RuleKind, Rules};
-use crate::{Error, Result, canonical, glob::Glob, sheet::Sheet};
+use crate::{Error, Result, canonical, caption::decimal, glob::Glob, sheet::Sheet};
+
+/// From which score on a tag stands for the general ones that it implies: the one from which on captions have tags.
+const IMPLICATION_MIN_SCORE: f32 = 0.3;
 
 /// A rules file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Written {
     implication_mode: ImplicationMode,
+    implication_min_score: Option<f32>,
     alias_files: Vec<PathBuf>,
     implication_files: Vec<PathBuf>,
     blacklist: Vec<Spanned<String>>,
@@ -123,7 +127,27 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Rules> {
     let regexes = reader.regexes(&written.regex, &at)?;
     let Reader { files, rules } = reader;
     let mode = written.implication_mode;
-    Ok(Rules { files, rules, mode, aliases, graph, blacklist, blacklist_globs, replace, regexes })
+    let implication_min_score = written.implication_min_score.unwrap_or(IMPLICATION_MIN_SCORE);
+    if !(0.0..=1.0).contains(&implication_min_score) {
+        let found = decimal(implication_min_score);
+        return Err(Error::Range {
+            setting: "implication_min_score",
+            found,
+            expected: "a score from 0 to 1",
+        });
+    }
+    Ok(Rules {
+        files,
+        rules,
+        mode,
+        implication_min_score,
+        aliases,
+        graph,
+        blacklist,
+        blacklist_globs,
+        replace,
+        regexes,
+    })
 }
 
 impl Reader {

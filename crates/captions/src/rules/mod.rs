@@ -33,7 +33,7 @@ pub struct ScoredTag {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImplicationMode {
-    /// A general tag is dropped where a tag is there that implies it.
+    /// A general tag is dropped where a tag is there that implies it, of a score that is high enough.
     #[default]
     DropGeneral,
     /// Every tag that is implied is added, with the score of the tag that implies it.
@@ -91,6 +91,8 @@ pub struct Rules {
     files: Vec<PathBuf>,
     rules: Vec<Rule>,
     mode: ImplicationMode,
+    /// The lowest score of a tag in whose place a general one is dropped.
+    implication_min_score: f32,
     aliases: HashMap<String, (String, RuleId)>,
     graph: Graph,
     blacklist: HashMap<String, RuleId>,
@@ -202,7 +204,9 @@ impl Rules {
     }
 
     fn drop_general(&self, tags: &mut Vec<ScoredTag>, hits: &mut RuleHits) {
-        self.graph.walk(tags.iter().map(|tag| tag.name.as_str()), &mut hits.reach);
+        // Of a tag that the tagger hardly believes in, the general one may be all that is true.
+        let good = tags.iter().filter(|tag| tag.score >= self.implication_min_score);
+        self.graph.walk(good.map(|tag| tag.name.as_str()), &mut hits.reach);
         tags.retain(|tag| {
             let implied = self.graph.is_implied(&tag.name, &hits.reach);
             if implied {

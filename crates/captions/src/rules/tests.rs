@@ -103,6 +103,21 @@ fn nothing_fits_by_a_part_of_its_name() {
 }
 
 #[test]
+fn a_tag_that_is_hardly_there_drops_no_general_one() {
+    let implication = "[[implication]]\ntag = \"blurry_background\"\nimplies = \"blurry\"\n";
+    let usual = rules(implication);
+    let doubtful = "blurry=0.95 blurry_background=0.11";
+    assert_eq!(cleaned(&usual, doubtful), doubtful);
+    assert_eq!(cleaned(&usual, "blurry=0.95 blurry_background=0.3"), "blurry_background=0.3");
+    let any = rules(&format!("implication_min_score = 0\n{implication}"));
+    assert_eq!(cleaned(&any, doubtful), "blurry_background=0.11");
+    let expands = rules(&format!("implication_mode = \"expand\"\n{implication}"));
+    assert_eq!(cleaned(&expands, "blurry_background=0.11"), "blurry_background=0.11 blurry=0.11");
+    let error = said("implication_min_score = 1.5");
+    assert_eq!(error, "implication_min_score is 1.5, expected a score from 0 to 1");
+}
+
+#[test]
 fn implications_are_transitive_and_stand_circles() {
     let chain = r#"
         [[implication]]

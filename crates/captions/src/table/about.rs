@@ -7,6 +7,7 @@ use std::{
 };
 
 use polars::prelude::{DataType, LazyFrame, PolarsResult, StringChunked, col};
+use rayon::prelude::*;
 use vodka_stage::{RunRecord, record_path};
 
 use super::walk::comes_before;
@@ -73,7 +74,9 @@ impl About {
 pub(crate) struct Sharpness {
     names: StringChunked,
     values: Vec<f32>,
-    /// The place of each name, where it is needed.
+    /// Whether the names stand in the order in which the tagger lists pictures.
+    is_ordered: bool,
+    /// The place of each name, where it is needed and they do not.
     places: OnceLock<HashMap<String, u32>>,
 }
 
@@ -102,12 +105,12 @@ impl Sharpness {
                 }
             }
         }
-        let sharpness = Self { names, values, places: OnceLock::new() };
-        let places = 1..sharpness.names.len() as u32;
         // In a strict order no picture stands there twice.
-        let is_ordered =
-            places.into_iter().all(|place| comes_before(sharpness.name(place - 1), sharpness.name(place)));
-        if !is_ordered && sharpness.places().len() < sharpness.values.len() {
+        let name = |place: u32| name(&names, place);
+        let places = (1..names.len() as u32).into_par_iter();
+        let is_ordered = places.all(|place| comes_before(name(place - 1), name(place)));
+        let sharpness = Self { names, values, is_ordered, places: OnceLock::new() };
+        if !sharpness.is_ordered && sharpness.places().len() < sharpness.values.len() {
             let mut seen = HashSet::new();
             let twice = sharpness.names.iter().flatten().find(|name| !seen.insert(*name));
             return Err(told(format!("one row for `{}`", twice.unwrap_or_default()), "two".to_owned()));
@@ -121,10 +124,24 @@ impl Sharpness {
         let ahead = (*cursor..self.values.len() as u32).take(AHEAD);
         let place = match ahead.into_iter().find(|place| self.name(*place) == image) {
             Some(place) => place,
+            None if self.is_ordered => self.searched(image)?,
             None => *self.places().get(image)?,
         };
         *cursor = place + 1;
         Some(self.values[place as usize])
+    }
+
+    /// The place of a name among names in order.
+    fn searched(&self, image: &str) -> Option<u32> {
+        let (mut from, mut to) = (0, self.values.len() as u32);
+        while from < to {
+            let middle = from.midpoint(to);
+            match comes_before(self.name(middle), image) {
+                true => from = middle + 1,
+                false => to = middle,
+            }
+        }
+        (from < self.values.len() as u32 && self.name(from) == image).then_some(from)
     }
 
     fn places(&self) -> &HashMap<String, u32> {
@@ -133,8 +150,12 @@ impl Sharpness {
     }
 
     fn name(&self, place: u32) -> &str {
-        self.names.get(place as usize).unwrap_or("null")
+        name(&self.names, place)
     }
+}
+
+fn name(names: &StringChunked, place: u32) -> &str {
+    names.get(place as usize).unwrap_or("null")
 }
 
 /// The columns `image` as text and `sharpness` as f32, null where it is no number.

@@ -1,6 +1,8 @@
 //! Tag tables: which tagger score each picture has for each tag.
 
 mod about;
+mod coded;
+mod parallel;
 mod walk;
 mod warnings;
 

@@ -188,6 +188,28 @@ fn weights_of_a_merge_are_models() {
 }
 
 #[test]
+fn vaes_and_loras_are_axes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base")], dir.path());
+    config.prompts.truncate(1);
+    config.seeds = Values::one(1);
+    let vaes = ["none".to_owned(), model("v1").display().to_string()];
+    let vaes = GridAxis::new("VAE".parse().unwrap(), vaes.into_iter().collect());
+    config.axes = vec![Spanned::new(0..0, vaes)];
+    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, loads), (2, 2));
+    let texts: Vec<_> =
+        table(dir.path()).0.iter().map(|file| read_parameters(file).unwrap().unwrap()).collect();
+    assert!(!texts[0].contains("VAE: ") && texts[1].contains("VAE: v1"), "{texts:?}");
+
+    let mut lora = GridAxis::new("lora".parse().unwrap(), Values::split("0, 1").unwrap());
+    lora.lora = Some("none-such".into());
+    config.axes = vec![Spanned::new(0..0, lora)];
+    let error = config.plan().unwrap_err().to_string();
+    assert!(error.contains("none-such"), "{error}");
+}
+
+#[test]
 fn grids_share_a_store_but_not_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");

@@ -284,7 +284,8 @@ impl JudgePlan {
         let place = |name: &str| column(&self.cells, &columns, name);
         let (prompt, negative, file) = (place("prompt")?, place("negative_prompt")?, place("file")?);
         let (checkpoint, sharpness) = (place("axis: Checkpoint name")?, place("sharpness")?);
-        let rest = ["model_hash", "seed", "steps", "cfg_scale", "sampler", "schedule", "size", "clip_skip"];
+        let rest =
+            ["model_hash", "seed", "steps", "cfg_scale", "sampler", "schedule", "size", "clip_skip", "vae"];
         let rest = rest.iter().map(|name| place(name)).collect::<Result<Vec<_>>>()?;
         for row in rows.iter().filter(|row| !row[file].is_empty()) {
             let name = Path::new(&row[file]).file_name().unwrap_or_default();

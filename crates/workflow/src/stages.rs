@@ -202,6 +202,9 @@ impl Workflow {
             store: None,
             prune: true,
             hash_cache: None,
+            vae: None,
+            lora_dir: None,
+            embedding_dir: None,
             runtime_dir: self.runtime_dir.clone(),
         })
     }

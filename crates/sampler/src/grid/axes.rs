@@ -1,6 +1,6 @@
 //! What an axis changes from cell to cell.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use vodka_noise::{SamplerName, ScheduleName};
@@ -8,7 +8,7 @@ use vodka_prompt::take_networks;
 use vodka_stage::nearest;
 
 use super::{GridAxis, Values};
-use crate::{Error, Result, Settings, Size};
+use crate::{Error, Result, Settings, Size, parameters::model_name};
 
 /// What an axis changes, by the name that A1111's X/Y/Z plot gives it, or a short one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,11 +38,13 @@ pub enum AxisType {
     Size,
     /// The layer of the text encoder, counted from the end.
     ClipSkip,
+    /// A file or folder with a VAE; `none` is the checkpoint's own.
+    Vae,
 }
 
 impl AxisType {
     /// Each with A1111's name and a short one.
-    const NAMES: [(Self, &'static str, &'static str); 12] = [
+    const NAMES: [(Self, &'static str, &'static str); 13] = [
         (Self::Checkpoint, "Checkpoint name", "checkpoint"),
         (Self::Prompt, "Prompt", "prompt"),
         (Self::Seed, "Seed", "seed"),
@@ -55,6 +57,7 @@ impl AxisType {
         (Self::Cfg, "CFG Scale", "cfg"),
         (Self::Size, "Size", "size"),
         (Self::ClipSkip, "Clip skip", "clip-skip"),
+        (Self::Vae, "VAE", "vae"),
     ];
 
     /// A1111's name.
@@ -149,6 +152,7 @@ pub(super) enum Change {
     Cfg(f64),
     Size(Size),
     ClipSkip(u32),
+    Vae(Option<PathBuf>),
 }
 
 impl Change {
@@ -164,7 +168,7 @@ impl Change {
     /// Does it.
     pub(super) fn apply(&self, settings: &mut Settings) {
         match self {
-            Self::Model(_) => {}
+            Self::Model(_) | Self::Vae(_) => {}
             Self::Prompt { prompt, negative } => {
                 settings.prompt.clone_from(prompt);
                 settings.negative_prompt.clone_from(negative);
@@ -281,6 +285,13 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
         AxisType::Sampler => parsed(values, Change::Sampler),
         AxisType::Schedule => parsed(values, Change::Schedule),
         AxisType::Size => parsed(values, Change::Size),
+        AxisType::Vae => {
+            let path = |text: &String| {
+                Some(PathBuf::from(text)).filter(|_| !matches!(&**text, "" | "none" | "None"))
+            };
+            let label = |path: &Option<PathBuf>| path.as_deref().map_or("own VAE".into(), model_name);
+            Ok(values.texts().iter().map(path).map(|path| (label(&path), Change::Vae(path))).collect())
+        }
         AxisType::NegativePrompt => {
             let label = |text: &String| {
                 if text.is_empty() { "no negative prompt".into() } else { format!("not: {text}") }

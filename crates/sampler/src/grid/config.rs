@@ -91,6 +91,15 @@ pub struct GridConfig {
     /// The layer of the text encoder, counted from the end; 1, the last, where absent.
     #[serde(default = "default_clip_skip")]
     pub clip_skip: u32,
+    /// Another file or folder with a VAE; the checkpoint's own where absent.
+    #[serde(default)]
+    pub vae: Option<PathBuf>,
+    /// The folder with the LoRA files that prompts name.
+    #[serde(default)]
+    pub lora_dir: Option<PathBuf>,
+    /// The folder with the embeddings that prompts name.
+    #[serde(default)]
+    pub embedding_dir: Option<PathBuf>,
     /// `cpu`, `cuda` or `cuda:N`; `cpu` where absent.
     #[serde(default = "default_device")]
     pub device: String,

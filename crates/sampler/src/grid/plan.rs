@@ -1,6 +1,6 @@
 //! A grid that has been checked: its axes, where they lie, and what each cell is made of.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 use vodka_merger::Weight;
@@ -8,13 +8,13 @@ use vodka_sd15::check_device_name;
 use vodka_stage::nearest;
 
 use super::{Axis, AxisType, AxisValue, GridCheckpoint, GridConfig, SheetConfig, axes::Change};
-use crate::{Error, ModelSource, Result, Settings};
+use crate::{Error, Library, ModelSource, Result, Settings};
 
 /// The most cells of a grid.
 const MAX_CELLS: usize = 1_000_000;
 
 /// A checked [`GridConfig`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct GridPlan {
     /// All axes; the first changes slowest.
     pub axes: Vec<Axis>,
@@ -32,6 +32,11 @@ pub struct GridPlan {
     pub judge: Judge,
     /// The models, in the order of the axis `Checkpoint name`.
     pub models: Vec<ModelSource>,
+    /// The VAE where no axis says it; none for the checkpoint's own.
+    pub vae: Option<PathBuf>,
+    /// What prompts may name.
+    #[serde(skip)]
+    pub library: Arc<Library>,
     /// The categories of the prompts, in the order of the axis `Prompt`.
     pub categories: Vec<Option<String>>,
     /// The device's name.
@@ -63,6 +68,8 @@ pub struct Cell {
     pub place: Vec<usize>,
     /// The number of its model.
     pub model: usize,
+    /// Its VAE; none for the model's own.
+    pub vae: Option<PathBuf>,
     /// Prompts and numbers.
     pub settings: Settings,
 }
@@ -102,6 +109,8 @@ impl GridConfig {
             output: self.output.clone(),
             store: self.store.clone().unwrap_or_else(|| self.output.join("cells")),
             prune: self.prune,
+            vae: self.vae.clone(),
+            library: Arc::new(Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?),
             runtime_dir: self.runtime_dir.clone(),
         };
         plan.check()?;
@@ -280,7 +289,12 @@ impl GridPlan {
             _ => None,
         };
         let model = changes.into_iter().find_map(|change| model(&change)).unwrap_or(0);
-        Cell { place, model, settings }
+        let vae = |axis: &Axis| match &axis.values[place[self.axis_of(AxisType::Vae)?]].change {
+            Change::Vae(vae) => Some(vae.clone()),
+            _ => None,
+        };
+        let vae = self.axis_of(AxisType::Vae).and_then(|axis| vae(&self.axes[axis]));
+        Cell { model, vae: vae.unwrap_or_else(|| self.vae.clone()), settings, place }
     }
 
     /// The labels of these axes in their n-th combination, a line each. Of an axis with one value only checkpoints and
@@ -314,7 +328,9 @@ impl GridPlan {
             for (axis, value) in axes.iter().zip(self.combination(&axes, n)) {
                 place[*axis] = value;
             }
-            self.cell_at(place).settings.check()?;
+            let settings = self.cell_at(place).settings;
+            settings.check()?;
+            self.library.used_by(&settings)?;
         }
         Ok(())
     }

@@ -1,15 +1,19 @@
 //! Makes the cells that are not there, checkpoint by checkpoint, and what shows them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 use vodka_sd15::{device_type, parse_device};
-use vodka_stage::{ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, record_path};
+use vodka_stage::{
+    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, hash_tree,
+    record_path,
+};
 
 use super::{
     AxisType, Cell, GridPlan,
@@ -18,7 +22,7 @@ use super::{
     store::{Entry, Store},
     table,
 };
-use crate::{Error, ModelId, ModelSource, Pipeline, Result};
+use crate::{Error, Load, ModelId, ModelSource, Pipeline, Result, Used};
 
 /// How far the stage is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,11 +91,40 @@ impl GridPlan {
         Ok(self.key_of(&self.ids()?))
     }
 
-    fn ids(&self) -> Result<Vec<ModelId>> {
-        self.models.iter().map(ModelSource::id).collect()
+    fn ids(&self) -> Result<Ids> {
+        let models = self.models.iter().map(ModelSource::id).collect::<Result<Vec<_>>>()?;
+        let mut vaes: BTreeSet<_> = self.vae.iter().cloned().collect();
+        let axis = self.axis_of(AxisType::Vae).map(|axis| self.axes[axis].values.len());
+        vaes.extend((0..axis.unwrap_or(0)).filter_map(|value| self.vae_of(value)));
+        let hash = |path: PathBuf| Ok((path.clone(), hash_tree(&path, |_| true)?));
+        Ok(Ids { models, vaes: vaes.into_iter().map(hash).collect::<Result<_>>()? })
     }
 
-    fn key_of(&self, ids: &[ModelId]) -> RunKey {
+    /// LoRA files and embeddings by their names, with the hashes that pictures state.
+    fn files_of_prompts(&self) -> BTreeMap<String, String> {
+        let mut files = BTreeMap::new();
+        for number in 0..self.cells() {
+            let used = self.used(&self.cell(number));
+            files.extend(used.loras.into_iter().map(|(name, hash)| (format!("LoRA {name}"), hash)));
+            files.extend(used.embeddings.into_iter().map(|(name, hash)| (format!("embedding {name}"), hash)));
+        }
+        files
+    }
+
+    /// What the prompts of a cell name; the plan has found it all.
+    fn used(&self, cell: &Cell) -> Used {
+        self.library.used_by(&cell.settings).unwrap_or_default()
+    }
+
+    /// The VAE of a value of its axis.
+    fn vae_of(&self, value: usize) -> Option<PathBuf> {
+        let axis = self.axis_of(AxisType::Vae)?;
+        let mut place = vec![0; self.axes.len()];
+        place[axis] = value;
+        self.cell_at(place).vae
+    }
+
+    fn key_of(&self, ids: &Ids) -> RunKey {
         #[derive(Serialize)]
         struct Key<'a> {
             device: &'a str,
@@ -130,7 +163,16 @@ impl GridPlan {
             page: page::version(),
         };
         let key = RunKey::new("grid", &key, None);
-        ids.iter().enumerate().fold(key, |key, (i, id)| id.add_to(key, &format!("checkpoint {}", i + 1)))
+        let models = ids.models.iter().enumerate();
+        let key = models.fold(key, |key, (i, id)| id.add_to(key, &format!("checkpoint {}", i + 1)));
+        let key = ids
+            .vaes
+            .iter()
+            .fold(key, |key, (path, hash)| key.input_hashed(&format!("VAE {}", path.display()), path, *hash));
+        let files = self.files_of_prompts();
+        files
+            .into_iter()
+            .fold(key, |key, (name, hash)| key.input_hashed(&name, Path::new(&name), hash_bytes(hash)))
     }
 }
 
@@ -170,11 +212,17 @@ pub fn run(
     Ok(report)
 }
 
+/// The hashes of models and of VAEs in their own files.
+struct Ids {
+    models: Vec<ModelId>,
+    vaes: BTreeMap<PathBuf, ContentHash>,
+}
+
 /// A run in progress.
 pub(super) struct Run<'a> {
     pub(super) plan: &'a GridPlan,
     device: Device,
-    ids: Vec<ModelId>,
+    ids: Ids,
     pub(super) store: Store,
     interrupt: &'a Interrupt,
     pub(super) report: GridReport,
@@ -184,24 +232,25 @@ pub(super) struct Run<'a> {
 impl Run<'_> {
     /// The cell's entry in the store.
     pub(super) fn entry(&self, cell: &Cell) -> Entry {
-        Entry::of(&cell.settings, &self.ids[cell.model], device_type(&self.plan.device))
+        let used = self.plan.used(cell);
+        Entry::of(&cell.settings, &self.model_id(cell), &used, device_type(&self.plan.device))
     }
 
     /// Makes what is missing; whether all is there, and nothing was interrupted.
     fn make_cells(&mut self) -> Result<bool> {
         let missing = self.missing();
         let mut ahead = None;
-        for (model, cells) in missing.iter().enumerate() {
-            if cells.is_empty() {
-                continue;
-            }
+        let mut groups = missing.iter().peekable();
+        while let Some(((model, vae), cells)) = groups.next() {
             if self.interrupt.is_raised() {
                 return Ok(false);
             }
-            let pipeline = self.load(&self.plan.models[model])?;
+            let pipeline = self.load(&self.plan.models[*model], vae.clone())?;
             drop(ahead.take());
-            let next = missing.iter().enumerate().skip(model + 1).find(|(_, cells)| !cells.is_empty());
-            ahead = next.map(|(next, _)| Ahead::start(files(&self.plan.models[next])));
+            ahead = groups.peek().map(|((model, vae), _)| {
+                let vae = vae.clone().into_iter();
+                Ahead::start(files(&self.plan.models[*model]).into_iter().chain(vae).collect())
+            });
             for number in cells {
                 if !self.make(*number, &pipeline)? {
                     return Ok(false);
@@ -211,16 +260,16 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// The numbers of the cells that are not in the store, for each model.
-    fn missing(&mut self) -> Vec<Vec<usize>> {
-        let mut missing = vec![Vec::new(); self.plan.models.len()];
+    /// The numbers of the cells that are not in the store, by model and VAE.
+    fn missing(&mut self) -> BTreeMap<(usize, Option<PathBuf>), Vec<usize>> {
+        let mut missing: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         for number in 0..self.report.cells {
             let cell = self.plan.cell(number);
             if self.store.has(&self.entry(&cell)) {
                 self.report.kept += 1;
                 self.count_cell();
             } else {
-                missing[cell.model].push(number);
+                missing.entry((cell.model, cell.vae)).or_default().push(number);
             }
         }
         missing
@@ -253,9 +302,10 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn load(&mut self, model: &ModelSource) -> Result<Pipeline> {
+    fn load(&mut self, model: &ModelSource, vae: Option<PathBuf>) -> Result<Pipeline> {
         (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
-        Pipeline::load(model.open()?, self.device, Kind::Float)
+        let load = Load { vae, ..Load::new(self.device, Kind::Float) };
+        Ok(Pipeline::load_with(model.open()?, &load)?.with_library(Arc::clone(&self.plan.library)))
     }
 
     fn count_cell(&mut self) {
@@ -303,7 +353,7 @@ impl Run<'_> {
         };
         first
             .settings
-            .parameters(&self.ids[first.model])
+            .parameters_with(&self.model_id(first), &plan.used(first))
             .with("Script", "X/Y/Z plot")
             .with("X Type", names(&plan.columns))
             .with("X Values", labels(&plan.columns))
@@ -313,8 +363,9 @@ impl Run<'_> {
     }
 
     /// How the pictures of a cell name its model.
-    pub(super) fn model_id(&self, cell: &Cell) -> &ModelId {
-        &self.ids[cell.model]
+    pub(super) fn model_id(&self, cell: &Cell) -> ModelId {
+        let vae = cell.vae.as_ref().map(|path| (path.clone(), self.ids.vaes[path]));
+        ModelId { vae, ..self.ids.models[cell.model].clone() }
     }
 }
 

@@ -13,7 +13,7 @@ use image::RgbImage;
 use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir};
 
 use crate::{
-    Error, ModelId, Result, Settings,
+    Error, ModelId, Result, Settings, Used,
     picture_file::{read_parameters, read_rgb, write_png},
 };
 
@@ -37,13 +37,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The cell that `settings` make of `model` on this kind of device.
-    pub(super) fn of(settings: &Settings, model: &ModelId, device_type: &str) -> Self {
-        let text = settings.parameters(model).to_string();
+    /// The cell that `settings` make of `model` on this kind of device, with the files that their prompts name.
+    pub(super) fn of(settings: &Settings, model: &ModelId, used: &Used, device_type: &str) -> Self {
+        let text = settings.parameters_with(model, used).to_string();
         let settings = serde_json::to_string(settings).expect("settings are plain data");
         let mut hasher = Hasher::default();
         hasher.piece("vodka cell").piece(ARITHMETIC.to_le_bytes()).piece(device_type);
-        hasher.piece(model.sha256.to_string()).piece(settings).piece(&text);
+        let vae = model.vae.as_ref().map(|(_, sha256)| sha256.to_string()).unwrap_or_default();
+        hasher.piece(model.sha256.to_string()).piece(vae).piece(settings).piece(&text);
         Self { name: file_name(&hasher.finish()), text }
     }
 }
@@ -142,17 +143,27 @@ mod tests {
     use super::*;
 
     fn entry(settings: &Settings) -> Entry {
-        Entry::of(settings, &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")), "cpu")
+        Entry::of(
+            settings,
+            &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")),
+            &Used::default(),
+            "cpu",
+        )
     }
 
     #[test]
     fn the_name_is_of_all_that_decides_the_cell() {
         let base = Settings { prompt: "a".into(), ..Settings::default() };
         let model = |name: &str, content: &str| ModelId::new(Path::new(name), hash_bytes(content));
+        let none = Used::default();
+        let lora = Used { loras: vec![("x".into(), "1234".into())], ..Used::default() };
+        let with_vae = ModelId { vae: Some(("v.pt".into(), hash_bytes("v"))), ..model("a.safetensors", "a") };
         let other = [
-            Entry::of(&base, &model("b.safetensors", "a"), "cpu"),
-            Entry::of(&base, &model("a.safetensors", "b"), "cpu"),
-            Entry::of(&base, &model("a.safetensors", "a"), "cuda"),
+            Entry::of(&base, &model("a.safetensors", "a"), &lora, "cpu"),
+            Entry::of(&base, &with_vae, &none, "cpu"),
+            Entry::of(&base, &model("b.safetensors", "a"), &none, "cpu"),
+            Entry::of(&base, &model("a.safetensors", "b"), &none, "cpu"),
+            Entry::of(&base, &model("a.safetensors", "a"), &none, "cuda"),
             entry(&Settings { seed: 1, ..base.clone() }),
             entry(&Settings { negative_prompt: "a".into(), ..base.clone() }),
             // The text does not tell these apart from the default.
@@ -161,7 +172,7 @@ mod tests {
         let mut names: Vec<_> = other.iter().chain([&entry(&base)]).map(|entry| entry.name.clone()).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 7);
+        assert_eq!(names.len(), 9);
         assert!(names.iter().all(|name| is_cell(name)), "{names:?}");
         assert_eq!(entry(&base), entry(&base.clone()));
     }

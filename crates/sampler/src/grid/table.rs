@@ -9,10 +9,10 @@ use super::{
     look::{Look, MEASURES},
     run::{Run, prompt_of},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, parameters::model_name};
 
 /// The columns behind those of the axes.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 13] = [
     "category",
     "model",
     "model_hash",
@@ -25,6 +25,7 @@ const SETTINGS: [&str; 12] = [
     "schedule",
     "size",
     "clip_skip",
+    "vae",
 ];
 
 /// The look of every cell that is there, by its number.
@@ -129,6 +130,7 @@ fn row(run: &Run<'_>, number: usize, cell: &Cell, look: Option<&Look>) -> Vec<St
         settings.schedule.to_string(),
         settings.size.to_string(),
         settings.clip_skip.to_string(),
+        cell.vae.as_deref().map(model_name).unwrap_or_default(),
     ];
     let file = look.map(|_| shown(&run.store.path(&run.entry(cell)), &plan.output)).unwrap_or_default();
     let measured =

@@ -253,6 +253,10 @@ impl Bench {
         let mut command = Command::new(words.next().unwrap());
         command.args(words).arg(&self.model).arg(images).arg(folder.join("peer.csv"));
         command.args(["--threads", &self.cores.to_string()]);
-        String::from_utf8_lossy(&command.output().unwrap().stdout).trim().to_owned()
+        let output =
+            command.output().unwrap_or_else(|error| panic!("cannot start the peer `{peer}`: {error}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the peer ends with {}:\n{said}", output.status);
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }

@@ -1,6 +1,6 @@
 //! Tags a folder of pictures with WD14-family taggers.
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress, Session, runtime_dir};
@@ -8,7 +8,7 @@ use vodka_stage::ContentHash;
 use vodka_tagger::{
     Combine, Error, Profile, ProviderChoice, Result, TagConfig, TagEvent,
     hub::{self, HubConfig, ModelRef},
-    int8::quantize_folder,
+    int8::QuantizePlan,
     run,
 };
 
@@ -91,20 +91,60 @@ struct Tag {
 }
 
 impl Tag {
-    fn config(self, session: &Session) -> Result<TagConfig> {
+    fn run(self, session: &Session) -> ExitCode {
         let mut hub = HubConfig::from_vars(|name| env::var_os(name));
         hub.offline |= self.offline;
         hub.sha256 = self.sha256;
         hub.family.clone_from(&self.family);
+        if session.common().dry_run {
+            match self.missing(&hub) {
+                Ok(missing) if missing.is_empty() => {}
+                Ok(missing) => {
+                    session.say("these models would be downloaded first; what follows depends on them");
+                    return session.print_json(&BTreeMap::from([("download", missing)]), Exit::Done);
+                }
+                Err(error) => return session.fail(&error, Exit::Usage),
+            }
+        }
+        match self.models(session, hub) {
+            Ok(models) => session.stage_with(
+                self.config(models).plan(),
+                |plan, session| {
+                    let mut bar = None;
+                    run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
+                },
+                |error| matches!(error, Error::Setting { .. }),
+            ),
+            Err(error) => session.fail(&error, exit_of(&error)),
+        }
+    }
+
+    /// The models that are not on this machine.
+    fn missing(&self, hub: &HubConfig) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for model in self.model.iter().map(ModelRef::parse) {
+            if !hub.offline && hub::is_missing(&model, hub)? {
+                missing.push(model.to_string());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The folders of the models.
+    fn models(&self, session: &Session, mut hub: HubConfig) -> Result<Vec<PathBuf>> {
         let mut models = Vec::new();
         for model in &self.model {
             models.push(download(session, model, &hub)?);
             hub.sha256 = None;
         }
+        Ok(models)
+    }
+
+    fn config(self, models: Vec<PathBuf>) -> TagConfig {
         let mut models = models.into_iter();
         let model = models.next().expect("clap wants one at least");
         let (provider, onnxruntime) = self.provider.resolve(&runtime_dir());
-        Ok(TagConfig {
+        TagConfig {
             ensemble: models.collect(),
             combine: self.combine,
             family: self.family,
@@ -118,7 +158,16 @@ impl Tag {
             max_pixels: self.max_pixels,
             onnxruntime,
             ..TagConfig::new(model, self.images, self.output)
-        })
+        }
+    }
+}
+
+/// How the process ends where there is no model: a download that fails is no wrong word of the user's.
+fn exit_of(error: &Error) -> Exit {
+    match error {
+        Error::Interrupted { .. } => Exit::Interrupted,
+        Error::UnknownFamily { .. } | Error::NotCached { .. } | Error::NoFolder { .. } => Exit::Usage,
+        _ => Exit::Failed,
     }
 }
 
@@ -126,18 +175,10 @@ fn main() -> ExitCode {
     let Arguments { command, tag, common } = Arguments::parse();
     let session = Session::start(common);
     match (command, tag) {
-        (Some(Command::Quantize { model, output }), _) => match quantize_folder(&model, &output) {
-            Ok(report) if common.json => session.print_json(&report, Exit::Done),
-            Ok(report) => session.print(&report.to_string(), Exit::Done),
-            Err(error) => session.fail(&error, Exit::Failed),
-        },
-        (None, Some(tag)) => match tag.config(&session).and_then(|config| config.plan()) {
-            Err(error @ Error::Interrupted { .. }) => session.fail(&error, Exit::Interrupted),
-            plan => session.stage(plan, |plan, session| {
-                let mut bar = None;
-                run(plan, session.interrupt(), &mut |event| show(session, &mut bar, event))
-            }),
-        },
+        (Some(Command::Quantize { model, output }), _) => {
+            session.stage(QuantizePlan::new(model, output), |plan, _| plan.run())
+        }
+        (None, Some(tag)) => tag.run(&session),
         (None, None) => unreachable!("clap wants the one or the other"),
     }
 }

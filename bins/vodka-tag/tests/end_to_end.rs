@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     path::Path,
-    process::Stdio,
+    process::{Child, Output, Stdio},
 };
 
 use assert_cmd::{Command, cargo::cargo_bin_cmd};
@@ -122,24 +122,45 @@ fn with_nothing_but_bad_pictures_the_table_is_empty() {
     assert_eq!(csv, "image,tag_id,tag,category,score\n");
 }
 
-/// Starts a command and kills it (SIGKILL) when the file at `path` has `bytes`. False where it was through before.
-fn kill_at(command: &Command, path: &Path, bytes: u64) -> bool {
+/// Starts a command, and calls `stop` when the file at `path` has `bytes`; what it said, and how it ended.
+fn stop_at(command: &Command, path: &Path, bytes: u64, stop: impl Fn(&mut Child)) -> Output {
     let mut process = std::process::Command::new(command.get_program());
-    process.args(command.get_args()).env("VODKA_RUNTIME", runtime_dir()).stderr(Stdio::null());
+    process.args(command.get_args()).env("VODKA_RUNTIME", runtime_dir()).stderr(Stdio::piped());
     let mut process = process.spawn().unwrap();
+    let mut stop = Some(stop);
     while process.try_wait().unwrap().is_none() {
-        if fs::metadata(path).is_ok_and(|metadata| metadata.len() >= bytes) {
-            process.kill().unwrap();
+        if fs::metadata(path).is_ok_and(|metadata| metadata.len() >= bytes)
+            && let Some(stop) = stop.take()
+        {
+            stop(&mut process);
         }
         std::thread::yield_now();
     }
-    process.wait().unwrap().code().is_none()
+    process.wait_with_output().unwrap()
 }
 
-#[test]
-fn a_killed_run_goes_on_and_ends_as_if_nothing_had_been() {
-    let dir = tempfile::tempdir().unwrap();
-    let images = some_pictures(&dir, &[]);
+/// Kills a command (SIGKILL) when the file at `path` has `bytes`. False where it was through before.
+fn kill_at(command: &Command, path: &Path, bytes: u64) -> bool {
+    stop_at(command, path, bytes, |process| process.kill().unwrap()).status.code().is_none()
+}
+
+/// How many pictures the whole entries of a journal hold: of batches of less than 128.
+fn journaled(journal: &Path) -> usize {
+    let bytes = fs::read(journal).unwrap();
+    let mut rest = &bytes[72..];
+    let mut pictures = 0;
+    while let Some((length, check)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let Some(entry) = check.get(4..4 + length) else { break };
+        pictures += usize::from(entry[0]);
+        rest = &check[4 + length..];
+    }
+    pictures
+}
+
+/// A folder with 300 pictures, every twentieth broken.
+fn many_pictures(dir: &TempDir) -> std::path::PathBuf {
+    let images = some_pictures(dir, &[]);
     for i in 0..300 {
         let name = ["odd.png", "grey.png", "rgba.png", "la.png", "clear.gif"][i % 5];
         let extension = name.split_once('.').unwrap().1;
@@ -149,6 +170,125 @@ fn a_killed_run_goes_on_and_ends_as_if_nothing_had_been() {
             fs::write(copy, "broken").unwrap();
         }
     }
+    images
+}
+
+#[cfg(unix)]
+#[test]
+fn control_c_finishes_the_batch_and_the_next_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = many_pictures(&dir);
+    let output = dir.path().join("parts/tags.csv");
+    let journal = dir.path().join("parts/.tags.csv.journal");
+    let run = || {
+        let mut command = vodka_tag(&fixture("tagger-tiny/dynamic"), &images, &output);
+        command.args(["--batch", "2", "--threads", "2"]);
+        command
+    };
+    let interrupt = |process: &mut Child| {
+        let id = process.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    };
+    // It may be through before the signal is there; then it begins again.
+    let stopped = loop {
+        let stopped = stop_at(&run(), &journal, 2000, interrupt);
+        if stopped.status.code() == Some(4) {
+            break stopped;
+        }
+        assert_eq!(stopped.status.code(), Some(3));
+        fs::remove_dir_all(output.parent().unwrap()).unwrap();
+    };
+    let text = String::from_utf8(stopped.stderr).unwrap();
+    assert!(text.contains("stopping after the work in hand"), "{text}");
+    assert!(text.contains("of 300 pictures done so far"), "{text}");
+    assert!(text.contains("interrupted; the same command goes on from here"), "{text}");
+    assert!(!output.exists());
+    let done = journaled(&journal);
+    assert!((1..300).contains(&done), "{done}");
+    let text = said(&mut run(), 3);
+    assert!(text.contains(&format!("going on after {done} of 300 pictures")), "{done}: {text}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn folders_whose_names_are_not_text_are_tagged_and_told() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join(OsStr::from_bytes(b"im\xffages"));
+    fs::create_dir(&images).unwrap();
+    fs::copy(fixture("images/awkward/odd.png"), images.join("odd.png")).unwrap();
+    let output = dir.path().join(OsStr::from_bytes(b"o\xffut/tags.csv"));
+    let run = |more: &str| {
+        let mut command = vodka_tag(&fixture("tagger-tiny/dynamic"), &images, &output);
+        let output = command.arg(more).assert().code(0).get_output().clone();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let plan = run("--dry-run");
+    assert!(plan["config"]["images"].as_str().unwrap().ends_with("/im\u{fffd}ages"), "{plan}");
+    let report = run("--json");
+    assert_eq!((&report["outcome"], &report["tagged"]), (&json!("done"), &json!(1)));
+    assert!(report["outputs"][0].as_str().unwrap().ends_with("/o\u{fffd}ut/tags.csv"), "{report}");
+    assert!(fs::read_to_string(&output).unwrap().contains("\nodd.png,"));
+    let record = fs::read_to_string(output.with_file_name("tags.csv.run.json")).unwrap();
+    assert!(record.contains("im\u{fffd}ages"), "{record}");
+    assert_eq!(run("--json")["outcome"], "unchanged");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_where_nothing_can_be_written_is_told_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = some_pictures(&dir, &["odd.png"]);
+    // Nobody makes a file there, root included.
+    let text = said(&mut vodka_tag(&fixture("tagger-tiny/dynamic"), &images, Path::new("/proc/tags.csv")), 1);
+    assert!(text.contains("error: cannot write `/proc/.tags.csv.journal`"), "{text}");
+}
+
+/// `vodka-tag` that looks for models at a hub which nobody has.
+fn vodka_tag_of_hub(dir: &TempDir, model: &str) -> Command {
+    let images = some_pictures(dir, &["odd.png"]);
+    let mut command = vodka_tag(Path::new(model), &images, &dir.path().join("tags.csv"));
+    command.env("HF_ENDPOINT", "http://127.0.0.1:1").env("HF_HOME", dir.path().join("hf"));
+    command.env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE");
+    command
+}
+
+#[test]
+fn a_download_that_fails_is_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = said(&mut vodka_tag_of_hub(&dir, "someone/a-tagger"), 1);
+    assert!(text.contains("cannot get the model `someone/a-tagger@main` from http://127.0.0.1:1"), "{text}");
+    let text = said(vodka_tag_of_hub(&dir, "someone/a-tagger").arg("--offline"), 2);
+    assert!(
+        text.contains("offline, and the model `someone/a-tagger@main` is not in the hub's cache"),
+        "{text}"
+    );
+    let text = said(vodka_tag_of_hub(&dir, "someone/a-tagger").args(["--family", "none"]), 2);
+    assert!(text.contains("no family `none`"), "{text}");
+    let tiny = fixture("tagger-tiny/dynamic").display().to_string();
+    let other = "0".repeat(64);
+    let text = said(vodka_tag_of_hub(&dir, &tiny).args(["--sha256", &other]), 1);
+    assert!(
+        text.contains(&format!("model.onnx` is not the file it should be: expected SHA-256 {other}")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_dry_run_downloads_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = vodka_tag_of_hub(&dir, "someone/a-tagger/v2");
+    let output = command.arg("--dry-run").assert().code(0).get_output().clone();
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan, json!({"download": ["someone/a-tagger/v2@main"]}));
+    assert!(!dir.path().join("hf").exists());
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_as_if_nothing_had_been() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = many_pictures(&dir);
     let run = |output: &Path| {
         let mut command = vodka_tag(&fixture("tagger-tiny/dynamic"), &images, output);
         command.args(["--batch", "2", "--threads", "2"]);
@@ -165,10 +305,11 @@ fn a_killed_run_goes_on_and_ends_as_if_nothing_had_been() {
     {
         fs::remove_dir_all(output.parent().unwrap()).unwrap();
     }
-    let text = said(&mut run(&output), 3);
-    let after = text.split_once("going on after ").expect("it was killed on the way").1;
-    let done: u32 = after.split_once(" of 300 pictures").unwrap().0.parse().unwrap();
+    // All that is in the journal counts; that no more was begun than the network was at, a test of the pipeline says.
+    let done = journaled(&journal);
     assert!(done > 100, "{done}");
+    let text = said(&mut run(&output), 3);
+    assert!(text.contains(&format!("going on after {done} of 300 pictures")), "{done}: {text}");
     for extension in ["parquet", "pictures.parquet", "skipped.csv"] {
         let bytes = |table: &Path| fs::read(table.with_extension(extension)).unwrap();
         assert_eq!(bytes(&output), bytes(&whole), "{extension}");
@@ -204,6 +345,12 @@ fn an_ensemble_has_the_scores_of_all() {
 fn a_quantised_model_tags_nearly_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("int8");
+    let mut dry = cargo_bin_cmd!("vodka-tag");
+    let plan =
+        dry.arg("quantize").arg(tagger()).arg(&small).arg("--dry-run").assert().code(0).get_output().clone();
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["network"], json!(tagger().join("model.onnx")));
+    assert!(!small.exists(), "a dry run writes nothing");
     let mut quantize = cargo_bin_cmd!("vodka-tag");
     quantize.arg("quantize").arg(tagger()).arg(&small).arg("--json");
     let report = quantize.assert().code(0).get_output().clone();
@@ -217,7 +364,7 @@ fn a_quantised_model_tags_nearly_the_same() {
     said(&mut vodka_tag(&small, &images, &output), 0);
     assert!(fs::read_to_string(output).unwrap().contains("odd.png,"));
     let mut again = cargo_bin_cmd!("vodka-tag");
-    let text = said(again.arg("quantize").arg(fixture("world/bad")).arg(dir.path().join("none")), 1);
+    let text = said(again.arg("quantize").arg(fixture("world/bad")).arg(dir.path().join("none")), 2);
     assert!(text.contains("has no `model.onnx`"), "{text}");
 }
 

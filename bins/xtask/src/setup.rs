@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vodka_stage::{ContentHash, hash_bytes, hash_file, write_atomic};
+use vodka_stage::{ContentHash, hash_bytes, hash_file, remove_all, write_atomic};
 
 use crate::{Result, process::say, root};
 
@@ -180,7 +180,7 @@ fn check_libtorch(dir: &Path) -> Result<PathBuf> {
 /// Has pip unpack the wheels beside their place, and moves them there whole.
 fn install(runtime: &Path, name: &str, wheels: &str) -> Result {
     let partial = runtime.join(format!("{name}.partial"));
-    remove(&partial)?;
+    remove_all(&partial)?;
     fs::create_dir_all(runtime).map_err(|error| format!("cannot create {}: {error}", runtime.display()))?;
     let list = runtime.join("wheels.txt");
     write_atomic(&list, wheels)?;
@@ -213,7 +213,7 @@ fn install(runtime: &Path, name: &str, wheels: &str) -> Result {
         return Err(why_pip_failed(&String::from_utf8_lossy(&output.stderr)).into());
     }
     let site = runtime.join(name);
-    remove(&site)?;
+    remove_all(&site)?;
     fs::rename(&partial, &site).map_err(|error| format!("cannot move {}: {error}", partial.display()))?;
     fs::remove_file(&list).map_err(|error| format!("cannot remove {}: {error}", list.display()).into())
 }
@@ -243,7 +243,7 @@ fn why_pip_failed(stderr: &str) -> String {
 fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
     let site = runtime.join("site");
     let libtorch = runtime.join("libtorch");
-    remove(&libtorch)?;
+    remove_all(&libtorch)?;
     match own_libtorch {
         Some(dir) => link(dir, &libtorch)?,
         None => {
@@ -267,7 +267,7 @@ fn lay_out(runtime: &Path, gpu: bool, own_libtorch: Option<&Path>) -> Result {
 /// Links to the library itself, which finds its providers where it really lies, and to what these need.
 fn lay_out_onnxruntime(runtime: &Path, name: &str, site: &Path, needed: &[PathBuf]) -> Result {
     let folder = runtime.join(name);
-    remove(&folder)?;
+    remove_all(&folder)?;
     fs::create_dir_all(&folder)?;
     let found = shared_objects(&site.join("onnxruntime/capi"))?;
     let library = found.iter().find(|path| file_name(path).starts_with("libonnxruntime.so"));
@@ -342,16 +342,6 @@ fn link(target: &Path, at: &Path) -> Result {
     #[cfg(not(unix))]
     let _ = relative;
     Ok(())
-}
-
-/// Removes a file, a link or a folder with all in it; none there is fine.
-fn remove(path: &Path) -> Result {
-    let result = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_) => Ok(()),
-    };
-    result.map_err(|error| format!("cannot remove {}: {error}", path.display()).into())
 }
 
 #[cfg(test)]

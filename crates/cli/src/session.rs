@@ -2,7 +2,9 @@
 
 use std::{
     error::Error,
+    fmt,
     io::{self, Write},
+    panic,
     process::ExitCode,
 };
 
@@ -39,6 +41,7 @@ impl Session {
     pub fn start(common: Common) -> Self {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+        hush_caught_panics();
         let interrupt = Interrupt::new();
         let flag = interrupt.clone();
         let handler = move || {
@@ -90,6 +93,10 @@ impl Session {
             Ok(plan) => plan,
             Err(error) => return self.fail(&error, Exit::Usage),
         };
+        // What cannot be told now could not be told in the report either, at the end of a night.
+        if let Err(error) = serde_json::to_value(&plan) {
+            return self.fail(&Untold(error), Exit::Usage);
+        }
         if self.common.dry_run {
             return self.print_json(&plan, Exit::Done);
         }
@@ -130,8 +137,10 @@ impl Session {
 
     /// Prints data as JSON, on stdout.
     pub fn print_json(&self, value: &impl Serialize, exit: Exit) -> ExitCode {
-        let text = serde_json::to_string_pretty(value).expect("plans and reports are plain data");
-        self.print(&text, exit)
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.print(&text, exit),
+            Err(error) => self.fail(&Untold(error), Exit::Failed),
+        }
     }
 
     /// Prints data, on stdout.
@@ -142,6 +151,31 @@ impl Session {
             _ => exit.into(),
         }
     }
+}
+
+/// A plan or a report that is no JSON: it has a path that is not Unicode.
+#[derive(Debug)]
+struct Untold(serde_json::Error);
+
+impl fmt::Display for Untold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this run cannot be told as JSON, whose text is UTF-8")
+    }
+}
+
+impl Error for Untold {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// Lets panics that a stage makes reasons to skip a file (a decoder that fails on it) not tear the progress bar.
+fn hush_caught_panics() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| match vodka_stage::is_panic_caught() {
+        true => tracing::debug!("caught: {panic}"),
+        false => tell(panic),
+    }));
 }
 
 /// Writes a line to stderr. Where nobody can read it (a closed pager, a log on a full disk) the work goes on all the

@@ -4,7 +4,6 @@ use std::{
     error::Error as StdError,
     fs,
     io::{self, Cursor},
-    panic,
     path::Path,
 };
 
@@ -13,6 +12,7 @@ use image::{
     codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder},
     metadata::Orientation,
 };
+use vodka_stage::catch_panic;
 
 use crate::{Error, Fault, Picture, Result, jpeg};
 
@@ -102,8 +102,8 @@ pub fn decode_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, Fa
         return Err(Fault::Empty);
     }
     // The decoders are not ours and the bytes come from anywhere: one bad file must not end a run of a million.
-    let stored = panic::catch_unwind(|| decode_stored(bytes, options));
-    let Stored { picture, full, reduction, orientation } = stored.unwrap_or_else(|_| Err(Fault::Panic))?;
+    let stored = catch_panic(|| decode_stored(bytes, options));
+    let Stored { picture, full, reduction, orientation } = stored.unwrap_or(Err(Fault::Panic))?;
     let orientation = if options.orientation { orientation } else { Orientation::NoTransforms };
     let (width, height) = if swaps_sides(orientation) { (full.1, full.0) } else { full };
     let first_is_part = turns_ends(orientation);
@@ -140,7 +140,7 @@ fn decode_stored(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fault>
     let reader = Cursor::new(bytes);
     match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, options),
-        Ok(ImageFormat::Png) => read("PNG", PngDecoder::with_limits(reader, limits(options)), options),
+        Ok(ImageFormat::Png) => read("PNG", PngDecoder::with_limits(reader, png_limits(bytes)), options),
         Ok(ImageFormat::WebP) => read("WebP", WebPDecoder::new(reader), options),
         Ok(ImageFormat::Gif) => read("GIF", GifDecoder::new(reader), options),
         Ok(ImageFormat::Bmp) => read("BMP", BmpDecoder::new(reader), options),
@@ -148,11 +148,21 @@ fn decode_stored(bytes: &[u8], options: &DecodeOptions) -> Result<Stored, Fault>
     }
 }
 
-/// Room for the picture at 16 bits a channel and for what a decoder needs beside it.
-fn limits(options: &DecodeOptions) -> Limits {
+/// What a decoder may take beside the pixels: for colour profiles above all, which may be packed as tightly as pixels.
+const BESIDE_MAX: u64 = 64 << 20;
+
+/// Room for so many pixels at 16 bits a channel, twice, and for what a decoder needs beside them.
+pub(crate) fn limits(pixels: u64) -> Limits {
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(1 << 26));
+    limits.max_alloc = Some(pixels.saturating_mul(16).saturating_add(BESIDE_MAX));
     limits
+}
+
+/// The same by the size that a PNG file begins with: its decoder unpacks profiles before it tells that size.
+fn png_limits(bytes: &[u8]) -> Limits {
+    // The signature, the length and the name of the first chunk, and in that the width and the height.
+    let number = |at: usize| Some(u64::from(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?)));
+    limits(number(16).zip(number(20)).map_or(0, |(width, height)| width * height))
 }
 
 fn read<D: ImageDecoder>(
@@ -164,7 +174,7 @@ fn read<D: ImageDecoder>(
     let mut decoder = decoder.map_err(broken)?;
     let (width, height) = decoder.dimensions();
     options.check(width, height)?;
-    decoder.set_limits(limits(options)).map_err(broken)?;
+    decoder.set_limits(limits(u64::from(width) * u64::from(height))).map_err(broken)?;
     // An orientation that cannot be read is none.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let color = decoder.color_type();

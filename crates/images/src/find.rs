@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use vodka_stage::{is_hidden, unreadable};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::{Error, Result};
@@ -60,15 +61,6 @@ fn sort(paths: &mut [PathBuf]) {
 pub fn relative_name(path: &Path) -> String {
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
     parts.join("/")
-}
-
-fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-}
-
-/// The link or file below the root that an error is about; `None` for a folder that cannot be listed.
-fn unreadable(error: &walkdir::Error) -> Option<&Path> {
-    error.path().filter(|path| error.depth() > 0 && !path.is_dir())
 }
 
 fn list_error(root: &Path, error: walkdir::Error) -> Error {

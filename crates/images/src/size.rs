@@ -10,7 +10,7 @@ use image::{ImageDecoder, ImageReader, metadata::Orientation};
 
 use crate::{
     Error, Fault, Result,
-    decode::{first_bytes, swaps_sides},
+    decode::{first_bytes, limits, swaps_sides},
 };
 
 /// The width and height of a picture in pixels, turned as its EXIF orientation says; no pixel is decoded.
@@ -43,7 +43,9 @@ fn read_size(mut file: impl BufRead + Seek) -> Result<(u32, u32), Fault> {
         return Err(Fault::Empty);
     }
     file.rewind().map_err(unreadable)?;
-    let reader = ImageReader::new(file).with_guessed_format().map_err(unreadable)?;
+    let mut reader = ImageReader::new(file).with_guessed_format().map_err(unreadable)?;
+    // Colour profiles are unpacked on the way; the pixels are not.
+    reader.limits(limits(0));
     if reader.format().is_none() {
         return Err(Fault::NotAPicture { found: first_bytes(&start) });
     }

@@ -1,34 +1,54 @@
 //! Files that are there whole or not at all.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, hash_bytes};
+use crate::{
+    Error, Result, hash_bytes,
+    lock::{Held, open_alone},
+};
+
+/// What file systems take for a name, in bytes.
+const NAME_MAX: usize = 255;
 
 /// A file being written beside its target, which [`AtomicFile::commit`] puts in the target's place.
 ///
 /// Dropped without a commit it vanishes. A crash leaves at most a `.<name>.partial` behind, which the next writer of
-/// the same target replaces.
+/// the same target replaces. One writer at a time has a target: the lock on the file beside it is held until that file is
+/// in place or gone.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
     partial: PathBuf,
-    writer: Option<BufWriter<File>>,
+    writer: BufWriter<File>,
+    is_committed: bool,
 }
 
 impl AtomicFile {
     /// Starts writing `target`, whose folder is created where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another writer has it; else when it cannot be written.
     pub fn create(target: impl Into<PathBuf>) -> Result<Self> {
-        let target = target.into();
-        let partial = target.with_file_name(partial_name(&target));
+        Self::open(target.into(), Held::IsNone)
+    }
+
+    fn open(target: PathBuf, held: Held) -> Result<Self> {
+        let partial = beside(&target, ".", ".partial");
         if let Some(folder) = target.parent() {
             create_dir(folder)?;
         }
-        let file = File::create(&partial).map_err(Error::write(&target))?;
-        Ok(Self { target, partial, writer: Some(BufWriter::with_capacity(1 << 20, file)) })
+        let Some(file) = open_alone(&partial, held).map_err(Error::write(&target))? else {
+            return Err(Error::Busy { path: target });
+        };
+        // What a crash has left.
+        file.set_len(0).map_err(Error::write(&target))?;
+        let writer = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { target, partial, writer, is_committed: false })
     }
 
     /// The path the file will have after [`AtomicFile::commit`].
@@ -45,7 +65,7 @@ impl AtomicFile {
     ///
     /// It goes past the buffer that `Write` and `Seek` have: use one way or the other.
     pub fn file(&self) -> &File {
-        self.writer.as_ref().expect("the writer is there until commit").get_ref()
+        self.writer.get_ref()
     }
 
     /// Flushes, syncs and renames: from here on the target holds all that was written.
@@ -54,54 +74,57 @@ impl AtomicFile {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        let writer = self.writer.take().expect("commit consumes the file");
-        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        drop(file);
+        self.writer.flush()?;
+        self.writer.get_ref().sync_all()?;
+        // With the lock still held: who gets it next must see that the file is no longer beside its target.
         fs::rename(&self.partial, &self.target)?;
+        self.is_committed = true;
         sync_folder_of(&self.target)
-    }
-
-    fn writer(&mut self) -> &mut BufWriter<File> {
-        self.writer.as_mut().expect("the writer is there until commit")
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer().write(bytes)
+        self.writer.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer().flush()
+        self.writer.flush()
     }
 }
 
 impl Seek for AtomicFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.writer().seek(position)
+        self.writer.seek(position)
     }
 }
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // After a commit the name is gone; before it, nothing of value is lost.
-        let _ = fs::remove_file(&self.partial);
+        // After a commit the name may be another writer's already; before it, nothing of value is lost.
+        if !self.is_committed {
+            let _ = fs::remove_file(&self.partial);
+        }
     }
 }
 
-/// `.<name>.partial`; by the name's hash where that would be longer than file systems take (255 bytes).
-fn partial_name(target: &Path) -> String {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    match name.len() {
-        0..=240 => format!(".{name}.partial"),
-        _ => format!(".{}.partial", hash_bytes(name.as_bytes())),
+/// What lies beside `path` under its name with something before and after it; with the name's hash for the name where that
+/// would be longer than file systems take.
+pub fn beside(path: &Path, before: &str, after: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let mut whole = OsString::from(before);
+    if before.len() + name.len() + after.len() <= NAME_MAX {
+        whole.push(name);
+    } else {
+        whole.push(hash_bytes(name.as_encoded_bytes()).to_string());
     }
+    whole.push(after);
+    path.with_file_name(whole)
 }
 
-/// Writes `bytes` to `path`, whole or not at all.
+/// Writes `bytes` to `path`, whole or not at all. Where another writes it, it waits: such files are soon written.
 pub fn write_atomic(path: impl Into<PathBuf>, bytes: impl AsRef<[u8]>) -> Result<()> {
-    let mut file = AtomicFile::create(path)?;
+    let mut file = AtomicFile::open(path.into(), Held::IsAwaited)?;
     file.write_all(bytes.as_ref()).map_err(Error::write(file.target().to_path_buf()))?;
     file.commit()
 }
@@ -113,6 +136,19 @@ pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(path).map_err(|source| Error::CreateDir { path: path.to_path_buf(), source })
+}
+
+/// Removes a file, a link or a folder with all that is in it; none there is fine.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_all(path: &Path) -> Result<()> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => Ok(()),
+    };
+    result.map_err(Error::write(path))
 }
 
 /// Makes the names in the folder of `path` survive a power cut. Windows has no way to open a folder for this.
@@ -160,6 +196,54 @@ mod tests {
         let target = dir.path().join("n".repeat(255));
         write_atomic(&target, "text").unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "text");
+        let short = beside(Path::new("a/b.txt"), ".", ".journal");
+        assert_eq!(short, Path::new("a/.b.txt.journal"));
+        for length in [240, 245, 246, 247, 255] {
+            let whole = beside(&dir.path().join("n".repeat(length)), ".", ".partial");
+            assert!(whole.file_name().unwrap().len() <= 255);
+            assert_eq!(whole.to_string_lossy().contains("nnn"), length <= 246, "{length}");
+        }
+    }
+
+    #[test]
+    fn one_writer_at_a_time_has_a_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.txt");
+        // What a crash has left is longer than what comes.
+        fs::write(dir.path().join(".a.txt.partial"), "of a writer that was killed").unwrap();
+        let mut first = AtomicFile::create(&target).unwrap();
+        first.write_all(b"first").unwrap();
+        let error = AtomicFile::create(&target).unwrap_err();
+        assert!(
+            error.to_string().ends_with("a.txt` is held by another run: wait for it, or end it"),
+            "{error}"
+        );
+        first.commit().unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "first", "whole, whoever else has tried");
+        drop(AtomicFile::create(&target).unwrap());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn short_writers_wait_for_each_other_and_each_writes_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.txt");
+        std::thread::scope(|scope| {
+            for writer in 0..8_usize {
+                let target = &target;
+                scope.spawn(move || {
+                    let text = writer.to_string().repeat(1000 * (writer + 1));
+                    (0..20).for_each(|_| write_atomic(target, &text).unwrap());
+                });
+            }
+            for _ in 0..100 {
+                let Ok(text) = fs::read_to_string(&target) else { continue };
+                let writer: usize = text[..1].parse().unwrap();
+                assert_eq!(text, writer.to_string().repeat(1000 * (writer + 1)), "never half, never mixed");
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file is left");
     }
 
     #[test]
@@ -179,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.bin");
         let mut file = AtomicFile::create(&target).unwrap();
-        file.writer = Some(BufWriter::new(full));
+        file.writer = BufWriter::new(full);
         file.write_all(&[0; 100]).unwrap();
         let error = file.commit().unwrap_err();
         assert!(error.to_string().contains("a.bin"), "{error}");

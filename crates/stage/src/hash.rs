@@ -232,12 +232,13 @@ pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result
     Ok(hasher.finish())
 }
 
-fn is_hidden(path: &Path) -> bool {
+/// Whether a file or folder is hidden: its name starts with a dot.
+pub fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// The link or file below the root that an error is about; `None` for a folder that cannot be listed.
-fn unreadable(error: &walkdir::Error) -> Option<&Path> {
+/// The link or file below the root that an error of a walk is about; `None` for a folder that cannot be listed.
+pub fn unreadable(error: &walkdir::Error) -> Option<&Path> {
     let is_folder = |path: &Path| path.is_dir() && error.loop_ancestor().is_none();
     error.path().filter(|path| error.depth() > 0 && !is_folder(path))
 }

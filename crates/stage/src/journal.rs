@@ -5,7 +5,7 @@
 //! follows it is dropped and done again.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File},
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -13,7 +13,10 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{AtomicFile, ContentHash, Error, Result, create_dir};
+use crate::{
+    AtomicFile, ContentHash, Error, Result, beside, create_dir,
+    lock::{Held, open_alone},
+};
 
 /// The format of the file; it changes when the format does.
 const MAGIC: &[u8; 8] = b"vodka-j2";
@@ -36,6 +39,9 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// The most bytes that an entry may take.
+    pub const ENTRY_MAX: u64 = ENTRY_MAX as u64;
+
     /// Opens the journal at `path` and hands over the entries of an earlier run with the same `key`, in order.
     ///
     /// A journal of another run is set aside as `NAME.old`, and taken back when its run comes again.
@@ -167,33 +173,8 @@ fn framed<T: Serialize>(entry: &T) -> io::Result<Vec<u8>> {
 
 /// Opens the file that is at `path` and makes it ours.
 fn lock(path: &Path) -> Result<File> {
-    loop {
-        let options = || OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path);
-        let file = options().map_err(Error::write(path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
-            Err(TryLockError::Error(error)) => return Err(Error::write(path)(error)),
-        }
-        // Whoever had it may have put another file in its place meanwhile.
-        if is_at(&file, path).map_err(Error::read(path))? {
-            return Ok(file);
-        }
-    }
-}
-
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-
-    let here = file.metadata()?;
-    Ok(fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())))
-}
-
-/// Elsewhere a file that is open cannot be replaced.
-#[cfg(not(unix))]
-fn is_at(_: &File, _: &Path) -> io::Result<bool> {
-    Ok(true)
+    let opened = open_alone(path, Held::IsNone).map_err(Error::write(path))?;
+    opened.ok_or_else(|| Error::Busy { path: path.to_path_buf() })
 }
 
 fn is_of_another_run(file: &File, key: ContentHash) -> io::Result<bool> {
@@ -207,12 +188,7 @@ fn is_of_another_run(file: &File, key: ContentHash) -> io::Result<bool> {
 
 /// Puts the journal at `path` aside, and in its place the one that was set aside before if that is of this key.
 fn set_aside(path: &Path, key: ContentHash) -> io::Result<()> {
-    let beside = |ending: &str| {
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(ending);
-        path.with_file_name(name)
-    };
-    let (old, older) = (beside(".old"), beside(".older"));
+    let (old, older) = (beside(path, "", ".old"), beside(path, "", ".older"));
     let comes_back = File::open(&old).is_ok_and(|file| matches!(is_of_another_run(&file, key), Ok(false)));
     if comes_back {
         fs::rename(&old, &older)?;
@@ -354,6 +330,29 @@ mod tests {
         assert_eq!(looked, ["one"]);
         let error = Journal::open::<String>(&path, hash_bytes("a"), |_, _| {}).unwrap_err();
         assert!(error.to_string().contains("tags.journal` is held by another run"), "{error}");
+    }
+
+    #[test]
+    fn the_longest_name_can_be_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n".repeat(255));
+        open(&path, "a").0.append(&"one").unwrap();
+        drop(open(&path, "b"));
+        assert_eq!(open(&path, "a").1, ["one"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_journal() {
+        // /dev/full takes the open and refuses every byte, as a full disk does.
+        let file = File::options().read(true).write(true).open("/dev/full").unwrap();
+        let path = PathBuf::from("tags.journal");
+        let mut journal = Journal { path, file, length: HEADER_LEN, synced: Instant::now() };
+        let error = journal.append(&"one").unwrap_err();
+        assert_eq!(error.to_string(), "cannot write `tags.journal`");
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("No space left on device"), "{source}");
+        assert_eq!(journal.length, HEADER_LEN, "the entry is not counted");
     }
 
     #[test]

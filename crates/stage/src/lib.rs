@@ -11,17 +11,23 @@ mod hash;
 mod interrupt;
 mod journal;
 mod lock;
+mod lossy;
+mod panics;
 mod record;
 mod report;
 mod space;
 
-pub use atomic::{AtomicFile, create_dir, sync_folder_of, write_atomic};
+pub use atomic::{AtomicFile, beside, create_dir, remove_all, sync_folder_of, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
-pub use hash::{ContentHash, FileHasher, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree};
+pub use hash::{
+    ContentHash, FileHasher, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree, is_hidden, unreadable,
+};
 pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
-pub use lock::FolderLock;
+pub use lock::{FolderLock, try_lock};
+pub use lossy::{Paths, lossy};
+pub use panics::{catch_panic, is_panic_caught};
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};
 pub use space::{check_space, free_space};

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{ContentHash, Error, Hasher, Result, hash_tree, write_atomic};
+use crate::{ContentHash, Error, Hasher, Result, beside, hash_tree, lossy, write_atomic};
 
 /// All that the outputs of a run depend on. Equal keys make equal outputs.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +29,7 @@ pub struct RunKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// Where it was found.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// The hash of the file, or of the files of interest in the folder.
     pub sha256: ContentHash,
@@ -38,6 +39,7 @@ pub struct Input {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// The path, relative to the folder of the record where it lies below it.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// The hash of the file, or of the folder's files.
     pub sha256: ContentHash,
@@ -184,9 +186,11 @@ impl RunKey {
         let relative = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
         let outputs =
             outputs.iter().map(|(path, sha256)| Output { path: relative(path), sha256: *sha256 }).collect();
-        let report = serde_json::to_value(report).expect("reports are plain data");
+        // A path that is not Unicode cannot be told, where its field has not said that it may be told roughly.
+        let unsaid = |source: serde_json::Error| Error::write(record)(source.into());
+        let report = serde_json::to_value(report).map_err(unsaid)?;
         let record_of_run = RunRecord { outputs, report, ..self.begun() };
-        let text = serde_json::to_string_pretty(&record_of_run).expect("records are plain data");
+        let text = serde_json::to_string_pretty(&record_of_run).map_err(unsaid)?;
         write_atomic(record, text + "\n")?;
         Ok(record_of_run)
     }
@@ -223,9 +227,7 @@ impl RunRecord {
 /// Where the record of an output file or folder lies: `tags.parquet` has `tags.parquet.run.json` beside it, and so has
 /// the folder `grid`.
 pub fn record_path(output: &Path) -> PathBuf {
-    let mut name = output.file_name().unwrap_or_default().to_os_string();
-    name.push(".run.json");
-    output.with_file_name(name)
+    beside(output, "", ".run.json")
 }
 
 /// Settings as they come back from a record: serde_json reads some numbers as their neighbour.
@@ -338,6 +340,28 @@ mod tests {
         assert_eq!(said.unwrap(), "the setting `cache` changed");
         assert_eq!(change(json!({"a": [1]}), json!({"a": [1]})), None);
         assert_eq!(change(json!(1), json!(2)).unwrap(), "the setting `settings` changed from 1 to 2");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_unicode_are_told_roughly_and_nothing_panics() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+        #[derive(Serialize)]
+        struct Said(#[serde(serialize_with = "lossy")] Vec<PathBuf>);
+
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(OsStr::from_bytes(b"im\xffages"));
+        let (input, out) = (folder.join("in.txt"), dir.path().join("out.txt"));
+        write_atomic(&input, "in").unwrap();
+        write_atomic(&out, "out").unwrap();
+        let key = RunKey::new("tag", &json!({}), None).input("images", &folder, |_| true).unwrap();
+        key.write(&record_path(&out), &[&out], &Said(vec![input.clone()])).unwrap();
+        let text = fs::read_to_string(record_path(&out)).unwrap();
+        assert!(text.contains("im\u{fffd}ages\"") && text.contains("im\u{fffd}ages/in.txt"), "{text}");
+        assert!(matches!(key.standing(&record_path(&out)).unwrap(), Standing::Current(_)));
+        let error = key.write(&record_path(&out), &[&out], &input).unwrap_err();
+        assert!(error.to_string().ends_with("out.txt.run.json`"), "{error}");
     }
 
     #[test]

@@ -7,28 +7,32 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, find};
-use vodka_stage::{Interrupt, RunKey};
+use vodka_stage::{Interrupt, RunKey, beside, lossy, record_path};
 
 use crate::{
     Combine, Error, Profile, Provider, Result, TaggerConfig,
-    folder::{ModelFolder, is_external},
+    folder::{ModelFolder, is_external, weights_outside},
     results::{BATCH_MAX, ImagesHash},
 };
 
 const THREADS_MAX: usize = 1024;
 /// Raised when the same picture and model would give other rows than before: other pixels, another built-in description.
-const ARITHMETIC: u32 = 1;
+const ARITHMETIC: u32 = 2;
 /// More networks at the same time take memory, and the caches from each other.
 const LANES_MAX: usize = 4;
+/// What file systems take for a name, in bytes.
+const NAME_MAX: usize = 255;
+const TABLES: [&str; 2] = ["parquet", "csv"];
 
 /// What a user says about a tagging run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagConfig {
     /// The folder with the network and its labels.
+    #[serde(serialize_with = "lossy")]
     pub model: PathBuf,
     /// Further models, whose scores are put together with the first one's.
-    #[serde(default)]
+    #[serde(default, serialize_with = "lossy")]
     pub ensemble: Vec<PathBuf>,
     /// How the scores of several models become one.
     #[serde(default)]
@@ -37,8 +41,10 @@ pub struct TagConfig {
     #[serde(default)]
     pub family: Option<String>,
     /// The folder of pictures.
+    #[serde(serialize_with = "lossy")]
     pub images: PathBuf,
     /// The table of tags, `.parquet` or `.csv`. Beside it come `STEM.pictures` of the same kind and `STEM.skipped.csv`.
+    #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
     /// The lowest score that is written, 0 to 1.
     #[serde(default = "TagConfig::default_min_score")]
@@ -65,7 +71,7 @@ pub struct TagConfig {
     #[serde(default = "TagConfig::default_max_pixels")]
     pub max_pixels: u64,
     /// The ONNX Runtime library.
-    #[serde(default)]
+    #[serde(default, serialize_with = "lossy")]
     pub onnxruntime: PathBuf,
 }
 
@@ -120,8 +126,13 @@ impl TagConfig {
             return wrong("max_pixels", "at least 1", self.max_pixels.to_string());
         }
         let extension = self.output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        if !["parquet", "csv"].contains(&extension.as_str()) {
+        if !TABLES.contains(&extension.as_str()) {
             return wrong("output", "a name ending in .parquet or .csv", self.output.display().to_string());
+        }
+        let other = TABLES.map(|other| self.output.with_extension(other)).into_iter();
+        if let Some(other) = other.filter(|other| *other != self.output).find(|it| record_path(it).exists()) {
+            let expected = "another name before the dot: that table has the same list of skipped pictures";
+            return wrong("output", expected, format!("`{}` beside it", other.display()));
         }
         if self.embeddings && !self.ensemble.is_empty() {
             return wrong("embeddings", "one model", format!("{} models", self.models().count()));
@@ -133,13 +144,21 @@ impl TagConfig {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
         let threads = if self.threads == 0 { cores() } else { self.threads };
         let batch = if self.batch == 0 { self.provider.default_batch() } else { self.batch };
-        Ok(TagPlan {
+        let plan = TagPlan {
             lanes: if self.provider.is_concurrent() { threads.min(LANES_MAX) } else { 1 },
             pictures: self.output.with_extension(format!("pictures.{extension}")),
             skipped: self.output.with_extension("skipped.csv"),
             embeddings: self.embeddings.then(|| self.output.with_extension("embeddings.parquet")),
             config: Self { threads, batch, ..self.clone() },
-        })
+        };
+        let name_len = |path: &Path| path.file_name().map_or(0, |name| name.len());
+        match plan.outputs().into_iter().map(name_len).max() {
+            Some(longest) if longest > NAME_MAX => {
+                let found = format!("{longest} bytes in the name of a file that comes beside it");
+                wrong("output", "a name of which all names get at most 255 bytes", found)
+            }
+            _ => Ok(plan),
+        }
     }
 
     pub(crate) fn models(&self) -> impl Iterator<Item = &Path> {
@@ -155,10 +174,13 @@ pub struct TagPlan {
     /// How many batches the model gets at the same time.
     pub lanes: usize,
     /// The table of pictures: size, hashes and sharpness.
+    #[serde(serialize_with = "lossy")]
     pub pictures: PathBuf,
     /// The list of skipped pictures.
+    #[serde(serialize_with = "lossy")]
     pub skipped: PathBuf,
     /// The table of embeddings, where one is wanted.
+    #[serde(serialize_with = "lossy")]
     pub embeddings: Option<PathBuf>,
 }
 
@@ -239,9 +261,13 @@ impl TagPlan {
                 number => format!("{what}_{}", number + 1),
             };
             let folder = ModelFolder::open(model, family.as_deref())?;
+            let outside = weights_outside(&folder.network);
+            let is_outside = |path: &Path| {
+                is_external(&folder.network, path) || outside.iter().any(|name| path == model.join(name))
+            };
             key = key
                 .input(&name("model"), &folder.network, |_| true)?
-                .input(&name("weights"), model, |path| is_external(&folder.network, path))?
+                .input(&name("weights"), model, is_outside)?
                 .input(&name("labels"), folder.labels(), |_| true)?
                 .input(&name("description"), model, |path| folder.is_description(path))?;
         }
@@ -255,8 +281,7 @@ impl TagPlan {
     }
 
     pub(crate) fn journal(&self) -> PathBuf {
-        let name = self.config.output.file_name().unwrap_or_default().to_string_lossy();
-        self.config.output.with_file_name(format!(".{name}.journal"))
+        beside(&self.config.output, ".", ".journal")
     }
 
     pub(crate) fn taggers(&self) -> impl Iterator<Item = TaggerConfig> {

@@ -10,7 +10,7 @@ use crate::{
     Description, Labels, Network, NetworkConfig, Profile, Provider, Result, Tags, Thresholds,
     folder::{ModelFolder, Settled},
     graph::Graph,
-    model::Model,
+    model::{Model, is_finite},
     profile::Preparation,
     trial::{PATIENCE, Trial},
 };
@@ -208,10 +208,20 @@ impl Tagger {
     /// # Panics
     /// As [`Tagger::score`].
     pub fn score_with_embeddings<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
+        let scores = self.score_each(prepared)?;
+        self.model.check(scores.scores.outer_iter())?;
+        Ok(scores)
+    }
+
+    /// The same, where the scores of some pictures may be no numbers: the model has been found to make sense, so it is not
+    /// the model that is wrong with them.
+    pub(crate) fn score_each<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         if prepared.is_empty() {
             return Ok(Scores { scores: Array2::zeros((0, self.model.labels.len())), embeddings: None });
         }
         self.trial.verdict(|| self.model.try_out())?;
-        self.model.score(prepared)
+        let scores = self.model.score(prepared)?;
+        self.model.check(scores.scores.outer_iter().filter(|row| is_finite(*row)))?;
+        Ok(scores)
     }
 }

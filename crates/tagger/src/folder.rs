@@ -9,7 +9,7 @@ use crate::{
     Error, Labels, Result,
     description::{Description, LabelFile, MODEL_TOML, families},
     graph::Graph,
-    preprocess,
+    int8,
 };
 
 const NETWORK: &str = "the network";
@@ -126,7 +126,7 @@ impl Candidate {
             }
             let text =
                 fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
-            preprocess::follow(&mut description, &file, &text, &path)?;
+            description.follow_steps(&text, &path)?;
         }
         graph.input(network, &description)?;
         graph.outputs(network, &description.output)?;
@@ -204,7 +204,13 @@ pub(crate) fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
     all.next().is_none().then_some(first)
 }
 
-/// Whether a file beside the network is a part of it: weights lie outside it as `model.onnx.data` or `model.onnx_data`.
+/// The files below the network's folder, by their paths relative to it, that its graph says hold weights. None of a file that
+/// is no network.
+pub(crate) fn weights_outside(network: &Path) -> Vec<String> {
+    int8::locations(network).unwrap_or_default()
+}
+
+/// Whether a file beside the network is a part of it by its name: `model.onnx.data` or `model.onnx_data`.
 pub(crate) fn is_external(network: &Path, path: &Path) -> bool {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     path.parent() == network.parent() && path != network && name(path).starts_with(&name(network))

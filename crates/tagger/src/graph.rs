@@ -6,10 +6,8 @@ use std::{fmt, path::Path};
 use crate::{
     Error, Network, Port, Result,
     description::{Description, Layout, OutputRules, SIDE_MAX},
+    results::BATCH_MAX,
 };
-
-/// More than anybody fixes in a graph; a damaged one must not ask for all memory.
-const BATCH_MAX: usize = 4096;
 
 /// The inputs and the outputs of a network.
 #[derive(Debug, Clone)]
@@ -68,6 +66,7 @@ impl Graph {
         };
         let (batch, [side, ..]) =
             dims.filter(is_picture).ok_or_else(|| wrong(format!("one input, float32 [batch, {shape}]")))?;
+        // A damaged graph must not ask for all memory.
         if batch > Some(BATCH_MAX) || side > Some(SIDE_MAX as usize) {
             return Err(wrong(format!("a batch of at most {BATCH_MAX} and a side of at most {SIDE_MAX}")));
         }

@@ -17,7 +17,7 @@ use std::{
     error::Error as StdError,
     ffi::OsString,
     fmt,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     thread,
@@ -29,7 +29,9 @@ use hf_hub::{
     api::sync::{Api, ApiBuilder, ApiError},
 };
 use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
-use vodka_stage::{ContentHash, Error as StageError, Interrupt, create_dir, hash_file, write_atomic};
+use vodka_stage::{
+    ContentHash, Error as StageError, Interrupt, create_dir, hash_file, remove_all, try_lock, write_atomic,
+};
 
 use crate::{
     Description, Error, Result,
@@ -182,10 +184,7 @@ pub fn resolve(
     let folder = match model {
         ModelRef::Folder(path) => path.clone(),
         ModelRef::Hub { name, subfolder, revision } => {
-            config.family.as_deref().map(Description::family).transpose()?;
-            let folder = config.cache.join(format!("models--{}", name.replace('/', "--")));
-            let subfolder = subfolder.as_deref();
-            let fetch = Fetch { model, name, subfolder, revision, folder, config, interrupt };
+            let fetch = Fetch::new(model, [name, revision], subfolder.as_deref(), config, interrupt)?;
             match (fetch.whole(), config.offline) {
                 (Ok(folder), _) => folder,
                 (Err(missing), true) => return Err(Error::NotCached { model: model.to_string(), missing }),
@@ -200,6 +199,16 @@ pub fn resolve(
     Ok(folder)
 }
 
+/// Whether [`resolve`] would download the model: it is a name, and the cache has not all of it. Uses no network.
+///
+/// # Errors
+/// When there is no such family as `config.family`.
+pub fn is_missing(model: &ModelRef, config: &HubConfig) -> Result<bool> {
+    let ModelRef::Hub { name, subfolder, revision } = model else { return Ok(false) };
+    let (online, never) = (HubConfig { offline: false, ..config.clone() }, Interrupt::new());
+    Ok(Fetch::new(model, [name, revision], subfolder.as_deref(), &online, &never)?.whole().is_err())
+}
+
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_hex(text)
 }
@@ -208,15 +217,16 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// What of a folder's files a tagger needs: the network, which is the first of `networks` that is there or the only one,
-/// with its weights, and text.
-fn needed<'a>(names: &[&'a str], networks: &[String]) -> Option<Vec<&'a str>> {
+/// What of a folder's files a tagger needs: the network, which is the first of `networks` that is there or the only one;
+/// and the others: what is called as weights of it are, and text.
+fn needed<'a>(names: &[&'a str], networks: &[String]) -> Option<(&'a str, Vec<&'a str>)> {
     let at_top = || names.iter().copied().filter(|name| is_part(name));
     let named = networks.iter().find_map(|network| at_top().find(|name| name == network));
     let network = named.or_else(|| only(at_top().filter(|name| name.ends_with(".onnx"))))?;
     let is_text = |name: &str| [".csv", ".json", ".toml", ".txt"].iter().any(|ending| name.ends_with(ending));
     // Weights outside the network lie in `model.onnx.data` or `model.onnx_data`.
-    Some(at_top().filter(|name| name.starts_with(network) || is_text(name)).collect())
+    let is_needed = |name: &&str| *name != network && (name.starts_with(network) || is_text(name));
+    Some((network, at_top().filter(is_needed).collect()))
 }
 
 /// The download of a model.
@@ -237,7 +247,19 @@ struct About {
     size: u64,
 }
 
-impl Fetch<'_> {
+impl<'a> Fetch<'a> {
+    fn new(
+        model: &'a ModelRef,
+        [name, revision]: [&'a str; 2],
+        subfolder: Option<&'a str>,
+        config: &'a HubConfig,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
+        config.family.as_deref().map(Description::family).transpose()?;
+        let folder = config.cache.join(format!("models--{}", name.replace('/', "--")));
+        Ok(Self { model, name, subfolder, revision, folder, config, interrupt })
+    }
+
     /// The model's folder if it is whole, otherwise what is missing. Offline what looks like a model must do: other tools
     /// leave no list of what they downloaded.
     fn whole(&self) -> Result<PathBuf, PathBuf> {
@@ -303,8 +325,16 @@ impl Fetch<'_> {
             bring(MODEL_TOML)?; // it may say what the network is called
         }
         let networks = folder::network_names(&folder, self.family())?;
-        let files = needed(&names, &networks).ok_or_else(|| self.no_network(&all))?;
+        let (network, mut files) = needed(&names, &networks).ok_or_else(|| self.no_network(&all))?;
+        files.push(network);
         files.iter().try_for_each(|file| bring(file))?;
+        // Weights may have any name; only the network knows.
+        let outside = folder::weights_outside(&folder.join(network));
+        let outside = names.iter().copied().filter(|name| outside.iter().any(|file| file == name));
+        let outside = outside.filter(|name| name.split('/').all(is_part) && !files.contains(name));
+        let outside: Vec<_> = outside.collect();
+        outside.iter().try_for_each(|file| bring(file))?;
+        files.extend(outside);
         write_atomic(self.list(&info.sha), files.join("\n"))?;
         if self.revision != info.sha {
             write_atomic(self.folder.join("refs").join(self.revision), &info.sha)?;
@@ -331,11 +361,10 @@ impl Fetch<'_> {
         create_dir(self.folder.join(".vodka"))?;
         let file = File::create(&path).map_err(cannot_write(&path))?;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => self.go_on()?,
-                Err(TryLockError::Error(source)) => return Err(cannot_write(&path)(source)),
+            if try_lock(&file) {
+                return Ok(file);
             }
+            self.go_on()?;
             thread::sleep(LOCK_TRIED_EVERY);
         }
     }
@@ -380,15 +409,16 @@ impl Fetch<'_> {
                 Err(_) => Ok(()), // a small file: its etag is git's hash, which is no SHA-256
             });
             if checked.is_err() {
-                remove(&part)?;
+                remove_all(&part)?;
             }
             checked?;
             create_dir(self.folder.join("blobs"))?;
             rename(&part, &blob)?;
         }
-        create_dir(folder)?;
+        let at = folder.join(file);
+        create_dir(at.parent().unwrap_or(folder))?;
         let depth = self.subfolder.map_or(0, |subfolder| subfolder.split('/').count());
-        link(&blob, &folder.join(file), depth)
+        link(&blob, &at, depth + file.matches('/').count())
     }
 
     /// Asks for one byte, and no further than the hub itself: of a large file that lies elsewhere it knows the hash.
@@ -517,16 +547,6 @@ fn check_hash(file: &Path, name: &Path, expected: ContentHash) -> Result<()> {
     Err(Error::WrongContent { path: name.to_path_buf(), expected, found })
 }
 
-/// Removes a file or folder; none there is fine.
-fn remove(path: &Path) -> Result<()> {
-    let result = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_) => Ok(()),
-    };
-    result.map_err(cannot_write(path))
-}
-
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(cannot_write(to))
 }
@@ -534,7 +554,7 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 /// Makes `snapshots/COMMIT/FILE`, or a file so many folders below, a link to a blob; a copy of it where links are not
 /// allowed.
 fn link(blob: &Path, at: &Path, depth: usize) -> Result<()> {
-    remove(at)?;
+    remove_all(at)?;
     let target = Path::new(&"../".repeat(2 + depth)).join("blobs").join(blob.file_name().unwrap_or_default());
     #[cfg(unix)]
     let linked: io::Result<()> = std::os::unix::fs::symlink(&target, at);

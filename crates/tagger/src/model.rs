@@ -2,7 +2,7 @@
 
 use std::{borrow::Borrow, panic, path::PathBuf, thread};
 
-use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, concatenate, s};
+use ndarray::{Array2, ArrayD, ArrayView1, ArrayView2, Axis, Ix2, concatenate, s};
 use vodka_images::{Rgb, RgbImage};
 
 use crate::{
@@ -23,12 +23,10 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// The probabilities of one or more pictures, and their embeddings.
+    /// The probabilities of one or more pictures, and their embeddings. For [`Model::check`] to look at.
     pub fn score<P: Borrow<RgbImage>>(&self, prepared: &[P]) -> Result<Scores> {
         let Scores { scores, embeddings } = self.infer(prepared)?;
-        let scores = self.probabilities(scores);
-        self.check(&scores)?;
-        Ok(Scores { scores, embeddings })
+        Ok(Scores { scores: self.probabilities(scores), embeddings })
     }
 
     /// Makes probabilities of labels of an output's values.
@@ -43,12 +41,13 @@ impl Model {
         }
     }
 
-    fn check(&self, scores: &Array2<f32>) -> Result<()> {
-        let is_wrong = |score: f32| !(0.0..=1.0).contains(&score);
-        let Some(((_, i), score)) = scores.indexed_iter().find(|(_, score)| is_wrong(**score)) else {
-            return Ok(());
-        };
-        let hint = if scores.iter().all(|score| score.is_finite()) {
+    /// Whether the scores of pictures are probabilities.
+    pub fn check<'a>(&self, rows: impl IntoIterator<Item = ArrayView1<'a, f32>>) -> Result<()> {
+        let is_right = |score: &f32| (0.0..=1.0).contains(score);
+        let Some(row) = rows.into_iter().find(|row| !row.iter().all(is_right)) else { return Ok(()) };
+        let found = row.iter().enumerate().find(|(_, score)| !is_right(score));
+        let (i, score) = found.expect("the row has one");
+        let hint = if is_finite(row) {
             "its outputs are logits; set activation = \"sigmoid\""
         } else {
             "its outputs are no numbers"
@@ -138,7 +137,7 @@ impl Model {
         let model = || self.network.path().to_path_buf();
         let is_probable = values.iter().all(|value| (0.0..=1.0).contains(value));
         let scores = self.probabilities(values);
-        self.check(&scores)?;
+        self.check(scores.outer_iter())?;
         let lowest = scores.iter().copied().fold(f32::INFINITY, f32::min);
         if lowest >= 0.5 {
             let hint = match self.description.output.activation {
@@ -180,4 +179,9 @@ impl Model {
         let side = self.input.side;
         [RgbImage::from_fn(side, side, stripes), RgbImage::from_fn(side, side, noise)]
     }
+}
+
+/// Whether a picture has a score for each label: for some a network may compute what is no number.
+pub(crate) fn is_finite(row: ArrayView1<'_, f32>) -> bool {
+    row.iter().all(|score| score.is_finite())
 }

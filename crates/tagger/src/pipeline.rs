@@ -30,7 +30,8 @@ const WINDOW: usize = 4;
 
 /// A network as the pipeline sees it.
 pub(crate) trait Scorer: Sync {
-    /// The scores of pictures that [`Reader`] prepared for this network, one row each.
+    /// The scores of pictures that [`Reader`] prepared for this network, one row each. A row with what is no number is of a
+    /// picture that the network cannot score.
     fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores>;
 }
 
@@ -53,8 +54,9 @@ pub(crate) struct Job<'a> {
 /// What became of one picture.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// Its score for each label, its embedding where the network has one, and what else there is to know.
-    Scored { scores: Vec<f32>, embedding: Option<Vec<f32>>, facts: Facts },
+    /// Its score for each label, its embedding where the network has one, and what else there is to know where that was asked
+    /// for.
+    Scored { scores: Vec<f32>, embedding: Option<Vec<f32>>, facts: Option<Facts> },
     /// Its content is what it was; only the stamp is new.
     Same(Stamp),
     /// It cannot be scored.
@@ -87,7 +89,7 @@ impl Load {
 /// What a decoder makes of a path.
 pub(crate) enum Prepared {
     /// A picture as each network wants to see it.
-    Picture(Vec<RgbImage>, Facts),
+    Picture(Vec<RgbImage>, Option<Facts>),
     /// What became of it instead.
     Done(Seen),
     /// The folder of all pictures is there no more: a disk was unplugged, say.
@@ -98,12 +100,15 @@ impl Job<'_> {
     /// Scores the pictures and hands over each batch when it is done, in no order, until `on_batch` says that it is
     /// enough; then the batches that the network has begun are still handed over.
     ///
+    /// No more batches are begun and not yet through `on_batch` than there are lanes: a lane begins the next when its last one
+    /// is.
+    ///
     /// Which pictures share a batch depends on nothing but the list and the batch size.
     pub fn run(&self, load: &Load, on_batch: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>>) -> Result<()> {
         let gate = Gate::new(WINDOW * (self.lanes * self.batch + self.decoders));
         let next = AtomicUsize::new(0);
         let (prepared, waiting) = channel();
-        let (scored, batches) = sync_channel(self.lanes);
+        let (scored, batches) = sync_channel(0);
         let assembler = Mutex::new(Assembler { job: self, prepared: waiting, waiting: BTreeMap::new() });
         thread::scope(|scope| {
             for _ in 0..self.decoders {
@@ -120,7 +125,7 @@ impl Job<'_> {
             let _closed = CloseAtEnd(&gate);
             let (mut oldest, mut ahead) = (0, BTreeMap::new());
             for batch in batches {
-                let batch = batch?;
+                let Some(batch) = batch.transpose()? else { continue };
                 ahead.insert(batch.places.start, batch.places.end);
                 if on_batch(batch)?.is_break() {
                     gate.close();
@@ -153,13 +158,15 @@ impl Job<'_> {
         gate: &Gate,
         assembler: &Mutex<Assembler>,
         load: &Load,
-        scored: &SyncSender<Result<Batch>>,
+        scored: &SyncSender<Option<Result<Batch>>>,
     ) {
         let _closed = CloseAtPanic(gate);
         loop {
             let next = lock(assembler).next();
             let Some((places, prepared)) = next.filter(|_| !gate.is_closed()) else { return };
-            if scored.send(self.score(places, prepared, load)).is_err() {
+            let batch = self.score(places, prepared, load);
+            // The second is taken when what comes of the first is done.
+            if scored.send(Some(batch)).and_then(|()| scored.send(None)).is_err() {
                 return;
             }
         }
@@ -181,15 +188,15 @@ impl Job<'_> {
         let mut row = || rows.next().expect("a row for each picture").to_vec();
         let mut embeddings = embeddings.as_ref().map(|rows| rows.outer_iter());
         let mut embedding = || embeddings.as_mut()?.next().map(|row| row.to_vec());
-        let seen = prepared
+        let seen_all = prepared
             .into_iter()
             .map(|one| match one {
-                Prepared::Picture(_, facts) => Seen::Scored { scores: row(), embedding: embedding(), facts },
+                Prepared::Picture(_, facts) => seen(row(), embedding(), facts),
                 Prepared::Done(seen) => seen,
                 Prepared::Gone(_) => unreachable!("a batch with such a one is an error"),
             })
             .collect();
-        Ok(Batch { places, seen })
+        Ok(Batch { places, seen: seen_all })
     }
 
     /// A failure with the pictures that it happened to.
@@ -198,6 +205,15 @@ impl Job<'_> {
         let (first, more) = (name(places.start), places.len() - 1);
         Error::Scoring { first, more, source: Box::new(source) }
     }
+}
+
+/// What became of a picture that the network has seen.
+fn seen(scores: Vec<f32>, embedding: Option<Vec<f32>>, facts: Option<Facts>) -> Seen {
+    if scores.iter().chain(embedding.iter().flatten()).all(|value| value.is_finite()) {
+        return Seen::Scored { scores, embedding, facts };
+    }
+    let reason = "what the network makes of it is no number".to_owned();
+    Seen::Skipped(Trouble { reason, content: facts.map(|facts| (facts.stamp, facts.sha256)) })
 }
 
 impl Prepared {
@@ -317,6 +333,8 @@ mod tests {
     struct Fake {
         scored: AtomicUsize,
         largest: AtomicUsize,
+        /// Pictures with this first value get no number.
+        fails_at: Option<u8>,
         fails: bool,
         panics: bool,
     }
@@ -329,7 +347,10 @@ mod tests {
             }
             self.scored.fetch_add(prepared.len(), Ordering::Relaxed);
             self.largest.fetch_max(prepared.len(), Ordering::Relaxed);
-            let first = |images: &&[RgbImage]| f32::from(images[0].as_raw()[0]);
+            let first = |images: &&[RgbImage]| match images[0].as_raw()[0] {
+                value if Some(value) == self.fails_at => f32::NAN,
+                value => f32::from(value),
+            };
             let scores = prepared.iter().map(first).collect();
             let scores = Array2::from_shape_vec((prepared.len(), 1), scores).unwrap();
             Ok(Scores { scores, embeddings: None })
@@ -369,7 +390,7 @@ mod tests {
             decode: DecodeOptions::default(),
             prepare: &|decoded| vec![decoded.picture.clone().into_rgb()],
             measure: false,
-            known,
+            known: Some(known),
             memory: Memory::new(&DecodeOptions::default(), decoders),
         };
         let todo: Vec<_> = (0..paths.len()).collect();
@@ -411,6 +432,89 @@ mod tests {
         assert_eq!(scored, fake.scored.into_inner(), "all that the network has begun");
         assert!(seen.len() < 20, "{}", seen.len());
         assert!(run_with(dir.path(), &[], &Fake::default(), [2, 2, 3], &|_| None, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_picture_whose_score_is_no_number_is_skipped_and_the_others_are_not() {
+        let (dir, paths) = folder(8);
+        let whole = run_with(dir.path(), &paths, &Fake::default(), [2, 1, 1], &|_| None, usize::MAX).unwrap();
+        let bad = whole[1].1.unwrap();
+        let fake = Fake { fails_at: Some(bad as u8), ..Fake::default() };
+        let seen = run_with(dir.path(), &paths, &fake, [2, 1, 1], &|_| None, usize::MAX).unwrap();
+        let expected = whole.iter().map(|(place, score)| (*place, score.filter(|score| *score != bad)));
+        assert_eq!(seen, expected.collect::<Vec<_>>());
+        assert!(seen.iter().filter(|(_, score)| score.is_none()).count() < 8);
+        let facts = Facts {
+            stamp: Stamp::of(&dir.path().join(&paths[0])).unwrap(),
+            sha256: hash_file(dir.path().join(&paths[0])).unwrap(),
+            width: 1,
+            height: 1,
+            looks: None,
+        };
+        let Seen::Skipped(trouble) = super::seen(vec![0.5, f32::NAN], None, Some(facts.clone())) else {
+            panic!("it has no score");
+        };
+        assert_eq!(trouble.reason, "what the network makes of it is no number");
+        assert_eq!(trouble.content, Some((facts.stamp, facts.sha256)), "the next run need not try again");
+        let seen = super::seen(vec![0.5], Some(vec![f32::INFINITY]), None);
+        assert!(matches!(seen, Seen::Skipped(_)));
+    }
+
+    /// Scores like [`Fake`] and looks at what is begun and not yet handed over.
+    #[derive(Default)]
+    struct Watched {
+        fake: Fake,
+        begun: AtomicUsize,
+        through: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Scorer for Watched {
+        fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores> {
+            let through = self.through.load(Ordering::SeqCst);
+            let begun = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(begun - through, Ordering::SeqCst);
+            self.fake.score(prepared)
+        }
+    }
+
+    /// What a crash costs.
+    #[test]
+    fn no_more_is_begun_and_not_through_than_there_are_lanes() {
+        let (dir, paths) = folder(4);
+        // Enough of them, and none that needs no network.
+        let paths: Vec<_> = paths.into_iter().cycle().take(300).collect();
+        for lanes in [1, 3] {
+            let watched = Watched::default();
+            let reader = Reader {
+                root: dir.path(),
+                decode: DecodeOptions::default(),
+                prepare: &|decoded| vec![decoded.picture.clone().into_rgb()],
+                measure: false,
+                known: None,
+                memory: Memory::new(&DecodeOptions::default(), 2),
+            };
+            let todo: Vec<_> = (0..paths.len()).collect();
+            let job = Job {
+                scorer: &watched,
+                reader: &reader,
+                paths: &paths,
+                todo: &todo,
+                batch: 2,
+                lanes,
+                decoders: 2,
+            };
+            job.run(&Load::default(), &mut |_| {
+                // As a journal on a slow disk: the lanes could be far ahead by then.
+                (0..200).for_each(|_| thread::yield_now());
+                watched.through.fetch_add(1, Ordering::SeqCst);
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+            assert_eq!(watched.begun.into_inner(), 150);
+            let most = watched.most.into_inner();
+            assert!((1..=lanes).contains(&most), "{most} with {lanes} lanes");
+        }
     }
 
     #[test]

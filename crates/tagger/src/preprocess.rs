@@ -6,16 +6,25 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
-    description::{Description, FirstSquare, Fit, PreprocessFile, Resampler},
+    description::{Description, FirstSquare, Fit, PreprocessFile, Resampler, SIDE_MAX},
 };
 
+impl Description {
+    /// Lets it do what the text of its file of processing steps says ([`Description::preprocess`]); nothing where it has no
+    /// such file. The path is only for errors.
+    ///
+    /// # Errors
+    /// When the text is no JSON, or a step cannot be followed; with its place.
+    pub fn follow_steps(&mut self, text: &str, path: &Path) -> Result<()> {
+        match self.preprocess.clone() {
+            Some(file) => follow(self, &file, text, path),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Lets `description` do what the steps in `text` say. The path is only for errors.
-pub(crate) fn follow(
-    description: &mut Description,
-    file: &PreprocessFile,
-    text: &str,
-    path: &Path,
-) -> Result<()> {
+fn follow(description: &mut Description, file: &PreprocessFile, text: &str, path: &Path) -> Result<()> {
     let wrong = |place, expected, found: &Value| Error::Preprocess {
         path: path.to_path_buf(),
         steps: file.steps.clone(),
@@ -114,9 +123,10 @@ impl Steps {
     }
 }
 
-/// The side of a square: a number, or twice the same one.
+/// The side of a square: a number, or twice the same one; none that would ask for all memory.
 fn square(size: Option<&Value>) -> Option<u32> {
-    let number = |value: &Value| value.as_u64().and_then(|size| u32::try_from(size).ok());
+    let side = |size: &u32| (1..=SIDE_MAX).contains(size);
+    let number = |value: &Value| value.as_u64().and_then(|size| u32::try_from(size).ok()).filter(side);
     match size?.as_array().map(Vec::as_slice) {
         None => number(size?),
         Some([a, b]) if a == b => number(a),
@@ -210,6 +220,8 @@ mod tests {
                 "a crop that leaves the whole",
             ),
             (PAD.replace("512]", "400]"), "expected a square as `size`"),
+            (PAD.replace("512", "60000"), "expected a square as `size`"),
+            (PAD.replace("512", "0"), "expected a square as `size`"),
             (PAD.replace("bilinear", "nearest"), "expected bilinear, bicubic or lanczos"),
             (format!("{PAD}, {}", RESIZE.replace("null", "600")), "no `max_size`"),
             (PAD.to_owned(), "`test[1]`: expected to_tensor, found null"),

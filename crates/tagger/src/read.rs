@@ -3,14 +3,13 @@
 use std::{
     fs::{File, Metadata},
     io::{self, Read},
-    panic::{self, AssertUnwindSafe},
     path::Path,
     time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, Decoded, Fault, Measures, RgbImage, decode_bytes, measure, size_of_bytes};
-use vodka_stage::{ContentHash, hash_bytes};
+use vodka_stage::{ContentHash, catch_panic, hash_bytes};
 
 use crate::{
     budget::{Budget, Share},
@@ -74,7 +73,8 @@ impl From<Measures> for Looks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Trouble {
     pub reason: String,
-    /// The content that is no picture; none where the file could not be read, which another time it may.
+    /// The content that is no picture; none where the file could not be read, which another time it may, and where nobody
+    /// has asked for it.
     pub content: Option<(Stamp, ContentHash)>,
 }
 
@@ -122,24 +122,29 @@ pub(crate) struct Reader<'a> {
     pub prepare: &'a (dyn Fn(&Decoded) -> Vec<RgbImage> + Sync),
     /// Whether pictures are measured.
     pub measure: bool,
-    /// The hash that the picture at this place had when it was scored before, where its stamp has changed since.
-    pub known: &'a (dyn Fn(usize) -> Option<ContentHash> + Sync),
+    /// For pictures that are told apart by name and content: the hash that the one at this place had when it was scored
+    /// before, where its stamp has changed since. Without it no file is hashed, and names need not be text.
+    pub known: Option<&'a Known<'a>>,
     pub memory: Memory,
 }
+
+/// What is known of the content of the picture at a place of the list.
+pub(crate) type Known<'a> = dyn Fn(usize) -> Option<ContentHash> + Sync + 'a;
 
 impl Reader<'_> {
     /// The picture at `index` of the list, or what became of it instead.
     pub fn prepare(&self, index: usize, path: &Path) -> Prepared {
-        if path.to_str().is_none() {
+        if self.known.is_some() && path.to_str().is_none() {
             return skipped(Trouble::unreadable("the name is not UTF-8"));
         }
-        let (bytes, stamp, _room) = match read(&self.root.join(path), &self.memory.files) {
+        let (bytes, stamp, _room) = match read(&self.root.join(path), &self.memory.files, || {}) {
             Ok(found) => found,
             Err(_) if self.is_gone() => return Prepared::Gone(self.root.to_path_buf()),
             Err(trouble) => return skipped(trouble),
         };
-        let sha256 = hash_bytes(&bytes);
-        if (self.known)(index) == Some(sha256) {
+        let content = self.known.map(|_| (stamp, hash_bytes(&bytes)));
+        let known = self.known.and_then(|known| known(index));
+        if known.is_some() && known == content.map(|(_, sha256)| sha256) {
             return Prepared::Done(Seen::Same(stamp));
         }
         let work = || {
@@ -147,10 +152,10 @@ impl Reader<'_> {
             let decoded = decode_bytes(&bytes, &self.decode)?;
             let looks = self.measure.then(|| measure(&decoded.picture).into());
             let Decoded { width, height, .. } = decoded;
-            let facts = Facts { stamp, sha256, width, height, looks };
+            let facts = content.map(|(stamp, sha256)| Facts { stamp, sha256, width, height, looks });
             Ok(Prepared::Picture((self.prepare)(&decoded), facts))
         };
-        let trouble = |fault: Fault| Trouble { reason: fault.reason(), content: Some((stamp, sha256)) };
+        let trouble = |fault: Fault| Trouble { reason: fault.reason(), content };
         guarded(work).unwrap_or_else(|fault| skipped(trouble(fault)))
     }
 
@@ -169,8 +174,13 @@ pub(crate) fn is_readable(path: &Path) -> bool {
     path.to_str().is_some() && File::open(path).is_ok_and(is_small)
 }
 
-/// The content of a file that nobody changed meanwhile, and the room that it takes.
-fn read<'a>(path: &Path, room: &'a Budget) -> Result<(Vec<u8>, Stamp, Share<'a>), Trouble> {
+/// The content of a file that nobody changed meanwhile, and the room that it takes. `opened` is told each time that it is
+/// open and its size known: until it is read somebody may change it.
+fn read<'a>(
+    path: &Path,
+    room: &'a Budget,
+    mut opened: impl FnMut(),
+) -> Result<(Vec<u8>, Stamp, Share<'a>), Trouble> {
     let unreadable = |source: io::Error| Trouble::unreadable(Fault::Read { source }.reason());
     for _ in 0..ATTEMPTS {
         let mut file = File::open(path).map_err(unreadable)?;
@@ -179,6 +189,7 @@ fn read<'a>(path: &Path, room: &'a Budget) -> Result<(Vec<u8>, Stamp, Share<'a>)
             let found = metadata.len();
             return Err(Trouble::unreadable(format!("expected at most {FILE_MAX} bytes, found {found}")));
         }
+        opened();
         let share = room.take(metadata.len());
         let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
         file.by_ref().take(FILE_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -193,7 +204,7 @@ fn read<'a>(path: &Path, room: &'a Budget) -> Result<(Vec<u8>, Stamp, Share<'a>)
 
 /// Makes of a panic a reason to skip the picture: one that nobody has thought of must not end a run of a million.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Fault::Panic))
+    catch_panic(work).unwrap_or(Err(Fault::Panic))
 }
 
 #[cfg(test)]
@@ -227,8 +238,45 @@ mod tests {
         File::create(&path).unwrap().set_len(FILE_MAX + 1).unwrap();
         let room = Budget::new(FILE_MAX);
         assert_eq!(
-            read(&path, &room).unwrap_err().reason,
+            read(&path, &room, || {}).unwrap_err().reason,
             "expected at most 1073741824 bytes, found 1073741825"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_changed_while_it_is_read_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("a.png"), dir.path().join("new"));
+        let room = Budget::new(FILE_MAX);
+        let replace = |text: &str| {
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(&new, &path).unwrap();
+        };
+        let append = |text: &str| {
+            let mut file = File::options().append(true).open(&path).unwrap();
+            io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        };
+        type Change<'a> = &'a dyn Fn(&str);
+        for (change, expected) in [(&replace as Change, "22"), (&append as Change, "022")] {
+            replace("0");
+            let mut times = 0;
+            let found = read(&path, &room, || {
+                times += 1;
+                if times == 1 {
+                    change("22");
+                }
+            });
+            let (bytes, stamp, _) = found.unwrap();
+            assert_eq!((&bytes[..], times), (expected.as_bytes(), 2));
+            assert_eq!(Some(stamp), Stamp::of(&path), "of the file that was read");
+        }
+        let mut times = 0;
+        let trouble = read(&path, &room, || {
+            times += 1;
+            append("more");
+        });
+        let trouble = trouble.unwrap_err();
+        assert_eq!(trouble.reason, "the file is changed again and again while it is read");
+        assert_eq!((trouble.content, times), (None, ATTEMPTS));
     }
 }

@@ -55,7 +55,7 @@ impl Entry {
         let finding = match seen {
             Seen::Scored { scores, embedding, facts } => Finding::Tagged {
                 scores: from_floor(&scores, kept.min_score),
-                facts,
+                facts: facts.expect("a run asks for them"),
                 embedding: embedding.filter(|_| kept.embeddings),
             },
             Seen::Skipped(trouble) => Finding::Skipped(trouble),
@@ -121,8 +121,16 @@ impl Slot {
     }
 }
 
-/// The largest batch whose entries a slot can tell apart.
+/// The largest batch whose entries a slot can tell apart; more than anybody wants, or fixes in a graph.
 pub(crate) const BATCH_MAX: usize = 1 << Slot::NUMBER_BITS;
+
+/// The largest batch of a model with so many labels whose entry a journal takes, should every score be kept.
+pub(crate) fn batch_max(labels: usize) -> usize {
+    // A place of at most 5 bytes and a score of 4; the name, the facts and the embedding.
+    const SCORE: u64 = 9;
+    const BESIDE: u64 = 1 << 16;
+    (Journal::ENTRY_MAX / (labels as u64 * SCORE + BESIDE)).clamp(1, BATCH_MAX as u64) as usize
+}
 
 /// The results of a run so far.
 pub(crate) struct Results<'a> {
@@ -282,9 +290,41 @@ impl ImagesHash {
                 return Ok(None);
             }
             let full = root.join(path);
-            let content = || hash_file(&full).ok().filter(|_| is_readable(&full));
+            let content = || is_readable(&full).then(|| hash_file(&full).ok()).flatten();
             hash.add(&relative_name(path), known.unwrap_or_else(content));
         }
         Ok(Some(hash.finish()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_whose_scores_are_all_kept_fits_an_entry() {
+        let labels = 70_527;
+        let batch = batch_max(labels);
+        assert!((1000..2000).contains(&batch), "{batch}");
+        // The longest that an entry can be: the name that a file system takes, and a place of as many bytes as there are.
+        let tagged = Finding::Tagged {
+            scores: vec![(u32::MAX, 1.0); labels],
+            facts: Facts {
+                stamp: Stamp::of(Path::new(".")).unwrap(),
+                sha256: vodka_stage::hash_bytes(""),
+                width: u32::MAX,
+                height: u32::MAX,
+                looks: None,
+            },
+            embedding: Some(vec![1.0; 8192]),
+        };
+        let entry = Entry { image: "n".repeat(4096), finding: tagged };
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal =
+            Journal::open(dir.path().join("j"), vodka_stage::hash_bytes(""), |_, _: Batch| {}).unwrap();
+        let first = journal.append(&vec![entry]).unwrap();
+        let bytes = journal.append(&Batch::new()).unwrap() - first;
+        assert!(bytes * batch as u64 <= Journal::ENTRY_MAX, "{bytes}");
+        assert_eq!(batch_max(10_861), BATCH_MAX, "what models have is no limit");
     }
 }

@@ -9,14 +9,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, EXTENSIONS, find};
-use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, record_path};
+use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, lossy, record_path};
 
 use crate::{
     Error, Provider, Result, TagPlan, Tagger,
     ensemble::Ensemble,
     pipeline::{Job, Load},
     read::{Memory, Reader},
-    results::{Entry, Finding, ImagesHash, Kept, Results},
+    results::{Entry, Finding, ImagesHash, Kept, Results, batch_max},
     table::{
         EMBEDDINGS, LabelCells, PICTURES, SKIPPED, TAGS, Table, embedding_row, picture_row, skipped_row,
     },
@@ -86,6 +86,7 @@ pub struct TagReport {
     pub first_skipped: Vec<SkippedPicture>,
     /// What was written: the table of tags, that of pictures, where it was wanted that of embeddings, and the list of skipped
     /// pictures.
+    #[serde(serialize_with = "lossy")]
     pub outputs: Vec<PathBuf>,
     /// How fast it went; not for runs that had nothing to do, nor in run records, which hold no clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,7 +170,16 @@ pub fn run(plan: &TagPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(TagEv
         });
     }
     let ensemble = Ensemble::new(taggers, plan.config.combine);
-    let labels = ensemble.labels().len();
+    let (labels, batch) = (ensemble.labels().len(), ensemble.batch(plan.config.batch));
+    if batch > batch_max(labels) {
+        let found =
+            format!("{batch} for a model of {labels} tags, which can take {} at most", batch_max(labels));
+        return Err(Error::Setting {
+            name: "batch",
+            expected: "a batch that the journal has room for",
+            found,
+        });
+    }
     let fits = |entry: &Entry| match &entry.finding {
         Finding::Tagged { scores, facts, embedding } => {
             let is_whole = facts.looks.is_some() && embedding.is_some() == wants_embeddings;
@@ -241,7 +251,7 @@ impl Run<'_> {
             decode,
             prepare: &|decoded| self.ensemble.prepare(decoded),
             measure: true,
-            known: &|index| known.get(&index).copied(),
+            known: Some(&|index| known.get(&index).copied()),
         };
         let job = Job {
             scorer: self.ensemble,

@@ -13,7 +13,10 @@ use crate::{
     Result, Scores, Tagger, Tags,
     pipeline::{Job, Load, Scorer, Seen},
     read::{Memory, Reader},
+    results::BATCH_MAX,
 };
+
+const DECODERS_MAX: usize = 1024;
 
 /// How [`Tagger::tag_paths`] works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +25,9 @@ pub struct StreamOptions {
     pub orientation: bool,
     /// The most pixels a picture may have. By default as [`DecodeOptions`].
     pub max_pixels: u64,
-    /// How many pictures the model gets at once; 0, the default, for what suits the provider.
+    /// How many pictures the model gets at once, at most 4,096; 0, the default, for what suits the provider.
     pub batch: usize,
-    /// How many threads decode; 0, the default, for one per core.
+    /// How many threads decode, at most 1,024; 0, the default, for one per core.
     pub decoders: usize,
 }
 
@@ -60,6 +63,8 @@ impl Tagger {
     ) -> Result<()> {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
         let batch = if options.batch == 0 { self.provider().default_batch() } else { options.batch };
+        // More than there are would only make room for nothing.
+        let batch = batch.min(BATCH_MAX).min(paths.len().max(1));
         let todo: Vec<usize> = (0..paths.len()).collect();
         let decode = DecodeOptions {
             orientation: options.orientation,
@@ -67,12 +72,12 @@ impl Tagger {
             reduce_to: self.reduce_to(),
         };
         let prepare = |decoded: &_| vec![self.prepare_decoded(decoded)];
-        let decoders = if options.decoders == 0 { cores() } else { options.decoders };
+        let decoders = if options.decoders == 0 { cores() } else { options.decoders.min(DECODERS_MAX) };
         let reader = Reader {
             root: Path::new(""),
             decode,
             prepare: &prepare,
-            known: &|_| None,
+            known: None,
             measure: false,
             memory: Memory::new(&decode, decoders),
         };
@@ -109,6 +114,6 @@ impl Tagger {
 impl Scorer for Tagger {
     fn score(&self, prepared: &[&[RgbImage]]) -> Result<Scores> {
         let pictures: Vec<&RgbImage> = prepared.iter().map(|images| &images[0]).collect();
-        self.score_with_embeddings(&pictures)
+        self.score_each(&pictures)
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use vodka_stage::{Interrupt, hash_bytes};
 use vodka_tagger::{
     Error,
-    hub::{Download, HubConfig, ModelRef, resolve},
+    hub::{Download, HubConfig, ModelRef, is_missing, resolve},
 };
 
 const NAME: &str = "someone/a-tagger";
@@ -116,7 +116,7 @@ fn answer(content: &Content, port: u16, path: &str, range: Option<&str>) -> Vec<
         return reply("404 Not Found", "", 0, b"");
     };
     // Large files lie elsewhere; the hub knows their hash, and the storage calls them by another name.
-    if on_hub.is_some() && name.contains(".onnx") {
+    if on_hub.is_some() && (name.contains(".onnx") || name.ends_with(".bin")) {
         let hash = hash_bytes(file).to_string();
         let etag = content.etag.as_ref().filter(|_| name == "model.onnx").unwrap_or(&hash);
         let headers = format!(
@@ -215,6 +215,52 @@ fn a_model_is_downloaded_once_into_the_layout_of_the_hub() {
     let nowhere = HubConfig { endpoint: "http://127.0.0.1:1".to_owned(), ..config(&server, dir.path()) };
     assert_eq!(resolve(&pinned, &nowhere, &Interrupt::new(), &mut |_| {}).unwrap(), snapshot);
     assert_eq!(get(&HubConfig { offline: true, ..nowhere }).unwrap(), snapshot);
+}
+
+/// A network that keeps tensors in these files.
+fn network_with_weights_in(locations: &[&str]) -> Vec<u8> {
+    let field = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8][..], content].concat();
+    let tensor = |location: &&str| {
+        let entry = [field(1, b"location"), field(2, location.as_bytes())].concat();
+        field(5, &[field(13, &entry), vec![14 << 3, 1]].concat())
+    };
+    field(7, &locations.iter().flat_map(tensor).collect::<Vec<u8>>())
+}
+
+#[test]
+fn weights_come_with_the_network_whatever_they_are_called() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let locations = ["weights.bin", "./parts/0.bin", "../secret.bin", "gone.bin"];
+    server.change(|content| {
+        content.files.insert("v1/model.onnx", network_with_weights_in(&locations));
+        content.files.insert("v1/weights.bin", vec![1; 70_000]);
+        content.files.insert("v1/parts/0.bin", vec![2; 1000]);
+        content.files.insert("v1/other.bin", vec![3; 1000]);
+        content.files.insert("secret.bin", vec![4; 1000]);
+    });
+    let folder = get_from("/v1", &config(&server, dir.path())).unwrap();
+    assert_eq!(names(&folder), ["model.onnx", "parts", "weights.bin"]);
+    assert_eq!(fs::read(folder.join("parts/0.bin")).unwrap(), [2; 1000]);
+    server.requests();
+    get_from("/v1", &config(&server, dir.path())).unwrap();
+    assert_eq!(server.requests(), [""; 0], "it is whole");
+    fs::remove_file(folder.join("parts/0.bin")).unwrap();
+    get_from("/v1", &config(&server, dir.path())).unwrap();
+    assert!(folder.join("parts/0.bin").is_file(), "and was not");
+}
+
+#[test]
+fn what_would_be_downloaded_is_known_without_a_network() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let missing = |model: &str, config: &HubConfig| is_missing(&ModelRef::parse(model), config);
+    let here = config(&server, dir.path());
+    assert!(missing(NAME, &here).unwrap());
+    assert!(!missing(dir.path().to_str().unwrap(), &here).unwrap(), "a folder");
+    let unknown = HubConfig { family: Some("none".to_owned()), ..here.clone() };
+    assert!(missing(NAME, &unknown).unwrap_err().to_string().starts_with("no family `none`"));
+    assert_eq!(server.requests(), [""; 0]);
+    get(&here).unwrap();
+    assert!(!missing(NAME, &here).unwrap());
 }
 
 #[test]

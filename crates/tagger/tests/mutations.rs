@@ -115,3 +115,25 @@ fn damaged_descriptions_never_panic() {
         }
     }
 }
+
+#[test]
+fn damaged_processing_steps_never_panic() {
+    let family = Description::family("animetimm").unwrap();
+    let bytes = fs::read(fixture("tagger-families/animetimm/preprocess.json")).unwrap();
+    let follow = |text: &str| family.clone().follow_steps(text, Path::new("preprocess.json"));
+    follow(str::from_utf8(&bytes).unwrap()).unwrap();
+    let mut random = Random(5);
+    let (mut followed, mut refused) = (0, 0);
+    for _ in 0..3000 {
+        let damaged = damaged(&bytes, &mut random);
+        match str::from_utf8(&damaged).map(follow) {
+            Ok(Ok(())) => followed += 1,
+            Ok(Err(error)) => {
+                assert!(error.to_string().contains("`preprocess.json`"), "{error}");
+                refused += 1;
+            }
+            Err(_) => {}
+        }
+    }
+    assert!(followed > 0 && refused > 0, "{followed} followed, {refused} refused");
+}

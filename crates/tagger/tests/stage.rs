@@ -249,6 +249,30 @@ fn bitmap(image: &vodka_images::RgbImage) -> Vec<u8> {
 }
 
 #[test]
+fn two_tables_do_not_share_a_list_of_skipped_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    tag(&config(&images, &dir.path().join("tags.csv")));
+    let error = config(&images, &dir.path().join("tags.parquet")).plan().unwrap_err().to_string();
+    assert!(error.contains("`output`: expected another name before the dot"), "{error}");
+    assert!(error.contains("tags.csv` beside it"), "{error}");
+    tag(&config(&images, &dir.path().join("more.parquet")));
+    assert_eq!(tag(&config(&images, &dir.path().join("tags.csv"))).outcome, Outcome::Unchanged);
+}
+
+#[test]
+fn the_longest_names_have_their_journals_and_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let output = dir.path().join("n".repeat(242) + ".csv");
+    let config = config(&images, &output);
+    assert_eq!(tag(&config).tagged, 8);
+    assert_eq!(tag(&config).outcome, Outcome::Unchanged);
+    tag(&TagConfig { min_score: 0.9, ..config.clone() });
+    assert_eq!(resume(&config).0, 8, "its journal was set aside");
+}
+
+#[test]
 fn one_run_at_a_time_writes_an_output() {
     let dir = tempfile::tempdir().unwrap();
     let plan = config(&pictures(dir.path()), &dir.path().join("tags.csv")).plan().unwrap();
@@ -330,6 +354,25 @@ fn the_key_sees_the_provider_and_the_weights_outside_the_network() {
     assert!(hashes.iter().enumerate().all(|(i, hash)| !hashes[..i].contains(hash)), "{hashes:?}");
     fs::write(model.join("README.md"), "no part of it").unwrap();
     assert_eq!(hash(&cpu), hashes[5]);
+
+    // What the graph names counts, whatever it is called.
+    fs::create_dir(model.join("parts")).unwrap();
+    fs::write(model.join("parts/weights.bin"), "1").unwrap();
+    assert_eq!(hash(&cpu), hashes[5]);
+    let mut network = fs::read(model.join("model.onnx")).unwrap();
+    network.extend(graph_with_weights_in("parts/weights.bin"));
+    fs::write(model.join("model.onnx"), network).unwrap();
+    let first = hash(&cpu);
+    fs::write(model.join("parts/weights.bin"), "2").unwrap();
+    assert_ne!(hash(&cpu), first);
+}
+
+/// A part of an ONNX model: a graph with a tensor whose elements are in that file.
+fn graph_with_weights_in(location: &str) -> Vec<u8> {
+    let field = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8][..], content].concat();
+    let entry = [field(1, b"location"), field(2, location.as_bytes())].concat();
+    let tensor = [field(8, b"w"), field(13, &entry), vec![14 << 3, 1]].concat();
+    field(7, &field(5, &tensor))
 }
 
 #[test]
@@ -443,6 +486,8 @@ fn wrong_settings_are_told() {
     assert_eq!(message(many), "`threads`: expected 0 to 1024, found 9999999");
     let other = TagConfig { output: "tags.txt".into(), ..good.clone() };
     assert_eq!(message(other), "`output`: expected a name ending in .parquet or .csv, found tags.txt");
+    let long = TagConfig { output: dir.path().join("n".repeat(240) + ".parquet"), ..good.clone() };
+    assert!(message(long).contains("all names get at most 255 bytes, found 257 bytes"));
     let nowhere = TagConfig { images: "nowhere".into(), ..good };
     assert_eq!(message(nowhere), "no folder `nowhere` (the pictures)");
     let unknown = json!({"model": "m", "images": "i", "output": "o.csv", "min_scor": 0.1});

@@ -48,7 +48,8 @@ fn paths_are_tagged_in_order_whatever_the_threads() {
     paths.push(dir.path().join("gone.png"));
     let one = open(1);
     let expected: Vec<_> = paths.iter().map(|path| Some(one.tag(&decode(path).ok()?).unwrap())).collect();
-    for (lanes, batch, decoders) in [(1, 0, 0), (2, 1, 3), (2, 4, 1), (1, 50, 2)] {
+    let all = usize::MAX;
+    for (lanes, batch, decoders) in [(1, 0, 0), (2, 1, 3), (2, 4, 1), (1, 50, 2), (2, all, 2), (1, 3, all)] {
         let tagger = open(lanes);
         let options = StreamOptions { batch, decoders, ..StreamOptions::default() };
         let said = stream(&tagger, &paths, options, usize::MAX);
@@ -61,5 +62,20 @@ fn paths_are_tagged_in_order_whatever_the_threads() {
         assert!(said[21].as_ref().unwrap_err().contains("cannot be read"), "{:?}", said[21]);
         assert_eq!(stream(&tagger, &paths, options, 5).len(), 5, "a break ends it");
     }
-    assert!(stream(&one, &[], StreamOptions::default(), 1).is_empty());
+    assert!(stream(&one, &[], StreamOptions { batch: all, ..StreamOptions::default() }, 1).is_empty());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_need_not_be_text() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(OsStr::from_bytes(b"im\xffages/a\xff.png"));
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::copy(fixture("images/awkward/odd.png"), &path).unwrap();
+    let tagger = open(1);
+    let expected = tagger.tag(&decode(&path).unwrap()).unwrap();
+    let said = stream(&tagger, &[path], StreamOptions::default(), 1);
+    assert_eq!(said, [Ok(expected)]);
 }

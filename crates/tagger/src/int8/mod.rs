@@ -9,6 +9,7 @@
 //! [`quantize`] by itself should do the same where runs must agree to the last digit.
 
 mod inline;
+mod locations;
 mod onnx;
 mod ports;
 mod rewrite;
@@ -18,6 +19,8 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use locations::locations;
+
 use std::{
     fmt, fs,
     io::Write as _,
@@ -26,7 +29,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use vodka_stage::AtomicFile;
+use vodka_stage::{AtomicFile, Outcome, Report, lossy};
 
 use crate::{
     Category, Description, Error, Result,
@@ -41,6 +44,7 @@ const BYTES_MAX: u64 = i32::MAX as u64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuantizeReport {
     /// The new model.
+    #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
     /// How many matrix products now have int8 weights.
     pub quantized: usize,
@@ -60,6 +64,12 @@ impl fmt::Display for QuantizeReport {
         let output = output.display();
         write!(f, "`{output}`: {quantized} of {all} matrix products in int8, {after} MB of {before} MB")?;
         left.iter().try_for_each(|left| write!(f, "\n  left in float32: {left}"))
+    }
+}
+
+impl Report for QuantizeReport {
+    fn outcome(&self) -> Outcome {
+        Outcome::Done
     }
 }
 
@@ -154,10 +164,48 @@ pub fn quantize(model: &Path, output: &Path) -> Result<QuantizeReport> {
 /// As [`quantize`]; when the folder is no model, or of no one family and without a `model.toml`; when there is a network in
 /// the output already; and when a file cannot be copied.
 pub fn quantize_folder(model: &Path, output: &Path) -> Result<QuantizeReport> {
-    check_place(model, output)?;
-    if let Some(path) = networks_in(output).next() {
-        return Err(Error::NetworkThere { path });
+    QuantizePlan::new(model, output)?.run()
+}
+
+/// What [`quantize_folder`] is going to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuantizePlan {
+    /// The folder of the model.
+    #[serde(serialize_with = "lossy")]
+    pub model: PathBuf,
+    /// Its network.
+    #[serde(serialize_with = "lossy")]
+    pub network: PathBuf,
+    /// The folder that is written.
+    #[serde(serialize_with = "lossy")]
+    pub output: PathBuf,
+}
+
+impl QuantizePlan {
+    /// Looks into both folders, and changes nothing.
+    ///
+    /// # Errors
+    /// When the one is no model, or there is a network in the other already.
+    pub fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Result<Self> {
+        let (model, output) = (model.into(), output.into());
+        check_place(&model, &output)?;
+        if let Some(path) = networks_in(&output).next() {
+            return Err(Error::NetworkThere { path });
+        }
+        let network = ModelFolder::open(&model, None)?.network;
+        Ok(Self { model, network, output })
     }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// As [`quantize_folder`].
+    pub fn run(&self) -> Result<QuantizeReport> {
+        quantize_into(&self.model, &self.output)
+    }
+}
+
+fn quantize_into(model: &Path, output: &Path) -> Result<QuantizeReport> {
     let folder = ModelFolder::open(model, None)?;
     let network = folder.network.clone();
     let quantized = Quantized::of(&network)?;

@@ -372,3 +372,31 @@ fn weights_that_are_not_beside_the_model_are_refused() {
         "`m.onnx` keeps `w` in `model.onnx.data`: expected only initializers of the outer graph there, found another tensor"
     );
 }
+
+#[test]
+fn a_model_says_in_which_files_its_weights_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let locations = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        super::locations(&path)
+    };
+    let model = tiny();
+    assert_eq!(locations(&model).unwrap(), [""; 0], "all of them inside");
+    let mut graph = Vec::new();
+    for place in ["weights.bin", "./deep/part.1", "weights.bin", "deep/part.1", "../elsewhere", "/etc/hosts"]
+    {
+        put_bytes(&mut graph, onnx::graph::INITIALIZER, &outside(&[("location", place)]));
+        // Weights that are inside, more than are looked at.
+        let mut large = Vec::new();
+        put_bytes(&mut large, 9, &vec![0xff; 100_000]);
+        put_bytes(&mut graph, onnx::graph::INITIALIZER, &large);
+    }
+    let mut bytes = model;
+    put_bytes(&mut bytes, onnx::model::GRAPH, &graph);
+    assert_eq!(locations(&bytes).unwrap(), ["weights.bin", "deep/part.1"]);
+    for end in [1, 7, bytes.len() / 2, bytes.len() - 1] {
+        assert!(locations(&bytes[..end]).is_err(), "cut at {end}");
+    }
+    assert!(locations(b"no model").is_err());
+}

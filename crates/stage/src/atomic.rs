@@ -19,7 +19,7 @@ const NAME_MAX: usize = 255;
 ///
 /// Dropped without a commit it vanishes. A crash leaves at most a `.<name>.partial` behind, which the next writer of
 /// the same target replaces. One writer at a time has a target: the lock on the file beside it is held until that file is
-/// in place or gone.
+/// in place or gone (but on Windows, whose locks are of another kind).
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
@@ -42,7 +42,10 @@ impl AtomicFile {
         if let Some(folder) = target.parent() {
             create_dir(folder)?;
         }
-        let Some(file) = open_alone(&partial, held).map_err(Error::write(&target))? else {
+        // Where locks keep others from reading too, writers that read back what they wrote could not.
+        let opened =
+            if cfg!(windows) { File::create(&partial).map(Some) } else { open_alone(&partial, held) };
+        let Some(file) = opened.map_err(Error::write(&target))? else {
             return Err(Error::Busy { path: target });
         };
         // What a crash has left.
@@ -205,6 +208,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn one_writer_at_a_time_has_a_target() {
         let dir = tempfile::tempdir().unwrap();
@@ -225,6 +229,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
+    #[cfg(unix)]
     #[test]
     fn short_writers_wait_for_each_other_and_each_writes_all() {
         let dir = tempfile::tempdir().unwrap();

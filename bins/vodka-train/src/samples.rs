@@ -33,7 +33,9 @@ fn pictures(
 ) -> vodka_sampler::Result<Option<Vec<(String, image::RgbImage)>>> {
     let model = round.model;
     let prediction = model.config.prediction;
-    let networks = Networks { clip: &model.clip, unet: &model.unet, vae: &model.vae, prediction };
+    let zero_terminal_snr = model.config.zero_terminal_snr;
+    let networks =
+        Networks { clip: &model.clip, unet: &model.unet, vae: &model.vae, prediction, zero_terminal_snr };
     let picture = |cfg: &f64| {
         let settings = Settings {
             prompt: prompt.prompt.clone(),

@@ -11,8 +11,8 @@ use serde::Serialize;
 use vodka_stage::{ContentHash, hash_tree};
 
 use crate::{
-    Dtype, Error, Format, Hashes, Mismatch, ModelConfig, Precision, Result, TensorInfo, TensorView,
-    VaeConfig, WrongShape, detect,
+    Dtype, Error, Format, Hashes, Mismatch, ModelConfig, Precision, Prediction, Result, TensorInfo,
+    TensorView, VaeConfig, WrongShape, detect,
     diffusers::{self, PARTS},
     file::{Stored, WeightFile},
     hashes::auto_v1,
@@ -118,8 +118,8 @@ impl Checkpoint {
     /// it is the UNet.
     ///
     /// The configuration comes from the folder's `config.json` files, or from the file's metadata `vodka.config`, or
-    /// from names and shapes, with heads, groups, scaling factor and prediction as in Stable Diffusion 1.x. Parts that
-    /// are not there are taken to be those of Stable Diffusion 1.5.
+    /// from names and shapes, with heads, groups and scaling factor as in Stable Diffusion 1.x, and the prediction of the
+    /// metadata `modelspec.prediction_type`. Parts that are not there are taken to be those of Stable Diffusion 1.5.
     ///
     /// # Errors
     /// A file that cannot be read, is cut short, or is of another architecture; a configuration that is impossible.
@@ -414,7 +414,8 @@ fn open_file(path: &Path, use_ema: bool) -> Result<Opened> {
                 None => stored.get(name).map(|stored| stored.shape.clone()),
             };
             let has = |prefix: &str| stored.keys().any(|name| name.starts_with(prefix));
-            detect::config(path, &shape, has(VAE_PREFIX), has(CLIP_PREFIX))?
+            let config = detect::config(path, &shape, has(VAE_PREFIX), has(CLIP_PREFIX))?;
+            ModelConfig { prediction: stated_prediction(file.metadata()), ..config }
         }
     };
     if from_ema {
@@ -429,6 +430,15 @@ fn open_file(path: &Path, use_ema: bool) -> Result<Opened> {
     let tensors =
         stored.into_iter().map(|(name, stored)| entry(path, 0, name, stored)).collect::<Result<_>>()?;
     Ok(Opened { format: file.format(), files: vec![file], tensors, extras, config, ema })
+}
+
+/// What a file that is not ours says of its prediction, in the words of <https://github.com/Stability-AI/ModelSpec>; noise,
+/// where it says nothing.
+fn stated_prediction(metadata: &BTreeMap<String, String>) -> Prediction {
+    match metadata.get("modelspec.prediction_type").map(String::as_str) {
+        Some("v" | "v_prediction" | "v-prediction") => Prediction::VPrediction,
+        _ => Prediction::Epsilon,
+    }
 }
 
 /// Names are made from a configuration, so it must be a possible one.

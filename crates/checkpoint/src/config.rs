@@ -27,6 +27,9 @@ pub struct ModelConfig {
     /// What the denoiser predicts.
     #[serde(default)]
     pub prediction: Prediction,
+    /// Whether it was trained with nothing but noise at the last timestep: diffusers' `rescale_betas_zero_snr`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_terminal_snr: bool,
 }
 
 /// The UNet: levels from the finest to the coarsest.
@@ -92,6 +95,7 @@ impl ModelConfig {
             vae: VaeConfig::sd15(),
             clip: ClipConfig::sd15(),
             prediction: Prediction::Epsilon,
+            zero_terminal_snr: false,
         }
     }
 

@@ -92,6 +92,7 @@ pub(crate) fn config(
         clip: if has_clip { clip(&shapes)? } else { absent },
         unet,
         prediction: Prediction::Epsilon,
+        zero_terminal_snr: false,
     })
 }
 

@@ -155,6 +155,7 @@ impl Default for TextEncoder {
 #[serde(default)]
 struct Scheduler {
     prediction_type: Option<Prediction>,
+    rescale_betas_zero_snr: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -172,6 +173,7 @@ pub(crate) fn config(folder: &Path) -> Result<ModelConfig> {
         vae: vae(&folder.join("vae/config.json"))?,
         clip: clip(&folder.join("text_encoder/config.json"))?,
         prediction: scheduler.prediction_type.unwrap_or_default(),
+        zero_terminal_snr: scheduler.rescale_betas_zero_snr,
     })
 }
 

@@ -73,7 +73,7 @@ impl DiffusersWriter {
 }
 
 /// Writes the model as a diffusers folder, whole or not at all: three parts in safetensors, their configurations, the
-/// scheduler (PNDM, as the original's), CLIP's tokenizer, and `model_index.json`, so that
+/// scheduler (PNDM, as the original's; DDIM with `rescale_betas_zero_snr` where the model is trained so), CLIP's tokenizer, and `model_index.json`, so that
 /// `DiffusionPipeline.from_pretrained` opens it. There is no safety checker. An older folder of this name is replaced.
 ///
 /// `tensors` is asked for each name of [`keys::all`] once, for LDM shape and values.
@@ -133,7 +133,7 @@ fn model_index(config: &ModelConfig) -> Value {
         "image_encoder": [null, null],
         "requires_safety_checker": false,
         "safety_checker": [null, null],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+        "scheduler": ["diffusers", scheduler_class(config)],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -216,18 +216,41 @@ fn text_encoder(config: &ModelConfig) -> Value {
     })
 }
 
+/// Which scheduler; PNDM cannot begin with nothing but noise.
+fn scheduler_class(config: &ModelConfig) -> &'static str {
+    if config.zero_terminal_snr { "DDIMScheduler" } else { "PNDMScheduler" }
+}
+
 fn scheduler(config: &ModelConfig) -> Value {
+    let prediction = match config.prediction {
+        Prediction::Epsilon => "epsilon",
+        Prediction::VPrediction => "v_prediction",
+    };
+    if config.zero_terminal_snr {
+        return json!({
+            "_class_name": scheduler_class(config),
+            "_diffusers_version": DIFFUSERS_VERSION,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "clip_sample": false,
+            "num_train_timesteps": 1000,
+            "prediction_type": prediction,
+            "rescale_betas_zero_snr": true,
+            "set_alpha_to_one": true,
+            "steps_offset": 1,
+            "timestep_spacing": "trailing",
+            "trained_betas": null,
+        });
+    }
     json!({
-        "_class_name": "PNDMScheduler",
+        "_class_name": scheduler_class(config),
         "_diffusers_version": DIFFUSERS_VERSION,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
         "num_train_timesteps": 1000,
-        "prediction_type": match config.prediction {
-            Prediction::Epsilon => "epsilon",
-            Prediction::VPrediction => "v_prediction",
-        },
+        "prediction_type": prediction,
         "set_alpha_to_one": false,
         "skip_prk_steps": true,
         "steps_offset": 1,

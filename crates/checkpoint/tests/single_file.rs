@@ -14,8 +14,8 @@ use common::{Raw, raw, source, tiny, tiny_with_defaults, weights, write, write_r
 use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use vodka_checkpoint::{
-    CONFIG_KEY, Checkpoint, Dtype, Error, Hashes, ModelConfig, Precision, Values, WeightFile, keys,
-    write_checkpoint,
+    CONFIG_KEY, Checkpoint, Dtype, Error, Hashes, ModelConfig, Precision, Prediction, Values, WeightFile,
+    keys, write_checkpoint,
 };
 
 const POSITION_IDS: &str = "cond_stage_model.transformer.text_model.embeddings.position_ids";
@@ -172,6 +172,18 @@ fn what_the_original_trainer_leaves_in_its_files_is_ignored() {
     checkpoint.verify().unwrap();
     assert_eq!(checkpoint.config(), &config);
     assert_eq!(checkpoint.precision(), Precision::F16, "what is ignored does not count");
+}
+
+#[test]
+fn a_file_of_others_says_its_prediction_in_its_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let prediction = |metadata: &[(&str, &str)]| {
+        write_raw(&file_in(&dir), &raw(&tiny_with_defaults()), metadata);
+        Checkpoint::open(file_in(&dir)).unwrap().config().prediction
+    };
+    assert_eq!(prediction(&[]), Prediction::Epsilon);
+    assert_eq!(prediction(&[("modelspec.prediction_type", "epsilon")]), Prediction::Epsilon);
+    assert_eq!(prediction(&[("modelspec.prediction_type", "v")]), Prediction::VPrediction);
 }
 
 #[test]

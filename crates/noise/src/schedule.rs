@@ -50,6 +50,14 @@ impl Schedule {
         Self::from_alphas_cumprod(alphas_cumprod.collect())
     }
 
+    /// The same schedule without an infinite sigma, for sampling: a last alphas_cumprod of 0 becomes 2^-24, as in diffusers'
+    /// Euler scheduler with `rescale_betas_zero_snr` (0.38, `scheduling_euler_discrete.py`).
+    #[must_use]
+    pub fn with_finite_sigmas(&self) -> Self {
+        const SMALLEST: f64 = 1.0 / (1 << 24) as f64;
+        Self::from_alphas_cumprod(self.alphas_cumprod.iter().map(|a| a.max(SMALLEST)).collect())
+    }
+
     /// The number of timesteps.
     pub fn timesteps(&self) -> usize {
         self.alphas_cumprod.len()

@@ -9,7 +9,7 @@ use std::{
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, Prediction, VaeConfig, Weights};
-use vodka_noise::{
+use vodka_noise::{Schedule, 
     BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Solver,
 };
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
@@ -66,6 +66,8 @@ pub struct Networks<'a> {
     pub vae: &'a Vae,
     /// What the denoiser predicts.
     pub prediction: Prediction,
+    /// Whether they were trained with nothing but noise at the last timestep (`rescale_betas_zero_snr`).
+    pub zero_terminal_snr: bool,
 }
 
 /// What is made in one go.
@@ -170,8 +172,9 @@ impl Pipeline {
     }
 
     fn networks(&self) -> Networks<'_> {
-        let prediction = self.model.config().prediction;
-        Networks { clip: &self.clip, unet: &self.unet, vae: &self.vae, prediction }
+        let config = self.model.config();
+        let (prediction, zero_terminal_snr) = (config.prediction, config.zero_terminal_snr);
+        Networks { clip: &self.clip, unet: &self.unet, vae: &self.vae, prediction, zero_terminal_snr }
     }
 }
 
@@ -295,7 +298,9 @@ impl Networks<'_> {
     fn latents(&self, run: &Run<'_>, on_step: &mut dyn FnMut(usize, usize)) -> Result<Option<Tensor>> {
         let all = run.batch.settings;
         let settings = &all[0];
-        let solver = settings.solver()?;
+        let table = Schedule::scaled_linear();
+        let table = if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
+        let solver = settings.solver(&table)?;
         let shape = self.shape(settings)?;
         let conditioning = self.conditioning(settings, run.library)?;
         let device = self.unet.vars().device();

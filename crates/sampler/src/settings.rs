@@ -129,19 +129,18 @@ impl Settings {
         {
             return Err(Error::Size { width, height, multiple: MULTIPLE, max: MAX_SIDE_PX });
         }
-        self.solver()?;
+        self.solver(&Schedule::scaled_linear())?;
         Prompts::check(self)
     }
 
-    /// The noise levels.
-    pub(crate) fn solver(&self) -> Result<Solver> {
-        let table = Schedule::scaled_linear();
+    /// The noise levels, of a model that was trained with these.
+    pub(crate) fn solver(&self, table: &Schedule) -> Result<Solver> {
         let solver = match &self.image {
-            None => Solver::new(&table, self.sampler, self.schedule, self.steps)?,
+            None => Solver::new(table, self.sampler, self.schedule, self.steps)?,
             Some(image) => {
                 let denoising =
                     Denoising { strength: image.denoising_strength, exact_steps: image.exact_steps };
-                Solver::image_to_image(&table, self.sampler, self.schedule, self.steps, denoising)?
+                Solver::image_to_image(table, self.sampler, self.schedule, self.steps, denoising)?
             }
         };
         Ok(solver.with_options(SolverOptions { eta: self.eta, ..SolverOptions::default() }))

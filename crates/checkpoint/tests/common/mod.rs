@@ -39,6 +39,7 @@ pub fn tiny() -> ModelConfig {
             max_positions: 5,
         },
         prediction: Prediction::VPrediction,
+        zero_terminal_snr: false,
     }
 }
 

@@ -65,6 +65,7 @@ fn tiny() -> ModelConfig {
             max_positions: 77,
         },
         prediction: Prediction::Epsilon,
+        zero_terminal_snr: false,
     }
 }
 

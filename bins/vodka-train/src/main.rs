@@ -14,7 +14,7 @@ use vodka_trainer::{
 /// Fine-tunes a Stable Diffusion 1.x checkpoint on pictures with captions
 ///
 /// The configuration is EveryDream2's train.json; `data_root`, `resume_ckpt`, `output` and a learning rate are
-/// required. Arithmetic is 32-bit. Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 done but some pictures were
+/// required. Weights have 32 bits; on a GPU products are computed in 16 unless `precision` says otherwise. Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 done but some pictures were
 /// skipped, 4 interrupted (the same command goes on).
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -88,6 +88,7 @@ fn main() -> ExitCode {
         });
     }
     session.stage(plan(&args), |plan, session| {
+        session.say(&plan.summary());
         let bar = session.progress("steps", 0);
         bar.message("loading");
         run(plan, session.interrupt(), &mut |event| match event {
@@ -146,9 +147,10 @@ fn show(bar: &Progress, event: TrainEvent) {
                 bar.line(format!("going on after step {done} of {steps}"));
             }
         }
-        TrainEvent::Step { epoch, step, loss, speed } => {
+        TrainEvent::Step { epoch, step, loss, speed, grad_scale } => {
             bar.set(step);
-            bar.message(format!("epoch {epoch}, loss {loss:.4}, {}", pace(&speed)));
+            let scale = grad_scale.map_or(String::new(), |scale| format!(", grad scale {scale:.0}"));
+            bar.message(format!("epoch {epoch}, loss {loss:.4}, {}{scale}", pace(&speed)));
         }
         TrainEvent::StepLeftOut { what, epoch, step, pictures, scale } => {
             bar.line(left_out(what, epoch, step, &pictures, scale));
@@ -172,6 +174,10 @@ fn show(bar: &Progress, event: TrainEvent) {
             bar.line(format!("{} is of another run: {change}; starting anew", path.display()));
         }
         TrainEvent::SamplesUnreadable { reason } => bar.line(format!("samples as before: {reason}")),
+        TrainEvent::SamplesFailed { step, reason } => bar.line(format!("step {step}: no samples: {reason}")),
+        TrainEvent::InterruptedNotSaved { reason } => {
+            bar.line(format!("the state is saved, but no checkpoint for other programs: {reason}"));
+        }
         TrainEvent::Epoch { epoch, epochs, loss, speed } => {
             let (pace, left) = (pace(&speed), in_words(speed.left_s));
             bar.line(format!("epoch {epoch} of {epochs}: loss {loss:.4}, {pace}, {left} left"));
@@ -188,8 +194,9 @@ fn show(bar: &Progress, event: TrainEvent) {
 
 /// How fast it goes, and what it holds in memory.
 fn pace(speed: &Speed) -> String {
-    let gib = speed.memory_bytes as f64 / f64::from(1 << 30);
-    format!("{:.2} images/s, {gib:.1} GiB", speed.images_per_s)
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let gpu = speed.gpu_peak_bytes.map_or(String::new(), |peak| format!(", {:.1} GiB of the GPU", gib(peak)));
+    format!("{:.2} images/s, {:.1} GiB{gpu}", speed.images_per_s, gib(speed.memory_bytes))
 }
 
 fn left_out(what: &str, epoch: u64, step: u64, pictures: &[PathBuf], scale: Option<f32>) -> String {

@@ -66,6 +66,22 @@ impl World {
         !child.wait().unwrap().success() && heard == times
     }
 
+    /// Starts the binary and kills it once its log has so many lines more; whether it was still alive.
+    fn kill_after_lines(&self, more: usize) -> bool {
+        let log = self.at("out/log.jsonl");
+        let lines = || fs::read(&log).map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count());
+        let wanted = lines() + more;
+        let mut child = self.command(&["--quiet"]).spawn().unwrap();
+        while lines() < wanted {
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        child.kill().unwrap(); // SIGKILL
+        !child.wait().unwrap().success()
+    }
+
     /// What the run has left, but for the configuration, which says where, and for what is told of the time.
     fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(self.at(folder)).unwrap().map(|entry| entry.unwrap().path());
@@ -113,10 +129,12 @@ fn assert_same(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Ve
 }
 
 #[test]
-fn twenty_kills_leave_the_same_files_as_none() {
+fn twenty_one_kills_leave_the_same_files_as_none() {
     let seed = 20_261_127;
     let mut random = StdRng::seed_from_u64(seed);
     let mut kills = 0;
+    let samples =
+        json!({"cfgs": [2], "num_inference_steps": 1, "samples": [{"prompt": "a star"}]}).to_string();
     for (optimizer, changes) in [
         ("adamw", json!({"grad_accum": 2, "flip_p": 0.5, "crop_variants": 2})),
         ("adamw8bit", json!({"validation_config": "validation.json"})),
@@ -127,6 +145,12 @@ fn twenty_kills_leave_the_same_files_as_none() {
             json!({"validation_config": "validation.json", "ema_decay_rate": 0.9, "ema_update_interval": 1,
             "grad_accum": 2, "clip_grad_norm": 1.0}),
         ),
+        (
+            "adamw",
+            json!({"precision": "fp16", "sample_prompts": "samples.json", "sample_steps": 3, "log_step": 2,
+            "state_every_n_steps": 2}),
+        ),
+        ("adamw8bit", json!({"compat": "ed2-2023-04", "grad_accum": 3, "clip_grad_norm": 1.0})),
     ] {
         let optimizer_json = json!({"optimizer": optimizer, "lr": 1e-3, "d0": 1e-3}).to_string();
         let mut keys = json!({"optimizer_config": "optimizer.json", "state_every_n_steps": 1, "max_epochs": 7,
@@ -134,23 +158,30 @@ fn twenty_kills_leave_the_same_files_as_none() {
         keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let world = World::new(keys);
         fs::write(world.at("optimizer.json"), optimizer_json).unwrap();
+        fs::write(world.at("samples.json"), &samples).unwrap();
         world.said(0, &["--set", "output=whole", "--set", "cache_dir=another"]);
-        let mut times = Vec::new();
-        while times.len() < 4 {
-            times.push(random.random_range(1..=3));
-            if !world.kill_after(times[times.len() - 1]) {
+        // Just after something was written, and anywhere.
+        let mut done = Vec::new();
+        while done.len() < 3 {
+            let (after_lines, times) = (random.random_bool(0.6), random.random_range(1..=3));
+            let killed = match after_lines {
+                true => world.kill_after_lines(2 * times),
+                false => world.kill_after(times),
+            };
+            done.push(format!("{times} {}", if after_lines { "pairs of lines" } else { "writes" }));
+            if !killed {
                 // It was through before it could be killed: from the beginning.
-                times.clear();
+                done.clear();
                 fs::remove_dir_all(world.at("out")).unwrap();
+                let _ = fs::remove_file(world.at("out.run.json"));
             }
         }
-        kills += times.len();
+        kills += done.len();
         let text = world.said(0, &[]);
-        let what = format!("{optimizer} killed after {times:?} writes; seed {seed}; then: {text}");
-        assert!(text.contains("going on after step "), "{what}");
+        let what = format!("{optimizer} {changes} killed after {done:?}; seed {seed}; then: {text}");
         assert_same(&world.files("out"), &world.files("whole"), &what);
     }
-    assert_eq!(kills, 20);
+    assert_eq!(kills, 21);
 }
 
 #[test]

@@ -267,6 +267,24 @@ fn the_learning_rate_finder_writes_a_table_a_graph_and_a_suggestion() {
 }
 
 #[test]
+fn the_last_checkpoint_of_the_other_runs_is_found_from_a_relative_folder() {
+    let world = World::new(json!({}));
+    for name in ["out/a-ep02-gs00006.safetensors", "first/a-ep01-gs00003.safetensors"] {
+        fs::create_dir_all(world.at(name).parent().unwrap()).unwrap();
+        fs::write(world.at(name), "").unwrap();
+    }
+    let base = |output: &str| {
+        let output = format!("output={output}");
+        let found = world.run(&["--set", "resume_ckpt=findlast", "--set", &output, "--dry-run"]);
+        let plan: Value = serde_json::from_slice(&found.stdout).unwrap();
+        plan["base"].as_str().unwrap().to_owned()
+    };
+    for output in ["out", "./out", "out/", "first/../out"] {
+        assert!(base(output).ends_with("first/a-ep01-gs00003.safetensors"), "{output}: {}", base(output));
+    }
+}
+
+#[test]
 fn the_audit_runs_alone() {
     let world = World::new(json!({"amp": false, "gpuid": 0}));
     let text = world.said(0, &["--audit"]);
@@ -296,6 +314,14 @@ fn what_was_understood_is_printed_and_kept() {
     assert_eq!(told, ["amp", "gpuid"]);
     let text = world.said(0, &[]);
     assert!(text.contains("note: `amp` (false): deprecated in EveryDream2 too"), "{text}");
+    for line in [
+        "pictures     data",
+        "training     1 epochs of batches of 2, at 64 pixels, seed 555, compat vodka",
+        "UNet         adamw8bit, lr 1e-3, constant",
+        "all of it    out/train.effective.json",
+    ] {
+        assert!(text.lines().any(|said| said == line), "{line} in {text}");
+    }
     let kept: Value = serde_json::from_slice(&world.files("out")["train.effective.json"]).unwrap();
     assert_eq!((&kept["settings"], &kept["notices"]), (&plan["settings"], &plan["notices"]));
 }

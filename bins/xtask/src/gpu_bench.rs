@@ -234,11 +234,12 @@ impl<'o> Bench<'o> {
     }
 }
 
-/// `vodka-bench-train`: beside this program, or else built.
+/// `vodka-bench-train`: beside this program; or built, where cargo started this or there is none.
 fn program() -> Result<PathBuf> {
     let name = format!("vodka-bench-train{}", env::consts::EXE_SUFFIX);
     let beside = env::current_exe()?.with_file_name(&name);
-    if beside.exists() && !root().join("Cargo.toml").exists() {
+    // What lies beside a program that cargo has just built may be older than the checkout.
+    if beside.exists() && env::var_os("CARGO").is_none() {
         return Ok(beside);
     }
     run_command(cargo().args(["build", "--release", "--package", "vodka-bench-torch"]))?;

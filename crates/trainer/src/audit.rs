@@ -1,7 +1,7 @@
 //! The audit: every picture is decoded and every caption counted before anything is trained.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -12,12 +12,14 @@ use serde::{Deserialize, Serialize};
 use vodka_checkpoint::Checkpoint;
 use vodka_images::{DecodeOptions, decode_bytes, relative_name};
 use vodka_prompt::{MAX_TOKENS, token_count};
-use vodka_stage::{ContentHash, Interrupt, Outcome, Report, create_dir, hash_bytes, write_atomic};
+use vodka_stage::{
+    ContentHash, FolderLock, Interrupt, Outcome, Report, create_dir, hash_bytes, write_atomic,
+};
 
 use crate::{
     Bucket, Error, Result, Runts, Skipped, TrainEvent, TrainPlan,
     buckets::{buckets, nearest},
-    facts::{Facts, Index, Looked, Stamp},
+    facts::{DECODER, Facts, Index, Looked, Stamp},
     geometry::{centred, is_undersized},
     items::{Bare, Item, items},
     validation::HELD_OUT,
@@ -205,6 +207,14 @@ struct Pixels {
     hash: ContentHash,
 }
 
+/// What was found of files, by their content.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    /// What they were decoded by.
+    decoder: String,
+    files: BTreeMap<ContentHash, Result<Pixels, String>>,
+}
+
 /// A picture to look at.
 struct Subject {
     set: String,
@@ -237,12 +247,14 @@ impl From<Facts> for Pixels {
 /// pictures is in the report; [`AuditReport::check`] says whether a run may begin. `None` when interrupted.
 ///
 /// # Errors
-/// No pictures; a file beside them that says what it cannot; a disk that fails.
+/// No pictures; a file beside them that says what it cannot; a run that holds the output folder; a disk that fails.
 pub fn audit(
     plan: &TrainPlan,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<AuditReport>> {
+    create_dir(&plan.output)?;
+    let _lock = FolderLock::take(&plan.output)?;
     Ok(look(plan, interrupt, on_event)?.map(|(report, _)| report))
 }
 
@@ -312,8 +324,8 @@ fn look_at(
     let path = plan.output.join(CACHE);
     let index = plan.cache.folder().map(Index::open).transpose()?;
     // One that is of another version, or damaged, knows nothing.
-    let known: HashMap<ContentHash, Result<Pixels, String>> =
-        fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let known: Option<Known> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let known = known.filter(|known| known.decoder == DECODER).unwrap_or_default().files;
     let mut seen = Vec::with_capacity(subjects.len());
     for chunk in subjects.chunks(AT_ONCE) {
         if interrupt.is_raised() {
@@ -327,14 +339,15 @@ fn look_at(
         }
         on_event(TrainEvent::Audited { done: seen.len(), total: subjects.len() });
     }
-    let all: BTreeMap<_, _> = seen.iter().filter_map(|seen| Some((seen.content?, &seen.pixels))).collect();
+    let files = seen.iter().filter_map(|seen| Some((seen.content?, seen.pixels.clone()))).collect();
+    let all = Known { decoder: DECODER.to_owned(), files };
     write_atomic(path, serde_json::to_vec(&all).expect("hashes are texts"))?;
     Ok(Some(seen))
 }
 
 fn look_at_one(
     file: &Path,
-    known: &HashMap<ContentHash, Result<Pixels, String>>,
+    known: &BTreeMap<ContentHash, Result<Pixels, String>>,
     index: Option<&Index>,
 ) -> Seen {
     let stamp = Stamp::of(file, SystemTime::now()).ok();

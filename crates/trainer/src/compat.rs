@@ -149,6 +149,14 @@ impl Compat {
         self == Self::Ed2April2023
     }
 
+    /// How many of the batches of an optimizer step are done already when so many of the run are, at the start of an epoch.
+    pub(crate) fn accumulated_before(self, done: u64, grad_accum: usize) -> usize {
+        match self.counts_accumulation_over_epochs() {
+            true => (done % grad_accum as u64) as usize,
+            false => 0,
+        }
+    }
+
     /// Whether batches are counted over the whole run for accumulation, so that the first optimizer step of an epoch may
     /// have fewer than the others, rather than anew in each epoch.
     pub fn counts_accumulation_over_epochs(self) -> bool {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeSeed};
 use serde_json::Value;
+use vodka_checkpoint::Prediction;
 
 use crate::{
     Arithmetic, CacheMode, Compat, DataRoot, Flaw, OnNan, OptimizerConfig, Result,
@@ -11,7 +12,7 @@ use crate::{
         Answer::{Refused, Told},
         Idle,
         Neutral::{self, Bool, Null, Text},
-        Notice, Refused as Missing, Vocabulary, read_json,
+        Notice, Vocabulary, read_json,
     },
     rates::Shape,
     target::LossType,
@@ -147,6 +148,9 @@ pub struct TrainConfig {
     /// How an error becomes a loss: `mse`, `huber`, `mse_huber` or `huber_mse`. Default: `mse`; with `compat` `ed2-head`
     /// `mse_huber`, as there.
     pub loss_type: Option<LossType>,
+    /// Ours: what the UNet predicts, `epsilon` or `v_prediction`. Default: what the base checkpoint says of itself, or else
+    /// `epsilon`.
+    pub prediction_type: Option<Prediction>,
     /// The largest signal-to-noise ratio that counts in a loss's weight (5 as a rule). Default: all weigh the same.
     pub min_snr_gamma: Option<f64>,
     /// The least noisy timestep that is trained, 0 to 999. Default: 0.
@@ -168,7 +172,8 @@ pub struct TrainConfig {
     /// No checkpoint before this epoch, but for the last. Default: 0.
     pub save_ckpts_from_n_epochs: u64,
     /// A checkpoint whenever the last is so many minutes old, too: which ones there are is up to the clock, what is in
-    /// them is not. Default: none.
+    /// them is not. Default: none; with the `compat` modes of EveryDream2 20 where `save_every_n_epochs` is not said either,
+    /// as there.
     pub ckpt_every_n_minutes: Option<f64>,
     /// Keep the training state when the run is done. Default: false.
     pub save_optimizer: bool,
@@ -279,6 +284,7 @@ impl Default for TrainConfig {
             rated_dataset: false,
             rated_dataset_target_dropout_percent: 50.0,
             loss_type: None,
+            prediction_type: None,
             min_snr_gamma: None,
             timestep_start: 0,
             timestep_end: 1000,
@@ -317,11 +323,8 @@ impl Default for TrainConfig {
 const OFF: &[Neutral] = &[Bool(false), Null];
 const ABSENT: &[Neutral] = &[Null];
 
-/// EveryDream2's other keys. Sources: victorchall/EveryDream2trainer, `train.py` and `train.json` at 5098db8 (2025-05)
-/// and 974d3fa (2023-04).
-const REFUSED: &[Missing] = &[];
-
-/// EveryDream2's keys for which there is nothing to do, or nothing will be done.
+/// EveryDream2's keys for which there is nothing to do, or nothing will be done. Sources: victorchall/EveryDream2trainer,
+/// `train.py` and `train.json` at 5098db8 (2025-05) and 974d3fa (2023-04).
 const IDLE: &[Idle] = &[
     ("amp", ABSENT, Told("deprecated in EveryDream2 too, where only `disable_amp` decides")),
     ("useadam8bit", OFF, Told("the optimizer is said in optimizer.json; `adamw8bit` is the default")),
@@ -396,7 +399,7 @@ impl TrainConfig {
     }
 
     fn vocabulary() -> Vocabulary {
-        Vocabulary::of::<Self>(REFUSED, IDLE)
+        Vocabulary::of::<Self>(IDLE)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     buckets::{buckets, nearest},
     facts::{Facts, Index, Looked, Stamp, read},
     items::{Bare, Item, items},
+    validation::STABILIZED,
 };
 
 /// A picture that is left out, and why.
@@ -92,21 +93,24 @@ impl Dataset {
         let index = plan.cache.folder().map(Index::open).transpose()?;
         let buckets = buckets(plan.settings.resolution, stride, plan.settings.compat.misspells_buckets());
         let looker = Looker { pool, looked, index: index.as_ref(), buckets: &buckets };
-        let mut load = |items: &[Item]| {
+        let mut load = |items: &[Item], is_told: bool| {
             let on_picture = &mut |bad: Option<&Skipped>| {
                 done += 1;
-                bad.into_iter().for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
+                bad.into_iter()
+                    .filter(|_| !is_told)
+                    .for_each(|skipped| on_event(TrainEvent::Skipped(skipped.clone())));
                 on_event(TrainEvent::Loaded { done, total });
             };
             looker.look(items, interrupt, on_picture)
         };
-        let Some((examples, bad)) = load(&items) else { return Ok(None) };
+        let Some((examples, bad)) = load(&items, false) else { return Ok(None) };
         skipped.extend(bad);
         let mut loaded = Vec::new();
         for (name, items) in sets {
-            let Some((examples, bad)) = load(&items) else { return Ok(None) };
-            // A stabilised picture has been told of already.
-            skipped.extend(bad.into_iter().filter(|bad| !skipped.contains(bad)).collect::<Vec<_>>());
+            // A stabilised picture is one that is trained on, and has been told of already.
+            let is_told = name == STABILIZED;
+            let Some((examples, bad)) = load(&items, is_told) else { return Ok(None) };
+            skipped.extend(bad.into_iter().filter(|_| !is_told));
             loaded.push((name, Arc::new(examples)));
         }
         match examples.is_empty() {

@@ -110,18 +110,36 @@ impl Ema {
         });
     }
 
-    /// Does something while the weights are their means.
+    /// Does something while the weights are their means (and the means the weights). They change places one by one, which
+    /// takes memory for the largest alone; also after a panic they are as before.
     pub fn in_place<R>(&self, act: impl FnOnce() -> R) -> R {
-        let put = |weights: &[Tensor]| {
-            for ((_, value, _), new) in self.means.iter().zip(weights) {
-                no_grad(|| value.shallow_clone().copy_(new));
-            }
-        };
-        let live: Vec<_> = self.means.iter().map(|(_, value, _)| value.copy()).collect();
-        put(&self.means.iter().map(|(_, _, mean)| mean.shallow_clone()).collect::<Vec<_>>());
-        let result = act();
-        put(&live);
-        result
+        let mut swapped = Swapped { ema: self, count: 0 };
+        while swapped.count < self.means.len() {
+            self.swap(swapped.count);
+            swapped.count += 1;
+        }
+        act()
+    }
+
+    fn swap(&self, index: usize) {
+        let (_, value, mean) = &self.means[index];
+        no_grad(|| {
+            let live = value.detach().copy();
+            value.shallow_clone().copy_(mean);
+            mean.shallow_clone().copy_(&live);
+        });
+    }
+}
+
+/// The first means of some, in the place of their weights until this is dropped.
+struct Swapped<'e> {
+    ema: &'e Ema,
+    count: usize,
+}
+
+impl Drop for Swapped<'_> {
+    fn drop(&mut self) {
+        (0..self.count).for_each(|index| self.ema.swap(index));
     }
 }
 
@@ -152,6 +170,9 @@ mod tests {
         assert_eq!((value(ema.means().next().unwrap().1), ema.updates()), (1.75, 2));
         assert_eq!(ema.in_place(|| value(&weights)), 1.75);
         assert_eq!(value(&weights), 4.0);
+        let panics = || ema.in_place(|| panic!("{}", value(&weights)));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        assert_eq!((value(&weights), value(ema.means().next().unwrap().1)), (4.0, 1.75));
     }
 
     #[test]

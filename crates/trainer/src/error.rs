@@ -33,16 +33,6 @@ pub enum Error {
         /// The known key that is spelt most like it.
         nearest: Option<String>,
     },
-    /// A key of EveryDream2 that is not supported yet, at a value that asks for something.
-    #[error("`{key}` is not supported yet: expected {allowed}, found {value}")]
-    UnsupportedKey {
-        /// The key.
-        key: String,
-        /// Its value.
-        value: serde_json::Value,
-        /// The values at which the key asks for nothing.
-        allowed: String,
-    },
     /// A key of EveryDream2 that is not and will not be supported, at a value that asks for something.
     #[error("`{key}` is not supported: {why} (found {value})")]
     RefusedKey {
@@ -306,13 +296,11 @@ pub enum Error {
     },
     /// A device or the processor had not enough memory for a batch.
     #[error(
-        "not enough memory for {pictures} pictures of {width}x{height} pixels (epoch {epoch}, step {step}); what helps: {lower}"
+        "not enough memory for {pictures} pictures of {width}x{height} pixels ({place}); what helps: {lower}"
     )]
     OutOfMemory {
-        /// The epoch, from 1.
-        epoch: u64,
-        /// The step, from 1, over all epochs.
-        step: u64,
+        /// Where it was: epoch and step, the validation set, or the picture that the VAE was given.
+        place: String,
         /// How many are in the batch.
         pictures: usize,
         /// The width of its bucket.
@@ -323,6 +311,22 @@ pub enum Error {
         lower: String,
         /// What libtorch says.
         source: tch::TchError,
+    },
+    /// A device or the processor had not enough memory for what is no batch.
+    #[error("not enough memory for {what}; what helps: {lower}")]
+    NoMemory {
+        /// For what.
+        what: &'static str,
+        /// What makes it need less.
+        lower: String,
+        /// What libtorch says.
+        source: tch::TchError,
+    },
+    /// An epoch in which no picture is trained on.
+    #[error("epoch {epoch} has no batches: the `multiply` of its pictures leaves all of them out")]
+    EmptyEpoch {
+        /// The epoch, from 1.
+        epoch: u64,
     },
     /// A saved state that cannot be gone on from.
     #[error("the training state `{path}` is damaged; delete it, or start over with `--resume never`")]

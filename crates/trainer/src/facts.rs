@@ -59,7 +59,7 @@ const LONGEST: u64 = 1 << 26;
 /// A file that was changed so little time before it was looked at may be changed again within one tick of the clock.
 const SETTLED: Duration = Duration::from_millis(100);
 /// What pixels are made by; it changes when the decoders do.
-const DECODER: &str = "vodka-images 1";
+pub(crate) const DECODER: &str = "vodka-images 1";
 
 /// What tells a file from what it was before. Never the same for two contents, but that the clock stands still between.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,7 @@ use vodka_stage::{Outcome, Report};
 
 use crate::{
     Error, Result,
+    report::nan_for_null,
     watch::{Line, Marks, Plot, smoothed},
 };
 
@@ -59,7 +60,8 @@ impl FinderSettings {
 pub struct Tried {
     /// The rate of the UNet.
     pub lr: f64,
-    /// The loss after the step with it.
+    /// The loss after the step with it; NaN (in JSON `null`) where it is not finite.
+    #[serde(deserialize_with = "nan_for_null")]
     pub loss: f32,
 }
 
@@ -84,6 +86,7 @@ pub struct FinderReport {
     /// How it ended.
     pub outcome: Outcome,
     /// The loss before the first step.
+    #[serde(deserialize_with = "nan_for_null")]
     pub first: f32,
     /// All rates that were tried, smallest first.
     pub tried: Vec<Tried>,

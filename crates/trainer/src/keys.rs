@@ -35,20 +35,6 @@ impl Neutral {
     }
 }
 
-impl fmt::Display for Neutral {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Bool(value) => write!(f, "{value}"),
-            Self::Text(value) => write!(f, "\"{value}\""),
-            Self::Any => f.write_str("anything"),
-        }
-    }
-}
-
-/// A key of EveryDream2 that is understood and not done, and the values at which that makes no difference.
-pub(crate) type Refused = (&'static str, &'static [Neutral]);
-
 /// A key that was said and does not do what it says, or nothing at all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Notice {
@@ -90,8 +76,6 @@ pub(crate) enum Answer {
 pub(crate) struct Vocabulary {
     /// Keys that do something.
     known: Vec<String>,
-    /// Keys that are accepted at a neutral value only.
-    refused: &'static [Refused],
     /// Keys for which nothing is done.
     idle: &'static [Idle],
     /// Older names of keys, and what they are called now.
@@ -103,17 +87,17 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The keys of `T` as it is written, and those that are `refused` or `idle`.
-    pub fn of<T: Default + Serialize>(refused: &'static [Refused], idle: &'static [Idle]) -> Self {
+    /// The keys of `T` as it is written, and those that are `idle`.
+    pub fn of<T: Default + Serialize>(idle: &'static [Idle]) -> Self {
         let defaults = serde_json::to_value(T::default()).expect("configurations are plain data");
         let known = defaults.as_object().expect("a struct").keys().cloned().collect();
-        Self { known, refused, idle, defaults, ..Self::default() }
+        Self { known, idle, defaults, ..Self::default() }
     }
 
     /// Keys that stand for objects of their own.
-    pub fn sections(names: &[&str], refused: &'static [Refused], idle: &'static [Idle]) -> Self {
+    pub fn sections(names: &[&str], idle: &'static [Idle]) -> Self {
         let known = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { known, refused, idle, ..Self::default() }
+        Self { known, idle, ..Self::default() }
     }
 
     /// With older names of keys.
@@ -140,10 +124,9 @@ impl Vocabulary {
 
     /// All keys.
     fn all(&self) -> impl Iterator<Item = &str> {
-        let refused = self.refused.iter().map(|(name, _)| *name);
         let idle = self.idle.iter().map(|(name, ..)| *name);
         let renamed = self.renamed.iter().map(|(old, _)| *old);
-        self.known.iter().map(String::as_str).chain(refused).chain(idle).chain(renamed)
+        self.known.iter().map(String::as_str).chain(idle).chain(renamed)
     }
 
     /// The keys that do something.
@@ -210,16 +193,6 @@ impl Vocabulary {
             return Ok(true);
         }
         let says_nothing = |neutral: &[Neutral]| neutral.iter().any(|neutral| neutral.is(value));
-        if let Some((_, neutral)) = self.refused.iter().find(|(refused, _)| *refused == key)
-            && !says_nothing(neutral)
-        {
-            let allowed: Vec<_> = neutral.iter().map(ToString::to_string).collect();
-            return Err(Error::UnsupportedKey {
-                key: key.to_owned(),
-                value: value.clone(),
-                allowed: allowed.join(" or "),
-            });
-        }
         match self.idle.iter().find(|(idle, ..)| *idle == key) {
             Some((_, neutral, _)) if says_nothing(neutral) => Ok(false),
             Some((_, _, Answer::Told(why))) => {

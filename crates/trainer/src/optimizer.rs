@@ -338,13 +338,13 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let group = Vocabulary::of::<Group>(&[], IDLE);
-        let freezing = Vocabulary::of::<Freezing>(&[], &[]);
-        let rest = Vocabulary::of::<Rest>(&[], &[]);
+        let group = Vocabulary::of::<Group>(IDLE);
+        let freezing = Vocabulary::of::<Freezing>(&[]);
+        let rest = Vocabulary::of::<Rest>(&[]);
         let sections = ["base", "text_encoder_overrides", "text_encoder_freezing"];
         // For the nearest key, the others are of it too.
         let all: Vec<_> = sections.into_iter().chain(rest.keys()).collect();
-        let top = Vocabulary::sections(&all, &[], IDLE_AT_THE_TOP);
+        let top = Vocabulary::sections(&all, IDLE_AT_THE_TOP);
         let mut seen = Vec::new();
         let config = self.0;
         while let Some(key) = map.next_key::<String>()? {

@@ -6,10 +6,10 @@ use std::{
 };
 
 use serde::Serialize;
-use vodka_checkpoint::Precision;
+use vodka_checkpoint::{Precision, Prediction};
 use vodka_images::is_image;
 use vodka_sd15::{check_device_name, device_type};
-use vodka_stage::{ContentHash, Hasher, Interrupt, RunKey, RunRecord, hash_file, record_path};
+use vodka_stage::{ContentHash, Hasher, Interrupt, RunKey, RunRecord, hash_bytes, hash_file, record_path};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::{
@@ -159,6 +159,8 @@ pub struct Settings {
     pub left_out: f64,
     /// How an error becomes a loss.
     pub loss_type: LossType,
+    /// What the UNet predicts; `None`: what the base checkpoint says.
+    pub prediction_type: Option<Prediction>,
     /// The largest signal-to-noise ratio that counts in a loss's weight; `None`: all weigh the same.
     pub min_snr_gamma: Option<f64>,
     /// The timesteps that are trained: from the first to before the second.
@@ -301,7 +303,7 @@ impl TrainConfig {
         let validation = self.validation_config.as_ref().map(ValidationConfig::read).transpose()?;
         notices.extend(validation.iter().flat_map(|validation| validation.notices.clone()));
         Ok(TrainPlan {
-            ckpt_every_n_minutes: self.ckpt_every_n_minutes.filter(|minutes| *minutes > 0.0),
+            ckpt_every_n_minutes: self.minutes_to_checkpoints(),
             sample_prompts: self.sample_prompts()?,
             sample_steps: self.sample_steps,
             ema_sample_nonema_model: self.ema_sample_nonema_model.unwrap_or(false),
@@ -335,6 +337,16 @@ impl TrainConfig {
             ema_base: self.ema_resume_model,
             output,
         })
+    }
+
+    /// EveryDream2 has a checkpoint every 20 minutes where neither key says how often.
+    fn minutes_to_checkpoints(&self) -> Option<f64> {
+        let neither = self.ckpt_every_n_minutes.is_none() && self.save_every_n_epochs.is_none();
+        let minutes = match neither && self.compat != Compat::Vodka {
+            true => Some(20.0),
+            false => self.ckpt_every_n_minutes,
+        };
+        minutes.filter(|minutes| *minutes > 0.0)
     }
 
     /// A file that is there must be good; one that is not may come.
@@ -382,6 +394,7 @@ impl TrainConfig {
             keep_tags: if self.compat.obeys_keep_tags() { self.keep_tags } else { 0 },
             left_out: self.left_out(),
             loss_type: self.loss_type.unwrap_or(self.compat.loss_type()),
+            prediction_type: self.prediction_type,
             min_snr_gamma: self.min_snr_gamma,
             timesteps: (self.timestep_start, self.timestep_end),
             offset_noise: offset_noise.max(0.0),
@@ -415,9 +428,10 @@ impl TrainConfig {
         let resolution = self.resolution;
         let good = resolution.is_multiple_of(64) && (64..=2048).contains(&resolution);
         within("resolution", resolution.to_string(), good, "a multiple of 64 from 64 to 2048")?;
-        within("batch_size", self.batch_size.to_string(), self.batch_size > 0, "at least 1")?;
-        within("grad_accum", self.grad_accum.to_string(), self.grad_accum > 0, "at least 1")?;
-        within("max_epochs", self.max_epochs.to_string(), self.max_epochs > 0, "at least 1")?;
+        let (batch, accum, epochs) = (self.batch_size, self.grad_accum, self.max_epochs);
+        within("batch_size", batch.to_string(), (1..=65_536).contains(&batch), "1 to 65536")?;
+        within("grad_accum", accum.to_string(), (1..=65_536).contains(&accum), "1 to 65536")?;
+        within("max_epochs", epochs.to_string(), (1..=10_000_000).contains(&epochs), "1 to 10000000")?;
         let (threads, good) =
             (self.threads.unwrap_or(1), self.threads.is_none_or(|n| (1..=1024).contains(&n)));
         within("threads", threads.to_string(), good, "1 to 1024, or null")?;
@@ -592,7 +606,11 @@ fn find_last(output: &Path) -> Result<PathBuf> {
         None => output,
     };
     let entries = WalkDir::new(parent).max_depth(4).sort_by_file_name().into_iter();
-    let others = entries.filter_entry(|entry| entry.path() != output);
+    // However it is written: `out`, `./out`, `runs/../out`.
+    let own = output.canonicalize().ok();
+    let is_own =
+        |path: &Path| own.as_ref().is_some_and(|own| path.canonicalize().is_ok_and(|path| path == *own));
+    let others = entries.filter_entry(|entry| !(entry.file_type().is_dir() && is_own(entry.path())));
     let checkpoint = |entry: DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = match name == "model_index.json" {
@@ -618,6 +636,15 @@ fn find_last(output: &Path) -> Result<PathBuf> {
 /// The configuration that a run had, in its output folder.
 pub const EFFECTIVE_JSON: &str = "train.effective.json";
 
+/// How a configuration spells a choice.
+fn word(choice: &impl Serialize) -> String {
+    match serde_json::to_value(choice).expect("choices are plain data") {
+        serde_json::Value::String(name) => name,
+        serde_json::Value::Object(object) => object.keys().next().cloned().unwrap_or_default(),
+        other => other.to_string(),
+    }
+}
+
 /// Whether this could be the name of a repository on huggingface.co: an owner and a name.
 fn is_hub_name(name: &str) -> bool {
     let mut parts = name.split('/');
@@ -640,12 +667,41 @@ impl TrainPlan {
         serde_json::to_string_pretty(&plan).expect("plans are plain data") + "\n"
     }
 
+    /// What will be done, for people: the settings that say most. All of it is in [`EFFECTIVE_JSON`].
+    pub fn summary(&self) -> String {
+        let Settings { batch_size, grad_accum, max_epochs, resolution, seed, .. } = self.settings;
+        let Settings { compat, arithmetic, loss_type, unet, text_encoder, .. } = &self.settings;
+        let roots: Vec<_> = self.data_root.paths().iter().map(|root| root.display().to_string()).collect();
+        let part = |part: &Option<PartSettings>| match part {
+            None => "as it is".to_owned(),
+            Some(PartSettings { optimizer, lr_scheduler, .. }) => {
+                format!("{}, lr {:e}, {}", word(&optimizer.method), optimizer.lr, word(lr_scheduler))
+            }
+        };
+        let together = if grad_accum > 1 { format!(", {grad_accum} to a step") } else { String::new() };
+        let training =
+            format!("{max_epochs} epochs of batches of {batch_size}{together}, at {resolution} pixels");
+        let rows = [
+            ("base", self.base.display().to_string()),
+            ("pictures", roots.join(", ")),
+            ("output", self.output.display().to_string()),
+            ("device", format!("{}, {}", self.device, word(&arithmetic.networks))),
+            ("training", format!("{training}, seed {seed}, compat {}", word(compat))),
+            ("loss", word(loss_type)),
+            ("UNet", part(unet)),
+            ("text encoder", part(text_encoder)),
+        ];
+        let rows = rows.map(|(name, value)| format!("{name:<13}{value}"));
+        format!("{}\n{:<13}{}", rows.join("\n"), "all of it", self.output.join(EFFECTIVE_JSON).display())
+    }
+
     /// Where the event file of the run with this key goes: in the output folder, or into a folder of its own in `logdir`.
     pub(crate) fn event_folder(&self, key: ContentHash) -> PathBuf {
-        match &self.logdir {
-            Some(logdir) => logdir.join(format!("{}-{}", self.settings.name, key.short(8))),
-            None => self.output.join("logs"),
-        }
+        let Some(logdir) = &self.logdir else { return self.output.join("logs") };
+        // The same run may be made in two folders.
+        let output = std::path::absolute(&self.output).unwrap_or_else(|_| self.output.clone());
+        let place = hash_bytes(output.as_os_str().as_encoded_bytes());
+        logdir.join(format!("{}-{}-{}", self.settings.name, key.short(8), place.short(4)))
     }
 
     /// The folders and lists with the pictures: those of the configuration, and what was in zip files of the folders, unpacked.
@@ -835,6 +891,18 @@ mod tests {
     }
 
     #[test]
+    fn everydream2_saves_every_twenty_minutes_where_it_is_not_told_when() {
+        let minutes = |changes| config(changes).plan().unwrap().ckpt_every_n_minutes;
+        assert_eq!(minutes(json!({})), None);
+        for compat in ["ed2-2023-04", "ed2-head"] {
+            assert_eq!(minutes(json!({"compat": compat})), Some(20.0));
+            assert_eq!(minutes(json!({"compat": compat, "ckpt_every_n_minutes": 5})), Some(5.0));
+            assert_eq!(minutes(json!({"compat": compat, "ckpt_every_n_minutes": 0})), None);
+            assert_eq!(minutes(json!({"compat": compat, "save_every_n_epochs": 10})), None);
+        }
+    }
+
+    #[test]
     fn rated_percentages_are_what_is_left() {
         let left_out = |percent: f64| {
             let keys = json!({"rated_dataset": true, "rated_dataset_target_dropout_percent": percent});
@@ -893,7 +961,12 @@ mod tests {
             said(json!({"resolution": 500})),
             "`resolution` is 500, expected a multiple of 64 from 64 to 2048"
         );
-        assert_eq!(said(json!({"batch_size": 0})), "`batch_size` is 0, expected at least 1");
+        assert_eq!(said(json!({"batch_size": 0})), "`batch_size` is 0, expected 1 to 65536");
+        let huge = u64::MAX;
+        for key in ["batch_size", "grad_accum", "max_epochs"] {
+            let said = said(json!({key: huge}));
+            assert!(said.starts_with(&format!("`{key}` is {huge}, expected 1 to ")), "{said}");
+        }
         assert_eq!(said(json!({"clip_skip": 5})), "`clip_skip` is 5, expected 0 to 4");
         assert_eq!(said(json!({"cond_dropout": 1.5})), "`cond_dropout` is 1.5, expected 0.0 to 1.0");
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use vodka_stage::{Outcome, Report};
 
 use crate::{AuditReport, Notice, Phase, SampleRound, Skipped, Speed, Spent, TrainPlan};
@@ -22,7 +22,7 @@ pub enum TrainEvent<'a> {
     },
     /// All pictures are looked at.
     Audit(Box<AuditReport>),
-    /// So many of the pictures are decoded and in latents.
+    /// So many of the pictures were looked at once more, for the run: those that the audit has seen are not decoded again.
     Loaded {
         /// Pictures that are through, bad ones among them.
         done: usize,
@@ -50,11 +50,25 @@ pub enum TrainEvent<'a> {
         loss: f32,
         /// How fast it goes.
         speed: Speed,
+        /// What losses are multiplied by in fp16, after the step.
+        grad_scale: Option<f32>,
     },
     /// Sample pictures are due. Who does not answer has none.
     Sample(SampleRound<'a>),
     /// The file that says which samples to make cannot be read, or not be used; what it said before is.
     SamplesUnreadable {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Sample pictures cannot be made, and the run goes on without.
+    SamplesFailed {
+        /// Batches that are done.
+        step: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The run was interrupted and its state is saved, but what is for other programs is not.
+    InterruptedNotSaved {
         /// What is wrong.
         reason: String,
     },
@@ -143,12 +157,24 @@ pub enum TrainEvent<'a> {
 pub struct Validated {
     /// The name of the set.
     pub set: String,
-    /// The loss before training.
+    /// The loss before training. Losses that are not finite are `null` in JSON, and come back as NaN.
+    #[serde(deserialize_with = "nan_for_null")]
     pub first: f32,
     /// The last loss.
+    #[serde(deserialize_with = "nan_for_null")]
     pub last: f32,
     /// Whether it has been rising lately.
     pub diverges: bool,
+}
+
+/// JSON has no numbers that are not finite; serde_json writes `null` for them.
+pub(crate) fn nan_for_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f32::NAN))
+}
+
+fn nans_for_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(f32, f32)>, D::Error> {
+    let losses: Option<(Option<f32>, Option<f32>)> = Option::deserialize(deserializer)?;
+    Ok(losses.map(|(first, last)| (first.unwrap_or(f32::NAN), last.unwrap_or(f32::NAN))))
 }
 
 /// What a training run has done.
@@ -164,7 +190,9 @@ pub struct TrainReport {
     pub steps: u64,
     /// Batches of the whole run.
     pub total_steps: u64,
-    /// The mean loss of the first epoch, and of the last one; of what there is of it when interrupted.
+    /// The mean loss of the first epoch, and of the last one; of what there is of it when interrupted. NaN (in JSON `null`)
+    /// for an epoch of which all steps were left out.
+    #[serde(deserialize_with = "nans_for_nulls")]
     pub losses: Option<(f32, f32)>,
     /// How validation went.
     #[serde(default)]
@@ -272,5 +300,28 @@ impl fmt::Display for TrainReport {
             write!(f, "\n{verb} {}", path.display())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_that_are_not_finite_go_through_json() {
+        let plain = r#"{"outcome": "done", "seed": 1, "pictures": 1, "steps": 1, "total_steps": 1, "losses": null,
+            "long_captions": 0, "checkpoints": [], "skipped": []}"#;
+        let mut report: TrainReport = serde_json::from_str(plain).unwrap();
+        assert_eq!(report.losses, None);
+        let set = || "val".to_owned();
+        report.losses = Some((0.5, f32::NAN));
+        report.validations =
+            vec![Validated { set: set(), first: f32::INFINITY, last: 0.25, diverges: false }];
+        let json = serde_json::to_string(&report).unwrap();
+        let read: TrainReport = serde_json::from_str(&json).unwrap();
+        let (first, last) = read.losses.unwrap();
+        assert!(first == 0.5 && last.is_nan());
+        assert!(read.validations[0].first.is_nan() && read.validations[0].last == 0.25);
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
     }
 }

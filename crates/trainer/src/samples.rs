@@ -98,7 +98,7 @@ impl SampleConfig {
                     |prompt: &str| SampleEntry { prompt: prompt.to_owned(), ..SampleEntry::default() };
                 config.samples = Some(prompts.map(entry).collect());
             }
-            Some("json") => read_json(path, Vocabulary::of::<Self>(&[], IDLE).fields_of(&mut config))?,
+            Some("json") => read_json(path, Vocabulary::of::<Self>(IDLE).fields_of(&mut config))?,
             _ => return Err(Error::SamplesName { path: path.to_path_buf() }),
         }
         let in_file = |source| Error::InFile { path: path.to_path_buf(), source: Box::new(source) };

@@ -16,6 +16,7 @@ use std::{
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, no_grad};
 use vodka_stage::{AtomicFile, RunKey, RunRecord, check_space};
@@ -24,6 +25,7 @@ use crate::{
     Error, Result, TrainEvent,
     arithmetic::ScalerState,
     ema::Ema,
+    keys::explain,
     optimizers::{Numbers, Optimizer, Parameter},
 };
 
@@ -38,6 +40,8 @@ pub(crate) struct Progress {
     pub left_out: Vec<u64>,
     /// The scale of losses in fp16, as it was saved.
     pub scaler: Option<ScalerState>,
+    /// Whether the sample pictures of the last step are still to be made: their round was interrupted.
+    pub owes_samples: bool,
 }
 
 impl Progress {
@@ -92,15 +96,20 @@ pub(crate) fn save(
     let mut metadata = json!({
         "crc32": NO_CHECKSUM,
         "run": key.hash(),
-        "record": serde_json::to_string(&key.begun()).expect("records are plain data"),
+        "record": text(&key.begun()),
         "threads": tch::get_num_threads().to_string(),
-        "validations": serde_json::to_string(&progress.validations).expect("numbers are plain data"),
-        "left_out": serde_json::to_string(&progress.left_out).expect("numbers are plain data"),
-        "scaler": serde_json::to_string(&progress.scaler).expect("numbers are plain data"),
+        "left_out": text(&progress.left_out),
+        "owes_samples": text(&progress.owes_samples),
     });
+    // Floats go as their bits: JSON has none that is not finite, and serde_json reads some as their neighbour.
+    let bits = |(step, loss): &(u64, f32)| (*step, loss.to_bits());
+    metadata[VALIDATIONS] = text(&progress.validations.iter().map(bits).collect::<Vec<_>>()).into();
+    let bits = |scaler: ScalerState| (scaler.scale.to_bits(), scaler.good_steps);
+    metadata[SCALER] = text(&progress.scaler.map(bits)).into();
     for (network, optimizer) in trained.optimizers {
-        let numbers = serde_json::to_string(&optimizer.numbers()).expect("numbers are plain data");
-        metadata[numbers_key(network)] = numbers.into();
+        let Numbers { steps, d, d_max, numerator } = optimizer.numbers();
+        let bits = [d, d_max, numerator].map(f64::to_bits);
+        metadata[numbers_key(network)] = text(&(steps, bits)).into();
     }
     let losses = Tensor::from_slice(&progress.losses);
     let mut tensors = vec![("losses".to_owned(), losses)];
@@ -126,6 +135,22 @@ pub(crate) fn save(
         }
     }
     Ok(path)
+}
+
+const VALIDATIONS: &str = "validation_bits";
+const SCALER: &str = "scaler_bits";
+
+fn text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("records and numbers are plain data")
+}
+
+/// What is wrong with a state.
+type Damage = Box<dyn StdError + Send + Sync>;
+
+/// What the metadata has under a key.
+fn parsed<T: DeserializeOwned>(metadata: &BTreeMap<String, String>, key: &str) -> Result<T, Damage> {
+    let text = metadata.get(key).ok_or_else(|| format!("it has no `{key}`"))?;
+    serde_json::from_str(text).map_err(|error| format!("its `{key}` cannot be read: {error}").into())
 }
 
 /// A file that is written with a checksum in its header.
@@ -156,78 +181,96 @@ fn write_error(path: &Path) -> impl Fn(std::io::Error) -> Error {
     move |source| vodka_stage::Error::Write { path: path.to_path_buf(), source }.into()
 }
 
-/// Restores the newest whole state in the output folder, where it is of the run with this key. Damaged ones, and that
-/// they are of another run, are told of; `None` where there is none to go on from.
+/// Restores the newest whole state in the output folder, where it is of the run with this key. Those that are damaged or
+/// do not fit, and that they are of another run, are told of; `None` where there is none to go on from.
 ///
 /// # Errors
-/// All that there are are damaged; one that does not fit the model.
+/// None of those that there are can be used.
 pub(crate) fn restore(
     output: &Path,
     key: &RunKey,
     optimizers: &mut [(&str, &mut Optimizer)],
-    ema: Option<&mut Ema>,
+    mut ema: Option<&mut Ema>,
     on_event: &mut dyn FnMut(TrainEvent),
 ) -> Result<Option<Progress>> {
-    let mut first_damaged = None;
+    let mut first_refused = None;
     for (_, path) in list(output) {
         let map = open(&path)?;
-        let found = check(&map).and_then(|()| metadata(&map));
-        let metadata = match found {
-            Ok(metadata) => metadata,
-            Err(source) => {
-                on_event(TrainEvent::StateRefused { path: path.clone(), reason: source.to_string() });
-                first_damaged.get_or_insert(Error::State { path, source });
-                continue;
+        let found = check(&map).and_then(|()| metadata(&map)).map_err(damaged(&path));
+        let found = found.and_then(|metadata| {
+            if metadata.get("run") != Some(&key.hash().to_string()) {
+                return Ok(Err(metadata));
             }
-        };
-        if metadata.get("run") != Some(&key.hash().to_string()) {
-            let change = metadata.get("record").and_then(|record| serde_json::from_str(record).ok());
-            let change = change.and_then(|record: RunRecord| key.difference(&record));
-            let change = change.unwrap_or_else(|| "it is of another version".to_owned());
-            on_event(TrainEvent::AnotherRun { path, change });
-            return Ok(None);
+            read(&path, &map, &metadata, optimizers, ema.as_deref_mut()).map(Ok)
+        });
+        match found {
+            Ok(Ok(progress)) => return Ok(Some(progress)),
+            Ok(Err(of_another)) => {
+                let change = of_another.get("record").and_then(|record| serde_json::from_str(record).ok());
+                let change = change.and_then(|record: RunRecord| key.difference(&record));
+                let change = change.unwrap_or_else(|| "it is of another version".to_owned());
+                on_event(TrainEvent::AnotherRun { path, change });
+                return Ok(None);
+            }
+            Err(error) => {
+                let reason = match &error {
+                    Error::State { source, .. } => explain(source.as_ref()),
+                    other => explain(other),
+                };
+                on_event(TrainEvent::StateRefused { path, reason });
+                first_refused.get_or_insert(error);
+            }
         }
-        return read(&path, &map, &metadata, optimizers, ema).map(Some);
     }
-    first_damaged.map_or(Ok(None), Err)
+    first_refused.map_or(Ok(None), Err)
 }
 
-/// Overwrites what is trained with what a state holds.
+fn damaged(path: &Path) -> impl Fn(Damage) -> Error {
+    move |source| Error::State { path: path.to_path_buf(), source }
+}
+
+/// Overwrites what is trained with what a state holds; nothing, where not all of it fits.
 fn read(
     path: &Path,
     map: &[u8],
     metadata: &BTreeMap<String, String>,
     optimizers: &mut [(&str, &mut Optimizer)],
-    ema: Option<&mut Ema>,
+    mut ema: Option<&mut Ema>,
 ) -> Result<Progress> {
-    let damaged = |source: Box<dyn StdError + Send + Sync>| Error::State { path: path.to_path_buf(), source };
+    let damaged = damaged(path);
     let tensors = SafeTensors::deserialize(map).map_err(|error| damaged(error.into()))?;
-    for (network, optimizer) in optimizers {
-        for parameter in optimizer.parameters() {
-            for (name, mut tensor) in parts(network, parameter) {
-                fill(path, &tensors, name, &mut tensor)?;
-            }
+    let (mut filled, mut counted) = (Vec::new(), Vec::new());
+    for (network, optimizer) in optimizers.iter() {
+        for (name, tensor) in optimizer.parameters().iter().flat_map(|parameter| parts(network, parameter)) {
+            filled.push(fitting(path, &tensors, name, tensor)?);
         }
-        let numbers = metadata.get(&numbers_key(network)).map_or("", String::as_str);
-        let numbers: Numbers = serde_json::from_str(numbers).map_err(|error| damaged(error.into()))?;
-        optimizer.restore(numbers);
+        let (steps, bits): (_, [u64; 3]) = parsed(metadata, &numbers_key(network)).map_err(&damaged)?;
+        let [d, d_max, numerator] = bits.map(f64::from_bits);
+        counted.push(Numbers { steps, d, d_max, numerator });
     }
-    if let Some(ema) = ema {
-        for (name, mean) in ema.means() {
-            fill(path, &tensors, ema_key(name), &mut mean.shallow_clone())?;
-        }
-        let updates = metadata.get("ema_updates").map_or("", String::as_str).parse();
-        ema.restore(updates.map_err(|error: std::num::ParseIntError| damaged(error.into()))?);
+    for (name, mean) in ema.iter().flat_map(|ema| ema.means()) {
+        filled.push(fitting(path, &tensors, ema_key(name), mean.shallow_clone())?);
     }
+    let updates = ema.as_ref().map(|_| parsed(metadata, "ema_updates")).transpose().map_err(&damaged)?;
     let losses = tensors.tensor("losses").map_err(|error| damaged(error.into()))?;
-    let values = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let validations = metadata.get("validations").map_or("[]", String::as_str);
-    let validations = serde_json::from_str(validations).map_err(|error| damaged(error.into()))?;
-    let left_out = metadata.get("left_out").map_or("[]", String::as_str);
-    let left_out = serde_json::from_str(left_out).map_err(|error| damaged(error.into()))?;
-    let scaler = metadata.get("scaler").map_or("null", String::as_str);
-    let scaler = serde_json::from_str(scaler).map_err(|error| damaged(error.into()))?;
-    Ok(Progress { losses: values.collect(), validations, left_out, scaler })
+    let losses = losses.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let validations: Vec<(u64, u32)> = parsed(metadata, VALIDATIONS).map_err(&damaged)?;
+    let scaler: Option<(u32, i64)> = parsed(metadata, SCALER).map_err(&damaged)?;
+    let scaler = scaler.map(|(bits, good_steps)| ScalerState { scale: f32::from_bits(bits), good_steps });
+    let progress = Progress {
+        losses: losses.collect(),
+        validations: validations.into_iter().map(|(step, bits)| (step, f32::from_bits(bits))).collect(),
+        left_out: parsed(metadata, "left_out").map_err(&damaged)?,
+        scaler,
+        owes_samples: parsed(metadata, "owes_samples").map_err(&damaged)?,
+    };
+    for (mut tensor, data) in filled {
+        let values = Tensor::from_data_size(data, &tensor.size(), tensor.kind());
+        no_grad(|| tensor.copy_(&values));
+    }
+    optimizers.iter_mut().zip(counted).for_each(|((_, optimizer), numbers)| optimizer.restore(numbers));
+    ema.iter_mut().zip(updates).for_each(|(ema, updates)| ema.restore(updates));
+    Ok(progress)
 }
 
 /// Deletes all states: the run is done, or starts over.
@@ -301,17 +344,20 @@ fn tensors_of(trained: &Trained<'_>) -> impl Iterator<Item = (String, Tensor)> {
     parameters.map(|(name, tensor)| (name, tensor.detach())).chain(means)
 }
 
-/// Overwrites a tensor with that of the file.
-fn fill(path: &Path, tensors: &SafeTensors<'_>, name: String, tensor: &mut Tensor) -> Result<()> {
+/// A tensor with the bytes that the file has for it.
+fn fitting<'d>(
+    path: &Path,
+    tensors: &SafeTensors<'d>,
+    name: String,
+    tensor: Tensor,
+) -> Result<(Tensor, &'d [u8])> {
     let data = tensors.tensor(&name).map(|view| view.data()).unwrap_or_default();
-    let expected = tensor.kind().elt_size_in_bytes() * tensor.numel();
+    let expected = size_in_bytes(&tensor);
     if data.len() != expected {
         let path = path.to_path_buf();
         return Err(Error::StateTensor { path, name, found: data.len(), expected });
     }
-    let values = Tensor::from_data_size(data, &tensor.size(), tensor.kind());
-    no_grad(|| tensor.copy_(&values));
-    Ok(())
+    Ok((tensor, data))
 }
 
 /// What a mean is called in the file.
@@ -367,7 +413,7 @@ fn open(path: &Path) -> Result<Mmap> {
 }
 
 /// Compares the file with its checksum.
-fn check(map: &[u8]) -> Result<(), Box<dyn StdError + Send + Sync>> {
+fn check(map: &[u8]) -> Result<(), Damage> {
     let begins = map.get(8..).is_some_and(|rest| rest.starts_with(BEFORE_CHECKSUM.as_bytes()));
     let end = CHECKSUM_AT + NO_CHECKSUM.len();
     let Some(rest) = map.get(end..).filter(|_| begins) else {
@@ -382,7 +428,7 @@ fn check(map: &[u8]) -> Result<(), Box<dyn StdError + Send + Sync>> {
     }
 }
 
-fn metadata(map: &[u8]) -> Result<BTreeMap<String, String>, Box<dyn StdError + Send + Sync>> {
+fn metadata(map: &[u8]) -> Result<BTreeMap<String, String>, Damage> {
     let (_, header) = SafeTensors::read_metadata(map)?;
     Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
@@ -514,6 +560,68 @@ mod tests {
         fs::write(dir.path().join(".mine.partial"), "mine").unwrap();
         delete_partial(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_come_back_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut saved = optimizer(Method::Prodigy(PRODIGY));
+        let numbers = Numbers { steps: 3, d: f64::NAN, d_max: f64::INFINITY, numerator: 1.0 / 3.0 };
+        saved.restore(numbers);
+        let progress = Progress {
+            validations: vec![(0, f32::NAN), (3, f32::INFINITY), (3, 0.1)],
+            scaler: Some(ScalerState { scale: f32::INFINITY, good_steps: 1 }),
+            losses: vec![f32::NAN; 3],
+            owes_samples: true,
+            ..Progress::default()
+        };
+        let trained = Trained { optimizers: &[("unet", &saved)], ema: None };
+        save(dir.path(), &key("run"), 2, &progress, &trained).unwrap();
+        let mut restored = optimizer(Method::Prodigy(PRODIGY));
+        let (found, events) = restore(dir.path(), &key("run"), &mut [("unet", &mut restored)]);
+        let found = found.unwrap().unwrap();
+        let bits = |progress: &Progress| {
+            let validations = progress.validations.iter().map(|(step, loss)| (*step, loss.to_bits()));
+            (validations.collect::<Vec<_>>(), progress.losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>())
+        };
+        assert_eq!((bits(&found), found.scaler, events), (bits(&progress), progress.scaler, Vec::new()));
+        assert!(found.owes_samples);
+        let bits = |Numbers { steps, d, d_max, numerator }| (steps, [d, d_max, numerator].map(f64::to_bits));
+        assert_eq!(bits(restored.numbers()), bits(numbers));
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_passed_over_and_leaves_all_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = |method| OptimizerSettings { method, ..*optimizer(method).settings() };
+        let of = |names: [&str; 2]| {
+            let ones = |n: i64| Tensor::ones([n, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            let both = names.map(|name| (name.to_owned(), ones(if name == "a" { 1 } else { 3000 })));
+            Optimizer::new(both, settings(Method::AdamW))
+        };
+        let saved = |steps: usize, saved: &Optimizer| {
+            let trained = Trained { optimizers: &[("unet", saved)], ema: None };
+            save(dir.path(), &key("run"), 2, &after(steps), &trained).unwrap();
+        };
+        let mut older = of(["a", "b"]);
+        saved(1, &older);
+        step(&mut older);
+        let mut newer = of(["a", "c"]);
+        step(&mut newer);
+        saved(2, &newer);
+        let mut restored = of(["a", "b"]);
+        let (found, events) = restore(dir.path(), &key("run"), &mut [("unet", &mut restored)]);
+        assert_eq!(found.unwrap(), Some(after(1)));
+        let [(path, reason)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(*path, path_in(dir.path(), 2));
+        assert!(reason.ends_with("`unet/b/weight` has 0 bytes, expected 24000"), "{reason}");
+        assert_eq!(values(&restored), values(&of(["a", "b"])));
+
+        fs::remove_file(path_in(dir.path(), 1)).unwrap();
+        let mut untouched = of(["a", "b"]);
+        let error = restore(dir.path(), &key("run"), &mut [("unet", &mut untouched)]).0.unwrap_err();
+        assert!(matches!(error, Error::StateTensor { .. }), "{error}");
+        assert_eq!(values(&untouched), values(&of(["a", "b"])), "its first parameter would have fitted");
     }
 
     #[test]

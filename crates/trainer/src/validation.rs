@@ -103,7 +103,7 @@ impl ValidationConfig {
     /// Reads a `validation.json`. What is wrong in it is told with line, column and the nearest known key.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let mut config = Self::default();
-        let vocabulary = Vocabulary::of::<Self>(&[], IDLE).renamed(RENAMED);
+        let vocabulary = Vocabulary::of::<Self>(IDLE).renamed(RENAMED);
         read_json(path.as_ref(), vocabulary.fields_of(&mut config))?;
         config.notices = vocabulary.notices();
         config.check()?;
@@ -125,6 +125,16 @@ impl ValidationConfig {
         within("every_n_epochs", every, every.is_finite() && every > 0.0, "a number above 0")?;
         let batch = self.batch_size.unwrap_or(1);
         within("batch_size", batch as f64, batch > 0, "at least 1, or null")?;
+        for name in [HELD_OUT, STABILIZED] {
+            if self.extra_manual_datasets.contains_key(name) {
+                let expected = "names other than `val` and `stabilize-train`, which are those of the splits";
+                return Err(Error::OutOfRange {
+                    key: "extra_manual_datasets",
+                    value: name.to_owned(),
+                    expected,
+                });
+            }
+        }
         let none = self.manual_data_root.is_none() && self.extra_manual_datasets.is_empty();
         match self.val_split_mode == SplitMode::Manual && none {
             true => Err(Error::MissingKey {
@@ -273,6 +283,10 @@ mod tests {
         assert!(said(r#"{"validate_trainin": true}"#).contains("did you mean `validate_training`?"));
         assert!(said(r#"{"val_split_mode": "auto"}"#).contains("`automatic`"));
         assert_eq!(said(r#"{"every_n_epochs": 0}"#), "`every_n_epochs` is 0, expected a number above 0");
+        assert_eq!(
+            said(r#"{"extra_manual_datasets": {"val": "x"}}"#),
+            "`extra_manual_datasets` is val, expected names other than `val` and `stabilize-train`, which are those of the splits"
+        );
         assert!(said(r#"{"val_split_mode": "manual"}"#).starts_with("`manual_data_root` is missing"));
         assert_eq!(
             said(r#"{"auto_split_proportion": 1.5}"#),

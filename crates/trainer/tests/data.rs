@@ -329,13 +329,20 @@ fn what_is_known_of_a_file_is_not_decoded_again() {
     let world = World::new(2);
     assert_eq!(world.audit(json!({})).unreadable, []);
     let cache = world.at("out/audit.cache.json");
-    let mut known: BTreeMap<String, Value> =
-        serde_json::from_str(&fs::read_to_string(&cache).unwrap()).unwrap();
-    assert_eq!(known.len(), 2);
-    // What stands there is believed, as long as the content is the same.
-    known.values_mut().for_each(|entry| *entry = json!({"Err": "as it was"}));
-    fs::write(&cache, serde_json::to_string(&known).unwrap()).unwrap();
-    assert_eq!(world.audit(json!({})).unreadable.len(), 2);
+    let mut known: Value = serde_json::from_str(&fs::read_to_string(&cache).unwrap()).unwrap();
+    let files = known["files"].as_object_mut().unwrap();
+    assert_eq!(files.len(), 2);
+    // What stands there is believed, as long as the content is the same, and what it was decoded by.
+    files.values_mut().for_each(|entry| *entry = json!({"Err": "as it was"}));
+    let believed = |known: &Value| {
+        fs::write(&cache, known.to_string()).unwrap();
+        world.audit(json!({})).unreadable.len()
+    };
+    assert_eq!(believed(&known), 2);
+    let mut of_another = known.clone();
+    of_another["decoder"] = "vodka-images 0".into();
+    assert_eq!(believed(&of_another), 0);
+    assert_eq!(believed(&known), 2);
     world.picture("data/0.png", (64, 64), 9);
     assert_eq!(world.audit(json!({})).unreadable.len(), 1);
     fs::write(&cache, "damaged").unwrap();

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vodka_checkpoint::Checkpoint;
+use vodka_checkpoint::{Checkpoint, Prediction};
 use vodka_images::RgbImage;
 use vodka_stage::{ContentHash, Interrupt, Outcome, hash_bytes, hash_file};
 use vodka_testkit::event_values;
@@ -379,6 +379,187 @@ fn another_setting_starts_anew_and_never_starts_over() {
 }
 
 #[test]
+fn another_run_that_is_interrupted_before_it_has_something_leaves_the_states_of_the_first() {
+    let world = World::new();
+    world.undisturbed("whole", json!({}));
+    world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
+    let before = world.files("out");
+    let other = || json!({"lr": 1e-4});
+    // Right after it says that it starts anew.
+    let at_once = &mut |event: TrainEvent, interrupt: &Interrupt| match event {
+        TrainEvent::AnotherRun { .. } => interrupt.raise(),
+        TrainEvent::Step { .. } => panic!("it was interrupted"),
+        _ => {}
+    };
+    let report = world.train("out", other(), at_once).unwrap();
+    assert_eq!((report.outcome, report.steps), (Outcome::Interrupted, 0));
+    // Pictures that are gone before the first step.
+    let [data, away] = ["data", "away"].map(|name| world.at(name));
+    let gone = &mut |event: TrainEvent, _: &Interrupt| {
+        if let TrainEvent::AnotherRun { .. } = event {
+            fs::rename(&data, &away).unwrap();
+        }
+    };
+    let mut keys = other();
+    keys["cache"] = "off".into();
+    let error = world.train("out", keys, gone).unwrap_err();
+    assert!(matches!(error, Error::PictureGone { .. }), "{error}");
+    fs::rename(&away, &data).unwrap();
+
+    let after = world.files("out");
+    for name in before.keys().filter(|name| name.ends_with(".safetensors")) {
+        assert_eq!(after.get(name), before.get(name), "{name}");
+    }
+    let mut started = None;
+    world
+        .train("out", json!({}), &mut |event, _| {
+            if let TrainEvent::Started { done, .. } = event {
+                started = Some(done);
+            }
+        })
+        .unwrap();
+    assert_eq!(started, Some(4));
+    let mut files = world.files("out");
+    let asides: Vec<_> = files.keys().filter(|name| name.starts_with("log-")).cloned().collect();
+    assert_eq!(asides.len(), 1, "the other run's log");
+    files.retain(|name, _| !name.starts_with("log-") && (!name.starts_with("logs/") || name == EVENTS));
+    assert_eq!(files, world.files("whole"));
+}
+
+#[test]
+fn losses_that_are_not_finite_are_no_reason_to_begin_again() {
+    let world = World::new();
+    let file = world.at("validation.json");
+    fs::write(&file, json!({"auto_split_proportion": 0.4}).to_string()).unwrap();
+    // The first step spoils the weights; then all are left out.
+    let keys = || {
+        json!({"lr": 1e20, "on_nan": "skip", "validation_config": file, "state_every_n_steps": 1,
+        "save_full_precision": true})
+    };
+    let report = world.undisturbed("whole", keys());
+    let (first, last) = report.losses.unwrap();
+    assert!(first.is_finite() && last.is_nan() && report.validations[0].last.is_nan(), "{report:?}");
+    let again = world.undisturbed("whole", keys());
+    assert_eq!((again.outcome, again.steps), (Outcome::Unchanged, report.steps));
+    assert!(again.losses.unwrap().1.is_nan());
+
+    world.train("out", keys(), &mut at_step(4, Interrupt::raise)).unwrap();
+    let mut started = None;
+    let on_event = &mut |event: TrainEvent, _: &Interrupt| match event {
+        TrainEvent::Started { done, .. } => started = Some(done),
+        TrainEvent::StateRefused { path, reason } => panic!("{}: {reason}", path.display()),
+        _ => {}
+    };
+    world.train("out", keys(), on_event).unwrap();
+    assert_eq!(started, Some(4));
+    assert_eq!(world.files("out"), world.files("whole"));
+    // Of steps that were left out no picture is told to have been trained on.
+    let exposures = fs::read_to_string(world.at("out/exposures.csv")).unwrap();
+    let sum: u64 =
+        exposures.lines().skip(1).map(|line| line.rsplit_once(',').unwrap().1.parse::<u64>().unwrap()).sum();
+    assert!((1..=2).contains(&sum), "those of the first step: {exposures}");
+}
+
+#[test]
+fn an_epoch_without_batches_is_an_error_of_its_own() {
+    let world = World::new();
+    fs::write(world.at("data/multiply.txt"), "0").unwrap();
+    fs::write(world.at("data/sub/multiply.txt"), "0").unwrap();
+    let said = world.error(json!({})).to_string();
+    assert_eq!(said, "epoch 1 has no batches: the `multiply` of its pictures leaves all of them out");
+}
+
+#[test]
+fn what_a_vae_makes_that_is_not_finite_is_told_with_the_picture() {
+    let world = World::new();
+    let mut bytes = fs::read(world.config.resume_ckpt.clone().unwrap()).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let at = &json["first_stage_model.encoder.conv_out.weight"];
+    assert_eq!(at["dtype"], "F16");
+    let [start, end] = [0, 1].map(|i| header + at["data_offsets"][i].as_u64().unwrap() as usize);
+    // 60000: finite, but not what is summed of it in 16 bits.
+    bytes[start..end].chunks_exact_mut(2).for_each(|number| number.copy_from_slice(&[0x53, 0x7b]));
+    fs::write(world.at("large.safetensors"), bytes).unwrap();
+    let keys = json!({"resume_ckpt": world.at("large.safetensors"), "vae_precision": "fp16"});
+    let said = world.error(keys).to_string();
+    assert!(
+        said.starts_with("what the VAE makes of `")
+            && said.contains(".png` is not finite; a VAE in 16 bits may be"),
+        "{said}"
+    );
+}
+
+#[test]
+fn too_little_memory_for_samples_is_told_and_the_run_goes_on() {
+    let world = World::new();
+    let prompts = world.at("prompts.txt");
+    fs::write(&prompts, "a cat").unwrap();
+    let keys = json!({"sample_prompts": prompts, "sample_steps": 3, "max_epochs": 1, "ema_decay_rate": 0.5,
+        "ema_update_interval": 1, "ema_sample_ema_model": true});
+    let mut told = Vec::new();
+    let report = world.train("out", keys, &mut |event, _| match event {
+        TrainEvent::Sample(_) => drop(tch::Tensor::zeros([1 << 50], (tch::Kind::Float, tch::Device::Cpu))),
+        TrainEvent::SamplesFailed { step, reason } => told.push((step, reason)),
+        _ => {}
+    });
+    let plain = world.undisturbed("plain", json!({"max_epochs": 1}));
+    assert_eq!(report.unwrap().losses, plain.losses);
+    let [(3, reason)] = &told[..] else { panic!("{told:?}") };
+    assert!(
+        reason.ends_with("; smaller ones need less: `size` or `resolution` in the file of `sample_prompts`")
+    );
+}
+
+#[test]
+fn a_round_of_samples_that_was_interrupted_is_made_when_the_run_goes_on() {
+    let world = World::new();
+    let prompts = world.at("prompts.txt");
+    fs::write(&prompts, "a cat\na dog").unwrap();
+    let keys = || json!({"sample_prompts": prompts, "sample_steps": 3});
+    world.train("whole", keys(), &mut |event, _| give_strips(event)).unwrap();
+    // In the middle of the run, and in its last step.
+    for step in [6, 9] {
+        let output = format!("out-{step}");
+        let mut asked = Vec::new();
+        let report = world.train(&output, keys(), &mut |event, interrupt| match event {
+            TrainEvent::Sample(round) if round.step == step => {
+                asked.push(round.step);
+                round.give(0, RgbImage::new(8, 8));
+                interrupt.raise();
+            }
+            event => give_strips(event),
+        });
+        let report = report.unwrap();
+        assert_eq!((report.outcome, report.steps, asked), (Outcome::Interrupted, step, vec![step]));
+        let mut asked = Vec::new();
+        let report = world.train(&output, keys(), &mut |event, _| {
+            if let TrainEvent::Sample(round) = &event {
+                asked.push(round.step);
+            }
+            give_strips(event);
+        });
+        assert_eq!(report.unwrap().outcome, Outcome::Done);
+        assert_eq!(asked, (step..=9).step_by(3).collect::<Vec<_>>(), "none twice");
+        let [mut found, mut whole] = [output.as_str(), "whole"].map(|output| world.files(output));
+        // At the end of an epoch it is told after that.
+        found.remove(EVENTS);
+        whole.remove(EVENTS);
+        assert_eq!(found, whole);
+        let sorted = |output: &str| {
+            let mut events: Vec<_> = world
+                .events(output)
+                .into_iter()
+                .map(|(step, tag, value)| (step, tag, value.to_bits()))
+                .collect();
+            events.sort();
+            events
+        };
+        assert_eq!(sorted(&output), sorted("whole"));
+    }
+}
+
+#[test]
 fn a_run_keeps_the_number_of_threads_it_began_with() {
     let world = World::new();
     world.undisturbed("whole", json!({}));
@@ -435,8 +616,9 @@ fn captions_may_lie_in_a_folder_of_their_own() {
     let report = world.undisturbed("apart", with_captions_at(&world.at("captions")));
     assert_eq!(report.losses, undisturbed.losses);
     let made = |output: &str| {
-        // The configuration names the folder of the captions.
-        world.files(output).into_iter().filter(|(name, _)| name != "train.effective.json").collect::<Vec<_>>()
+        // The configuration names the folder of the captions; its hash is in the log.
+        let told = |name: &str| [EFFECTIVE_JSON, LOG].contains(&name);
+        world.files(output).into_iter().filter(|(name, _)| !told(name)).collect::<Vec<_>>()
     };
     assert_eq!(made("apart"), made("beside"));
     let error = world.error(json!({"max_epochs": 1})).to_string();
@@ -551,6 +733,12 @@ fn losses_that_are_read_late_are_the_same_and_all_there() {
     };
     let at_once = train("at-once", 1, json!({}));
     assert_eq!(train("late", 10, json!({})), at_once);
+    // The scale is that of each step, not of when it is looked at.
+    let scaled =
+        || json!({"precision": "fp16", "on_nan": "lower_scale", "log_step": 1, "state_every_n_steps": null});
+    let at_once = train("at-once-fp16", 1, scaled());
+    assert!(!at_once.0.is_empty(), "the scale changed");
+    assert_eq!(train("late-fp16", 10, scaled()), at_once);
 }
 
 #[test]
@@ -567,6 +755,62 @@ fn every_precision_resumes_to_the_bit() {
         world.undisturbed(&parts, changes);
         assert_eq!(world.files(&parts), world.files(&whole), "{precision}");
     }
+}
+
+#[test]
+fn v_prediction_is_trained_where_the_base_or_the_configuration_says_so() {
+    let world = World::new();
+    let noise = world.undisturbed("noise", json!({"max_epochs": 1}));
+    let keys = || {
+        json!({"prediction_type": "v_prediction", "max_epochs": 1, "enable_zero_terminal_snr": true,
+        "min_snr_gamma": 5.0, "save_diffusers": true, "save_full_precision": true})
+    };
+    let report = world.undisturbed("v", keys());
+    assert_ne!(report.losses, noise.losses);
+    world.train("parts", keys(), &mut at_step(2, Interrupt::raise)).unwrap();
+    world.undisturbed("parts", keys());
+    assert_eq!(world.files("parts"), world.files("v"));
+    let trained = &report.checkpoints[0];
+    for path in [trained.clone(), trained.with_extension("")] {
+        let config = Checkpoint::open(path).unwrap().config().clone();
+        assert_eq!((config.prediction, config.zero_terminal_snr), (Prediction::VPrediction, true));
+    }
+    let folder = trained.with_extension("");
+    let scheduler = fs::read_to_string(folder.join("scheduler/scheduler_config.json")).unwrap();
+    assert!(scheduler.contains(r#""rescale_betas_zero_snr": true"#), "{scheduler}");
+
+    assert_eq!(Checkpoint::open(trained).unwrap().metadata()["modelspec.prediction_type"], "v");
+    // To go on from it is to train with v, unless it is said otherwise.
+    let after = |base: &Path, output: &str, prediction: Value| {
+        let keys = json!({"resume_ckpt": base, "max_epochs": 1, "prediction_type": prediction});
+        world.undisturbed(output, keys).losses
+    };
+    let stated = after(trained, "stated", json!("v_prediction"));
+    assert_eq!(after(trained, "found", json!(null)), stated);
+    assert_ne!(after(trained, "other", json!("epsilon")), stated);
+}
+
+#[test]
+fn broken_pictures_of_one_name_in_two_folders_are_both_skipped() {
+    let world = World::new();
+    let held_out = world.at("held-out");
+    fs::create_dir(&held_out).unwrap();
+    for folder in [world.at("data"), held_out.clone()] {
+        fs::write(folder.join("bad.png"), "not a picture").unwrap();
+        fs::write(folder.join("bad.txt"), "a caption").unwrap();
+    }
+    fs::copy(world.at("data/0.png"), held_out.join("0.png")).unwrap();
+    fs::write(held_out.join("0.txt"), "a circle").unwrap();
+    let file = world.at("validation.json");
+    let validation =
+        json!({"val_split_mode": "manual", "manual_data_root": held_out, "stabilize_training_loss": true});
+    fs::write(&file, validation.to_string()).unwrap();
+    let keys = json!({"validation_config": file, "allow": ["unreadable"], "max_epochs": 1});
+    let mut told = 0;
+    let on_event =
+        &mut |event: TrainEvent, _: &Interrupt| told += usize::from(matches!(event, TrainEvent::Skipped(_)));
+    let report = world.train("out", keys, on_event).unwrap();
+    assert_eq!((report.outcome, report.skipped.len(), told), (Outcome::Skipped, 2, 2));
 }
 
 #[test]
@@ -665,7 +909,7 @@ fn a_log_and_events_tell_each_step_once() {
     let told = event_values(&world.at("out").join(EVENTS));
     assert!(told.iter().any(|(_, tag, value)| tag == "performance/images per second" && *value > 0.0));
     let time = fs::read_to_string(world.at("out").join(LOG)).unwrap();
-    assert!(time.lines().next().unwrap().contains("validation"), "before the first step: {time}");
+    assert!(time.lines().nth(1).unwrap().contains("validation"), "before the first step: {time}");
     assert!(time.contains(r#""time":{"images_per_s":"#), "{time}");
 }
 
@@ -678,6 +922,9 @@ fn a_folder_for_logs_holds_a_folder_for_each_run() {
     let folders: Vec<_> =
         fs::read_dir(world.at("logs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(folders.len(), 2);
+    // The same run in another folder has its own.
+    world.undisturbed("c", keys(1e-4));
+    assert_eq!(fs::read_dir(world.at("logs")).unwrap().count(), 3);
     for folder in folders {
         assert!(folder.file_name().unwrap().to_string_lossy().starts_with("tiny-"));
         assert!(folder.join("events.out.tfevents.0.vodka").exists());

@@ -74,6 +74,8 @@ pub struct Optimizer {
     settings: OptimizerSettings,
     parameters: Vec<Parameter>,
     counters: Counters,
+    /// For codes of 8 bits.
+    maps: Option<adamw8bit::Maps>,
 }
 
 /// A parameter and what the optimizer remembers of it.
@@ -175,7 +177,8 @@ impl Optimizer {
         let parameters: Vec<_> = parameters.into_iter().map(parameter).collect();
         let device = parameters.first().map_or(Device::Cpu, |parameter| parameter.value.device());
         let numbers = Numbers { steps: 0, d, d_max: d, numerator: 0.0 };
-        Self { settings, parameters, counters: Counters::new(numbers, device) }
+        let maps = (settings.method == Method::AdamW8bit).then(|| adamw8bit::Maps::new(device));
+        Self { settings, parameters, counters: Counters::new(numbers, device), maps }
     }
 
     /// Its settings.
@@ -229,7 +232,8 @@ impl Optimizer {
                 guard.ok.shallow_clone()
             }
             Method::AdamW8bit => {
-                moving.iter_mut().for_each(|one| adamw8bit::update(one, &counters.steps, guard, &settings));
+                let maps = self.maps.as_ref().expect("they were made with the optimizer");
+                adamw8bit::step(&moving, &counters.steps, guard, &settings, maps);
                 guard.ok.shallow_clone()
             }
             Method::Lion => {
@@ -269,11 +273,6 @@ impl Optimizer {
             let factor: Tensor = max_norm / (norm + 1e-6);
             native::scale(&gradients, &factor.clamp_max(1.0)).expect("gradients of one device");
         });
-    }
-
-    /// The norm of all gradients together; 0 without any. Waits for the device.
-    pub fn gradient_norm(&self) -> f64 {
-        no_grad(|| guard::norm(&self.gradients()).map_or(0.0, |norm| norm.double_value(&[])))
     }
 }
 

@@ -246,5 +246,42 @@ fn clipping_looks_at_all_gradients_together_and_leaves_short_ones() {
     let divisor = |max_norm| guard(&optimizer, Some(max_norm), None).0.divisor.unwrap().double_value(&[]);
     assert_eq!(divisor(10.0), 1.0);
     assert!((divisor(1.0) - 5.0).abs() < 1e-5);
-    assert_eq!(optimizer.gradient_norm(), 5.0);
+    assert_eq!(guard(&optimizer, None, None).1, 5.0);
+}
+
+#[test]
+fn parameters_are_stepped_together_as_each_alone() {
+    let shapes: [&[i64]; 6] = [&[7, 11], &[60, 70], &[32, 16, 3, 3], &[64, 64], &[3], &[40, 33, 3, 3]];
+    let weights = || -> Vec<_> {
+        let weight = |(i, shape): (usize, &&[i64])| {
+            let weight = start([shape.iter().product(), 1]).detach().view(*shape);
+            // Of two axes and in the order of channels_last.
+            let weight = match shape.len() {
+                4 => weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+                _ => weight.copy(),
+            };
+            (format!("{i}"), weight.set_requires_grad(true))
+        };
+        shapes.iter().enumerate().map(weight).collect()
+    };
+    let run = |optimizers: &mut [Optimizer]| {
+        for step in 1..=4 {
+            for optimizer in optimizers.iter_mut() {
+                for Parameter { value, .. } in &optimizer.parameters {
+                    set_gradient(value, &gradient(value, step));
+                }
+                optimizer.step(1e-2);
+                optimizer.zero_grad();
+            }
+        }
+        let parameters = optimizers.iter().flat_map(|optimizer| &optimizer.parameters);
+        let tensors =
+            parameters.flat_map(|p| [&p.value].into_iter().chain(p.state.iter().map(|(_, state)| state)));
+        let floats = tensors.map(|t| t.detach().to_kind(Kind::Float).flatten(0, -1));
+        floats.map(|t| Vec::<f32>::try_from(t).unwrap()).collect::<Vec<_>>()
+    };
+    let settings = settings("adamw8bit");
+    let together = run(&mut [Optimizer::new(weights(), settings)]);
+    let mut each: Vec<_> = weights().into_iter().map(|weight| Optimizer::new([weight], settings)).collect();
+    assert_eq!(run(&mut each), together);
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tch::{Tensor, no_grad};
 use vodka_prompt::{CONTEXT_LENGTH, token_ids};
-use vodka_sd15::Network;
+use vodka_sd15::{Network, catch};
 use vodka_stage::Hasher;
 
-use super::Run;
+use super::{Run, memory};
 use crate::{
     Error, Result,
     data::Example,
@@ -66,10 +66,14 @@ impl Run<'_> {
         let encoded = match &draft.pixels {
             Pixels::Encoded(encoded) => Arc::clone(encoded),
             Pixels::Decoded(image, key) => {
-                let encoded = self.watch.meter.vae(|| encode(&self.model.vae, image))?;
+                let Example { item, bucket, .. } = &drafter.examples[place.picture];
+                let encoded = self.watch.meter.vae(|| catch(|| encode(&self.model.vae, image)));
+                let encoded = encoded.map_err(|source| {
+                    let place = format!("the VAE, `{}`", item.path.display());
+                    memory::of_batch(place, 1, *bucket, &memory::lower_in_vae(&self.plan.settings), source)
+                })??;
                 if !encoded.iter().all(|number| number.is_finite()) {
-                    let path = drafter.examples[place.picture].item.file.clone();
-                    return Err(Error::LatentsNotFinite { path });
+                    return Err(Error::LatentsNotFinite { path: item.file.clone() });
                 }
                 key.iter().for_each(|key| drafter.cache.put(*key, &encoded));
                 encoded

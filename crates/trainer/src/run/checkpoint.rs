@@ -22,14 +22,6 @@ const INTERRUPTED: &str = "interrupted-";
 const ERRORED: &str = "errored-";
 
 impl Run<'_> {
-    /// Writes the epoch's checkpoint where one is due.
-    pub(super) fn save_epoch(&mut self, epoch: u64, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
-        match self.saved_epochs().any(|saved| saved == epoch) {
-            true => self.save_checkpoint(&self.epoch_name(epoch), epoch, on_event),
-            false => Ok(()),
-        }
-    }
-
     /// Writes a checkpoint where the last is `ckpt_every_n_minutes` old. The clock decides which there are, and nothing
     /// else: neither the weights nor the other checkpoints.
     pub(super) fn save_by_the_clock(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
@@ -64,7 +56,8 @@ impl Run<'_> {
         self.save_checkpoint(&self.name(ERRORED, epoch, step), epoch, on_event)
     }
 
-    /// Takes away the checkpoints of an interruption or a failure: the run goes on.
+    /// Takes away the checkpoints of an interruption or a failure: the run goes on, or another has something of its own to go
+    /// on from.
     pub(super) fn forget_unfinished(&self) -> Result<()> {
         let output = &self.plan.output;
         let errored = format!("{ERRORED}{}-ep", self.plan.settings.name);
@@ -82,7 +75,7 @@ impl Run<'_> {
     }
 
     /// Writes the networks, and their running means where there are any, and the graph of the losses.
-    fn save_checkpoint(
+    pub(super) fn save_checkpoint(
         &mut self,
         name: &str,
         epoch: u64,
@@ -166,7 +159,7 @@ impl Run<'_> {
     }
 
     /// EveryDream2's name for the checkpoint at the end of an epoch.
-    fn epoch_name(&self, epoch: u64) -> String {
+    pub(super) fn epoch_name(&self, epoch: u64) -> String {
         let settings = &self.plan.settings;
         let is_last = epoch == settings.max_epochs && settings.prepend_last;
         self.name(if is_last { "last-" } else { "" }, epoch, self.epochs.end(epoch))

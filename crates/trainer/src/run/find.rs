@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vodka_stage::{Interrupt, Outcome, create_dir, write_atomic};
+use vodka_stage::{FolderLock, Interrupt, Outcome, create_dir, write_atomic};
 
 use super::{Run, Threads};
 use crate::{
@@ -42,6 +42,7 @@ pub fn find_lr(
     };
     let key = plan.key()?;
     create_dir(&plan.output)?;
+    let _lock = FolderLock::take(&plan.output)?;
     let _threads = Threads::of_run(&plan, &key);
     let [table, graph, svg] = ["csv", "png", "svg"].map(|form| plan.output.join(format!("find-lr.{form}")));
     let mut report = FinderReport {
@@ -54,7 +55,7 @@ pub fn find_lr(
         table,
         graph,
     };
-    let Some(mut run) = Run::prepare(&plan, &key, interrupt, on_event)? else { return Ok(report) };
+    let Some(mut run) = Run::prepared(&plan, &key, interrupt, on_event)? else { return Ok(report) };
     if run.sweep(settings, &mut report, interrupt, on_event)? {
         report.outcome = if run.dataset.skipped.is_empty() { Outcome::Done } else { Outcome::Skipped };
     }
@@ -110,7 +111,7 @@ impl Run<'_> {
     /// The loss of the same pictures with the same noise.
     fn probe(&mut self, probed: &Arc<Vec<Example>>) -> Result<f32> {
         self.watch.meter.enter(Phase::Validation);
-        let losses = tch::no_grad(|| self.validation_losses(probed, self.plan.settings.seed))?;
+        let losses = tch::no_grad(|| self.validation_losses("probe", probed, self.plan.settings.seed))?;
         Ok(mean(&losses))
     }
 }

@@ -3,6 +3,7 @@
 mod batch;
 mod checkpoint;
 mod find;
+mod memory;
 mod optimize;
 mod sample;
 mod save;
@@ -23,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_sd15::{Network, StableDiffusion, device_type, native, parse_device};
+use vodka_sd15::{Network, StableDiffusion, catch, device_type, native, parse_device};
 use vodka_stage::{
     ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, hash_bytes, record_path,
     write_atomic,
@@ -31,7 +32,7 @@ use vodka_stage::{
 
 use self::{batch::places_after, optimize::Steps};
 use crate::{
-    AuditReport, EFFECTIVE_JSON, Error, OnNan, Result, TrainEvent, TrainPlan, TrainReport,
+    AuditReport, Compat, EFFECTIVE_JSON, Error, OnNan, Result, TrainEvent, TrainPlan, TrainReport,
     ahead::{Ahead, pool},
     audit::look,
     cache::Cache,
@@ -39,6 +40,7 @@ use crate::{
     draft::{Draft, Drafter, Place, Role, identity},
     ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, groups},
+    keys::explain,
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
     samples::SampleFile,
@@ -82,14 +84,21 @@ pub fn run(
         return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ema_checkpoints, ..report });
     }
     let _threads = Threads::of_run(plan, &key);
-    let Some(mut run) = Run::prepare(plan, &key, interrupt, on_event)? else {
+    let Some(mut run) = Run::prepared(plan, &key, interrupt, on_event)? else {
         return Ok(TrainReport::nothing_yet(plan));
     };
-    let finished = match run.train(interrupt, on_event) {
+    if run.progress.step() > 0 {
+        run.forget_unfinished()?;
+    }
+    run.check_space()?;
+    let lower = memory::lower_in_training(&plan.settings, plan.settings.batch_size);
+    let trained = catch(|| run.train(interrupt, on_event));
+    let trained = trained.map_err(|source| memory::of("training", &lower, source)).flatten();
+    let finished = match trained {
         Ok(finished) => finished,
         Err(error) => {
             // Of use, where it works; the error is what counts.
-            let _ = run.save_errored(on_event);
+            let _ = catch(|| run.save_errored(on_event));
             return Err(error);
         }
     };
@@ -181,9 +190,7 @@ impl Rates {
             settings.map_or(0.0, |part| part.schedule(self.steps).rate(part.optimizer.lr, step - 1))
         })
     }
-}
 
-impl Rates {
     /// The text encoder's rate to that of the UNet; 1 where one of them is left as it is.
     fn proportion(&self) -> f64 {
         let [unet, text_encoder] = self.settings.map(|settings| settings.map(|part| part.optimizer.lr));
@@ -235,6 +242,16 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Loads everything, and the state of an interrupted run; `None` when interrupted before it is all there.
+    fn prepared(
+        plan: &'a TrainPlan,
+        key: &'a RunKey,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Result<Option<Self>> {
+        let prepared = catch(|| Self::prepare(plan, key, interrupt, on_event));
+        prepared.map_err(|source| memory::in_preparation(plan, source)).flatten()
+    }
+
     fn prepare(
         plan: &'a TrainPlan,
         key: &'a RunKey,
@@ -266,7 +283,7 @@ impl<'a> Run<'a> {
         let (mut unet, mut text_encoder) = optimizers(plan, &mut model)?;
         let entries = entries(&dataset.examples);
         let epoch_settings = epoch_settings(plan);
-        let epochs = Epochs::new(&batches_by_epoch(&entries, &epoch_settings));
+        let epochs = epochs(&entries, &epoch_settings)?;
         let mut ema = means(plan, epochs.steps(), [("unet", &unet), ("text_encoder", &text_encoder)])?;
         let optimizers = &mut by_name_mut(&mut unet, &mut text_encoder);
         let progress = restored(plan, key, optimizers, ema.as_mut(), on_event)?;
@@ -291,14 +308,14 @@ impl<'a> Run<'a> {
             samples: plan.sample_prompts.as_deref().map(SampleFile::open).transpose()?,
             saved_at: Instant::now(),
             epoch_began: Instant::now(),
-            objective: objective(plan, &checkpoint),
+            objective: objective(plan, model.config.prediction),
             plan,
             model,
             unet,
             text_encoder,
             ema,
             dataset,
-            exposures: exposures(&entries, &epoch_settings, &epochs, progress.step()),
+            exposures: exposures(&entries, &epoch_settings, &epochs, &progress, plan.settings.compat),
             entries,
             epoch_settings,
             epochs,
@@ -307,8 +324,6 @@ impl<'a> Run<'a> {
             state_saved_at: Instant::now(),
         };
         run.check_earlier_checkpoints()?;
-        run.forget_unfinished()?;
-        run.check_space()?;
         Ok(Some(run))
     }
 
@@ -321,6 +336,7 @@ impl<'a> Run<'a> {
         if done == 0 && self.progress.validations.is_empty() {
             self.validate(on_event)?;
         }
+        self.sample_what_is_owed(interrupt, on_event)?;
         while self.progress.step() < steps {
             let epoch = self.epochs_done() + 1;
             let batches = batches(&self.entries, &self.epoch_settings, epoch);
@@ -330,20 +346,20 @@ impl<'a> Run<'a> {
             }
             let settings = &self.plan.settings;
             // States are saved where an optimizer step ends.
-            let before = match settings.compat.counts_accumulation_over_epochs() {
-                true => (self.progress.step() % settings.grad_accum as u64) as usize,
-                false => 0,
-            };
+            let before = settings.compat.accumulated_before(self.progress.step(), settings.grad_accum);
             let first = groups(&batches[done..], settings.grad_accum, before).next();
             if let Some(first) = first.filter(|_| self.progress.step() == 0) {
-                self.sample_before(first, on_event)?;
+                self.sample_before(first, interrupt, on_event)?;
             }
             let mut last = 0;
             for group in groups(&batches[done..], settings.grad_accum, before) {
                 last = group.len() as u64;
                 if interrupt.is_raised() {
                     self.save_state(on_event)?;
-                    self.save_interrupted(on_event)?;
+                    // The state is what counts.
+                    if let Err(error) = self.save_interrupted(on_event) {
+                        on_event(TrainEvent::InterruptedNotSaved { reason: explain(&error) });
+                    }
                     return Ok(false);
                 }
                 let before = self.progress.step();
@@ -356,15 +372,18 @@ impl<'a> Run<'a> {
                 if let Some((path, reason)) = self.training.cache.failure() {
                     on_event(TrainEvent::CacheFailed { path, reason });
                 }
-                expose(&mut self.exposures, group);
                 let done = self.progress.step();
                 self.ema.iter_mut().for_each(|ema| ema.update(before, done));
                 self.validate_where_due(before, on_event)?;
-                self.sample_where_due(before, group, on_event)?;
+                self.sample_where_due(before, group, interrupt, on_event)?;
                 self.save_by_the_clock(on_event)?;
                 self.save_state_where_due(last, on_event)?;
             }
             self.end_epoch(epoch, last, on_event)?;
+        }
+        if self.progress.owes_samples {
+            self.save_state(on_event)?;
+            return Ok(false);
         }
         Ok(true)
     }
@@ -435,6 +454,9 @@ fn load_model(plan: &TrainPlan, checkpoint: &Checkpoint, device: Device) -> Resu
             .map_err(Error::torch("setting how the GPU computes"))?;
     }
     let mut model = StableDiffusion::load(checkpoint, device, Kind::Float)?;
+    // What checkpoints say of themselves, and samples are made with.
+    model.config.prediction = plan.settings.prediction_type.unwrap_or(model.config.prediction);
+    model.config.zero_terminal_snr = plan.settings.zero_terminal_snr;
     model.unet.channels_last();
     model.vae.channels_last();
     model.vae.set_autocast(arithmetic.vae.autocast());
@@ -558,6 +580,15 @@ fn entries(examples: &[Example]) -> Vec<Entry> {
     examples.iter().map(entry).collect()
 }
 
+/// Where epochs begin and end; each must have something to train on.
+fn epochs(entries: &[Entry], settings: &EpochSettings) -> Result<Epochs> {
+    let lengths = batches_by_epoch(entries, settings);
+    match lengths.iter().position(|batches| *batches == 0) {
+        Some(empty) => Err(Error::EmptyEpoch { epoch: empty as u64 + 1 }),
+        None => Ok(Epochs::new(&lengths)),
+    }
+}
+
 /// How a plan makes epochs.
 pub(crate) fn epoch_settings(plan: &TrainPlan) -> EpochSettings {
     let settings = &plan.settings;
@@ -577,8 +608,15 @@ fn expose(exposures: &mut [u64], batches: &[Planned]) {
     batches.iter().flat_map(|planned| &planned.pictures).for_each(|&i| exposures[i] += 1);
 }
 
-/// How often each picture was in the first `steps` batches.
-fn exposures(entries: &[Entry], settings: &EpochSettings, epochs: &Epochs, steps: u64) -> Vec<u64> {
+/// How often each picture was in the batches that are done, but for those of steps that were left out.
+fn exposures(
+    entries: &[Entry],
+    settings: &EpochSettings,
+    epochs: &Epochs,
+    progress: &Progress,
+    compat: Compat,
+) -> Vec<u64> {
+    let steps = progress.step();
     let mut exposures = vec![0; entries.len()];
     let done = epochs.done(steps);
     (1..=done).for_each(|epoch| expose(&mut exposures, &batches(entries, settings, epoch)));
@@ -586,14 +624,33 @@ fn exposures(entries: &[Entry], settings: &EpochSettings, epochs: &Epochs, steps
         let rest = batches(entries, settings, done + 1);
         expose(&mut exposures, &rest[..epochs.done_within(steps)]);
     }
+    for step in &progress.left_out {
+        let group = group_before(*step, entries, settings, epochs, compat);
+        group.iter().flat_map(|planned| &planned.pictures).for_each(|&i| exposures[i] -= 1);
+    }
     exposures
 }
 
-/// What the plan and the base checkpoint ask of the networks.
-fn objective(plan: &TrainPlan, checkpoint: &Checkpoint) -> Objective {
+/// The batches of the optimizer step that ends with batch `step`, counted from 1 over all epochs.
+fn group_before(
+    step: u64,
+    entries: &[Entry],
+    settings: &EpochSettings,
+    epochs: &Epochs,
+    compat: Compat,
+) -> Vec<Planned> {
+    let done = epochs.done(step - 1);
+    let start = epochs.end(done);
+    let batches = batches(entries, settings, done + 1);
+    let before = compat.accumulated_before(start, settings.grad_accum);
+    let groups = groups(&batches[..(step - start) as usize], settings.grad_accum, before);
+    groups.last().unwrap_or_default().to_vec()
+}
+
+/// What the plan asks of the networks, whose UNet predicts this.
+fn objective(plan: &TrainPlan, prediction: Prediction) -> Objective {
     let settings = &plan.settings;
     let schedule = Schedule::scaled_linear();
-    let prediction = checkpoint.config().prediction;
     Objective {
         schedule: if settings.zero_terminal_snr { schedule.zero_terminal_snr() } else { schedule },
         prediction,

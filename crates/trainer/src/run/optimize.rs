@@ -1,9 +1,9 @@
 //! One step of the optimizers: gradients of a few batches, and the way along them.
 
 use tch::{Device, TchError, Tensor};
-use vodka_sd15::{Network, catch, is_out_of_memory};
+use vodka_sd15::{Network, catch};
 
-use super::Run;
+use super::{Run, expose, memory};
 use crate::{
     Arithmetic, Compat, Error, Result, TrainEvent, TrainPlan,
     arithmetic::{OnNan, Scaler, ScalerRule},
@@ -22,7 +22,8 @@ pub(super) struct Unread {
     rows: Vec<(Row, Extra)>,
     /// Their losses. `(batches)`
     losses: Tensor,
-    /// Whether something was infinite, and it was left out; then the norms of the gradients of UNet and text encoder. `(3)`
+    /// Whether something was infinite, and it was left out; then the norms of the gradients of UNet and text encoder, and
+    /// the scale of losses after it. `(4)`
     found: Tensor,
     /// The pictures of all batches.
     pictures: Vec<usize>,
@@ -63,6 +64,7 @@ impl Run<'_> {
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
         let first = self.progress.step() + 1;
+        self.watch.meter.begin(first..first + group.len() as u64);
         let mut losses = Vec::with_capacity(group.len());
         for (step, planned) in (first..).zip(group) {
             self.watch.meter.enter(Phase::Data);
@@ -88,6 +90,7 @@ impl Run<'_> {
             found,
             pictures: group.iter().flat_map(|planned| &planned.pictures).copied().collect(),
         });
+        expose(&mut self.exposures, group);
         // What they are is filled in when they are read.
         self.progress.losses.extend(group.iter().map(|_| f32::NAN));
         match self.steps.unread.iter().map(|unread| unread.rows.len() as u64).sum::<u64>() {
@@ -113,8 +116,8 @@ impl Run<'_> {
         Ok(loss)
     }
 
-    /// Steps along the gradients, unless one of them or of the losses is infinite or not a number: 1 then, else 0; and
-    /// the norms of the gradients of UNet and text encoder, without the scale of fp16. `(3)`
+    /// Steps along the gradients, unless one of them or of the losses is infinite or not a number: 1 then, else 0; the
+    /// norms of the gradients of UNet and text encoder, without the scale of fp16; and that scale after the step. `(4)`
     fn step_along(&mut self, step: u64, losses: &[Tensor]) -> Tensor {
         let settings = &self.plan.settings;
         let clip = settings.clip_grad_norm.filter(|_| !settings.compat.clips_every_batch());
@@ -134,7 +137,9 @@ impl Run<'_> {
             let of_april = settings.compat == Compat::Ed2April2023;
             scaler.update(&found_inf, ScalerRule::after(step, settings.scaler_tweaks, of_april));
         }
-        Tensor::stack(&[found_inf, unet, text_encoder], 0)
+        let scale = self.steps.scaler.as_ref().map(|scaler| scaler.scale().shallow_clone());
+        let scale = scale.unwrap_or_else(|| found_inf.zeros_like());
+        Tensor::stack(&[found_inf, unet, text_encoder, scale], 0)
     }
 
     /// Reads what came of the steps that were not looked at yet, and tells of it.
@@ -153,30 +158,39 @@ impl Run<'_> {
         let mut numbers = numbers.into_iter();
         let mut next = || numbers.next().expect("as many numbers as were asked for");
         for Unread { rows, pictures, .. } in unread {
-            let grad_scale = self.steps.scaler.as_ref().map(|scaler| f64::from(scaler.state().scale));
-            let read = |(row, extra)| (Row { loss: next(), ..row }, Extra { grad_scale, ..extra });
+            let read = |(row, extra)| (Row { loss: next(), ..row }, extra);
             let rows: Vec<(Row, Extra)> = rows.into_iter().map(read).collect();
             let left_out = next() != 0.0;
             let norms = [(); 2].map(|()| f64::from(next()));
+            // The scaler's own has gone on meanwhile.
+            let scale = Some(next()).filter(|_| self.steps.scaler.is_some());
             for (row, _) in &rows {
                 self.progress.losses[row.step as usize - 1] = row.loss;
                 self.losses_file.append(*row)?;
             }
             if left_out {
-                self.leave_out(&rows, &pictures, on_event)?;
+                self.leave_out(&rows, &pictures, scale, on_event)?;
             }
             let last = rows.len() - 1;
             for (i, (row, mut extra)) in rows.into_iter().enumerate() {
-                if i == last && self.plan.log_grad_norm {
+                extra.grad_scale = scale;
+                if i == last && self.logs_norms() {
                     let trained = [self.unet.is_some(), self.text_encoder.is_some()];
                     extra.norms = [0, 1].map(|i| Some(norms[i]).filter(|n| trained[i] && n.is_finite()));
                 }
                 let Row { epoch, step, loss, .. } = row;
                 let speed = self.watch.step(row, extra)?;
-                on_event(TrainEvent::Step { epoch, step, loss, speed });
+                on_event(TrainEvent::Step { epoch, step, loss, speed, grad_scale: extra.grad_scale });
             }
         }
         Ok(())
+    }
+
+    /// Whether norms of gradients are logged: they are those before anything is clipped, so not where each batch is.
+    fn logs_norms(&self) -> bool {
+        let settings = &self.plan.settings;
+        let is_clipped = settings.clip_grad_norm.is_some() && settings.compat.clips_every_batch();
+        self.plan.log_grad_norm && !is_clipped
     }
 
     /// Tells of a step that was left out, or ends the run because of it.
@@ -184,13 +198,15 @@ impl Run<'_> {
         &mut self,
         rows: &[(Row, Extra)],
         pictures: &[usize],
+        scale: Option<f32>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<()> {
         let (Row { epoch, step, .. }, _) = rows[rows.len() - 1];
         let what = if rows.iter().all(|(row, _)| row.loss.is_finite()) { "gradient" } else { "loss" };
+        // They were not trained on.
+        pictures.iter().for_each(|&picture| self.exposures[picture] -= 1);
         let pictures =
             pictures.iter().map(|&picture| self.dataset.examples[picture].item.path.clone()).collect();
-        let scale = self.steps.scaler.as_ref().map(|scaler| scaler.state().scale);
         let ends = match self.plan.on_nan {
             OnNan::Stop => true,
             OnNan::Skip => false,
@@ -210,24 +226,9 @@ impl Run<'_> {
 
     /// What libtorch refuses in a step, told with the batch where there was not enough memory.
     fn refused(&self, epoch: u64, step: u64, planned: &Planned, source: TchError) -> Error {
-        if !is_out_of_memory(&source) {
-            return Error::Torch { doing: "computing a step", source };
-        }
         let bucket = self.dataset.examples[planned.pictures[0]].bucket;
-        let settings = &self.plan.settings;
-        let mut lower = Vec::new();
-        if planned.pictures.len() > 1 {
-            lower.push("a smaller `batch_size` (and a larger `grad_accum`)");
-        }
-        if !settings.arithmetic.gradient_checkpointing {
-            lower.push("`gradient_checkpointing`");
-        }
-        if settings.ema.is_some_and(|ema| !ema.on_processor) {
-            lower.push("`ema_device` `cpu`");
-        }
-        lower.push("a lower `resolution`");
         let pictures = planned.pictures.len();
-        let (width, height) = (bucket.width, bucket.height);
-        Error::OutOfMemory { epoch, step, pictures, width, height, lower: lower.join(", "), source }
+        let lower = memory::lower_in_training(&self.plan.settings, pictures);
+        memory::of_batch(format!("epoch {epoch}, step {step}"), pictures, bucket, &lower, source)
     }
 }

@@ -34,6 +34,7 @@ impl Run<'_> {
         if is_saved {
             // A state of another run fits the checkpoints no longer.
             state::delete_others(&self.plan.output, self.key)?;
+            self.forget_unfinished()?;
         }
         let (start, end) = (self.epochs.end(epoch - 1), self.epochs.end(epoch));
         let minutes = self.epoch_began.elapsed().as_secs_f64() / 60.0;
@@ -42,7 +43,9 @@ impl Run<'_> {
         self.watch.epoch(epoch, end, loss, minutes)?;
         let (epochs, speed) = (self.plan.settings.max_epochs, self.watch.speed);
         on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
-        self.save_epoch(epoch, on_event)?;
+        if is_saved {
+            self.save_checkpoint(&self.epoch_name(epoch), epoch, on_event)?;
+        }
         match epoch < self.plan.settings.max_epochs {
             true if is_saved || self.state_is_due(steps) => self.save_state(on_event),
             true => Ok(()),
@@ -117,8 +120,12 @@ impl Run<'_> {
         by_steps || self.plan.state_every_n_minutes.is_some_and(|every| minutes >= every)
     }
 
+    /// Saves the state; before the first step there is none worth the states of another run.
     pub(super) fn save_state(&mut self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<()> {
         self.settle(on_event)?;
+        if self.progress.step() == 0 {
+            return Ok(());
+        }
         self.progress.scaler = self.steps.scaler.as_ref().map(Scaler::state);
         self.watch.meter.enter(Phase::Saving);
         self.write_exposures()?;
@@ -126,12 +133,13 @@ impl Run<'_> {
         let TrainPlan { output, keep_states, .. } = self.plan;
         let path = self
             .with_trained(|trained| state::save(output, self.key, *keep_states, &self.progress, trained))?;
+        self.forget_unfinished()?;
         self.state_saved_at = Instant::now();
         on_event(TrainEvent::StateSaved { path });
         Ok(())
     }
 
-    /// `exposures.csv`: how often each picture has been in a batch so far.
+    /// `exposures.csv`: how often each picture was trained on so far.
     pub(super) fn write_exposures(&self) -> Result<()> {
         let mut text = "image,exposures\n".to_owned();
         for (Example { item, .. }, count) in self.dataset.examples.iter().zip(&self.exposures) {

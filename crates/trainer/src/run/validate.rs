@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use tch::Tensor;
+use vodka_sd15::catch;
 
-use super::{Run, batch::pyramid};
+use super::{Run, batch::pyramid, memory};
 use crate::{
-    Result, TrainEvent, Validated,
+    Error, Result, TrainEvent, Validated,
     data::Example,
     draft::{Draft, Drafter, Place, Role},
     random::Purpose,
@@ -43,7 +44,7 @@ impl Run<'_> {
         let step = self.progress.step();
         let mut rows = Vec::new();
         for (name, examples) in &self.dataset.sets {
-            let losses = tch::no_grad(|| self.validation_losses(examples, validation.seed))?;
+            let losses = tch::no_grad(|| self.validation_losses(name, examples, validation.seed))?;
             if losses.is_empty() {
                 continue;
             }
@@ -68,8 +69,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The loss of each picture, whatever is trained: of noise, or of what is predicted in its place. In order of bucket.
-    pub(super) fn validation_losses(&self, examples: &Arc<Vec<Example>>, seed: u64) -> Result<Vec<f32>> {
+    /// The loss of each picture of a set, whatever is trained: of noise, or of what is predicted in its place. In order of
+    /// bucket.
+    pub(super) fn validation_losses(
+        &self,
+        set: &str,
+        examples: &Arc<Vec<Example>>,
+        seed: u64,
+    ) -> Result<Vec<f32>> {
         let objective = Objective { loss_type: LossType::Mse, min_snr_gamma: None, ..self.objective.clone() };
         let settings = &self.plan.settings;
         let own = settings.validation.as_ref().and_then(|validation| validation.batch_size);
@@ -85,9 +92,16 @@ impl Run<'_> {
             for pictures in same.chunks(batch_size) {
                 let places: Vec<_> = pictures.iter().map(|&picture| place(picture)).collect();
                 let drafts = places.iter().map(|place| ahead.take(place)).collect::<Result<Vec<_>>>()?;
-                let batch = self.validation_batch(&drafter, &places, &drafts)?;
-                let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
-                losses.extend(Vec::<f32>::try_from(found).expect("a loss for each picture"));
+                let found = catch(|| {
+                    let batch = self.validation_batch(&drafter, &places, &drafts)?;
+                    let found = objective.losses(&self.model.clip, &self.model.unet, &batch); // (B)
+                    Ok::<_, Error>(Vec::<f32>::try_from(found).expect("a loss for each picture"))
+                });
+                losses.extend(found.map_err(|source| {
+                    let (count, bucket) = (pictures.len(), examples[pictures[0]].bucket);
+                    let place = format!("validation on `{set}`");
+                    memory::of_batch(place, count, bucket, &memory::lower_in_validation(count), source)
+                })??);
             }
         }
         Ok(losses)

@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::growing::Growing;
+use vodka_stage::ContentHash;
+
+use super::{growing::Growing, own::claim};
 use crate::Result;
 
 /// What one tag has at one step.
@@ -36,17 +38,19 @@ impl Events {
         folder.join("events.out.tfevents.0.vodka")
     }
 
-    /// Starts the file; of one that is there it keeps the records of the first `done` steps. `time_s` is now, in seconds
-    /// since 1970, as this format wants it.
-    pub fn start(folder: &Path, done: Option<u64>, time_s: f64) -> Result<Self> {
+    /// Starts the file of the run with this key; of one that is there it keeps the records of the first `done` steps. That
+    /// of another run is put aside, into a folder of its own below, which TensorBoard shows as another run. `time_s` is now,
+    /// in seconds since 1970, as this format wants it.
+    pub fn start(folder: &Path, key: ContentHash, done: Option<u64>, time_s: f64) -> Result<Self> {
         let path = Self::path_in(folder);
+        claim(&path, key, key_of, |other| Self::path_in(&folder.join(other)))?;
         let before = done.and_then(|done| Some((std::fs::read(&path).ok()?, done)));
         let kept = before.map(|(bytes, done)| {
             let whole =
                 records(&bytes).filter(|record| step_of(record.data).is_some_and(|step| step <= done));
             whole.flat_map(|record| record.framed).copied().collect::<Vec<_>>()
         });
-        let content = kept.filter(|kept| !kept.is_empty()).unwrap_or_else(|| framed(&version(time_s)));
+        let content = kept.filter(|kept| !kept.is_empty()).unwrap_or_else(|| framed(&version(time_s, key)));
         Ok(Self { file: Growing::start(path, &content)? })
     }
 
@@ -61,12 +65,25 @@ impl Events {
     }
 }
 
-/// The first record of every file: `Event { wall_time, file_version }`.
-fn version(time_s: f64) -> Vec<u8> {
+/// The first record of every file: `Event { wall_time, file_version, source_metadata { writer } }`.
+fn version(time_s: f64, key: ContentHash) -> Vec<u8> {
+    let mut writer = Vec::new();
+    piece(&mut writer, 1, format!("{WRITER}{key}").as_bytes());
     let mut bytes = Vec::new();
     double(&mut bytes, 1, time_s);
     piece(&mut bytes, 3, b"brain.Event:2");
+    piece(&mut bytes, 10, &writer);
     bytes
+}
+
+/// What the writer's name begins with; the key of its run follows.
+const WRITER: &str = "vodka ";
+
+/// The run that a file is of, as its first record says.
+fn key_of(file: &[u8]) -> Option<String> {
+    let first = records(file).next()?;
+    let at = first.data.windows(WRITER.len()).position(|bytes| bytes == WRITER.as_bytes())?;
+    Some(std::str::from_utf8(&first.data[at + WRITER.len()..]).ok()?.to_owned())
 }
 
 /// `Event { wall_time, step, summary { value { tag, simple_value or image } } }`
@@ -212,6 +229,7 @@ fn read_varint(rest: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use vodka_stage::hash_bytes;
     use vodka_testkit::event_values;
 
     use super::*;
@@ -231,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        let mut events = Events::start(dir.path(), None, 1.5).unwrap();
+        let mut events = Events::start(dir.path(), hash_bytes(b"run"), None, 1.5).unwrap();
         let jpeg = [7; 300];
         let picture = Value::Image { width: 3, height: 2, encoded: &jpeg };
         events.append(1, 2.0, &tagged("loss/val", 0.25)).unwrap();
@@ -245,15 +263,28 @@ mod tests {
     fn a_run_that_goes_on_has_no_step_twice() {
         let dir = tempfile::tempdir().unwrap();
         let path = Events::path_in(dir.path());
-        let mut events = Events::start(dir.path(), None, 0.0).unwrap();
+        let mut events = Events::start(dir.path(), hash_bytes(b"run"), None, 0.0).unwrap();
         (1..=5).for_each(|step| events.append(step, 0.0, &tagged("x", step as f32)).unwrap());
         let whole = std::fs::read(&path).unwrap();
         // The last record is torn, as a kill may leave it.
         std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
-        let mut events = Events::start(dir.path(), Some(3), 9.0).unwrap();
+        let mut events = Events::start(dir.path(), hash_bytes(b"run"), Some(3), 9.0).unwrap();
         (4..=5).for_each(|step| events.append(step, 0.0, &tagged("x", step as f32)).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), whole);
-        Events::start(dir.path(), None, 0.0).unwrap();
+        Events::start(dir.path(), hash_bytes(b"run"), None, 0.0).unwrap();
         assert!(event_values(&path).is_empty(), "a new run begins with nothing");
+    }
+
+    #[test]
+    fn another_runs_file_is_put_aside_and_comes_back_with_its_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = [&b"first"[..], b"second"].map(hash_bytes);
+        let start = |key, done| Events::start(dir.path(), key, done, 0.0).unwrap();
+        start(first, None).append(1, 0.0, &tagged("x", 1.0)).unwrap();
+        start(second, None).append(1, 0.0, &tagged("x", 2.0)).unwrap();
+        start(first, Some(1));
+        let values = |folder: &Path| event_values(&Events::path_in(folder));
+        assert_eq!(values(dir.path()), [(1, "x".to_owned(), 1.0)]);
+        assert_eq!(values(&dir.path().join(second.short(8))), [(1, "x".to_owned(), 2.0)]);
     }
 }

@@ -4,11 +4,13 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     fs,
+    ops::Range,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use tch::Device;
+use vodka_sd15::native::peak_bytes;
 
 /// What a run does at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,8 @@ pub struct Speed {
     pub left_s: f64,
     /// The process's memory; 0 where the system does not tell.
     pub memory_bytes: u64,
+    /// The most that the GPU has held for the run so far.
+    pub gpu_peak_bytes: Option<u64>,
 }
 
 /// How long a phase took altogether.
@@ -97,9 +101,6 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Steps between two that wait for the GPU.
-    const EVERY: u64 = 64;
-
     /// Measures a run on this device, from now on.
     pub fn new(device: Device) -> Self {
         let gpu = if let Device::Cuda(index) = device { Some(index as i64) } else { None };
@@ -131,11 +132,16 @@ impl Meter {
         self.measures = self.gpu.is_none();
     }
 
-    /// A step with so many pictures is done.
-    pub fn step(&mut self, step: u64, pictures: u64) -> Speed {
-        self.measures = self.gpu.is_none() || step.is_multiple_of(Self::EVERY);
+    /// These batches, of one optimizer step, begin.
+    pub fn begin(&mut self, batches: Range<u64>) {
+        self.measures = self.gpu.is_none() || is_measured(batches);
+    }
+
+    /// A step with so many pictures is done, and was looked at.
+    pub fn step(&mut self, pictures: u64) -> Speed {
         let speed = self.book.step(self.clock.elapsed(), pictures);
-        Speed { memory_bytes: memory_bytes(), ..speed }
+        let gpu_peak_bytes = self.gpu.and_then(|index| peak_bytes(Device::Cuda(index as usize)));
+        Speed { memory_bytes: memory_bytes(), gpu_peak_bytes, ..speed }
     }
 
     /// How long each phase took so far; on a GPU: in the steps that were measured.
@@ -144,6 +150,14 @@ impl Meter {
         let spent = |phase: Phase| Spent { phase, seconds: spent[phase as usize].as_secs_f64() };
         Phase::ALL.map(spent).into_iter().filter(|spent| spent.seconds > 0.0).collect()
     }
+}
+
+/// Batches between two that wait for the GPU.
+const EVERY: u64 = 64;
+
+/// Whether one of the batches is one that waits.
+fn is_measured(batches: Range<u64>) -> bool {
+    batches.end.saturating_sub(1) / EVERY > batches.start.saturating_sub(1) / EVERY
 }
 
 /// Times by phase; its clock is an argument.
@@ -225,6 +239,7 @@ impl Book {
             elapsed_s,
             left_s: elapsed_s / self.done as f64 * self.left as f64,
             memory_bytes: 0,
+            gpu_peak_bytes: None,
         }
     }
 }
@@ -284,6 +299,16 @@ mod tests {
         let slow: Vec<_> = (1..=200).map(|step| book.step(at(step * 10), 4).images_per_s).collect();
         let fast: Vec<_> = (1..=50).map(|step| book.step(at(2000 + step), 4).images_per_s).collect();
         assert_eq!((slow[199], fast[49]), (0.4, 4.0));
+    }
+
+    #[test]
+    fn one_batch_of_sixty_four_is_waited_for_however_they_are_grouped() {
+        let measured = |size: u64| {
+            let groups = (0..320 / size).map(|group| 1 + group * size..1 + (group + 1) * size);
+            groups.filter(|group| is_measured(group.clone())).map(|group| group.end - 1).collect::<Vec<_>>()
+        };
+        assert_eq!(measured(1), [64, 128, 192, 256, 320]);
+        assert_eq!(measured(10), [70, 130, 200, 260, 320]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod growing;
 mod log;
 mod losses;
 mod meter;
+mod own;
 
 use std::{
     path::Path,
@@ -48,8 +49,8 @@ pub(crate) struct Extra {
     /// The norms of the gradients of UNet and text encoder before they are clipped; at the last batch of an optimizer
     /// step, where they are asked for.
     pub norms: [Option<f64>; 2],
-    /// What losses are multiplied by for fp16.
-    pub grad_scale: Option<f64>,
+    /// What losses are multiplied by for fp16, after the step.
+    pub grad_scale: Option<f32>,
 }
 
 impl Watch {
@@ -59,8 +60,8 @@ impl Watch {
         let losses = done.unwrap_or_default();
         let since = losses.len() / plan.log_step as usize * plan.log_step as usize;
         Ok(Self {
-            log: Log::start(&plan.output, steps)?,
-            events: Events::start(&plan.event_folder(key), steps, time_s())?,
+            log: Log::start(&plan.output, key, steps)?,
+            events: Events::start(&plan.event_folder(key), key, steps, time_s())?,
             meter,
             speed: Speed::default(),
             log_step: plan.log_step,
@@ -71,10 +72,11 @@ impl Watch {
     /// A batch is done.
     pub fn step(&mut self, row: Row, extra: Extra) -> Result<Speed> {
         let Row { epoch, step, loss, rates: [unet, text_encoder] } = row;
-        let speed = self.meter.step(step, extra.pictures);
+        let speed = self.meter.step(extra.pictures);
         self.speed = speed;
         let mut line = json!({"event": "step", "epoch": epoch, "step": step, "loss": loss, "lr_unet": unet,
             "lr_text_encoder": text_encoder, "pictures": extra.pictures});
+        extra.grad_scale.into_iter().for_each(|scale| line["grad_scale"] = scale.into());
         let mut values = Vec::new();
         for (network, norm) in [("unet", extra.norms[0]), ("te", extra.norms[1])] {
             let Some(norm) = norm else { continue };
@@ -89,7 +91,7 @@ impl Watch {
             let mut scalar = |tag: &str, value: f32| values.push((tag.to_owned(), Value::Scalar(value)));
             scalar("hyperparameter/lr unet", unet as f32);
             scalar("hyperparameter/lr text encoder", text_encoder as f32);
-            extra.grad_scale.into_iter().for_each(|scale| scalar("hyperparameter/grad scale", scale as f32));
+            extra.grad_scale.into_iter().for_each(|scale| scalar("hyperparameter/grad scale", scale));
             scalar("loss/log_step", mean);
             scalar("performance/images per second", speed.images_per_s as f32);
         }

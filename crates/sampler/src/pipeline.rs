@@ -9,8 +9,9 @@ use std::{
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, Prediction, VaeConfig, Weights};
-use vodka_noise::{Schedule, 
-    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Solver,
+use vodka_noise::{
+    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
+    Solver,
 };
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
 use vodka_stage::Interrupt;
@@ -299,7 +300,8 @@ impl Networks<'_> {
         let all = run.batch.settings;
         let settings = &all[0];
         let table = Schedule::scaled_linear();
-        let table = if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
+        let table =
+            if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
         let solver = settings.solver(&table)?;
         let shape = self.shape(settings)?;
         let conditioning = self.conditioning(settings, run.library)?;

@@ -24,7 +24,7 @@ pub struct Look {
     pub colourfulness: f64,
     /// The standard deviation of the grey levels, of 127.5 which is the most there can be. 0 to 1.
     pub contrast: f64,
-    /// Whether there is nothing to see: less than [`FLAT_LEVELS`] levels between the darkest and the brightest grey.
+    /// Whether there is nothing to see: less than `FLAT_LEVELS` levels between the darkest and the brightest grey.
     pub flat: bool,
 }
 

@@ -141,8 +141,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// What is handed over for each block: its place, the values of each result, and whether each parent's bytes are those
-/// of the file (for comparisons).
+/// What is handed over for each block: its place, and the values of each operand asked for.
 pub(crate) type TakeBlock<'a> = dyn FnMut(usize, &[&[f32]]) + 'a;
 
 impl Evaluator {

@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod model;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use vodka_checkpoint::{
-    Checkpoint, ClipConfig, ModelConfig, Precision, Prediction, Result, UNetConfig, VaeConfig, Values, keys,
-};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, Prediction, Result, Values, keys};
 use vodka_merger::{
     Kept, MergePlan, MergeReport, Merged, Method, MismatchPolicy, OutputReport, Recipe, VaePolicy,
     add_difference, run, weighted_sum,
@@ -18,38 +18,11 @@ use vodka_merger::{
 use vodka_stage::{Interrupt, Outcome, record_path};
 use vodka_testkit::Case;
 
+use model::model;
+
 const UNET_TENSOR: &str = "model.diffusion_model.middle_block.0.in_layers.2.weight";
 const VAE_TENSOR: &str = "first_stage_model.decoder.conv_in.weight";
 const CLIP_TENSOR: &str = "cond_stage_model.transformer.text_model.final_layer_norm.weight";
-
-fn model() -> ModelConfig {
-    ModelConfig {
-        unet: UNetConfig {
-            block_out_channels: vec![4, 8],
-            layers_per_block: 1,
-            cross_attention: vec![true, false],
-            cross_attention_dim: 6,
-            attention_heads: 2,
-            norm_groups: 2,
-            ..UNetConfig::sd15()
-        },
-        vae: VaeConfig {
-            block_out_channels: vec![2, 4],
-            layers_per_block: 1,
-            norm_groups: 2,
-            ..VaeConfig::sd15()
-        },
-        clip: ClipConfig {
-            vocab_size: 11,
-            hidden_size: 6,
-            intermediate_size: 8,
-            layers: 2,
-            heads: 3,
-            max_positions: 5,
-        },
-        ..ModelConfig::sd15()
-    }
-}
 
 /// A merge of one step.
 #[derive(Debug, Clone)]

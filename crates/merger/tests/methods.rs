@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod model;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use half::{bf16, f16};
-use vodka_checkpoint::{
-    Checkpoint, ClipConfig, ModelConfig, Precision, UNetConfig, VaeConfig, keys, write_checkpoint,
-};
+use vodka_checkpoint::{Checkpoint, Precision, keys, write_checkpoint};
 use vodka_merger::{
     METHODS, Method, Parents, Passes, Recipe, VaePolicy,
     kernel::{
@@ -17,6 +17,8 @@ use vodka_merger::{
 };
 use vodka_stage::Interrupt;
 use vodka_testkit::Case;
+
+use model::model;
 
 /// Tensors in memory, in blocks of some rows.
 struct Memory<'a> {
@@ -184,35 +186,6 @@ fn a_lora_adds_the_product_of_its_matrices() {
             let size = expected.iter().fold(0.0_f32, |size, x| size.max(x.abs())) * f32::EPSILON;
             assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() <= size));
         }
-    }
-}
-
-fn model() -> ModelConfig {
-    ModelConfig {
-        unet: UNetConfig {
-            block_out_channels: vec![4, 8],
-            layers_per_block: 1,
-            cross_attention: vec![true, false],
-            cross_attention_dim: 6,
-            attention_heads: 2,
-            norm_groups: 2,
-            ..UNetConfig::sd15()
-        },
-        vae: VaeConfig {
-            block_out_channels: vec![2, 4],
-            layers_per_block: 1,
-            norm_groups: 2,
-            ..VaeConfig::sd15()
-        },
-        clip: ClipConfig {
-            vocab_size: 11,
-            hidden_size: 6,
-            intermediate_size: 8,
-            layers: 2,
-            heads: 3,
-            max_positions: 5,
-        },
-        ..ModelConfig::sd15()
     }
 }
 

@@ -25,8 +25,7 @@ pub(super) fn dpmpp_2m<L: Latent, H: Host<L>>(
     let mut before: Option<(L, f64)> = None;
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         let h = (sigma / next).ln();
         x = match &before {
             Some((old, h_last)) if next > 0.0 => {
@@ -50,8 +49,7 @@ pub(super) fn dpmpp_2s_ancestral<L: Latent, H: Host<L>>(
 ) -> Result<L, H::Stop> {
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         let (down, up) = ancestral_step(sigma, next, options.eta.unwrap_or(1.0));
         x = if down == 0.0 {
             denoised
@@ -78,8 +76,7 @@ pub(super) fn sde<L: Latent, H: Host<L>>(
     let eta = options.eta.unwrap_or(1.0);
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         if next == 0.0 {
             x = denoised;
             continue;
@@ -111,8 +108,7 @@ pub(super) fn dpmpp_2m_sde<L: Latent, H: Host<L>>(
     let mut before: Option<(L, f64)> = None;
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         if next == 0.0 {
             x = denoised;
             continue;
@@ -146,8 +142,7 @@ pub(super) fn dpmpp_3m_sde<L: Latent, H: Host<L>>(
     let mut before: Vec<(L, f64)> = Vec::new(); // the latest first
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         if next == 0.0 {
             x = denoised;
             continue;

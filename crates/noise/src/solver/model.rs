@@ -57,6 +57,16 @@ impl<'a, H> Model<'a, H> {
         Ok(L::combine(&[(out * of_x + skip, x), (out * of_output, &output)]))
     }
 
+    /// Begins step `i`: the picture in `x`, which the host is shown.
+    pub(super) fn begin<L: Latent>(&mut self, i: usize, x: &L, sigma: f64) -> Result<L, H::Stop>
+    where
+        H: Host<L>,
+    {
+        let denoised = self.denoise(x, sigma)?;
+        self.host.step(i, x, &denoised)?;
+        Ok(denoised)
+    }
+
     /// The noise in `x`, which is `sqrt(alpha)` times a picture plus `sqrt(1 - alpha)` times noise.
     pub(super) fn noise_in<L: Latent>(
         &mut self,

@@ -44,8 +44,7 @@ pub(super) fn euler<L: Latent, H: Host<L>>(
 ) -> Result<L, H::Stop> {
     for i in 0..sigmas.len() - 1 {
         let (churned, hat) = churn(model, x, sigmas, i, options)?;
-        let denoised = model.denoise(&churned, hat)?;
-        model.host.step(i, &churned, &denoised)?;
+        let denoised = model.begin(i, &churned, hat)?;
         x = plus(&churned, sigmas[i + 1] - hat, &slope(&churned, &denoised, hat));
     }
     Ok(x)
@@ -60,8 +59,7 @@ pub(super) fn euler_ancestral<L: Latent, H: Host<L>>(
 ) -> Result<L, H::Stop> {
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
-        let denoised = model.denoise(&x, sigma)?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigma)?;
         let (down, up) = ancestral_step(sigma, next, options.eta.unwrap_or(1.0));
         x = plus(&x, down - sigma, &slope(&x, &denoised, sigma));
         if next > 0.0 {
@@ -93,8 +91,7 @@ fn heun_step<L: Latent, H: Host<L>>(
     sigma: f64,
     next: f64,
 ) -> Result<L, H::Stop> {
-    let denoised = model.denoise(x, sigma)?;
-    model.host.step(i, x, &denoised)?;
+    let denoised = model.begin(i, x, sigma)?;
     let first = slope(x, &denoised, sigma);
     let euler = plus(x, next - sigma, &first);
     if next == 0.0 {
@@ -145,8 +142,7 @@ fn midpoint_step<L: Latent, H: Host<L>>(
     sigma: f64,
     next: f64,
 ) -> Result<L, H::Stop> {
-    let denoised = model.denoise(x, sigma)?;
-    model.host.step(i, x, &denoised)?;
+    let denoised = model.begin(i, x, sigma)?;
     let first = slope(x, &denoised, sigma);
     if next == 0.0 {
         return Ok(plus(x, -sigma, &first));
@@ -165,8 +161,7 @@ pub(super) fn lms<L: Latent, H: Host<L>>(
 ) -> Result<L, H::Stop> {
     let mut slopes: Vec<L> = Vec::new(); // the latest first
     for i in 0..sigmas.len() - 1 {
-        let denoised = model.denoise(&x, sigmas[i])?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, sigmas[i])?;
         slopes.insert(0, slope(&x, &denoised, sigmas[i]));
         slopes.truncate(4);
         let nodes: Vec<f64> = (0..slopes.len()).map(|j| sigmas[i - j]).collect();
@@ -247,8 +242,7 @@ pub(super) fn lcm<L: Latent, H: Host<L>>(
     sigmas: &[f64],
 ) -> Result<L, H::Stop> {
     for (i, pair) in sigmas.windows(2).enumerate() {
-        let denoised = model.denoise(&x, pair[0])?;
-        model.host.step(i, &x, &denoised)?;
+        let denoised = model.begin(i, &x, pair[0])?;
         x = denoised;
         if pair[1] > 0.0 {
             x = plus(&x, pair[1], &model.host.noise(pair[0], pair[1])?);

@@ -55,10 +55,9 @@ fn memory_is_flat_in_the_number_of_pictures() {
     run(&config.plan().unwrap(), &Interrupt::new(), on_event).unwrap();
     assert_eq!((looking.len(), stepping.len()), (96, 48));
     // 64 pictures between the two parts: were their decoded pixels kept, that would be 144 MB. The memory of a step rises and falls by 60 MB.
-    for (name, early, late) in [
-        ("looking at", &looking[..16], &looking[80..]),
-        ("training on", &stepping[..8], &stepping[40..]),
-    ] {
+    let parts =
+        [("looking at", &looking[..16], &looking[80..]), ("training on", &stepping[..8], &stepping[40..])];
+    for (name, early, late) in parts {
         let grown_kb = floor(late).saturating_sub(floor(early));
         assert!(grown_kb < 72 * 1024, "{name} pictures: {grown_kb} KB more");
     }

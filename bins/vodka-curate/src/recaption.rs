@@ -3,7 +3,10 @@
 use std::{env, fmt, path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vodka_captions::recaption::{self, RecaptionConfig, RecaptionEvent, Secret};
+use vodka_captions::{
+    CaptionFormat,
+    recaption::{self, RecaptionConfig, RecaptionEvent, Secret},
+};
 use vodka_cli::{Exit, Session};
 
 #[derive(Args)]
@@ -11,9 +14,21 @@ pub struct Recaption {
     /// The folder of pictures, with captions in any format for those that have one
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
-    /// Take the captions of this table: CSV, JSONL or Parquet (columns: image or file_name, caption or text)
-    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    /// Take the captions of this table (kohya's JSON, JSONL, CSV or Parquet), or of this folder of caption files
+    #[arg(long, value_name = "PATH", conflicts_with = "endpoint")]
     captions: Option<PathBuf>,
+    /// The format of --captions: txt, caption, ed2-yaml, kohya-json, jsonl, parquet or csv [default: by the table's ending; of a folder txt]
+    #[arg(long, value_name = "FORMAT", requires = "captions")]
+    format: Option<CaptionFormat>,
+    /// The column of the table that names pictures, if it has an unusual name
+    #[arg(long, value_name = "NAME", requires = "captions")]
+    image_column: Option<String>,
+    /// The column of the table that has captions, if it has an unusual name
+    #[arg(long, value_name = "NAME", requires = "captions")]
+    caption_column: Option<String>,
+    /// The encoding of --captions that are not UTF-8 and have no byte-order mark, such as cp1251 or sjis [default: guessed]
+    #[arg(long, value_name = "NAME", requires = "captions")]
+    encoding: Option<String>,
     /// Or ask this OpenAI-compatible service, https://HOST/v1
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -72,6 +87,10 @@ impl Recaption {
         Ok(RecaptionConfig {
             images,
             captions,
+            format: self.format,
+            image_column: self.image_column,
+            caption_column: self.caption_column,
+            encoding: self.encoding,
             endpoint,
             model,
             prompt,

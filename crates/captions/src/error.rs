@@ -312,28 +312,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A table of captions with two rows for a picture.
-    #[error("`{path}` has two captions for the picture `{image}`, on the lines {first} and {second}")]
-    PictureTwice {
-        /// The table.
-        path: PathBuf,
-        /// The picture.
-        image: String,
-        /// Counted from 1; in Parquet the row.
-        first: u64,
-        /// Counted from 1.
-        second: u64,
-    },
-    /// A line that is no JSON object.
-    #[error("`{path}` line {line}")]
-    JsonLine {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: u64,
-        /// What the parser says.
-        source: serde_json::Error,
-    },
     /// Neither a file of captions nor a service, or both.
     #[error("expected either a file of captions or an endpoint, found {found}")]
     CaptionSource {

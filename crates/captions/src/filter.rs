@@ -312,10 +312,10 @@ fn act(
         Action::Exclude { .. } if interrupt.is_raised() => return Ok(false),
         Action::Exclude { output } => {
             let fits = fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string()));
-            let bytes = exclusions(output, fits)?;
+            let text = exclusions(fits);
             // Lists are there to be edited.
-            RunRecord::guard(&record_path(output), output, &bytes)?;
-            write_atomic(output, bytes)?;
+            RunRecord::guard(&record_path(output), output, text.as_bytes())?;
+            write_atomic(output, text)?;
         }
         Action::Place { output, method } => {
             let here = fits.iter().copied().filter(|facts| facts.on_disk);

@@ -43,7 +43,7 @@ impl TagList {
         let first = text.lines().find(says).unwrap_or_default();
         let named =
             match sheet::separator(first, "name").is_some() || first.trim().eq_ignore_ascii_case("name") {
-                true => of_table(&Sheet::parse(path, text, "name", Some(b'#'))?)?,
+                true => of_table(&Sheet::parse(path, text, &["name"], Some(b'#'))?)?,
                 false => of_lines(text, path)?,
             };
         let mut seen = BTreeSet::new();
@@ -121,7 +121,7 @@ mod tests {
         let list = TagList::shipped();
         assert_eq!(list.tags.len(), 73);
         assert!(list.tags.iter().any(|tag| tag == "depth_of_field"));
-        let sheet = Sheet::parse(Path::new("list"), IMAGE_PRODUCTION, "name", Some(b'#')).unwrap();
+        let sheet = Sheet::parse(Path::new("list"), IMAGE_PRODUCTION, &["name"], Some(b'#')).unwrap();
         assert!(sheet.rows.iter().all(|row| row.cells.iter().all(|cell| !cell.is_empty())));
     }
 

@@ -454,11 +454,11 @@ fn all_items(
             ));
         }
     }
-    all.insert(TABLE.to_owned(), Content::Text(table(&report.segments)?));
+    all.insert(TABLE.to_owned(), Content::Text(table(&report.segments)));
     Ok(all.into_iter().map(|(name, content)| Item { name, content }).collect())
 }
 
-fn table(segments: &[SegmentCount]) -> Result<String> {
+fn table(segments: &[SegmentCount]) -> String {
     let rows = segments.iter().map(|segment| {
         let SegmentCount { name, query, images, share, multiply, shown, shown_share } = segment;
         let share = [share, shown_share].map(|share| format!("{share:.4}"));
@@ -475,6 +475,5 @@ fn table(segments: &[SegmentCount]) -> Result<String> {
         ]
     });
     let header = ["segment", "pictures", "share", "multiply", "shown", "shown_share", "query"];
-    let bytes = sheet::bytes(Path::new(TABLE), &header, rows)?;
-    Ok(String::from_utf8(bytes).expect("what was written is text"))
+    sheet::text(header, rows)
 }

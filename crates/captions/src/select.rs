@@ -281,12 +281,12 @@ pub fn run(
     let header: Vec<_> = sheet.header.iter().map(String::as_str).chain([INCLUDE]).collect();
     let rows = sheet.rows.iter().zip(&labels).map(|(row, label)| {
         let flag = u8::from(wanted(label)).to_string();
-        row.cells.iter().map(ToOwned::to_owned).chain([flag]).collect()
+        row.cells.iter().map(ToOwned::to_owned).chain([flag]).collect::<Vec<_>>()
     });
-    let bytes = sheet::bytes(&plan.output, &header, rows)?;
+    let text = sheet::text(&header, rows);
     // Selections are there to be edited.
-    RunRecord::guard(&record, &plan.output, &bytes)?;
-    write_atomic(&plan.output, bytes)?;
+    RunRecord::guard(&record, &plan.output, text.as_bytes())?;
+    write_atomic(&plan.output, text)?;
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
 }

@@ -6,10 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use csv::{ReaderBuilder, StringRecord, WriterBuilder};
-use vodka_stage::write_atomic;
-
 use crate::{Error, Result};
+use csv::{ReaderBuilder, StringRecord, WriterBuilder};
 
 /// A table of text, with the lines its rows came from.
 #[derive(Debug, Clone)]
@@ -17,6 +15,10 @@ pub(crate) struct Sheet {
     pub(crate) path: PathBuf,
     pub(crate) header: Vec<String>,
     pub(crate) rows: Vec<Row>,
+    /// What separates the cells.
+    pub(crate) separator: u8,
+    /// The first line, if it tells the separator to spreadsheets: `sep=;`.
+    pub(crate) hint: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,20 +39,19 @@ impl Sheet {
     /// UTF-8, with or without a byte-order mark, or UTF-16 with one ("Unicode text" of spreadsheets). Rows of empty
     /// cells, which spreadsheets add, are left out, and so is a first line `sep=;`.
     pub(crate) fn read_with(path: &Path, key: &str) -> Result<Self> {
-        Self::parse(path, &read_any_text(path)?, key, None)
+        Self::parse(path, &read_any_text(path)?, &[key], None)
     }
 
-    /// Reads the text of a table, in which lines that start with `comment` say nothing.
-    pub(crate) fn parse(path: &Path, text: &str, key: &str, comment: Option<u8>) -> Result<Self> {
+    /// Reads the text of a table that has one of the columns `keys`, and in which lines that start with `comment` say
+    /// nothing.
+    pub(crate) fn parse(path: &Path, text: &str, keys: &[&str], comment: Option<u8>) -> Result<Self> {
+        let hint = hint(text).map(ToOwned::to_owned);
         // What follows keeps its line numbers when the hint becomes an empty line.
-        let hint = text
-            .lines()
-            .next()
-            .filter(|line| line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep=")));
-        let text = &text[hint.map_or(0, str::len)..];
+        let text = &text[hint.as_deref().map_or(0, str::len)..];
         let is_comment = |line: &&str| comment.is_some_and(|mark| line.as_bytes().first() == Some(&mark));
         let header = text.lines().find(|line| !line.trim().is_empty() && !is_comment(line));
-        let separator = separator(header.unwrap_or_default(), key).unwrap_or(b',');
+        let header = header.unwrap_or_default();
+        let separator = keys.iter().find_map(|key| separator(header, key)).unwrap_or(b',');
         let mut reader =
             ReaderBuilder::new().delimiter(separator).comment(comment).from_reader(text.as_bytes());
         let broken = |source| Error::Csv { path: path.to_path_buf(), source };
@@ -65,7 +66,7 @@ impl Sheet {
                 rows.push(Row { line, cells });
             }
         }
-        Ok(Self { path: path.to_path_buf(), header, rows })
+        Ok(Self { path: path.to_path_buf(), header, rows, separator, hint })
     }
 
     /// The place of a column, which must be there once.
@@ -203,37 +204,36 @@ pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(ToOwned::to_owned).unwrap_or(text))
 }
 
-/// The separator with which the first line has a column `name`.
+/// The first line of a table, if all that it says is the separator, for spreadsheets.
+fn hint(text: &str) -> Option<&str> {
+    let line = text.lines().next()?;
+    line.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sep=")).then_some(line)
+}
+
+/// The separator with which the header, before which there may be a hint and empty lines, has a column `name`.
 pub(crate) fn separator(text: &str, name: &str) -> Option<u8> {
-    let header = text.lines().next().unwrap_or_default();
+    let text = &text[hint(text).map_or(0, str::len)..];
+    let header = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     b",;\t".iter().copied().find(|separator| {
         let unquoted = |cell: &str| cell.trim().trim_matches('"').trim().eq_ignore_ascii_case(name);
         header.split(char::from(*separator)).any(unquoted)
     })
 }
 
-/// Writes a table, comma-separated, with line feeds.
-pub(crate) fn write(
-    path: &Path,
-    header: &[impl AsRef<str>],
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> Result<()> {
-    Ok(write_atomic(path, bytes(path, header, rows)?)?)
-}
-
-/// What [`write`] writes.
-pub(crate) fn bytes(
-    path: &Path,
-    header: &[impl AsRef<str>],
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> Result<Vec<u8>> {
-    let broken = |source| Error::Csv { path: path.to_path_buf(), source };
+/// A table as text: comma-separated, with line feeds.
+///
+/// # Panics
+/// When a row has not as many cells as the header.
+pub(crate) fn text<H: AsRef<str>, R: IntoIterator<Item = String>>(
+    header: impl IntoIterator<Item = H>,
+    rows: impl IntoIterator<Item = R>,
+) -> String {
     let mut writer = WriterBuilder::new().from_writer(Vec::new());
-    writer.write_record(header.iter().map(AsRef::as_ref)).map_err(broken)?;
-    for row in rows {
-        writer.write_record(row).map_err(broken)?;
-    }
-    writer.into_inner().map_err(|error| broken(error.into_error().into()))
+    let mut write = |row: Vec<String>| writer.write_record(row).expect("rows are as long as the header");
+    write(header.into_iter().map(|cell| cell.as_ref().to_owned()).collect());
+    rows.into_iter().for_each(|row| write(row.into_iter().collect()));
+    let bytes = writer.into_inner().expect("memory takes every row");
+    String::from_utf8(bytes).expect("tables are made of text")
 }
 
 #[cfg(test)]
@@ -241,11 +241,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_needs_quotes_gets_them() {
+        let row = ["don't_say_\"lazy\"", "1,5"].map(ToOwned::to_owned);
+        assert_eq!(text(["tag", "n"], [row]), "tag,n\n\"don't_say_\"\"lazy\"\"\",\"1,5\"\n");
+    }
+
+    #[test]
     fn lines_are_those_of_an_editor_with_lf_and_crlf() {
         let text =
             "sep=,\n# a comment\nname,note\na,1\n\n# b,\"\n#\nb,\"two\nlines\n\n#\"\nc,3\n,\n\"d\",#\n\n";
         for text in [text.to_owned(), text.replace('\n', "\r\n")] {
-            let sheet = Sheet::parse(Path::new("a.csv"), &text, "name", Some(b'#')).unwrap();
+            let sheet = Sheet::parse(Path::new("a.csv"), &text, &["name"], Some(b'#')).unwrap();
             let found: Vec<_> = sheet.rows.iter().map(|row| (&row.cells[0], row.line)).collect();
             assert_eq!(found, [("a", 4), ("b", 8), ("c", 12), ("d", 14)], "{text:?}");
         }

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 use service::{Answer, Server, caption, grey};
 use tempfile::TempDir;
 use vodka_captions::{
-    Error, Result,
+    CaptionFormat, Error, Result,
     mix::{self, MixConfig, MixReport},
     recaption::{self, RecaptionConfig, RecaptionEvent, RecaptionReport, Secret},
 };
@@ -37,6 +37,10 @@ fn config(dir: &TempDir, endpoint: &str) -> RecaptionConfig {
     RecaptionConfig {
         images: dir.path().join("images"),
         captions: None,
+        format: None,
+        image_column: None,
+        caption_column: None,
+        encoding: None,
         endpoint: Some(endpoint.to_owned()),
         model: Some("painter-7b".to_owned()),
         prompt: "What is it?".to_owned(),
@@ -315,35 +319,95 @@ fn captions_come_from_files_too() {
     let said = |name: &str, text: &str| {
         let error = run(&of_file(&dir, name, text)).unwrap_err();
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        format!("{error}: {cause}")
+        format!("{error}: {cause}").replace(&dir.path().display().to_string(), "DIR")
     };
     assert!(
-        said("c.csv", "image,caption\na,1\nb,2\na,3\n")
-            .contains("has two captions for the picture `a`, on the lines 2 and 4")
+        said("c.csv", "image,caption\np00,1\np02,2\np00.png,3\n").contains(
+            "two captions for the picture `p00.png`: `DIR/c.csv` (line 2) and `DIR/c.csv` (line 4)"
+        )
     );
     assert!(
         said("c.csv", "image,caption,text\na,1,2\n")
-            .contains("expected only one of the columns text, caption, prompt, description")
+            .contains("expected one column of captions (caption_column)")
     );
     assert!(said("c.csv", "image,note\na,1\n").contains(
-        "expected one of the columns text, caption, prompt, description, found the columns image, note"
+        "expected a column of captions (caption_column): text, caption, prompt, description, found the columns image, note"
     ));
-    assert!(
-        said("c.csv", "image,caption\n,x\n")
-            .contains("line 2, column `image`: expected a picture, found \"\"")
-    );
     fs::remove_file(dir.path().join("new.csv")).unwrap();
     fs::remove_file(dir.path().join("new.csv.run.json")).unwrap();
-    assert!(said("c.jsonl", "{\"image\":\"a\",\"caption\":\"b\"}\n[1]\n").contains("line 2: invalid type"));
+    let broken = said("c.jsonl", "{\"image\":\"a\",\"caption\":\"b\"}\n[1]\n");
+    assert!(broken.contains("line 2: expected an object"), "{broken}");
     assert!(
-        said("c.jsonl", "{\"image\":\"a\",\"caption\":7}\n")
-            .contains("line 1, column `caption`: expected text, found \"7\"")
+        said("c.jsonl", "{\"image\":\"p00\",\"caption\":7}\n")
+            .contains("line 1: expected text, found `caption`: 7")
     );
-    assert!(said("c.docx", "").contains("ends neither in `.csv`"));
-    let twice = said("c.csv", "image,caption\na\\b.png,1\na/b.png,2\n");
-    assert!(twice.contains("has two captions for the picture `a/b.png`, on the lines 2 and 3"), "{twice}");
+    let format = "expected a name that ends with .json, .jsonl, .parquet or .csv";
+    assert!(said("c.docx", "").contains(format), "{}", said("c.docx", ""));
     let hinted = of_file(&dir, "c.csv", "sep=;\nfile_name;text\np00.png;A, B\n");
     assert_eq!(run(&hinted).unwrap().captions, 1);
+}
+
+/// The column `new` of what the captions in `of` make, and the warnings.
+fn news(config: &RecaptionConfig) -> (Vec<String>, Vec<String>) {
+    let report = run(config).unwrap();
+    let text = fs::read_to_string(&config.output).unwrap();
+    let mut rows = csv::Reader::from_reader(text.as_bytes());
+    (rows.records().map(|row| row.unwrap()[2].to_owned()).collect(), report.warnings)
+}
+
+#[test]
+fn captions_come_in_every_form_that_captions_are_read_in() {
+    let dir = world(3);
+    let at = |name: &str| dir.path().join(name);
+    let onto = |output: &str, config: RecaptionConfig| RecaptionConfig { output: at(output), ..config };
+    let kohya =
+        r#"{"/data/other/p00": {"caption": "a", "tags": "b"}, "C:\\set\\p01.png": {"tags": "c"}, "x": {}}"#;
+    let (new, warnings) = news(&onto("kohya.csv", of_file(&dir, "meta_lat.json", kohya)));
+    assert_eq!(new, ["a, b", "", "c"]);
+    assert_eq!(warnings, ["1 captions are of no picture in the folder: x"]);
+
+    let lines = "{\"key\":\"p00\",\"vlm\":\"a\",\"caption\":\"old\"}\n{\"key\":\"sub/p01\",\"vlm\":null}\n";
+    let own = of_file(&dir, "c.ndjson", lines);
+    assert!(run(&own).unwrap_err().to_string().contains("a column of names of pictures (image_column)"));
+    let own = RecaptionConfig {
+        image_column: Some("key".to_owned()),
+        caption_column: Some("vlm".to_owned()),
+        ..own
+    };
+    assert_eq!(news(&onto("own.csv", own)).0, ["a", "", ""]);
+
+    let russian = "красная машина на улице города";
+    fs::write(
+        at("c.csv"),
+        encoding_rs::WINDOWS_1251.encode(&format!("image;text\r\np00.png;{russian}\r\n")).0,
+    )
+    .unwrap();
+    let table = RecaptionConfig { captions: Some(at("c.csv")), ..of_file(&dir, "x", "") };
+    let (new, warnings) = news(&onto("guessed.csv", table.clone()));
+    assert_eq!((new[0].as_str(), warnings.len()), (russian, 1));
+    assert!(
+        warnings[0].contains("read by a guess of their encoding") && warnings[0].contains("windows-1251")
+    );
+    let told = RecaptionConfig { encoding: Some("cp1251".to_owned()), ..table };
+    assert_eq!(news(&onto("told.csv", told.clone())), (new, Vec::new()));
+    let wrong = RecaptionConfig { encoding: Some("klingon".to_owned()), ..told };
+    assert!(wrong.plan().unwrap_err().to_string().contains("encoding"));
+
+    fs::create_dir_all(at("theirs/sub")).unwrap();
+    fs::write(at("theirs/p00.caption"), b"\xff\xfea\0\n\0b\0").unwrap();
+    fs::write(at("theirs/sub/p01.caption"), "c").unwrap();
+    fs::write(at("theirs/p00.txt"), "other").unwrap();
+    let folder = RecaptionConfig { captions: Some(at("theirs")), ..of_file(&dir, "x", "") };
+    assert_eq!(news(&onto("txt.csv", folder.clone())).0, ["other", "", ""]);
+    let folder = RecaptionConfig { format: Some(CaptionFormat::Caption), ..folder };
+    assert_eq!(news(&onto("caption.csv", folder.clone())).0, ["a b", "", "c"]);
+    assert_eq!(run(&onto("caption.csv", folder.clone())).unwrap().outcome, Outcome::Unchanged);
+    fs::write(at("theirs/p02.caption"), "d").unwrap();
+    assert_eq!(news(&onto("caption.csv", folder.clone())).0, ["a b", "d", "c"]);
+    let table = RecaptionConfig { format: Some(CaptionFormat::Csv), ..folder };
+    assert!(table.plan().unwrap_err().to_string().contains("for a folder of captions"));
+    let file = RecaptionConfig { format: Some(CaptionFormat::Txt), ..of_file(&dir, "y.json", "") };
+    assert!(file.plan().unwrap_err().to_string().contains("which is not one file"));
 }
 
 #[test]

@@ -50,6 +50,6 @@ pub use flatten::{flatten, flatten_over};
 pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
 pub use measure::{Measures, Tiles, measure};
 pub use picture::Picture;
-pub use resize::{Filter, resize, resize_bicubic};
+pub use resize::{Filter, resize, resize_bicubic, shrink};
 pub use size::{size, size_of_bytes};
 pub use square::{Fit, Square};

@@ -5,12 +5,13 @@ use std::f64::consts::PI;
 use crate::{
     Picture, area,
     pillow::{self, LANCZOS},
+    resize::fitted,
     rows::Rows,
     simd::for_avx2,
 };
 
 /// The longer side that pictures are reduced to before they are measured.
-const SIDE_MAX: u64 = 768;
+const SIDE_MAX: u32 = 768;
 
 /// Measured on a picture, for finding blurred and duplicate ones.
 ///
@@ -79,18 +80,7 @@ struct Grey {
 
 /// The grey picture, at most [`SIDE_MAX`] pixels long.
 fn reduced_grey(picture: &Picture) -> Grey {
-    let (width, height) = picture.size();
-    let longer = u64::from(width.max(height));
-    let reduced = |side: u32| {
-        let side = u64::from(side);
-        // Rounded to the nearest.
-        if longer > SIDE_MAX {
-            ((2 * side * SIDE_MAX + longer) / (2 * longer)).max(1) as u32
-        } else {
-            side as u32
-        }
-    };
-    let (width, height) = (reduced(width), reduced(height));
+    let (width, height) = fitted(picture.size(), SIDE_MAX);
     let levels = area::shrink_grey(&mut Rows::grey(picture), width, height);
     Grey { width: width as usize, height: height as usize, levels }
 }

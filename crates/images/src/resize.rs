@@ -39,6 +39,22 @@ pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     resize(image, width, height, Filter::Bicubic)
 }
 
+/// Makes the longer side at most `side_px`, and the other by the same ratio; what is smaller stays as it is.
+pub fn shrink(image: RgbImage, side_px: u32, filter: Filter) -> RgbImage {
+    let (width, height) = fitted(image.dimensions(), side_px);
+    if (width, height) == image.dimensions() { image } else { resize(&image, width, height, filter) }
+}
+
+/// A size of which the longer side is at most `side_px`, and the other in the same ratio, rounded to the nearest.
+pub(crate) fn fitted((width, height): (u32, u32), side_px: u32) -> (u32, u32) {
+    let (longer, most) = (u64::from(width.max(height)), u64::from(side_px));
+    let scaled = |side: u32| match longer > most {
+        true => ((2 * u64::from(side) * most + longer) / (2 * longer)).max(1) as u32,
+        false => side,
+    };
+    (scaled(width), scaled(height))
+}
+
 /// Resizes the whole canvas.
 pub(crate) fn resize_canvas(
     rows: &mut Rows,
@@ -72,6 +88,14 @@ mod tests {
         for filter in FILTERS {
             assert_eq!(resize(&image, 5, 3, filter), image);
         }
+    }
+
+    #[test]
+    fn the_longer_side_is_what_was_asked_for() {
+        let shrunk = |width, height| shrink(RgbImage::new(width, height), 256, Filter::Bicubic).dimensions();
+        let sizes = [(1000, 500), (500, 1000), (3, 2000), (100, 256), (256, 257), (50, 20)];
+        let small = sizes.map(|(width, height)| shrunk(width, height));
+        assert_eq!(small, [(256, 128), (128, 256), (1, 256), (100, 256), (255, 256), (50, 20)]);
     }
 
     #[test]

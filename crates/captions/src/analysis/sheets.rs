@@ -1,12 +1,10 @@
 //! An analysis as CSV files, one a table.
 
-use std::path::Path;
-
 use super::{Analysis, HISTOGRAM_BUCKETS};
-use crate::{Result, sheet};
+use crate::sheet::text;
 
 /// A file's name, and what is in it.
-pub(super) type SheetFile = (&'static str, fn(&Path, &Analysis) -> Result<Vec<u8>>);
+pub(super) type SheetFile = (&'static str, fn(&Analysis) -> String);
 
 /// The files, in the order in which they are written.
 pub(super) const SHEETS: [SheetFile; 7] = [
@@ -20,7 +18,7 @@ pub(super) const SHEETS: [SheetFile; 7] = [
 ];
 
 /// One row a tag: counts, and where its threshold could be.
-fn tags(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn tags(analysis: &Analysis) -> String {
     let suggested = ["knee", "best_threshold", "best_f1", "precision", "recall", "labels"];
     let header: Vec<_> = ["tag", "category", "images", "mean_score"]
         .map(ToOwned::to_owned)
@@ -49,32 +47,32 @@ fn tags(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
         }
         row
     });
-    sheet::bytes(path, &header, rows)
+    text(&header, rows)
 }
 
-fn histogram(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn histogram(analysis: &Analysis) -> String {
     let bound = |k: usize| k as f64 / HISTOGRAM_BUCKETS as f64;
     let buckets = (0..HISTOGRAM_BUCKETS).map(|k| format!("{:.2} to {:.2}", bound(k), bound(k + 1)));
     let header: Vec<_> = ["tag".to_owned()].into_iter().chain(buckets).collect();
     let rows = analysis
         .tags
         .iter()
-        .map(|tag| [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)).collect());
-    sheet::bytes(path, &header, rows)
+        .map(|tag| [tag.tag.clone()].into_iter().chain(tag.histogram.iter().map(u64::to_string)));
+    text(&header, rows)
 }
 
-fn quantiles(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn quantiles(analysis: &Analysis) -> String {
     let percent = (0..=10).map(|tenth| format!("{} %", 10 * tenth));
     let header: Vec<_> = ["tag".to_owned()].into_iter().chain(percent).collect();
     let rows = analysis.tags.iter().map(|tag| {
         let mut quantiles: Vec<_> = tag.quantiles.iter().map(f32::to_string).collect();
         quantiles.resize(11, String::new());
-        [tag.tag.clone()].into_iter().chain(quantiles).collect()
+        [tag.tag.clone()].into_iter().chain(quantiles)
     });
-    sheet::bytes(path, &header, rows)
+    text(&header, rows)
 }
 
-fn groups(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn groups(analysis: &Analysis) -> String {
     let first = ["word", "tags", "images", "share"].map(ToOwned::to_owned);
     let header: Vec<_> = first.into_iter().chain(at(analysis)).collect();
     let rows = analysis.groups.iter().map(|group| {
@@ -84,20 +82,19 @@ fn groups(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
         row.extend(group.at_threshold.iter().map(u64::to_string));
         row
     });
-    sheet::bytes(path, &header, rows)
+    text(&header, rows)
 }
 
-fn cooccurrence(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn cooccurrence(analysis: &Analysis) -> String {
     let together = &analysis.cooccurrence;
     let header: Vec<_> = ["tag".to_owned()].iter().chain(&together.tags).cloned().collect();
     let rows = together.tags.iter().zip(&together.counts);
-    let rows = rows
-        .map(|(tag, counts)| [tag.clone()].into_iter().chain(counts.iter().map(u64::to_string)).collect());
-    sheet::bytes(path, &header, rows)
+    let rows = rows.map(|(tag, counts)| [tag.clone()].into_iter().chain(counts.iter().map(u64::to_string)));
+    text(&header, rows)
 }
 
 /// The buckets; the figures for all pictures stand in the first row.
-fn sharpness(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn sharpness(analysis: &Analysis) -> String {
     let header = ["tag", "from", "to", "images", "median_sharpness", "spearman", "auc"];
     let rows = analysis.sharpness.iter().flat_map(|found| {
         let whole = vec![
@@ -117,10 +114,10 @@ fn sharpness(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
         };
         [whole].into_iter().chain(found.buckets.iter().map(bucket)).collect::<Vec<_>>()
     });
-    sheet::bytes(path, &header, rows)
+    text(&header, rows)
 }
 
-fn lengths(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
+fn lengths(analysis: &Analysis) -> String {
     let header = ["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"];
     let rows = analysis.lengths.iter().map(|effect| {
         vec![
@@ -132,7 +129,7 @@ fn lengths(path: &Path, analysis: &Analysis) -> Result<Vec<u8>> {
             effect.over_75.to_string(),
         ]
     });
-    sheet::bytes(path, &header, rows)
+    text(&header, rows)
 }
 
 /// A column for each threshold.

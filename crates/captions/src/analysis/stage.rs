@@ -314,9 +314,9 @@ pub fn run(
         return Ok(AnalyseReport::interrupted(&plan.output));
     };
     analysed.warnings.append(&mut warnings);
-    let files = files(&plan.output, &analysed.analysis)?;
+    let files = files(&plan.output, &analysed.analysis);
     // Nothing is written where one of them is somebody else's, or has been edited.
-    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content))?;
+    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content.as_bytes()))?;
     let report = AnalyseReport::of(&plan.output, &analysed);
     for (path, content) in &files {
         write_atomic(path, content)?;
@@ -328,14 +328,11 @@ pub fn run(
 }
 
 /// The files of an analysis with their contents; `analysis.json` last.
-fn files(output: &Path, analysis: &Analysis) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let sheet = |(name, content): &SheetFile| {
-        let path = output.join(name);
-        Ok((path.clone(), content(&path, analysis)?))
-    };
-    let mut files: Vec<_> = SHEETS.iter().map(sheet).collect::<Result<_>>()?;
-    files.push((output.join("analysis.json"), json_text(analysis).into_bytes()));
-    Ok(files)
+fn files(output: &Path, analysis: &Analysis) -> Vec<(PathBuf, String)> {
+    let sheet = |(name, content): &SheetFile| (output.join(name), content(analysis));
+    let mut files: Vec<_> = SHEETS.iter().map(sheet).collect();
+    files.push((output.join("analysis.json"), json_text(analysis)));
+    files
 }
 
 fn json_text(analysis: &Analysis) -> String {

@@ -313,12 +313,12 @@ pub fn run(
         return Ok(DuplicatesReport { outcome: Outcome::Interrupted, ..report });
     };
     report.groups = groups;
-    let mut files = vec![(config.output.as_path(), groups_table(plan, &report)?)];
+    let mut files = vec![(config.output.as_path(), groups_table(&report))];
     if let Some(path) = &config.exclude {
-        files.push((path, exclusions(path, report.groups.iter().flat_map(Group::spare))?));
+        files.push((path, exclusions(report.groups.iter().flat_map(Group::spare))));
     }
     // Nothing is written where one of them is somebody else's, or has been edited.
-    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content))?;
+    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content.as_bytes()))?;
     files.iter().try_for_each(|(path, content)| write_atomic(path, content))?;
     let outputs: Vec<_> = files.iter().map(|(path, _)| *path).collect();
     key.write(&record, &outputs, &report)?;
@@ -476,7 +476,7 @@ impl Group {
     }
 }
 
-fn groups_table(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<Vec<u8>> {
+fn groups_table(report: &DuplicatesReport) -> String {
     const HEADER: [&str; 13] = [
         "group",
         "kind",
@@ -513,7 +513,7 @@ fn groups_table(plan: &DuplicatesPlan, report: &DuplicatesReport) -> Result<Vec<
             ]
         })
     });
-    sheet::bytes(&plan.0.output, &HEADER, rows)
+    sheet::text(HEADER, rows)
 }
 
 fn text(value: Option<impl fmt::Display>) -> String {

@@ -11,6 +11,7 @@ use std::{
 
 use encoding_rs::{UTF_16BE, UTF_16LE, WINDOWS_1252};
 
+use super::png::filled;
 use crate::encoding;
 
 /// The user comment.
@@ -82,13 +83,6 @@ fn content(file: &mut impl Read, length: u32) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let read = file.take(length.min(LENGTH_MAX).into()).read_to_end(&mut bytes)?;
     Ok((read == length as usize).then_some(bytes))
-}
-
-fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
-    match file.read_exact(buffer) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        result => result.map(|()| true),
-    }
 }
 
 struct Tiff<'a> {

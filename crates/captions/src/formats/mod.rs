@@ -173,7 +173,7 @@ impl CaptionSource {
 }
 
 /// What a table's name says that it is.
-fn format_of(file: &Path) -> Result<CaptionFormat> {
+pub(crate) fn format_of(file: &Path) -> Result<CaptionFormat> {
     let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
     match extension.to_str().unwrap_or_default() {
         "json" => Ok(CaptionFormat::KohyaJson),
@@ -222,10 +222,10 @@ pub(crate) struct Columns<'a> {
 }
 
 /// How columns with names of pictures are called.
-pub(crate) const IMAGE_COLUMNS: [&str; 6] = ["file_name", "filename", "image", "image_path", "path", "file"];
+const IMAGE_COLUMNS: [&str; 6] = ["file_name", "filename", "image", "image_path", "path", "file"];
 
 /// How columns with captions are called.
-pub(crate) const CAPTION_COLUMNS: [&str; 4] = ["text", "caption", "prompt", "description"];
+const CAPTION_COLUMNS: [&str; 4] = ["text", "caption", "prompt", "description"];
 
 impl<'a> Columns<'a> {
     fn image_names(&self) -> Vec<&'a str> {

@@ -87,7 +87,8 @@ fn is_text(kind: &[u8]) -> bool {
     matches!(kind, b"tEXt" | b"zTXt" | b"iTXt")
 }
 
-fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+/// Fills the buffer; `false` where the file ends before.
+pub(super) fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match file.read_exact(buffer) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         result => result.map(|()| true),

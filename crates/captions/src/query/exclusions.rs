@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use crate::{Result, sheet};
+use crate::{
+    Result,
+    sheet::{self, Sheet},
+};
 
 /// Reads which pictures are left out: a CSV with a column `image` (the tagger's list of skipped pictures is one), or a
 /// name a line, as `vodka-curate filter --list` prints them.
@@ -12,12 +15,10 @@ use crate::{Result, sheet};
 pub fn read_exclusions(path: &Path) -> Result<BTreeSet<String>> {
     let text = sheet::read_text(path)?;
     match sheet::separator(&text, "image") {
-        Some(separator) => {
-            let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
-            let broken = |source| crate::Error::Csv { path: path.to_path_buf(), source };
-            let header = reader.headers().map_err(broken)?;
-            let place = header.iter().position(|cell| cell.trim().eq_ignore_ascii_case("image")).unwrap_or(0);
-            reader.records().map(|row| Ok(row.map_err(broken)?[place].to_owned())).collect()
+        Some(_) => {
+            let sheet = Sheet::parse(path, &text, &["image"], None)?;
+            let place = sheet.column("image")?;
+            Ok(sheet.rows.iter().map(|row| row.cells[place].to_owned()).collect())
         }
         None => Ok(text.lines().filter(|line| !line.is_empty()).map(ToOwned::to_owned).collect()),
     }
@@ -29,10 +30,7 @@ pub(crate) fn read_all_exclusions(lists: &[std::path::PathBuf]) -> Result<BTreeS
     Ok(lists.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// A list of pictures to leave out, each with its reason, for the file `path`.
-///
-/// # Errors
-/// A broken CSV.
-pub(crate) fn exclusions(path: &Path, images: impl IntoIterator<Item = (String, String)>) -> Result<Vec<u8>> {
-    sheet::bytes(path, &["image", "reason"], images.into_iter().map(|(image, reason)| vec![image, reason]))
+/// A list of pictures to leave out, each with its reason.
+pub(crate) fn exclusions(images: impl IntoIterator<Item = (String, String)>) -> String {
+    sheet::text(["image", "reason"], images.into_iter().map(|(image, reason)| [image, reason]))
 }

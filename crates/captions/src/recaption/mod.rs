@@ -19,11 +19,13 @@ use vodka_stage::{
 use self::ask::Reply;
 pub use self::ask::Secret;
 use crate::{
-    Caption, Error, Picture, Result,
+    CaptionFormat, CaptionSet, CaptionSource, Error, Picture, Result,
     caption::{Skipped, check_apart, found, resolved},
     caption_table::{self, CaptionPair, Form},
-    captioned::Captioned,
+    captioned::{self, Captioned},
     filter::lines,
+    formats::format_of,
+    read_captions,
 };
 
 /// New captions as a user wants them: from a file, or from a service.
@@ -33,10 +35,22 @@ pub struct RecaptionConfig {
     /// The folder of pictures, with captions in any format for those that have one. Of captions that were changed in place
     /// the originals count.
     pub images: PathBuf,
-    /// A table of captions that a captioner has made: CSV, JSONL or Parquet, with the columns that
-    /// [`crate::read_captions`] knows: `image` (or `file_name`, ...) and `caption` (or `text`, ...).
+    /// What a captioner has made, in any form that [`crate::read_captions`] knows: a table (kohya's JSON, JSONL, CSV or
+    /// Parquet), or a folder of caption files in the same subfolders as the pictures.
     #[serde(default)]
     pub captions: Option<PathBuf>,
+    /// The format of that. Default: what the table's name ends with; of a folder `.txt` files.
+    #[serde(default)]
+    pub format: Option<CaptionFormat>,
+    /// The column of the table that names pictures, where that is not one of the usual.
+    #[serde(default)]
+    pub image_column: Option<String>,
+    /// The column of the table that has captions, where that is not one of the usual.
+    #[serde(default)]
+    pub caption_column: Option<String>,
+    /// The encoding of captions that have no byte-order mark and are not UTF-8; without it it is guessed.
+    #[serde(default)]
+    pub encoding: Option<String>,
     /// Or an OpenAI-compatible service, `https://HOST/v1`.
     #[serde(default)]
     pub endpoint: Option<String>,
@@ -115,10 +129,19 @@ pub struct RecaptionPlan {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// A table.
-    File(PathBuf),
+    /// A captioner's table or folder.
+    File(Theirs),
     /// A service.
     Service(Service),
+}
+
+/// What a captioner has made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Theirs {
+    /// The table, or the folder of caption files.
+    pub path: PathBuf,
+    /// How it is read.
+    pub source: CaptionSource,
 }
 
 /// An OpenAI-compatible service, and how it is asked.
@@ -175,10 +198,7 @@ impl RecaptionConfig {
             (Some(file), None) if resolved(&file) == resolved(&output) => {
                 return Err(Error::OutputIsInput { path: output });
             }
-            (Some(file), None) => {
-                Form::of(&file)?;
-                Source::File(file)
-            }
+            (Some(path), None) => Source::File(self.theirs(path)?),
             (None, Some(endpoint)) => Source::Service(self.service(endpoint)?),
             (Some(_), Some(_)) => return Err(Error::CaptionSource { found: "both" }),
             (None, None) => return Err(Error::CaptionSource { found: "neither" }),
@@ -187,6 +207,27 @@ impl RecaptionConfig {
             (Source::Service(_), None) => Err(Error::NoModel),
             (_, model) => Ok(RecaptionPlan { images, source, model: model.unwrap_or_default(), output }),
         }
+    }
+
+    fn theirs(&self, path: PathBuf) -> Result<Theirs> {
+        let is_folder = path.is_dir();
+        let format = match self.format {
+            Some(format) => format,
+            None if is_folder => CaptionFormat::Txt,
+            None => format_of(&path)?,
+        };
+        if is_folder && format.extensions().is_empty() {
+            return Err(Error::Setting {
+                setting: "format",
+                expected: "txt, caption or ed2-yaml for a folder of captions".to_owned(),
+                found: format.to_string(),
+            });
+        }
+        let Self { image_column, caption_column, encoding, .. } = self.clone();
+        let file = (!is_folder).then(|| path.clone());
+        let source = CaptionSource { format, auto: false, file, image_column, caption_column, encoding };
+        source.check()?;
+        Ok(Theirs { path, source })
     }
 
     fn service(&self, endpoint: String) -> Result<Service> {
@@ -239,9 +280,15 @@ impl RecaptionPlan {
     fn key_of(&self, tasks: &[Task]) -> Result<RunKey> {
         let form = self.output.extension().map(|ending| ending.to_string_lossy());
         let key = match &self.source {
-            Source::File(file) => {
-                let settings = json!({ "model": self.model, "form": form });
-                RunKey::new("recaption", &settings, None).input("captions", file, |_| true)?
+            Source::File(Theirs { path, source }) => {
+                let reading = CaptionSource { file: None, ..source.clone() };
+                let settings = json!({ "model": self.model, "form": form, "source": reading });
+                let endings = source.format.extensions();
+                let is_caption = |path: &Path| {
+                    endings.is_empty()
+                        || path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known))
+                };
+                RunKey::new("recaption", &settings, None).input("captions", path, is_caption)?
             }
             Source::Service(service) => {
                 let settings = json!({ "service": service.settings(&self.model), "form": form });
@@ -281,7 +328,7 @@ impl RecaptionPlan {
         };
         let wanted = match &self.source {
             Source::Service(_) => format!("the model `{}`", self.model),
-            Source::File(file) => format!("`{}`", file.display()),
+            Source::File(theirs) => format!("`{}`", theirs.path.display()),
         };
         match found == wanted {
             true => Ok(()),
@@ -352,7 +399,7 @@ pub struct RecaptionReport {
     pub skipped: Vec<Skipped>,
     /// Pictures whose new caption ends where the answer had to end.
     pub cut: Vec<String>,
-    /// Pictures that the file of captions names and the folder does not hold.
+    /// Captions of the table that are of no picture in the folder.
     pub absent: u64,
     /// What the user should know about the captions that there are.
     #[serde(default)]
@@ -383,9 +430,6 @@ impl fmt::Display for RecaptionReport {
             self.skipped.iter().map(|Skipped { image, reason }| format!("skipped `{image}`: {reason}")),
         )?;
         lines(f, self.cut.iter().map(|image| format!("`{image}`: the answer was cut off")))?;
-        if self.absent > 0 {
-            write!(f, "\n{} pictures of the file of captions are not in the folder", self.absent)?;
-        }
         lines(f, self.warnings.iter().map(|warning| format!("warning: {warning}")))
     }
 }
@@ -407,7 +451,7 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(RecaptionEvent),
 ) -> Result<RecaptionReport> {
-    let Some((tasks, warnings)) = plan.tasks(interrupt)? else {
+    let Some((tasks, mut warnings)) = plan.tasks(interrupt)? else {
         let (_, report) = outcome(plan, &[], &Replies::new());
         return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
     };
@@ -419,11 +463,11 @@ pub fn run(
     plan.check_output(&record)?;
     let mut absent = 0;
     let replies = match &plan.source {
-        Source::File(file) => {
-            let captions = caption_table::read_new(file)?;
-            let replies = from_file(file, captions, &tasks);
-            absent = replies.1;
-            replies.0
+        Source::File(theirs) => {
+            let set = theirs.read(&plan.images, &tasks)?;
+            absent = set.unknown.len() as u64;
+            warnings.extend(captioned::warnings(&set));
+            theirs.replies(&set, &tasks)
         }
         Source::Service(service) => service::ask_all(plan, service, &tasks, interrupt, on_event)?,
     };
@@ -446,23 +490,25 @@ pub fn run(
     Ok(report)
 }
 
-/// The captions of a file, and how many are of pictures that are not there.
-fn from_file(
-    file: &Path,
-    mut captions: std::collections::HashMap<String, String>,
-    tasks: &[Task],
-) -> (Replies, u64) {
-    let reply = |task: &Task| {
-        let image = &task.picture.image;
-        let reply = match captions.remove(image).map(|text| Caption::new(&text).text) {
-            None => Reply::None(format!("no caption in `{}`", file.display())),
-            Some(text) if text.is_empty() => Reply::None("the new caption is empty".to_owned()),
-            Some(text) => Reply::Caption { text, cut: false },
+impl Theirs {
+    fn read(&self, images: &Path, tasks: &[Task]) -> Result<CaptionSet> {
+        let pictures: Vec<_> = tasks.iter().map(|task| task.picture.clone()).collect();
+        let root = if self.source.file.is_some() { images } else { &self.path };
+        read_captions(&self.source, root, &pictures)
+    }
+
+    fn replies(&self, set: &CaptionSet, tasks: &[Task]) -> Replies {
+        let reply = |task: &Task| {
+            let image = &task.picture.image;
+            let reply = match set.by_image.get(image).map(|found| found.caption.text.as_str()) {
+                None => Reply::None(format!("no caption in `{}`", self.path.display())),
+                Some("") => Reply::None("the new caption is empty".to_owned()),
+                Some(text) => Reply::Caption { text: text.to_owned(), cut: false },
+            };
+            (image.clone(), Ok(reply))
         };
-        (image.clone(), Ok(reply))
-    };
-    let replies = tasks.iter().map(reply).collect();
-    (replies, captions.len() as u64)
+        tasks.iter().map(reply).collect()
+    }
 }
 
 /// The rows of the table, and the report.

@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use vodka_images::{DecodeOptions, Filter, RgbImage, decode_bytes, jpeg, resize};
+use vodka_images::{DecodeOptions, Filter, decode_bytes, jpeg, shrink};
 use vodka_stage::{ContentHash, Interrupt, Journal, RunKey};
 
 use super::{
@@ -193,7 +193,7 @@ impl Shared<'_> {
         let options =
             DecodeOptions { reduce_to: Some(max_side.saturating_mul(2)), ..DecodeOptions::default() };
         let decoded = decode_bytes(bytes, &options).map_err(|fault| fault.to_string())?;
-        Ok(jpeg(&shrunk(decoded.picture.into_rgb(), max_side), QUALITY))
+        Ok(jpeg(&shrink(decoded.picture.into_rgb(), max_side, Filter::Lanczos), QUALITY))
     }
 
     /// Asks, and asks again as often as it is worth it.
@@ -221,35 +221,5 @@ impl Shared<'_> {
             }
             thread::sleep(left.min(LOOK));
         }
-    }
-}
-
-/// A picture of which no side is longer than `max_side`.
-fn shrunk(picture: RgbImage, max_side: u32) -> RgbImage {
-    let (width, height) = picture.dimensions();
-    let longest = width.max(height);
-    if longest <= max_side {
-        return picture;
-    }
-    let scaled = |side: u32| {
-        let exact = f64::from(side) * f64::from(max_side) / f64::from(longest);
-        (exact.round() as u32).max(1)
-    };
-    resize(&picture, scaled(width), scaled(height), Filter::Lanczos)
-}
-
-#[cfg(test)]
-mod tests {
-    use vodka_images::Rgb;
-
-    use super::*;
-
-    #[test]
-    fn pictures_shrink_and_never_grow() {
-        let of = |width, height| shrunk(RgbImage::from_pixel(width, height, Rgb([9; 3])), 100).dimensions();
-        assert_eq!(
-            [of(50, 20), of(200, 50), of(300, 1), of(99, 1000)],
-            [(50, 20), (100, 25), (100, 1), (10, 100)]
-        );
     }
 }

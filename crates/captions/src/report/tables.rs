@@ -1,9 +1,10 @@
 //! The tables of a report as CSV.
 
-use csv::WriterBuilder;
-
 use super::{Measured, data::ReportData, gallery::BUCKETS};
-use crate::analysis::{CoOccurrence, TagAnalysis};
+use crate::{
+    analysis::{CoOccurrence, TagAnalysis},
+    sheet::text,
+};
 
 /// Makes a table.
 pub(super) type Table = fn(&ReportData) -> String;
@@ -25,24 +26,6 @@ pub(super) const TABLES: [(&str, &str, Table); 14] = [
     ("spellings.csv", "tags spelled in several ways", spellings),
     ("problems.csv", "pictures that are missing or cannot be shown", problems),
 ];
-
-/// A table as text, comma-separated, with line feeds.
-fn text<R: IntoIterator<Item = String>>(
-    header: impl IntoIterator<Item = String>,
-    rows: impl IntoIterator<Item = R>,
-) -> String {
-    let mut writer = WriterBuilder::new().flexible(true).from_writer(Vec::new());
-    writer.write_record(header).expect("memory takes every row");
-    for row in rows {
-        writer.write_record(row).expect("memory takes every row");
-    }
-    let bytes = writer.into_inner().expect("memory takes every row");
-    String::from_utf8(bytes).expect("tables are made of text")
-}
-
-fn header<const N: usize>(names: [&str; N]) -> [String; N] {
-    names.map(ToOwned::to_owned)
-}
 
 fn optional(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
@@ -76,7 +59,7 @@ fn tags(data: &ReportData) -> String {
         let (images, enough) = (numbers.images.to_string(), tag.images_at_min_score.to_string());
         [tag.tag.clone(), images, enough, mean(numbers), optional(tag.count)]
     });
-    text(header(["tag", "images", "images_at_min_score", "mean_score", "count"]), rows)
+    text(["tag", "images", "images_at_min_score", "mean_score", "count"], rows)
 }
 
 /// The 20 buckets by two.
@@ -98,7 +81,8 @@ fn buckets(data: &ReportData) -> String {
 
 fn quantiles(data: &ReportData) -> String {
     let header = (0..=10).map(|k| format!("{} %", 10 * k));
-    text(tag_and(header), by_tag(data, |tag| tag.quantiles.iter().map(f32::to_string)))
+    let cell = |tag: &TagAnalysis, k| tag.quantiles.get(k).map(f32::to_string).unwrap_or_default();
+    text(tag_and(header), by_tag(data, |tag| (0..=10).map(move |k| cell(tag, k))))
 }
 
 fn thresholds(data: &ReportData) -> String {
@@ -120,7 +104,7 @@ fn suggestions(data: &ReportData) -> String {
             optional(labels.map(|labels| labels.labels)),
         ])
     });
-    text(header(["tag", "knee", "from_labels", "f1", "precision", "recall", "labels"]), rows)
+    text(["tag", "knee", "from_labels", "f1", "precision", "recall", "labels"], rows)
 }
 
 fn groups(data: &ReportData) -> String {
@@ -128,7 +112,7 @@ fn groups(data: &ReportData) -> String {
         let share = format!("{:.4}", group.share);
         [group.word.clone(), group.tags.join(" "), group.images.to_string(), share]
     });
-    text(header(["word", "tags", "images", "share"]), rows)
+    text(["word", "tags", "images", "share"], rows)
 }
 
 fn cooccurrence(data: &ReportData) -> String {
@@ -145,7 +129,7 @@ fn pairs(data: &ReportData) -> String {
     let number = |a: usize, b: usize| counts[a][b].to_string();
     let rows =
         pairs.map(|(a, b)| [tags[a].clone(), tags[b].clone(), number(a, b), number(a, a), number(b, b)]);
-    text(header(["tag", "with", "images", "images_of_tag", "images_of_with"]), rows)
+    text(["tag", "with", "images", "images_of_tag", "images_of_with"], rows)
 }
 
 fn sharpness(data: &ReportData) -> String {
@@ -161,7 +145,7 @@ fn sharpness(data: &ReportData) -> String {
             ]
         })
     });
-    text(header(["tag", "from", "to", "images", "median_sharpness"]), rows)
+    text(["tag", "from", "to", "images", "median_sharpness"], rows)
 }
 
 fn lengths(data: &ReportData) -> String {
@@ -175,7 +159,7 @@ fn lengths(data: &ReportData) -> String {
             effect.over_75.to_string(),
         ]
     });
-    text(header(["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"]), rows)
+    text(["max_tags", "min_score", "images_with_tags", "mean_tokens", "max_tokens", "over_75"], rows)
 }
 
 fn gallery(data: &ReportData) -> String {
@@ -193,19 +177,19 @@ fn gallery(data: &ReportData) -> String {
             })
         })
     });
-    text(header(["tag", "from_percent", "to_percent", "image", "score", "thumbnail"]), rows)
+    text(["tag", "from_percent", "to_percent", "image", "score", "thumbnail"], rows)
 }
 
 fn spellings(data: &ReportData) -> String {
     let rows = data.analysis.spellings.iter();
     let rows = rows.flat_map(|(tag, spellings)| spellings.iter().map(|text| [tag.clone(), text.clone()]));
-    text(header(["tag", "spelling"]), rows)
+    text(["tag", "spelling"], rows)
 }
 
 fn problems(data: &ReportData) -> String {
     let found = data.problems.iter().map(|problem| [problem.image.clone(), problem.problem.clone()]);
     let untagged = data.untagged.iter().map(|image| [image.clone(), "not in the tag table".to_owned()]);
-    text(header(["image", "problem"]), found.chain(untagged))
+    text(["image", "problem"], found.chain(untagged))
 }
 
 /// `captions.csv`: the captions as they are.
@@ -213,16 +197,5 @@ pub(super) fn captions(measured: &[Measured]) -> String {
     let rows = measured.iter().map(|Measured { image, status, tokens, parts }| {
         [image.clone(), (*status).to_owned(), tokens.to_string(), parts.to_string()]
     });
-    text(header(["image", "status", "tokens", "parts"]), rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_needs_quotes_gets_them() {
-        let table = text(header(["tag", "n"]), [header(["don't_say_\"lazy\"", "1,5"])]);
-        assert_eq!(table, "tag,n\n\"don't_say_\"\"lazy\"\"\",\"1,5\"\n");
-    }
+    text(["image", "status", "tokens", "parts"], rows)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use vodka_images::{DecodeOptions, Fault, Filter, RgbImage, decode_bytes, resize};
+use vodka_images::{DecodeOptions, Fault, Filter, decode_bytes, shrink};
 use vodka_stage::{ContentHash, Hasher, Input, Interrupt, hash_bytes, hash_file, write_atomic};
 
 use super::folder::THUMBNAILS;
@@ -253,35 +253,9 @@ fn stamp(path: &Path) -> Option<Stamp> {
 fn thumbnail(bytes: &[u8], px: u32) -> Result<(Vec<u8>, u32, u32), String> {
     let options = DecodeOptions { reduce_to: Some(2 * px), ..DecodeOptions::default() };
     let decoded = decode_bytes(bytes, &options).map_err(|fault| fault.reason())?;
-    let small = shrink(decoded.picture.into_rgb(), px);
+    let small = shrink(decoded.picture.into_rgb(), px, Filter::Bicubic);
     let (width, height) = small.dimensions();
     let webp = webp::Encoder::from_rgb(small.as_raw(), width, height).encode_simple(false, QUALITY);
     let webp = webp.map_err(|error| format!("it cannot be written as WebP: {error:?}"))?;
     Ok((webp.to_vec(), width, height))
-}
-
-/// A small picture stays as it is.
-fn shrink(image: RgbImage, px: u32) -> RgbImage {
-    let (width, height) = image.dimensions();
-    let longer = width.max(height);
-    if longer <= px {
-        return image;
-    }
-    let side = |side: u32| {
-        let side = (u64::from(side) * u64::from(px) + u64::from(longer) / 2) / u64::from(longer);
-        (side as u32).max(1)
-    };
-    resize(&image, side(width), side(height), Filter::Bicubic)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longer_side_is_what_was_asked_for() {
-        let sizes = [(1000, 500), (500, 1000), (3, 2000), (100, 256), (256, 257)];
-        let small = sizes.map(|(width, height)| shrink(RgbImage::new(width, height), 256).dimensions());
-        assert_eq!(small, [(256, 128), (128, 256), (1, 256), (100, 256), (255, 256)]);
-    }
 }

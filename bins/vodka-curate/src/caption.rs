@@ -4,7 +4,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 use vodka_captions::{
-    CaptionFormat, CaptionSource, Position,
+    CaptionFormat, CaptionSource, Error, Position,
     caption::{self, CaptionConfig, CaptionDiff, CaptionEvent, Missing, Style},
 };
 use vodka_cli::{Exit, Session};
@@ -110,7 +110,7 @@ enum WhenMissing {
 fn source(text: &str) -> Result<(bool, CaptionFormat), String> {
     match text {
         "auto" => Ok((true, CaptionFormat::default())),
-        name => Ok((false, name.parse().map_err(|error: vodka_captions::Error| error.to_string())?)),
+        name => Ok((false, name.parse().map_err(|error: Error| error.to_string())?)),
     }
 }
 
@@ -128,8 +128,9 @@ impl Caption {
         let plan = self.config().plan();
         if diff && !session.common().dry_run {
             return match plan {
-                Ok(plan) => match caption::diff(&plan) {
+                Ok(plan) => match caption::diff(&plan, session.interrupt()) {
                     Ok(diff) => print(session, diff),
+                    Err(error @ Error::Stopped) => session.fail(&error, Exit::Interrupted),
                     Err(error) if error.is_usage() => session.fail(&error, Exit::Usage),
                     Err(error) => session.fail(&error, Exit::Failed),
                 },

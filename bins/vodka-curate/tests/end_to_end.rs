@@ -292,7 +292,10 @@ fn each_bad_input_has_its_words_and_exit_code_1() {
     }
     let dir = selected();
     write(&dir, "captions/a.txt", "written by hand");
-    assert!(said(&dir, CAPTION, 1).contains("a.txt` is in the way of a caption"));
+    assert!(
+        said(&dir, CAPTION, 1)
+            .contains("a.txt` is in the way: no run has put it there as it is; move or delete it")
+    );
     write(&dir, "tags.csv", tags("x.png,1,solo,general,0.5"));
     assert!(said(&dir, CAPTION, 1).contains("it names `x.png`, the folder holds `a.png`"));
     write(&dir, "tags.csv", tags("a.png,1,solo,general,1.5"));

@@ -152,5 +152,5 @@ fn wrong_settings_end_with_2_and_missing_captions_with_3() {
     fs::write(dir.path().join("theirs.jsonl"), "{\"image\":\"gone.png\",\"caption\":\"x\"}\n").unwrap();
     let text = said(&dir, "recaption --images images --captions theirs.jsonl --output new.jsonl", 3);
     assert!(text.contains("wrote new captions of 0 of 5 pictures"), "{text}");
-    assert!(text.contains("1 pictures of the file of captions are not in the folder"), "{text}");
+    assert!(text.contains("warning: 1 captions are of no picture in the folder: `gone.png`"), "{text}");
 }

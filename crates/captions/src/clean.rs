@@ -16,6 +16,7 @@ use crate::{
     filter::lines,
     frame, merge_doubles,
     rows::{self, Row, Writer},
+    stop_if,
 };
 
 /// So many pictures are cleaned between two looks at the interrupt.
@@ -209,11 +210,6 @@ pub fn run(
     cleaner.writer.commit()?;
     key.write(&record, &[&plan.output], &report)?;
     Ok(report)
-}
-
-/// Ends the reading of a table from within.
-fn stop_if(interrupt: &Interrupt) -> Result<()> {
-    if interrupt.is_raised() { Err(Error::Stopped) } else { Ok(()) }
 }
 
 /// What is to be known about a table before its first picture can be cleaned.

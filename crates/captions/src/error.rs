@@ -213,12 +213,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A file that no run has written, or that was edited since, where a caption is to be.
-    #[error("`{path}` is in the way of a caption: no run has written it as it is; move or delete it")]
-    InTheWay {
-        /// The file.
-        path: PathBuf,
-    },
     /// A caption was changed after tags had been put into it.
     #[error(
         "`{caption}` was edited after tags were put in; make the change in `{original}`, or delete that to start from the edited caption"
@@ -493,12 +487,6 @@ pub enum Error {
         path: PathBuf,
         /// A name in it.
         found: String,
-    },
-    /// A file that no report has written where one of a report is to be.
-    #[error("`{path}` is in the way of the report, which has not written it: move or delete it")]
-    ForeignFile {
-        /// The file.
-        path: PathBuf,
     },
     /// A query that cannot be understood or answered.
     #[error(transparent)]

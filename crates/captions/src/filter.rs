@@ -12,11 +12,17 @@ use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, record_path, wr
 pub use crate::place::{Method, Placed};
 use crate::{
     Error, Result,
-    caption::{check_apart, found, resolved},
+    caption::{check_apart, resolved},
+    heard,
     place::{Item, items, left_behind, place},
-    query::{Dataset, DatasetPlan, Facts, Needs, Part, Query, Unread, check_shared, evaluate, exclusions},
+    query::{
+        Dataset, DatasetPlan, Facts, Loaded, Needs, Part, Query, Unread, check_shared, evaluate, exclusions,
+    },
     sheet::read_text,
 };
+
+/// The stage's name in records and on lists.
+const STAGE: &str = "filter";
 
 /// A filter as a user wants it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,7 +115,40 @@ fn read_query(path: &Path) -> Result<Query> {
     read_text(path)?.parse().map_err(|source| Error::QueryIn { place: place(), source })
 }
 
+/// What is known before the query is asked.
+enum Asked {
+    /// The list is there already.
+    There(Box<FilterReport>),
+    /// The dataset, and the key of what is written.
+    Loaded(Option<RunKey>, Loaded),
+}
+
 impl FilterPlan {
+    fn output(&self) -> Option<&PathBuf> {
+        match &self.action {
+            Action::Exclude { output } | Action::Place { output, .. } => Some(output),
+            Action::Count | Action::List => None,
+        }
+    }
+
+    /// Reads the dataset, unless nothing is to be done.
+    fn asked(&self) -> Result<Asked> {
+        let needs = Needs::of([&self.query]);
+        let on_disk = self.dataset.on_disk(needs)?;
+        let key = self.output().map(|_| self.key(&on_disk.pictures, needs)).transpose()?;
+        if let (Some(key), Action::Exclude { output }) = (&key, &self.action)
+            && let Some(report) = key.made::<FilterReport>(&record_path(output))?
+        {
+            let output = Some(output.clone());
+            return Ok(Asked::There(Box::new(FilterReport {
+                outcome: Outcome::Unchanged,
+                output,
+                ..report
+            })));
+        }
+        Ok(Asked::Loaded(key, self.dataset.complete(&[&self.query], needs, on_disk)?))
+    }
+
     /// Of the list that is written; folders are compared file by file.
     fn key(&self, pictures: &[Facts], needs: Needs) -> Result<RunKey> {
         let Dataset { min_score, lenient, .. } = self.dataset.dataset();
@@ -120,7 +159,7 @@ impl FilterPlan {
             "explain": self.explain,
             "method": match &self.action { Action::Place { method, .. } => Some(method), _ => None },
         });
-        self.dataset.inputs(RunKey::new("filter", &settings, None), pictures, needs)
+        self.dataset.inputs(RunKey::new(STAGE, &settings, None), pictures, needs)
     }
 }
 
@@ -171,9 +210,28 @@ pub struct FilterReport {
     pub warnings: Vec<String>,
 }
 
+impl FilterReport {
+    /// Before anything has been read.
+    fn empty(plan: &FilterPlan) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            query: plan.query.to_string(),
+            images: 0,
+            fit: 0,
+            output: plan.output().cloned(),
+            listed: Vec::new(),
+            parts: Vec::new(),
+            placed: None,
+            missing: Vec::new(),
+            unread: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
 impl Report for FilterReport {
     fn outcome(&self) -> Outcome {
-        found(self.outcome, !self.missing.is_empty() || !self.unread.is_empty())
+        self.outcome.with_skips(!self.missing.is_empty() || !self.unread.is_empty())
     }
 }
 
@@ -244,37 +302,25 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(FilterEvent),
 ) -> Result<FilterReport> {
-    let needs = Needs::of([&plan.query]);
-    let on_disk = plan.dataset.on_disk(needs)?;
-    let output = match &plan.action {
-        Action::Exclude { output } | Action::Place { output, .. } => Some(output.clone()),
-        Action::Count | Action::List => None,
+    let asked = plan.clone();
+    let (key, loaded) = match heard(interrupt, move || asked.asked()) {
+        Err(Error::Stopped) => {
+            return Ok(FilterReport { outcome: Outcome::Interrupted, ..FilterReport::empty(plan) });
+        }
+        Ok(Asked::There(report)) => return Ok(*report),
+        Ok(Asked::Loaded(key, loaded)) => (key, loaded),
+        Err(error) => return Err(error),
     };
-    let key = match &output {
-        Some(_) => Some(plan.key(&on_disk.pictures, needs)?),
-        None => None,
-    };
-    if let (Some(key), Action::Exclude { output }) = (&key, &plan.action)
-        && let Some(report) = key.made::<FilterReport>(&record_path(output))?
-    {
-        return Ok(FilterReport { outcome: Outcome::Unchanged, output: Some(output.clone()), ..report });
-    }
-    let loaded = plan.dataset.complete(&[&plan.query], needs, on_disk)?;
     let answer = evaluate(&plan.query, 0, plan.dataset.dataset().min_score, &loaded.pictures);
     let fits = loaded.pictures.iter().zip(&answer.fits).filter(|(_, fits)| **fits);
     let fits: Vec<_> = fits.map(|(facts, _)| facts).collect();
     let mut report = FilterReport {
-        outcome: Outcome::Done,
-        query: plan.query.to_string(),
         images: loaded.pictures.len() as u64,
         fit: fits.len() as u64,
-        output,
-        listed: Vec::new(),
         parts: if plan.explain { answer.parts } else { Vec::new() },
-        placed: None,
-        missing: Vec::new(),
         unread: loaded.unread,
         warnings: loaded.warnings,
+        ..FilterReport::empty(plan)
     };
     let complete = act(plan, &fits, &mut report, interrupt, on_event)?;
     if !complete {
@@ -325,7 +371,7 @@ fn act(
             report.warnings.extend(left_behind(left));
             on_event(FilterEvent::Placing { files: all.len() as u64 });
             let mut on_placed = |files| on_event(FilterEvent::Placed { files });
-            report.placed = place(output, &all, interrupt, &mut on_placed)?;
+            report.placed = place(output, STAGE, &all, interrupt, &mut on_placed)?;
             return Ok(report.placed.is_some());
         }
     }
@@ -337,7 +383,7 @@ fn all_items<'a>(
     plan: &FilterPlan,
     pictures: impl Iterator<Item = &'a Facts>,
     method: Method,
-) -> Result<(Vec<Item>, usize)> {
+) -> Result<(Vec<Item<'static>>, usize)> {
     let Some(root) = &plan.dataset.dataset().images else {
         return Err(Error::NoFolder { what: "copying" });
     };

@@ -16,7 +16,7 @@ use vodka_stage::{
 
 use crate::{
     Caption, Error, Result,
-    caption::{Skipped, found, resolved},
+    caption::{Skipped, resolved},
     caption_table::{self, CaptionPair},
     filter::lines,
     sidecar::check_shared,
@@ -112,7 +112,7 @@ pub struct MixReport {
 
 impl Report for MixReport {
     fn outcome(&self) -> Outcome {
-        found(self.outcome, !self.skipped.is_empty())
+        self.outcome.with_skips(!self.skipped.is_empty())
     }
 }
 

@@ -1,11 +1,12 @@
-//! Puts pictures and captions into a folder, and knows which of the files there it has put.
+//! Puts files into a folder, and knows which of the files there each stage has put.
 //!
 //! The list lies in that folder, one JSON object a line. A file is put on it before it is written and again after it,
 //! so that a killed run leaves none behind that is not on it; with what is about to be written, by which it is known
-//! again. Half-written files of a killed run are removed by the next one. Whatever else lies in the folder is left alone, and what
-//! lies where a file is to be put is an error, unless it is that file already.
+//! again. Half-written files of a killed run are removed by the next one. Whatever else lies in the folder is left alone, also
+//! what another stage has put there, and what lies where a file is to be put is an error, unless it is that file already.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::{self, File, Metadata, OpenOptions},
@@ -18,16 +19,24 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use vodka_stage::{
-    AtomicFile, Error as StageError, Interrupt, create_dir, hash_bytes, hash_file, write_atomic,
+    AtomicFile, Error as StageError, FolderLock, Interrupt, create_dir, hash_bytes, hash_file, write_atomic,
 };
 
-use crate::{Error, Result, caption::taken, sidecar::read_bytes};
+use crate::{
+    Error, Result,
+    caption::{check_writable, taken},
+    sidecar::read_bytes,
+    stop_if,
+};
 
 /// The list's name; hidden files are neither pictures nor part of an output's hash.
 const NAME: &str = ".vodka-files";
 
 /// So many files are put between two looks at the interrupt.
 const BATCH: usize = 128;
+
+/// So many of those that are as large as pictures and made in memory.
+const LARGE: usize = 8;
 
 /// So many threads put them.
 const WRITERS: usize = 8;
@@ -49,18 +58,26 @@ pub enum Method {
 }
 
 /// A file that is to lie in the folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Item {
+pub(crate) struct Item<'a> {
     /// Relative to the folder, with `/`.
     pub(crate) name: String,
-    pub(crate) content: Content,
+    pub(crate) content: Content<'a>,
 }
 
 /// Where the content comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Content {
+pub(crate) enum Content<'a> {
     File(PathBuf, Method),
     Text(String),
+    /// Made anew each time that it is needed: when it is compared, and when it is written.
+    Made(Box<dyn Fn() -> Result<Vec<u8>> + Send + Sync + 'a>, Size),
+}
+
+/// How large content is that is made, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    Small,
+    /// As large as a picture.
+    Large,
 }
 
 /// What has been done.
@@ -85,38 +102,75 @@ struct Stamp {
 
 /// A file on the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+pub(crate) struct Entry {
     name: String,
-    /// None for a text.
+    /// The stage that has put it there; on old lists nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    stage: String,
+    /// None for what is no file's content.
     method: Option<Method>,
     /// The file that it was made from.
     source: Option<Stamp>,
     /// The file itself; none before it is written for the first time.
     file: Option<Stamp>,
+    /// The hash of its content, by which it is known again also where it was copied. Links have none: their content is
+    /// another file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
     /// While it is written, what it is going to be ([`Item::fingerprint`]); the rest tells what was there before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pending: Option<String>,
 }
 
-impl Item {
+impl<'a> Item<'a> {
+    pub(crate) fn text(name: impl Into<String>, text: String) -> Self {
+        Self { name: name.into(), content: Content::Text(text) }
+    }
+
+    pub(crate) fn made(
+        name: impl Into<String>,
+        size: Size,
+        make: impl Fn() -> Result<Vec<u8>> + Send + Sync + 'a,
+    ) -> Self {
+        Self { name: name.into(), content: Content::Made(Box::new(make), size) }
+    }
+
     fn method(&self) -> Option<Method> {
         match &self.content {
             Content::File(_, method) => Some(*method),
-            Content::Text(_) => None,
+            Content::Text(_) | Content::Made(..) => None,
         }
+    }
+
+    /// Whether the file is a second name for another.
+    fn is_link(&self) -> bool {
+        matches!(self.method(), Some(Method::HardLink | Method::Symlink))
+    }
+
+    fn is_large(&self) -> bool {
+        matches!(self.content, Content::Made(_, Size::Large))
     }
 
     fn source_stamp(&self) -> Result<Option<Stamp>> {
         match &self.content {
             Content::File(path, _) => Ok(metadata_of(path)?.map(|found| stamp(&found))),
-            Content::Text(_) => Ok(None),
+            Content::Text(_) | Content::Made(..) => Ok(None),
         }
     }
 
-    /// What [`fingerprint`] finds once the item is written.
-    fn fingerprint(&self) -> Result<String> {
+    /// What is written, where that is made in memory.
+    fn bytes(&self) -> Result<Option<Cow<'_, [u8]>>> {
         match &self.content {
-            Content::Text(text) => Ok(hash_bytes(text).to_string()),
+            Content::Text(text) => Ok(Some(text.as_bytes().into())),
+            Content::Made(make, _) => Ok(Some(make()?.into())),
+            Content::File(..) => Ok(None),
+        }
+    }
+
+    /// What [`has_fingerprint`] knows the file by once it is written.
+    fn fingerprint(&self, bytes: Option<&[u8]>) -> Result<String> {
+        match &self.content {
+            Content::Text(_) | Content::Made(..) => Ok(hash_bytes(bytes.unwrap_or_default()).to_string()),
             Content::File(source, Method::Copy) => Ok(hash_file(source)?.to_string()),
             Content::File(source, Method::HardLink) => {
                 let metadata = metadata_of(source)?;
@@ -161,7 +215,7 @@ pub(crate) fn items(
     images: &Path,
     captions: &Path,
     method: Method,
-) -> Result<Vec<Item>> {
+) -> Result<Vec<Item<'static>>> {
     let named = |name: &str| if into.is_empty() { name.to_owned() } else { format!("{into}/{name}") };
     let picture = Content::File(images.join(image), method);
     let mut items = vec![Item { name: named(image), content: picture }];
@@ -190,118 +244,222 @@ pub(crate) fn left_behind(count: usize) -> Option<String> {
     })
 }
 
-/// Puts the items into the folder, and removes what earlier runs have put there and is no longer wanted. Everything is
-/// checked before the first file is written. `None` when interrupted.
+/// Puts the items into the folder, and removes what earlier runs of the stage have put there and is no longer wanted.
+/// Everything is checked before the first file is written. `None` when interrupted.
 ///
 /// # Errors
 /// Another run that has the folder; a file in the way; one that cannot be read or written.
 pub(crate) fn place(
     folder: &Path,
+    stage: &'static str,
     items: &[Item],
     interrupt: &Interrupt,
     on_placed: &mut dyn FnMut(u64),
 ) -> Result<Option<Placed>> {
-    let mut lock = if folder.is_dir() { Some(taken(folder)?) } else { None };
-    let mut list = List::read(folder)?;
-    list.remove_partials()?;
-    let mut due = Vec::new();
-    for item in items {
-        if !list.is_there(item)? {
-            due.push(item);
-        }
+    let placed = Folder::open(folder, stage).and_then(|mut folder| {
+        let due = folder.due(items, interrupt)?;
+        let there = (items.len() - due.len()) as u64;
+        folder.put(&due, interrupt, &mut |written| on_placed(there + written))?;
+        let placed = folder.close(items.iter().map(|item| item.name.as_str()))?;
+        Ok(Placed { written: due.len() as u64, there, ..placed })
+    });
+    match placed {
+        Err(Error::Stopped) => Ok(None),
+        placed => placed.map(Some),
     }
-    let mut placed = Placed { there: (items.len() - due.len()) as u64, ..Placed::default() };
-    for batch in due.chunks(BATCH) {
-        if interrupt.is_raised() {
-            return Ok(None);
-        }
-        if lock.is_none() {
-            lock = Some(taken(folder)?);
-        }
-        list.put(batch)?;
-        placed.written += batch.len() as u64;
-        on_placed(placed.there + placed.written);
-    }
-    let wanted: BTreeSet<_> = items.iter().map(|item| item.name.as_str()).collect();
-    list.remove_others(&wanted, &mut placed)?;
-    list.compact()?;
-    drop(lock);
-    Ok(Some(placed))
 }
 
-struct List {
-    folder: PathBuf,
+/// A folder that a stage puts files into; no other run may meanwhile.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    root: PathBuf,
+    stage: &'static str,
+    /// The stage's own.
     entries: BTreeMap<String, Entry>,
+    /// What other stages have put there.
+    others: Vec<Entry>,
+    /// Whether also a file that somebody has edited is replaced.
+    replaces_edited: bool,
+    lock: Option<FolderLock>,
 }
 
-impl List {
-    fn read(folder: &Path) -> Result<Self> {
-        let bytes = read_bytes(&folder.join(NAME))?.unwrap_or_default();
-        // A line torn by a crash is none; the later of two about a file counts.
-        let entries = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-        let entries = entries.map(|entry: Entry| (entry.name.clone(), entry)).collect();
-        Ok(Self { folder: folder.to_path_buf(), entries })
+impl Folder {
+    /// Takes the folder, which need not be there, and removes what a killed run has half written.
+    ///
+    /// # Errors
+    /// Another run has it; the list cannot be read.
+    pub(crate) fn open(root: &Path, stage: &'static str) -> Result<Self> {
+        let lock = if root.is_dir() { Some(taken(root)?) } else { None };
+        let folder = Self { lock, ..Self::look(root, stage)? };
+        folder.remove_partials()?;
+        Ok(folder)
     }
 
-    /// Removes what a killed run has half written.
-    fn remove_partials(&self) -> Result<()> {
-        for entry in self.entries.values().filter(|entry| entry.pending.is_some()) {
-            let path = self.folder.join(&entry.name);
-            if path.parent().is_some_and(Path::is_dir) {
-                // Its own file is the one that a new writer would use, and it vanishes with it.
-                drop(AtomicFile::create(path)?);
+    /// Looks at the folder without taking it: to be asked what is due, and nothing else.
+    pub(crate) fn look(root: &Path, stage: &'static str) -> Result<Self> {
+        let bytes = read_bytes(&root.join(NAME))?.unwrap_or_default();
+        // A line torn by a crash is none; the later of two about a file counts.
+        let all = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        let all: BTreeMap<_, _> = all.map(|entry: Entry| (entry.name.clone(), entry)).collect();
+        let is_own = |entry: &Entry| entry.stage == stage || entry.stage.is_empty();
+        let (entries, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(_, entry)| is_own(entry));
+        let others = others.into_values().collect();
+        Ok(Self { root: root.to_path_buf(), stage, entries, others, replaces_edited: false, lock: None })
+    }
+
+    /// The same, in which files that were edited are made again: they are there to be looked at.
+    pub(crate) fn replacing_edited(self) -> Self {
+        Self { replaces_edited: true, ..self }
+    }
+
+    /// Whether the stage has put anything there, or was about to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Makes sure that nobody else's file is in the way of files with these names.
+    pub(crate) fn guard<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<()> {
+        for name in names.filter(|name| !self.entries.contains_key(*name)) {
+            let path = self.root.join(name);
+            if metadata(&path)?.is_some() {
+                return Err(Error::Foreign { path });
             }
         }
         Ok(())
     }
 
-    /// Whether the file is as it should be; what is in its way is an error.
-    fn is_there(&mut self, item: &Item) -> Result<bool> {
-        let path = self.folder.join(&item.name);
-        let Some(found) = metadata(&path)? else { return Ok(false) };
-        let entry = self.entries.get_mut(&item.name);
-        if holds(&path, &found, item, entry.as_deref())? {
-            if let Some(entry) = entry {
-                // The run that wrote it may have been killed before it could say so.
-                let (method, source) = (item.method(), item.source_stamp()?);
-                *entry = Entry { method, source, file: Some(stamp(&found)), pending: None, ..entry.clone() };
-            }
-            return Ok(true);
+    /// Takes the folder, which is made where it is missing.
+    pub(crate) fn take(&mut self) -> Result<()> {
+        if self.lock.is_none() {
+            self.lock = Some(taken(&self.root)?);
         }
-        match entry {
-            Some(entry) if found.is_dir() || !entry.is_ours(&path, &found)? => Err(Error::Foreign { path }),
-            None => Err(Error::Foreign { path }),
-            Some(_) => Ok(false),
+        Ok(())
+    }
+
+    /// The items that are not there as they should be.
+    ///
+    /// # Errors
+    /// What is in the way of one, or read-only; [`Error::Stopped`].
+    pub(crate) fn due<'i, 'c>(
+        &mut self,
+        items: &'i [Item<'c>],
+        interrupt: &Interrupt,
+    ) -> Result<Vec<&'i Item<'c>>> {
+        let standings: Vec<_> = items
+            .par_iter()
+            .map(|item| stop_if(interrupt).and_then(|()| self.standing(item)))
+            .collect::<Result<_>>()?;
+        let mut due = Vec::new();
+        for (item, standing) in items.iter().zip(standings) {
+            match standing {
+                Standing::Due => due.push(item),
+                Standing::There(Some(entry)) => drop(self.entries.insert(item.name.clone(), *entry)),
+                Standing::There(None) => {}
+            }
+        }
+        Ok(due)
+    }
+
+    /// How the file of an item stands; what is in its way is an error.
+    pub(crate) fn standing(&self, item: &Item) -> Result<Standing> {
+        let path = self.root.join(&item.name);
+        let Some(found) = metadata(&path)? else { return check_writable(&path).map(|()| Standing::Due) };
+        let entry = self.entries.get(&item.name);
+        if holds(&path, &found, item, entry)? {
+            // The run that wrote it may have been killed before it could say so.
+            let made = |entry: &Entry| -> Result<Entry> {
+                let sha256 = entry.pending.clone().or_else(|| entry.sha256.clone());
+                let sha256 = sha256.filter(|_| !item.is_link());
+                let (method, source) = (item.method(), item.source_stamp()?);
+                Ok(Entry {
+                    method,
+                    source,
+                    sha256,
+                    file: Some(stamp(&found)),
+                    pending: None,
+                    ..entry.clone()
+                })
+            };
+            return Ok(Standing::There(entry.map(made).transpose()?.map(Box::new)));
+        }
+        let is_ours = match entry {
+            Some(_) if found.is_dir() => false,
+            Some(entry) => self.replaces_edited || entry.is_ours(&path, &found)?,
+            None => false,
+        };
+        match is_ours {
+            false => Err(Error::Foreign { path }),
+            // A link has the permissions of the file that it leads to.
+            true if item.is_link() => Ok(Standing::Due),
+            true => check_writable(&path).map(|()| Standing::Due),
         }
     }
 
-    fn put(&mut self, items: &[&Item]) -> Result<()> {
-        let pending = |item: &&Item| {
-            let name = item.name.clone();
-            let new = || Entry { name, method: item.method(), source: None, file: None, pending: None };
-            let before = self.entries.get(&item.name).cloned().unwrap_or_else(new);
-            Ok(Entry { pending: Some(item.fingerprint()?), ..before })
+    /// Puts items there, and tells how many are.
+    ///
+    /// # Errors
+    /// What cannot be read or written; [`Error::Stopped`].
+    pub(crate) fn put(
+        &mut self,
+        due: &[&Item],
+        interrupt: &Interrupt,
+        on_put: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let batch = if due.iter().any(|item| item.is_large()) { LARGE } else { BATCH };
+        let mut done = 0;
+        for items in due.chunks(batch) {
+            stop_if(interrupt)?;
+            self.take()?;
+            self.put_batch(items)?;
+            done += items.len() as u64;
+            on_put(done);
+        }
+        Ok(())
+    }
+
+    fn put_batch(&mut self, items: &[&Item]) -> Result<()> {
+        let made = items.par_iter().map(|item| item.bytes()).collect::<Result<Vec<_>>>()?;
+        let pending = |(item, bytes): (&&Item, &Option<Cow<'_, [u8]>>)| {
+            let before = self.entries.get(&item.name).cloned().unwrap_or_else(|| self.entry(item));
+            Ok(Entry { pending: Some(item.fingerprint(bytes.as_deref())?), ..before })
         };
-        let mut entries = items.par_iter().map(pending).collect::<Result<Vec<_>>>()?;
+        let mut entries = items.par_iter().zip(&made).map(pending).collect::<Result<Vec<_>>>()?;
         let sources = items.iter().map(|item| item.source_stamp()).collect::<Result<Vec<_>>>()?;
-        create_dir(&self.folder)?;
         self.append(&entries)?;
-        let folder = &self.folder;
+        let root = &self.root;
+        let work: Vec<_> = items.iter().zip(&made).collect();
         thread::scope(|scope| {
-            let shares = items.chunks(items.len().div_ceil(WRITERS).max(1));
-            let write = |share: &[&Item]| share.iter().try_for_each(|item| write(folder, item));
-            let writers: Vec<_> = shares.map(|share| scope.spawn(move || write(share))).collect();
+            let shares = work.chunks(work.len().div_ceil(WRITERS).max(1));
+            let write_all = |share: &[(&&Item, &Option<Cow<'_, [u8]>>)]| {
+                share.iter().try_for_each(|(item, bytes)| write(root, item, bytes.as_deref()))
+            };
+            let writers: Vec<_> = shares.map(|share| scope.spawn(move || write_all(share))).collect();
             writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
         })?;
         for ((entry, item), source) in entries.iter_mut().zip(items).zip(sources) {
-            let file = metadata(&self.folder.join(&item.name))?.map(|found| stamp(&found));
-            *entry = Entry { name: item.name.clone(), method: item.method(), source, file, pending: None };
+            let file = metadata(&self.root.join(&item.name))?.map(|found| stamp(&found));
+            let sha256 = entry.pending.take().filter(|_| !item.is_link());
+            *entry = Entry { source, file, sha256, ..self.entry(item) };
         }
         self.append(&entries)
     }
 
+    /// What the list says of an item before it is there.
+    fn entry(&self, item: &Item) -> Entry {
+        Entry {
+            name: item.name.clone(),
+            stage: self.stage.to_owned(),
+            method: item.method(),
+            source: None,
+            file: None,
+            sha256: None,
+            pending: None,
+        }
+    }
+
     fn append(&mut self, entries: &[Entry]) -> Result<()> {
-        let path = self.folder.join(NAME);
+        let path = self.root.join(NAME);
         let lines: String = entries.iter().map(line).collect();
         let append = || {
             let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
@@ -313,43 +471,82 @@ impl List {
         Ok(())
     }
 
-    fn remove_others(&mut self, wanted: &BTreeSet<&str>, placed: &mut Placed) -> Result<()> {
+    /// Removes a file that the stage has put there; it stays on the list.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        match self.entries.contains_key(name).then(|| fs::remove_file(&path)) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(write_error(&path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what the stage has put there besides these names, unless it was changed since, and brings the list up to date.
+    pub(crate) fn close<'n>(mut self, wanted: impl Iterator<Item = &'n str>) -> Result<Placed> {
+        self.take()?;
+        let wanted: BTreeSet<_> = wanted.collect();
+        let mut placed = Placed::default();
         let others: Vec<_> =
             self.entries.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
         for name in others {
-            let path = self.folder.join(&name);
+            let path = self.root.join(&name);
             let entry = self.entries.remove(&name).expect("it was just there");
             match metadata(&path)? {
                 None => {}
-                Some(found) if entry.is_ours(&path, &found)? => {
+                Some(found) if self.replaces_edited && found.is_file() || entry.is_ours(&path, &found)? => {
                     fs::remove_file(&path).map_err(|source| write_error(&path, source))?;
                     placed.removed += 1;
-                    remove_empty_folders(&self.folder, &path);
+                    remove_empty_folders(&self.root, &path);
                 }
                 Some(_) => placed.left.push(name),
             }
         }
-        Ok(())
+        self.compact()?;
+        Ok(placed)
     }
 
     fn compact(&self) -> Result<()> {
-        let list: String = self.entries.values().map(line).collect();
-        let path = self.folder.join(NAME);
+        let list: String = self.others.iter().chain(self.entries.values()).map(line).collect();
+        let path = self.root.join(NAME);
         if read_bytes(&path)?.unwrap_or_default() != list.as_bytes() {
             write_atomic(path, list)?;
         }
         Ok(())
     }
+
+    /// Removes what a killed run has half written.
+    fn remove_partials(&self) -> Result<()> {
+        for entry in self.entries.values().filter(|entry| entry.pending.is_some()) {
+            let path = self.root.join(&entry.name);
+            if path.parent().is_some_and(Path::is_dir) {
+                // Its own file is the one that a new writer would use, and it vanishes with it.
+                drop(AtomicFile::create(path)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the file of an item stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is missing, or is ours and otherwise than it should be.
+    Due,
+    /// It is as it should be; with what the list is to say of it, where it is on the list.
+    There(Option<Box<Entry>>),
 }
 
 impl Entry {
     /// Whether the file is as we left it, or as we were about to leave it when the run was killed.
     fn is_ours(&self, path: &Path, found: &Metadata) -> Result<bool> {
-        match &self.pending {
-            _ if self.file == Some(stamp(found)) => Ok(true),
-            Some(pending) => has_fingerprint(path, found, pending),
-            None => Ok(false),
+        if self.file == Some(stamp(found)) {
+            return Ok(true);
         }
+        for known in [&self.pending, &self.sha256].into_iter().flatten() {
+            if has_fingerprint(path, found, known)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -360,9 +557,8 @@ fn line(entry: &Entry) -> String {
 /// Whether the file at `path` is what the item asks for.
 fn holds(path: &Path, found: &Metadata, item: &Item, entry: Option<&Entry>) -> Result<bool> {
     match &item.content {
-        Content::Text(text) => {
-            Ok(found.is_file() && read_bytes(path)?.unwrap_or_default() == text.as_bytes())
-        }
+        Content::Text(text) => Ok(found.is_file() && is_file_of(path, text.as_bytes())?),
+        Content::Made(make, _) => Ok(found.is_file() && is_file_of(path, &make()?)?),
         Content::File(source, Method::Symlink) => {
             Ok(found.is_symlink() && fs::read_link(path).ok() == Some(link_target(source)?))
         }
@@ -381,12 +577,17 @@ fn holds(path: &Path, found: &Metadata, item: &Item, entry: Option<&Entry>) -> R
     }
 }
 
-fn write(folder: &Path, item: &Item) -> Result<()> {
+fn is_file_of(path: &Path, bytes: &[u8]) -> Result<bool> {
+    Ok(read_bytes(path)?.is_some_and(|found| found == bytes))
+}
+
+/// Writes an item, with its bytes where they are made in memory.
+fn write(folder: &Path, item: &Item, bytes: Option<&[u8]>) -> Result<()> {
     let path = folder.join(&item.name);
-    let (source, method) = match &item.content {
-        Content::Text(text) => return Ok(write_atomic(path, text)?),
-        Content::File(source, method) => (source, *method),
+    let Content::File(source, method) = &item.content else {
+        return Ok(write_atomic(path, bytes.unwrap_or_default())?);
     };
+    let method = *method;
     if method == Method::Copy {
         let mut from = open(source)?;
         let mut file = AtomicFile::create(&path)?;

@@ -14,10 +14,14 @@ use crate::{
     Error, Result,
     caption::check_apart,
     filter::{Method, Placed, lines},
+    heard,
     place::{Content, Item, folder_settings, items, left_behind, place},
     query::{Dataset, DatasetPlan, Facts, Loaded, Needs, Query, Unread, check_shared, evaluate},
     sheet,
 };
+
+/// The stage's name in records.
+const STAGE: &str = "segment";
 
 /// The table of segments in the output folder.
 const TABLE: &str = "segments.csv";
@@ -310,17 +314,18 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(SegmentEvent),
 ) -> Result<SegmentReport> {
-    let queries: Vec<_> = plan.segments.iter().map(|(_, query)| query).collect();
-    let needs = Needs::of(queries.iter().copied());
-    let on_disk = plan.dataset.on_disk(needs)?;
-    let key = plan.key(&on_disk.pictures, needs)?;
-    let loaded = plan.dataset.complete(&queries, needs, on_disk)?;
-    let members = members(plan, &loaded);
-    let mut report = report(plan, &loaded, &members);
-    let all = all_items(plan, &loaded.pictures, &members, &mut report)?;
+    let asked = plan.clone();
+    let divided = heard(interrupt, move || asked.divided());
+    let Divided { key, all, mut report } = match divided {
+        Err(Error::Stopped) => {
+            let report = report(plan, &Loaded::default(), &[]);
+            return Ok(SegmentReport { outcome: Outcome::Interrupted, ..report });
+        }
+        divided => divided?,
+    };
     on_event(SegmentEvent::Placing { files: all.len() as u64 });
-    let placed = place(&plan.output, &all, interrupt, &mut |files| on_event(SegmentEvent::Placed { files }))?;
-    let Some(placed) = placed else {
+    let on_placed = &mut |files| on_event(SegmentEvent::Placed { files });
+    let Some(placed) = place(&plan.output, STAGE, &all, interrupt, on_placed)? else {
         return Ok(SegmentReport { outcome: Outcome::Interrupted, ..report });
     };
     let touched = placed.written + placed.removed > 0;
@@ -333,7 +338,27 @@ pub fn run(
     Ok(report)
 }
 
+/// What is to be put into the folder.
+struct Divided {
+    key: RunKey,
+    all: Vec<Item<'static>>,
+    report: SegmentReport,
+}
+
 impl SegmentPlan {
+    /// Reads the dataset and asks the queries.
+    fn divided(&self) -> Result<Divided> {
+        let queries: Vec<_> = self.segments.iter().map(|(_, query)| query).collect();
+        let needs = Needs::of(queries.iter().copied());
+        let on_disk = self.dataset.on_disk(needs)?;
+        let key = self.key(&on_disk.pictures, needs)?;
+        let loaded = self.dataset.complete(&queries, needs, on_disk)?;
+        let members = members(self, &loaded);
+        let mut report = report(self, &loaded, &members);
+        let all = all_items(self, &loaded.pictures, &members, &mut report)?;
+        Ok(Divided { key, all, report })
+    }
+
     fn key(&self, pictures: &[Facts], needs: Needs) -> Result<RunKey> {
         let Dataset { min_score, lenient, .. } = self.dataset.dataset();
         let settings = json!({
@@ -345,7 +370,7 @@ impl SegmentPlan {
             "min_score": f64::from(*min_score),
             "lenient": lenient,
         });
-        self.dataset.inputs(RunKey::new("segment", &settings, None), pictures, needs)
+        self.dataset.inputs(RunKey::new(STAGE, &settings, None), pictures, needs)
     }
 
     /// The segments, the rest last.
@@ -412,7 +437,7 @@ fn all_items(
     pictures: &[Facts],
     members: &[Vec<usize>],
     report: &mut SegmentReport,
-) -> Result<Vec<Item>> {
+) -> Result<Vec<Item<'static>>> {
     let captions = plan.dataset.captions().unwrap_or(&plan.images);
     let mut all = BTreeMap::new();
     let mut old_folders = BTreeSet::new();
@@ -433,9 +458,10 @@ fn all_items(
             let below = folder.map(|folder| format!("/{folder}")).unwrap_or_default();
             for (name, text) in &files {
                 let path = format!("{}{below}/{name}", segment.name);
-                let settings = Content::Text(text.clone());
+                let is_another =
+                    |before: Content| !matches!(before, Content::Text(before) if before == *text);
                 // The caption of a picture `multiply.png`, say.
-                if all.insert(path.clone(), settings.clone()).is_some_and(|before| before != settings) {
+                if all.insert(path.clone(), Content::Text(text.clone())).is_some_and(is_another) {
                     return Err(segment.wrong(format!("`{path}` would be a caption and a setting")));
                 }
             }

@@ -1,4 +1,4 @@
-//! What captioning has written, and of what it has kept the original: that alone may it replace and remove.
+//! What captioning in place has written, and of what it has kept the original: that alone may it replace and remove.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use crate::{Result, disk::Disk, sidecar::read_bytes};
 /// The list's name; hidden files are neither pictures nor part of an output's hash.
 pub(crate) const LIST: &str = ".vodka-captions";
 
-/// The files with captions that runs have written to a folder, each by its name and the hash of its content, and those of
+/// The files with captions that runs in place have written to a folder, each by its name and the hash of its content, and those of
 /// which they have kept the original as `<name>.orig`.
 ///
 /// The list lies in that folder, one JSON value a line: `["sub/b.txt","<SHA-256>"]` for what is written,
@@ -149,16 +149,6 @@ impl Written {
         }
     }
 
-    /// Removes the files that are still as we wrote them, except those that are wanted.
-    pub(crate) fn remove_others(&self, disk: &Disk, wanted: &BTreeSet<String>) -> Result<()> {
-        for (name, hashes) in self.captions.iter().filter(|(name, _)| !wanted.contains(*name)) {
-            if self.hash_of(name)?.is_some_and(|hash| hashes.contains(&hash)) {
-                disk.remove(&self.path(name))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes off the list what is no longer there as it was written.
     pub(crate) fn compact(mut self, disk: &Disk) -> Result<()> {
         for (name, hashes) in &mut self.captions {
@@ -179,10 +169,6 @@ impl Written {
 
     fn written(&self) -> impl Iterator<Item = (&str, ContentHash)> {
         self.captions.iter().flat_map(|(name, hashes)| hashes.iter().map(move |hash| (name.as_str(), *hash)))
-    }
-
-    fn hash_of(&self, name: &str) -> Result<Option<ContentHash>> {
-        Ok(read_bytes(&self.path(name))?.map(hash_bytes))
     }
 }
 

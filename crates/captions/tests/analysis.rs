@@ -399,6 +399,37 @@ fn a_file_that_somebody_has_edited_stays() {
 }
 
 #[test]
+fn a_killed_analysis_is_in_nobodys_way() {
+    let small = Small::new();
+    let config = small.config();
+    let other = AnalyseConfig { min_score: 0.5, thresholds: vec![0.2], ..config.clone() };
+    // Killed after the files and before the record; and while files were written, of which the list then says so.
+    small.run(&config).unwrap();
+    fs::remove_file(record_path(&small.at("out"))).unwrap();
+    assert_eq!(small.run(&other).unwrap().outcome, Outcome::Done);
+    let made = small.read("tags.csv");
+    small.run(&config).unwrap();
+    fs::remove_file(record_path(&small.at("out"))).unwrap();
+    let pending: String = small
+        .read(".vodka-files")
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut entry: Value = serde_json::from_str(line).unwrap();
+            let name = entry["name"].as_str().unwrap().to_owned();
+            entry["pending"] = vodka_stage::hash_bytes(small.read(&name)).to_string().into();
+            (entry["file"], entry["sha256"]) = (Value::Null, Value::Null);
+            format!("\n{entry}")
+        })
+        .collect();
+    small.write("out/.vodka-files", &pending);
+    fs::remove_file(small.at("out/analysis.json")).unwrap();
+    assert_eq!(small.run(&other).unwrap().outcome, Outcome::Done);
+    assert_eq!(small.read("tags.csv"), made);
+    assert_eq!(small.run(&other).unwrap().outcome, Outcome::Unchanged);
+}
+
+#[test]
 fn labels_suggest_thresholds() {
     let small = Small::new();
     small.write(

@@ -310,10 +310,25 @@ fn only_what_a_run_wrote_is_removed_or_replaced() {
     run(&config(&dir)).unwrap();
     write(&dir, "captions/a.txt", "written by hand");
     let error = run(&config(&dir)).unwrap_err();
-    assert!(matches!(error, Error::InTheWay { .. }) && error.to_string().contains("a.txt`"), "{error}");
+    assert!(matches!(error, Error::Foreign { .. }) && error.to_string().contains("a.txt`"), "{error}");
     fs::remove_file(dir.path().join("images/a.png")).unwrap();
     run(&config(&dir)).unwrap();
     assert_eq!(read(&dir, "captions/a.txt"), "written by hand");
+}
+
+#[test]
+fn captions_that_were_copied_elsewhere_are_known_by_their_content() {
+    let dir = world();
+    run(&config(&dir)).unwrap();
+    // As `cp -r` leaves them: with other times.
+    fs::create_dir_all(dir.path().join("moved/sub")).unwrap();
+    for name in ["a.txt", "sub/b.txt", ".vodka-files"] {
+        let bytes = fs::read(dir.path().join("captions").join(name)).unwrap();
+        fs::write(dir.path().join("moved").join(name), bytes).unwrap();
+    }
+    let moved = CaptionConfig { output: Some(dir.path().join("moved")), max_tags: 1, ..config(&dir) };
+    assert_eq!(run(&moved).unwrap().captions, 2);
+    assert_eq!(read(&dir, "moved/a.txt"), "blurry, a heart\n");
 }
 
 #[test]

@@ -165,6 +165,38 @@ fn an_interrupted_cleaning_writes_nothing() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left behind");
 }
 
+#[test]
+fn an_output_that_is_an_input_or_somebody_elses_is_refused() {
+    let dir = world(ROWS, RULES);
+    let error = |tags: &str, output: &str| run(&dir, tags, output).unwrap_err();
+    assert!(matches!(error("tags.csv", "out.txt"), Error::TableName { .. }));
+    for output in ["tags.csv", "./tags.csv", "x/../tags.csv"] {
+        fs::create_dir_all(dir.path().join("x")).unwrap();
+        let text = error("tags.csv", output).to_string();
+        assert!(text.ends_with("tags.csv` is the input"), "{text}");
+    }
+    fs::copy(dir.path().join("rules.toml"), dir.path().join("rules.csv")).unwrap();
+    let [tags, rules] = ["tags.csv", "rules.csv"].map(|name| dir.path().join(name));
+    let onto_rules = CleanConfig { tags, rules: rules.clone(), output: rules };
+    assert!(matches!(onto_rules.plan(), Err(Error::OutputIsInput { .. })));
+
+    // Somebody else's table, and ours after an edit.
+    fs::write(dir.path().join("out.csv"), "mine").unwrap();
+    let text = error("tags.csv", "out.csv").to_string();
+    assert!(text.contains("out.csv` is in the way"), "{text}");
+    assert_eq!(read(&dir, "out.csv"), "mine");
+    fs::remove_file(dir.path().join("out.csv")).unwrap();
+    assert_eq!(run(&dir, "tags.csv", "out.csv").unwrap().outcome, Outcome::Done);
+    assert_eq!(run(&dir, "tags.csv", "out.csv").unwrap().outcome, Outcome::Unchanged);
+    let made = read(&dir, "out.csv");
+    fs::write(dir.path().join("out.csv"), format!("{made}mine.png,,mine,general,1\n")).unwrap();
+    assert!(error("tags.csv", "out.csv").to_string().contains("out.csv` is in the way"));
+    fs::write(dir.path().join("out.csv"), made).unwrap();
+    fs::write(dir.path().join("rules.toml"), "blacklist = ['artist_*', 'blurry']\n").unwrap();
+    assert_eq!(run(&dir, "tags.csv", "out.csv").unwrap().outcome, Outcome::Done, "our own is replaced");
+    assert!(!read(&dir, "out.csv").contains(",blurry,"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

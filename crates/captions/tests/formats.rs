@@ -90,7 +90,7 @@ fn undo(dir: &TempDir, force: bool) -> Result<UndoReport> {
 }
 
 fn diff_of(dir: &TempDir) -> CaptionDiff {
-    caption::diff(&in_place(dir, auto()).plan().unwrap()).unwrap()
+    caption::diff(&in_place(dir, auto()).plan().unwrap(), &Interrupt::new()).unwrap()
 }
 
 fn with_captions() -> TempDir {
@@ -448,7 +448,8 @@ fn pictures_can_hold_captions_in_them_and_in_their_names() {
             .unwrap();
     assert_eq!((report.captions, report.skipped.len()), (1, 1));
     assert_eq!(report.skipped[0].reason, "it is another format, or cut off");
-    let back = caption::diff(&in_place(&dir, source(CaptionFormat::Png)).plan().unwrap()).unwrap();
+    let back = caption::diff(&in_place(&dir, source(CaptionFormat::Png)).plan().unwrap(), &Interrupt::new())
+        .unwrap();
     let shown = back.to_string().replace(&dir.path().display().to_string(), "");
     assert!(
         shown.starts_with("/images/sub/b.png: the original is put back\n1 captions would change, 0 are"),

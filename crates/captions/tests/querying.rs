@@ -787,3 +787,49 @@ fn a_search_can_be_refused_and_interrupted() {
     assert_eq!(report.outcome, Outcome::Interrupted);
     assert!(!config.output.exists());
 }
+
+#[test]
+fn groups_are_written_once_and_nothing_of_others_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = duplicates(&dir);
+    assert_eq!(find(&config).unwrap().outcome, Outcome::Done);
+    let (groups, spare) = (read(&dir, "groups.csv"), read(&dir, "spare.csv"));
+    assert_eq!(find(&config).unwrap().outcome, Outcome::Unchanged);
+    // Somebody who goes through the list by hand keeps that.
+    write(&dir, "spare.csv", "image,reason\n");
+    let other = DuplicatesConfig { distance: Some(0), ..config.clone() };
+    for config in [&config, &other] {
+        let text = find(config).unwrap_err().to_string();
+        assert!(text.contains("spare.csv` is in the way"), "{text}");
+        assert_eq!(
+            (read(&dir, "groups.csv"), read(&dir, "spare.csv")),
+            (groups.clone(), "image,reason\n".into())
+        );
+    }
+    write(&dir, "spare.csv", &spare);
+    assert_eq!(find(&other).unwrap().outcome, Outcome::Done, "our own are replaced");
+    assert_ne!(read(&dir, "groups.csv"), groups);
+    write(&dir, "mine.csv", "mine");
+    let onto = DuplicatesConfig { output: dir.path().join("mine.csv"), exclude: None, ..config.clone() };
+    assert!(find(&onto).unwrap_err().to_string().contains("mine.csv` is in the way"));
+    assert_eq!(read(&dir, "mine.csv"), "mine");
+    let list = DuplicatesConfig { without: vec![dir.path().join("spare.csv")], ..config };
+    assert!(matches!(list.plan(), Err(Error::OutputIsInput { .. })));
+}
+
+#[test]
+fn what_another_stage_has_put_there_is_not_ours() {
+    let dir = world();
+    run(&copied(&dir, "tag:blurry", Method::Copy)).unwrap();
+    let before = files(&dir.path().join("out"));
+    // Segments of other pictures into the same folder: nothing of the copy is removed, by the one or the other.
+    let divided = SegmentConfig { output: dir.path().join("out"), ..segments(&dir) };
+    divide(&divided).unwrap();
+    let both = files(&dir.path().join("out"));
+    assert!(before.is_subset(&both) && before.len() < both.len());
+    run(&copied(&dir, "tag:blurry>0.9", Method::Copy)).unwrap();
+    let after = files(&dir.path().join("out"));
+    let segments: BTreeSet<_> = both.difference(&before).cloned().collect();
+    assert!(segments.is_subset(&after), "{after:?}");
+    assert!(!before.is_subset(&after), "what the copy no longer wants goes");
+}

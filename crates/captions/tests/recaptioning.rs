@@ -364,7 +364,7 @@ fn captions_come_in_every_form_that_captions_are_read_in() {
         r#"{"/data/other/p00": {"caption": "a", "tags": "b"}, "C:\\set\\p01.png": {"tags": "c"}, "x": {}}"#;
     let (new, warnings) = news(&onto("kohya.csv", of_file(&dir, "meta_lat.json", kohya)));
     assert_eq!(new, ["a, b", "", "c"]);
-    assert_eq!(warnings, ["1 captions are of no picture in the folder: x"]);
+    assert_eq!(warnings, ["1 captions are of no picture in the folder: `x`"]);
 
     let lines = "{\"key\":\"p00\",\"vlm\":\"a\",\"caption\":\"old\"}\n{\"key\":\"sub/p01\",\"vlm\":null}\n";
     let own = of_file(&dir, "c.ndjson", lines);

@@ -435,23 +435,10 @@ fn foreign_files_stay_as_they_are() {
     let before = tree(&config.output);
     let text = error(&config);
     assert!(
-        text.ends_with("solo.html` is in the way of the report, which has not written it: move or delete it"),
+        text.ends_with("solo.html` is in the way: no run has put it there as it is; move or delete it"),
         "{text}"
     );
     assert_eq!(tree(&config.output), before);
-}
-
-#[test]
-fn a_report_of_a_former_version_is_replaced() {
-    let (dir, config) = world();
-    for name in ["captions.csv", "groups.csv", "histogram.csv", "report.md", "tags.csv"] {
-        write(&dir, &format!("report/{name}"), "old");
-    }
-    assert!(error(&config).contains("holds `captions.csv`, which no report has written"));
-    let record = r#"{"stage": "report", "version": "0", "settings": {}, "seed": null, "inputs": {}, "outputs": [], "report": null}"#;
-    write(&dir, "report.run.json", record);
-    assert_eq!(run(&config).outcome, Outcome::Done);
-    assert_ne!(fs::read(config.output.join("tags.csv")).unwrap(), b"old");
 }
 
 #[test]

@@ -18,8 +18,34 @@ pub enum Outcome {
     Interrupted,
 }
 
+impl Outcome {
+    /// How a run ended that has or has not left inputs out. One that found everything there tells so as the first did, until
+    /// nothing is left out any more: what a script is told depends on what there is, not on when it was made.
+    #[must_use]
+    pub fn with_skips(self, any: bool) -> Self {
+        match self {
+            Self::Done | Self::Unchanged if any => Self::Skipped,
+            outcome => outcome,
+        }
+    }
+}
+
 /// The report of a stage: data for `--json`, text for people.
 pub trait Report: Serialize + fmt::Display {
     /// How the run ended.
     fn outcome(&self) -> Outcome;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_told_each_time() {
+        use Outcome::{Done, Interrupted, Skipped, Unchanged};
+        let all = [Done, Unchanged, Skipped, Interrupted];
+        assert_eq!(all.map(|outcome| outcome.with_skips(false)), all);
+        let with = all.map(|outcome| outcome.with_skips(true));
+        assert_eq!(with, [Skipped, Skipped, Skipped, Interrupted]);
+    }
 }

@@ -107,7 +107,7 @@ const NAMED_MAX: usize = 10;
 
 impl Report for TagReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        self.outcome.with_skips(self.skipped > 0)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome};
+use vodka_stage::{Interrupt, Outcome, Report};
 use vodka_tagger::{Provider, TagConfig, TagEvent, TagReport, run};
 use vodka_testkit::{fixture, onnxruntime};
 
@@ -322,6 +322,8 @@ fn nothing_changed_is_nothing_done_and_what_changed_is_done_again() {
     let done = tag(&first);
     let again = tag(&TagConfig { threads: 1, onnxruntime: "not/needed".into(), ..first.clone() });
     assert_eq!(again, TagReport { outcome: Outcome::Unchanged, speed: None, ..done.clone() });
+    let told = [done.outcome(), again.outcome()];
+    assert_eq!((done.skipped > 0, told), (true, [Outcome::Skipped; 2]), "what is left out is told each time");
     assert!(tag(&TagConfig { min_score: 0.4, ..first.clone() }).rows < done.rows);
     fs::remove_file(images.join("odd.png")).unwrap();
     assert_eq!(tag(&first).tagged, 7);

@@ -254,7 +254,7 @@ impl TrainReport {
 
 impl Report for TrainReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        self.outcome.with_skips(!self.skipped.is_empty())
     }
 }
 

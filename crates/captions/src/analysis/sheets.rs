@@ -114,7 +114,7 @@ fn sharpness(analysis: &Analysis) -> String {
         };
         [whole].into_iter().chain(found.buckets.iter().map(bucket)).collect::<Vec<_>>()
     });
-    text(&header, rows)
+    text(header, rows)
 }
 
 fn lengths(analysis: &Analysis) -> String {
@@ -129,7 +129,7 @@ fn lengths(analysis: &Analysis) -> String {
             effect.over_75.to_string(),
         ]
     });
-    text(&header, rows)
+    text(header, rows)
 }
 
 /// A column for each threshold.

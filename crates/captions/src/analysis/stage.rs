@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic};
+use vodka_stage::{Hasher, Input, Interrupt, Outcome, Report, RunKey, record_path};
 
 use super::{
     Analysed, Analysis, AnalysisInputs, GroupShare, Settings, analyse,
@@ -18,6 +18,8 @@ use crate::{
     Error, Picture, Result, Selection, canonical,
     caption::{check_apart, check_min_score, decimal},
     captioned::Captioned,
+    heard,
+    place::{Item, place},
     table::pictures_beside,
 };
 
@@ -182,7 +184,7 @@ impl AnalysePlan {
 /// What an analysis tells while it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AnalyseEvent {
-    /// A file has been written.
+    /// A file is there.
     Wrote {
         /// The file.
         path: PathBuf,
@@ -293,8 +295,16 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(AnalyseEvent),
 ) -> Result<AnalyseReport> {
-    let (captions, mut warnings) = plan.captions()?;
-    let key = plan.key_of(captions.as_ref())?;
+    let asked = plan.clone();
+    let read = heard(interrupt, move || {
+        let (captions, warnings) = asked.captions()?;
+        let key = asked.key_of(captions.as_ref())?;
+        Ok((captions, warnings, key))
+    });
+    let (captions, mut warnings, key) = match read {
+        Err(Error::Stopped) => return Ok(AnalyseReport::interrupted(&plan.output)),
+        read => read?,
+    };
     let record = record_path(&plan.output);
     if let Some(report) = key.made::<AnalyseReport>(&record)? {
         return Ok(AnalyseReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
@@ -314,25 +324,24 @@ pub fn run(
         return Ok(AnalyseReport::interrupted(&plan.output));
     };
     analysed.warnings.append(&mut warnings);
-    let files = files(&plan.output, &analysed.analysis);
-    // Nothing is written where one of them is somebody else's, or has been edited.
-    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content.as_bytes()))?;
     let report = AnalyseReport::of(&plan.output, &analysed);
-    for (path, content) in &files {
-        write_atomic(path, content)?;
-        on_event(AnalyseEvent::Wrote { path: path.clone() });
+    let items = items(&analysed.analysis);
+    let outputs: Vec<_> = items.iter().map(|item| plan.output.join(&item.name)).collect();
+    // Nothing is written where one of them is somebody else's, or has been edited.
+    if place(&plan.output, STAGE, &items, interrupt, &mut |_| {})?.is_none() {
+        return Ok(AnalyseReport::interrupted(&plan.output));
     }
-    let outputs: Vec<_> = files.iter().map(|(path, _)| path.as_path()).collect();
-    key.write(&record, &outputs, &report)?;
+    outputs.iter().for_each(|path| on_event(AnalyseEvent::Wrote { path: path.clone() }));
+    key.write(&record, &outputs.iter().map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
     Ok(report)
 }
 
-/// The files of an analysis with their contents; `analysis.json` last.
-fn files(output: &Path, analysis: &Analysis) -> Vec<(PathBuf, String)> {
-    let sheet = |(name, content): &SheetFile| (output.join(name), content(analysis));
-    let mut files: Vec<_> = SHEETS.iter().map(sheet).collect();
-    files.push((output.join("analysis.json"), json_text(analysis)));
-    files
+/// The files of an analysis; `analysis.json` last.
+fn items(analysis: &Analysis) -> Vec<Item<'static>> {
+    let sheet = |(name, content): &SheetFile| Item::text(*name, content(analysis));
+    let mut items: Vec<_> = SHEETS.iter().map(sheet).collect();
+    items.push(Item::text("analysis.json", json_text(analysis)));
+    items
 }
 
 fn json_text(analysis: &Analysis) -> String {

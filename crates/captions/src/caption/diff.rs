@@ -3,14 +3,23 @@
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vodka_stage::{Outcome, Report};
+use vodka_stage::{Interrupt, Outcome, Report};
 
 use super::{
-    CaptionPlan, Skipped,
+    CaptionPlan, STAGE, Skipped,
     documents::{Action, Desk, Document},
+    folder::item,
     prepare::{Read, prepare},
 };
-use crate::{Result, disk::Disk, filter::lines, sidecar::read_bytes, written::Written};
+use crate::{
+    Result,
+    disk::Disk,
+    filter::lines,
+    heard,
+    place::{Folder, Standing},
+    sidecar::read_bytes,
+    written::Written,
+};
 
 /// What a run would change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,21 +63,39 @@ impl Report for CaptionDiff {
 /// Finds out what a run would change, and writes nothing.
 ///
 /// # Errors
-/// Those of [`super::run`], save that files which it would refuse to change are listed.
-pub fn diff(plan: &CaptionPlan) -> Result<CaptionDiff> {
+/// Those of [`super::run`], save that files which it would refuse to change are listed; [`crate::Error::Stopped`].
+pub fn diff(plan: &CaptionPlan, interrupt: &Interrupt) -> Result<CaptionDiff> {
+    let plan = plan.clone();
+    heard(interrupt, move || differences(&plan))
+}
+
+fn differences(plan: &CaptionPlan) -> Result<CaptionDiff> {
     let read = Read::new(plan)?;
     let (documents, report) = prepare(plan, &read)?;
     let disk = Disk::default();
     let desk = Desk::new(plan, &disk)?;
+    let folder = match plan.in_place() {
+        true => None,
+        false => Some(Folder::look(plan.output(), STAGE)?),
+    };
+    let is_due = |document: &Document| -> Result<bool> {
+        match &folder {
+            None => Ok(desk.decide(document, &read.written)?.action != Action::Nothing),
+            Some(folder) => {
+                desk.made_anew(document)?;
+                Ok(folder.standing(&item(&desk, plan.output(), document))? == Standing::Due)
+            }
+        }
+    };
     let mut diff =
         CaptionDiff { changes: Vec::new(), unchanged: 0, skipped: report.skipped, coloured: false };
     for document in &documents {
-        let refused = match desk.decide(document, &read.written) {
-            Ok(decision) if decision.action == Action::Nothing => {
-                diff.unchanged += document.wants.len() as u64;
+        let refused = match is_due(document) {
+            Ok(false) => {
+                diff.unchanged += document.count();
                 continue;
             }
-            Ok(_) => None,
+            Ok(true) => None,
             Err(error) => Some(error.to_string()),
         };
         match document.wants.is_empty() {

@@ -74,6 +74,11 @@ pub(super) struct Desk<'a> {
 }
 
 impl Document {
+    /// How many captions it has.
+    pub(super) fn count(&self) -> u64 {
+        self.wants.len() as u64
+    }
+
     /// A file of which the original is kept, and that nothing is to be written to any more.
     pub(super) fn put_back(path: PathBuf) -> Self {
         let extension = path.extension().unwrap_or_default();
@@ -93,36 +98,25 @@ impl<'a> Desk<'a> {
         Place { path, format: *format, columns: self.plan.source.columns(), encoding: self.encoding }
     }
 
-    /// Finds out what is to happen to a file, and whether it may.
+    /// Finds out what is to happen to a file in place, and whether it may.
     ///
     /// # Errors
     /// Somebody else's file, or edit; a read-only file; what cannot be read or made.
     pub(super) fn decide(&self, document: &Document, written: &Written) -> Result<Decision> {
-        let decision = match self.plan.in_place() {
-            true => self.decide_in_place(document, written)?,
-            false => self.decide_in_folder(document, written)?,
-        };
+        let decision = self.decided(document, written)?;
         if decision.action != Action::Nothing {
             check_writable(&document.path)?;
         }
         Ok(decision)
     }
 
-    fn decide_in_folder(&self, document: &Document, written: &Written) -> Result<Decision> {
+    /// What a file in a folder of captions is to hold.
+    pub(super) fn made_anew(&self, document: &Document) -> Result<Vec<u8>> {
         let base = document.base.as_deref().map(read_bytes).transpose()?.flatten();
-        let bytes = self.made(document, base.as_deref())?;
-        let found = read_bytes(&document.path)?;
-        let action = match &found {
-            Some(found) if *found == bytes => Action::Nothing,
-            Some(found) if !written.holds(&document.path, found) => {
-                return Err(Error::InTheWay { path: document.path.clone() });
-            }
-            _ => Action::Write,
-        };
-        Ok(Decision { action, bytes: Some(bytes), keep: None })
+        self.made(document, base.as_deref())
     }
 
-    fn decide_in_place(&self, document: &Document, written: &Written) -> Result<Decision> {
+    fn decided(&self, document: &Document, written: &Written) -> Result<Decision> {
         let path = &document.path;
         let found = read_bytes(path)?;
         let kept = written.original(path)?;

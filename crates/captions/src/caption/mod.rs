@@ -2,13 +2,13 @@
 
 mod diff;
 mod documents;
+mod folder;
 mod prepare;
 mod report;
 mod settings;
 mod vocabulary;
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,6 +16,7 @@ use std::{
 use rayon::prelude::*;
 use vodka_stage::{FolderLock, Interrupt, Outcome, RunKey, create_dir, record_path};
 
+pub(crate) use self::documents::{check_writable, put_back};
 pub use self::{
     diff::{CaptionDiff, Change, diff},
     report::{CaptionEvent, CaptionReport, Skipped, TooLong},
@@ -25,12 +26,11 @@ use self::{
     documents::{Action, Decision, Desk, Document},
     prepare::{Read, prepare},
 };
-pub(crate) use self::{
-    documents::{check_writable, put_back},
-    report::found,
-};
 pub use crate::Position;
-use crate::{CaptionFormat, Error, Result, disk::Disk, written::Written};
+use crate::{CaptionFormat, Error, Result, disk::Disk, heard, stop_if, written::Written};
+
+/// The stage's name in records and on lists.
+const STAGE: &str = "caption";
 
 /// So many files are written between two looks at the interrupt.
 const BATCH: usize = 128;
@@ -47,6 +47,8 @@ const WRITERS: usize = 8;
 /// pictures end with a line feed. Each file is replaced as a whole. One that is already as it should be is not touched. Nor
 /// is any that somebody else has written or edited: what runs have written is on a list in the output folder. In a folder of
 /// their own, files on that list that are not wanted now are removed.
+///
+/// An interrupt is heard at any time, and ends the reading at once.
 ///
 /// In place, captions are always made from the original, `a.txt.orig`, which the first run keeps: other settings leave
 /// no old tags behind, and a second run puts none in twice. Where a picture is skipped that was not before, its original
@@ -70,41 +72,82 @@ pub(crate) fn run_on(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(CaptionEvent),
 ) -> Result<CaptionReport> {
-    let is_there = plan.output().is_dir();
-    let _lock = FolderLock::take(plan.output())?;
-    let read = Read::new(plan)?;
-    let key = read.key(plan)?;
-    let record = record_path(plan.output());
-    if let Some(report) = key.made::<CaptionReport>(&record)? {
-        return Ok(CaptionReport {
-            outcome: Outcome::Unchanged,
-            output: plan.output().to_path_buf(),
-            ..report
-        });
+    let done = match &plan.destination {
+        Destination::Folder(root) => folder::write(plan, root, interrupt, on_event),
+        Destination::InPlace => in_place(disk, plan, interrupt, on_event),
+    };
+    match done {
+        Err(Error::Stopped) => {
+            Ok(CaptionReport { outcome: Outcome::Interrupted, ..CaptionReport::empty(plan.output()) })
+        }
+        done => done,
     }
-    let (mut documents, mut report) = prepare(plan, &read)?;
-    let mut written = read.written;
+}
+
+/// What is known before the first file is changed.
+enum Prepared {
+    /// The captions are there already.
+    There(Box<CaptionReport>),
+    Due(Box<Due>),
+}
+
+/// What is to be written.
+struct Due {
+    key: RunKey,
+    /// What runs in place have written.
+    written: Written,
+    documents: Vec<Document>,
+    report: CaptionReport,
+}
+
+/// Reads everything and makes every caption.
+fn prepared(plan: &CaptionPlan, interrupt: &Interrupt) -> Result<Prepared> {
+    let plan = plan.clone();
+    heard(interrupt, move || {
+        let read = Read::new(&plan)?;
+        let key = read.key(&plan)?;
+        if let Some(report) = key.made::<CaptionReport>(&record_path(plan.output()))? {
+            let output = plan.output().to_path_buf();
+            let report = CaptionReport { outcome: Outcome::Unchanged, output, ..report };
+            return Ok(Prepared::There(Box::new(report)));
+        }
+        let (documents, report) = prepare(&plan, &read)?;
+        Ok(Prepared::Due(Box::new(Due { key, written: read.written, documents, report })))
+    })
+}
+
+fn in_place(
+    disk: &Disk,
+    plan: &CaptionPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(CaptionEvent),
+) -> Result<CaptionReport> {
+    let _lock = FolderLock::take(&plan.images)?;
+    let due = match prepared(plan, interrupt)? {
+        Prepared::There(report) => return Ok(*report),
+        Prepared::Due(due) => *due,
+    };
+    let Due { key, mut written, mut documents, mut report } = due;
     let desk = Desk::new(plan, disk)?;
-    let due = check(&desk, &mut documents, &written, &mut report)?;
-    let count = |documents: &[Document]| documents.iter().map(|document| document.wants.len() as u64).sum();
-    let _new_lock = if is_there { None } else { Some(taken(plan.output())?) };
-    on_event(CaptionEvent::Started { images: count(&documents) });
+    let due = check(&desk, &mut documents, &written, &mut report, interrupt)?;
+    on_event(CaptionEvent::Started { images: documents.iter().map(Document::count).sum() });
     report.skipped.iter().for_each(|skipped| on_event(CaptionEvent::Skipped(skipped.clone())));
-    let batches = documents.chunks(batch_size(&documents)).zip(due.chunks(batch_size(&documents)));
-    for (batch, due) in batches {
+    let size = batch_size(&documents);
+    for (number, (batch, due)) in documents.chunks(size).zip(due.chunks(size)).enumerate() {
         if interrupt.is_raised() {
             return Ok(CaptionReport { outcome: Outcome::Interrupted, ..report });
         }
         let due: Vec<_> =
             batch.iter().zip(due).filter(|(_, due)| **due).map(|(document, _)| document).collect();
         write_batch(&desk, disk, &mut written, &due)?;
-        report.captions += count(batch);
-        let wants = batch.iter().flat_map(|document| &document.wants);
-        report.with_tags += wants.filter(|want| want.has_tags).count() as u64;
+        report.count(&documents[..number * size + batch.len()]);
         on_event(CaptionEvent::Captioned { images: report.captions });
     }
-    finish(plan, disk, written, &documents)?;
-    write_record(plan, &key, &record, &documents, &report)?;
+    written.remove_partials(disk)?;
+    written.compact(disk)?;
+    let captioned = documents.iter().filter(|document| !document.wants.is_empty());
+    let outputs: Vec<_> = captioned.map(|document| document.path.as_path()).collect();
+    key.write(&record_path(&plan.images), &outputs, &report)?;
     Ok(report)
 }
 
@@ -126,9 +169,13 @@ fn check(
     documents: &mut Vec<Document>,
     written: &Written,
     report: &mut CaptionReport,
+    interrupt: &Interrupt,
 ) -> Result<Vec<bool>> {
-    let decisions: Vec<_> =
-        documents.par_iter().map(|document| Ok(desk.decide(document, written)?.action)).collect();
+    let decide = |document: &Document| {
+        stop_if(interrupt)?;
+        Ok(desk.decide(document, written)?.action)
+    };
+    let decisions: Vec<_> = documents.par_iter().map(decide).collect();
     let (mut due, mut good) = (Vec::new(), Vec::new());
     for (document, decision) in documents.drain(..).zip(decisions) {
         match decision {
@@ -169,36 +216,6 @@ fn write_batch(desk: &Desk, disk: &Disk, written: &mut Written, due: &[&Document
         }
         writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
     })
-}
-
-/// Removes what was written before and is not wanted any more, and what a crash has left, and brings the list up to date.
-fn finish(plan: &CaptionPlan, disk: &Disk, written: Written, documents: &[Document]) -> Result<()> {
-    if let Destination::Folder(folder) = &plan.destination {
-        create_dir(folder)?;
-        let wanted: BTreeSet<_> = documents.iter().map(|document| written.name(&document.path)).collect();
-        written.remove_others(disk, &wanted)?;
-    }
-    written.remove_partials(disk)?;
-    written.compact(disk)
-}
-
-fn write_record(
-    plan: &CaptionPlan,
-    key: &RunKey,
-    record: &Path,
-    documents: &[Document],
-    report: &CaptionReport,
-) -> Result<()> {
-    let outputs: Vec<&Path> = match &plan.destination {
-        Destination::Folder(folder) => vec![folder],
-        Destination::InPlace => documents
-            .iter()
-            .filter(|document| !document.wants.is_empty())
-            .map(|document| document.path.as_path())
-            .collect(),
-    };
-    key.write(record, &outputs, report)?;
-    Ok(())
 }
 
 /// The minimum score must be a score.

@@ -8,7 +8,7 @@ use std::{
 use rayon::prelude::*;
 use serde_json::json;
 use vodka_prompt::{MAX_TOKENS, token_count};
-use vodka_stage::{ContentHash, Hasher, Input, Outcome, RunKey, hash_file};
+use vodka_stage::{ContentHash, Hasher, Input, RunKey, hash_file};
 
 use super::{
     CaptionPlan, CaptionReport, Destination, Missing, Skipped, TooLong, decimal,
@@ -32,6 +32,7 @@ pub(super) struct Read {
     unnamed: Vec<Skipped>,
     /// Pictures that the user leaves out.
     excluded: BTreeSet<String>,
+    /// What runs in place have written.
     pub written: Written,
     pub gathered: Gathered,
 }
@@ -51,11 +52,9 @@ impl Read {
             .into_iter()
             .map(|picture| Skipped { image: picture.image, reason: reason.clone() })
             .collect();
-        let written = Written::read(plan.output())?;
         // Captions are made from originals, also into a folder of their own.
-        let beside = (!plan.in_place()).then(|| Written::read(&plan.images)).transpose()?;
-        let kept = beside.as_ref().unwrap_or(&written);
-        let gathered = gather(&plan.source, &plan.images, &pictures, Some(kept))?;
+        let written = Written::read(&plan.images)?;
+        let gathered = gather(&plan.source, &plan.images, &pictures, Some(&written))?;
         Ok(Self { pictures, unnamed, excluded, written, gathered })
     }
 
@@ -126,20 +125,15 @@ pub(super) fn prepare(plan: &CaptionPlan, read: &Read) -> Result<(Vec<Document>,
     let names: Vec<_> = vocabulary.names.iter().map(String::as_str).collect();
     let scores = table.scores(&names)?;
     let mut report = CaptionReport {
-        outcome: Outcome::Done,
-        output: plan.output().to_path_buf(),
-        captions: 0,
-        with_tags: 0,
         skipped: read.unnamed.clone(),
         excluded: read.pictures.iter().filter(|picture| read.excluded.contains(&picture.image)).count(),
         absent: in_table.iter().filter(|image| !images.contains(image.as_str())).count(),
         untagged,
-        joined: Vec::new(),
-        too_long: Vec::new(),
         guessed: read.gathered.set.guessed.clone(),
         unknown: read.gathered.set.unknown.clone(),
         doubles: scores.doubles,
         warnings,
+        ..CaptionReport::empty(plan.output())
     };
     let template = plan.style.template.as_deref().map(Template::new).transpose()?;
     let maker = Maker { plan, vocabulary: &vocabulary, template: template.as_ref(), joining: plan.joining() };

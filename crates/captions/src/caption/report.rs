@@ -1,11 +1,15 @@
 //! What captioning tells, while it runs and when it is through.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use vodka_prompt::MAX_TOKENS;
 use vodka_stage::{Outcome, Report};
 
+use super::documents::Document;
 use crate::{Double, Guessed, filter::lines};
 
 /// What captioning tells while it runs.
@@ -80,13 +84,8 @@ pub struct Skipped {
 
 impl Report for CaptionReport {
     fn outcome(&self) -> Outcome {
-        found(self.outcome, !self.skipped.is_empty() || !self.untagged.is_empty())
+        self.outcome.with_skips(!self.skipped.is_empty() || !self.untagged.is_empty())
     }
-}
-
-/// How a run ended: one that found everything there tells as the first did that something is left out.
-pub(crate) fn found(outcome: Outcome, leaves_out: bool) -> Outcome {
-    if outcome == Outcome::Unchanged && leaves_out { Outcome::Skipped } else { outcome }
 }
 
 impl fmt::Display for CaptionReport {
@@ -135,10 +134,35 @@ impl fmt::Display for CaptionReport {
 }
 
 impl CaptionReport {
+    /// Before anything has been read.
+    pub(super) fn empty(output: &Path) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            output: output.to_path_buf(),
+            captions: 0,
+            with_tags: 0,
+            skipped: Vec::new(),
+            excluded: 0,
+            untagged: Vec::new(),
+            absent: 0,
+            joined: Vec::new(),
+            too_long: Vec::new(),
+            guessed: Vec::new(),
+            unknown: Vec::new(),
+            doubles: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Tells how many captions there are, once these files are as they should be.
+    pub(super) fn count(&mut self, documents: &[Document]) {
+        self.captions = documents.iter().map(Document::count).sum();
+        let wants = documents.iter().flat_map(|document| &document.wants);
+        self.with_tags = wants.filter(|want| want.has_tags).count() as u64;
+    }
+
     /// Tells by the outcome whether anything was left out.
     pub(super) fn settle(&mut self) {
-        if !(self.skipped.is_empty() && self.untagged.is_empty()) {
-            self.outcome = Outcome::Skipped;
-        }
+        self.outcome = Report::outcome(self);
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     Error, Result,
     caption::resolved,
     filter::lines,
+    heard,
     query::{PictureFacts, PictureTable, exclusions, read_exclusions},
     sheet,
 };
@@ -293,14 +294,16 @@ pub fn run(
     on_event: &mut dyn FnMut(DuplicatesEvent),
 ) -> Result<DuplicatesReport> {
     let config = &plan.0;
-    let on_disk = plan.on_disk()?;
-    let key = plan.key(on_disk.as_ref())?;
     let record = record_path(&config.output);
-    if let Some(report) = key.made::<DuplicatesReport>(&record)? {
-        let (output, exclude) = (config.output.clone(), config.exclude.clone());
-        return Ok(DuplicatesReport { outcome: Outcome::Unchanged, output, exclude, ..report });
-    }
-    let (candidates, mut report) = plan.candidates(on_disk.as_ref())?;
+    let asked = plan.clone();
+    let (key, candidates, mut report) = match heard(interrupt, move || asked.asked()) {
+        Err(Error::Stopped) => {
+            return Ok(DuplicatesReport { outcome: Outcome::Interrupted, ..plan.empty() });
+        }
+        Ok(Asked::There(report)) => return Ok(*report),
+        Ok(Asked::Loaded(key, candidates, report)) => (key, candidates, *report),
+        Err(error) => return Err(error),
+    };
     on_event(DuplicatesEvent::Read { images: candidates.len() as u64 });
     let sets = Sets::new(candidates.len());
     join_copies(&candidates, &sets);
@@ -325,7 +328,43 @@ pub fn run(
     Ok(report)
 }
 
+/// What is known before pictures are compared.
+enum Asked {
+    /// The groups are there already.
+    There(Box<DuplicatesReport>),
+    Loaded(RunKey, Vec<Candidate>, Box<DuplicatesReport>),
+}
+
 impl DuplicatesPlan {
+    /// Before anything has been read.
+    fn empty(&self) -> DuplicatesReport {
+        let DuplicatesConfig { distance, output, exclude, .. } = self.0.clone();
+        DuplicatesReport {
+            outcome: Outcome::Done,
+            output,
+            exclude,
+            images: 0,
+            distance,
+            groups: Vec::new(),
+            flat: 0,
+            absent: 0,
+            unknown: 0,
+        }
+    }
+
+    /// Reads the tables and lists the folder, unless nothing is to be done.
+    fn asked(&self) -> Result<Asked> {
+        let on_disk = self.on_disk()?;
+        let key = self.key(on_disk.as_ref())?;
+        if let Some(report) = key.made::<DuplicatesReport>(&record_path(&self.0.output))? {
+            let (output, exclude) = (self.0.output.clone(), self.0.exclude.clone());
+            let report = DuplicatesReport { outcome: Outcome::Unchanged, output, exclude, ..report };
+            return Ok(Asked::There(Box::new(report)));
+        }
+        let (candidates, report) = self.candidates(on_disk.as_ref())?;
+        Ok(Asked::Loaded(key, candidates, Box::new(report)))
+    }
+
     /// The pictures of the folder with the sizes of their files.
     fn on_disk(&self) -> Result<Option<BTreeMap<String, Option<u64>>>> {
         let Some(root) = &self.0.images else { return Ok(None) };
@@ -358,7 +397,7 @@ impl DuplicatesPlan {
         &self,
         on_disk: Option<&BTreeMap<String, Option<u64>>>,
     ) -> Result<(Vec<Candidate>, DuplicatesReport)> {
-        let DuplicatesConfig { pictures, without, distance, output, exclude, .. } = self.0.clone();
+        let DuplicatesConfig { pictures, without, distance, .. } = self.0.clone();
         let table = PictureTable::read(&pictures)?;
         let lists = without.iter().map(|path| read_exclusions(path)).collect::<Result<Vec<_>>>()?;
         let without: BTreeSet<_> = lists.into_iter().flatten().collect();
@@ -379,15 +418,11 @@ impl DuplicatesPlan {
         let candidates: Vec<_> =
             rows.into_iter().map(|row| Candidate { bytes: bytes(&row.image), row }).collect();
         let report = DuplicatesReport {
-            outcome: Outcome::Done,
-            output,
-            exclude,
             images: candidates.len() as u64,
-            distance,
-            groups: Vec::new(),
             flat: candidates.iter().filter(|candidate| candidate.is_flat()).count() as u64,
             absent: (all - here) as u64,
             unknown: on_disk.map_or(0, |on_disk| on_disk.len() - here) as u64,
+            ..self.empty()
         };
         Ok((candidates, report))
     }

@@ -73,7 +73,7 @@ impl Default for Dataset {
 pub struct DatasetPlan(Dataset);
 
 /// What has been read of a dataset.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
     /// The pictures, in order of name.
     pub pictures: Vec<Facts>,

@@ -20,12 +20,12 @@ use self::ask::Reply;
 pub use self::ask::Secret;
 use crate::{
     CaptionFormat, CaptionSet, CaptionSource, Error, Picture, Result,
-    caption::{Skipped, check_apart, found, resolved},
+    caption::{Skipped, check_apart, resolved},
     caption_table::{self, CaptionPair, Form},
     captioned::{self, Captioned},
     filter::lines,
     formats::format_of,
-    read_captions,
+    heard, read_captions, stop_if,
 };
 
 /// New captions as a user wants them: from a file, or from a service.
@@ -274,7 +274,7 @@ impl RecaptionPlan {
     /// # Errors
     /// The pictures or their captions cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(&self.tasks(&Interrupt::new())?.expect("nothing interrupts it").0)
+        self.key_of(&self.tasks(&Interrupt::new())?.0)
     }
 
     fn key_of(&self, tasks: &[Task]) -> Result<RunKey> {
@@ -336,24 +336,21 @@ impl RecaptionPlan {
         }
     }
 
-    /// The pictures with their captions, and what there is to say about these; none where an interrupt came before. What
-    /// file the picture is only matters where it is sent.
-    fn tasks(&self, interrupt: &Interrupt) -> Result<Option<(Vec<Task>, Vec<String>)>> {
+    /// The pictures with their captions, and what there is to say about these. What file the picture is only matters where
+    /// it is sent.
+    fn tasks(&self, interrupt: &Interrupt) -> Result<(Vec<Task>, Vec<String>)> {
         let Captioned { pictures, captions, warnings, .. } = Captioned::originals(&self.images)?;
         let task = |picture: Picture| {
-            if interrupt.is_raised() {
-                return Ok(None);
-            }
+            stop_if(interrupt)?;
             let original = captions.get(&picture.image).map(|caption| caption.text.clone());
             let hash = match self.source {
                 Source::File(_) => vodka_stage::hash_bytes(""),
                 Source::Service(_) => hash_file(self.images.join(&picture.image))?,
             };
-            Ok(Some(Task { picture, original: original.unwrap_or_default(), hash }))
+            Ok(Task { picture, original: original.unwrap_or_default(), hash })
         };
         let tasks: Vec<_> = pictures.into_par_iter().map(task).collect::<Result<_>>()?;
-        let tasks: Option<Vec<_>> = tasks.into_iter().collect();
-        Ok(tasks.map(|tasks| (tasks, warnings)))
+        Ok((tasks, warnings))
     }
 }
 
@@ -408,7 +405,7 @@ pub struct RecaptionReport {
 
 impl Report for RecaptionReport {
     fn outcome(&self) -> Outcome {
-        found(self.outcome, !self.skipped.is_empty())
+        self.outcome.with_skips(!self.skipped.is_empty())
     }
 }
 
@@ -451,11 +448,26 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(RecaptionEvent),
 ) -> Result<RecaptionReport> {
-    let Some((tasks, mut warnings)) = plan.tasks(interrupt)? else {
-        let (_, report) = outcome(plan, &[], &Replies::new());
-        return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
-    };
-    let key = plan.key_of(&tasks)?;
+    match answer(plan, interrupt, on_event) {
+        Err(Error::Stopped) => {
+            let (_, report) = outcome(plan, &[], &Replies::new());
+            Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report })
+        }
+        done => done,
+    }
+}
+
+fn answer(
+    plan: &RecaptionPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(RecaptionEvent),
+) -> Result<RecaptionReport> {
+    let (asked, flag) = (plan.clone(), interrupt.clone());
+    let (tasks, mut warnings, key) = heard(interrupt, move || {
+        let (tasks, warnings) = asked.tasks(&flag)?;
+        let key = asked.key_of(&tasks)?;
+        Ok((tasks, warnings, key))
+    })?;
     let record = record_path(&plan.output);
     if let Some(report) = key.made::<RecaptionReport>(&record)? {
         return Ok(RecaptionReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
@@ -464,7 +476,7 @@ pub fn run(
     let mut absent = 0;
     let replies = match &plan.source {
         Source::File(theirs) => {
-            let set = theirs.read(&plan.images, &tasks)?;
+            let set = theirs.read(&plan.images, &tasks, interrupt)?;
             absent = set.unknown.len() as u64;
             warnings.extend(captioned::warnings(&set));
             theirs.replies(&set, &tasks)
@@ -491,10 +503,11 @@ pub fn run(
 }
 
 impl Theirs {
-    fn read(&self, images: &Path, tasks: &[Task]) -> Result<CaptionSet> {
+    fn read(&self, images: &Path, tasks: &[Task], interrupt: &Interrupt) -> Result<CaptionSet> {
         let pictures: Vec<_> = tasks.iter().map(|task| task.picture.clone()).collect();
         let root = if self.source.file.is_some() { images } else { &self.path };
-        read_captions(&self.source, root, &pictures)
+        let (source, root) = (self.source.clone(), root.to_path_buf());
+        heard(interrupt, move || read_captions(&source, &root, &pictures))
     }
 
     fn replies(&self, set: &CaptionSet, tasks: &[Task]) -> Replies {

@@ -4,18 +4,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
-    path::PathBuf,
+    fmt, fs,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_prompt::{MAX_TOKENS, token_count};
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path, write_atomic};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path};
 
 use self::{
     charts::{Chart, Place},
-    folder::{Folder, INDEX},
     gallery::{Scored, buckets, by_tag},
     thumbnails::Thumbnails,
 };
@@ -23,14 +22,15 @@ use crate::{
     Caption, Error, Picture, Result, Selection, TagTable,
     analysis::{Analysed, Analysis, AnalysisInputs, Settings, analyse, has_word},
     canonical,
-    caption::{check_apart, check_min_score, decimal, found, taken},
+    caption::{check_apart, check_min_score, decimal},
     captioned::Captioned,
+    heard,
+    place::{Folder, Item, Size},
     table::{Scores, pictures_beside},
 };
 
 mod charts;
 mod data;
-mod folder;
 mod gallery;
 mod links;
 mod page;
@@ -43,6 +43,9 @@ pub use thumbnails::Thumbnail;
 
 /// The stage's name in records.
 const STAGE: &str = "report";
+
+/// The page that is written last: where it is, the report is whole.
+const INDEX: &str = "index.html";
 
 /// The problems that are named on the screen; `problems.csv` has all.
 const NAMED: usize = 20;
@@ -147,18 +150,20 @@ impl ReportConfig {
 impl ReportPlan {
     /// All that the report depends on: settings, tag table, selection, captions, and the pictures that it shows.
     pub fn key(&self) -> Result<RunKey> {
-        let captioned = Captioned::originals(&self.images)?;
-        let read = Read::new(self, &captioned)?;
+        let Inputs { captioned, read, key } = self.inputs()?;
         let thumbnails = Thumbnails::open(&self.images, &self.output, self.gallery.thumbnail_px);
-        self.key_of(&captioned, &read.shown(), &thumbnails)
+        Ok(with_shown(&key, &self.images, &captioned, &read.shown(), &thumbnails))
     }
 
-    fn key_of(
-        &self,
-        captioned: &Captioned,
-        shown: &BTreeSet<&str>,
-        thumbnails: &Thumbnails,
-    ) -> Result<RunKey> {
+    /// Reads everything but the pictures.
+    fn inputs(&self) -> Result<Inputs> {
+        let captioned = Captioned::originals(&self.images)?;
+        let read = Read::new(self, &captioned)?;
+        Ok(Inputs { captioned, read, key: self.key_of_tables()? })
+    }
+
+    /// The key as far as it is of settings and tables.
+    fn key_of_tables(&self) -> Result<RunKey> {
         let settings = json!({
             "min_score": decimal(self.min_score),
             "groups": self.groups,
@@ -176,8 +181,6 @@ impl ReportPlan {
                 key = key.input(name, path, |_| true)?;
             }
         }
-        key.inputs.insert("captions".to_owned(), captioned.input(&self.images));
-        key.inputs.insert("shown".to_owned(), thumbnails.input(shown));
         Ok(key)
     }
 
@@ -300,7 +303,7 @@ pub struct CaptionStatistics {
 
 impl Report for ReportSummary {
     fn outcome(&self) -> Outcome {
-        found(self.outcome, !self.skipped.is_empty())
+        self.outcome.with_skips(!self.skipped.is_empty())
     }
 }
 
@@ -363,6 +366,28 @@ struct Measured {
     parts: usize,
 }
 
+/// All that is read before the first picture.
+struct Inputs {
+    captioned: Captioned,
+    read: Read,
+    /// Of settings and tables.
+    key: RunKey,
+}
+
+/// The whole key.
+fn with_shown(
+    key: &RunKey,
+    images: &Path,
+    captioned: &Captioned,
+    shown: &BTreeSet<&str>,
+    thumbnails: &Thumbnails,
+) -> RunKey {
+    let mut key = key.clone();
+    key.inputs.insert("captions".to_owned(), captioned.input(images));
+    key.inputs.insert("shown".to_owned(), thumbnails.input(shown));
+    key
+}
+
 /// What is read before it is known whether there is anything to do.
 struct Read {
     selection: Selection,
@@ -421,51 +446,91 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(ReportEvent),
 ) -> Result<ReportSummary> {
-    let record = record_path(&plan.output);
-    let mut folder = Folder::open(&plan.output, &record)?;
-    let captioned = Captioned::originals(&plan.images)?;
-    let read = Read::new(plan, &captioned)?;
+    match make(plan, interrupt, on_event) {
+        Err(Error::Stopped) => Ok(ReportSummary::interrupted(plan)),
+        done => done,
+    }
+}
+
+fn make(
+    plan: &ReportPlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(ReportEvent),
+) -> Result<ReportSummary> {
+    let mut folder = Folder::open(&plan.output, STAGE)?.replacing_edited();
+    check_report(&plan.output, &folder)?;
+    let asked = plan.clone();
+    let Inputs { captioned, read, key } = heard(interrupt, move || asked.inputs())?;
     let shown = read.shown();
     let mut thumbnails = Thumbnails::open(&plan.images, &plan.output, plan.gallery.thumbnail_px);
-    let made = |thumbnails: &Thumbnails| made(plan, &plan.key_of(&captioned, &shown, thumbnails)?);
+    let key = |thumbnails: &Thumbnails| with_shown(&key, &plan.images, &captioned, &shown, thumbnails);
     // Else the pictures would have to be read to know it, and then once more for their thumbnails.
     if thumbnails.know(&shown)
-        && let Some(summary) = made(&thumbnails)?
+        && let Some(summary) = made(plan, &key(&thumbnails))?
     {
         return Ok(summary);
     }
     let (captions, measured) = captions(&captioned);
-    let Some(analysed) = analyse(&plan.analysis_inputs(&read, captions), interrupt)? else {
-        return Ok(ReportSummary::interrupted(plan));
-    };
+    let analysed = analyse(&plan.analysis_inputs(&read, captions), interrupt)?.ok_or(Error::Stopped)?;
     let mut data = data(plan, &read, &measured, analysed);
     data.warnings.extend_from_slice(&captioned.warnings);
     let files = files(&data, &measured);
-    let _lock = taken(&plan.output)?;
-    folder.claim(files.iter().map(|file| file.name.as_str()))?;
+    folder.guard(files.iter().map(|file| file.name.as_str()))?;
+    folder.take()?;
     on_event(ReportEvent::Started { pictures: shown.len() as u64 });
     let on_done = &mut |done| on_event(ReportEvent::Thumbnails { done });
-    if !thumbnails.make(&shown, interrupt, on_done)? {
-        return Ok(ReportSummary::interrupted(plan));
-    }
-    if let Some(summary) = made(&thumbnails)? {
+    thumbnails.make(&mut folder, &shown, interrupt, on_done)?;
+    if let Some(summary) = made(plan, &key(&thumbnails))? {
         return Ok(summary);
     }
     add_thumbnails(&mut data, &thumbnails);
-    folder.begin()?;
-    for file in &files {
-        if interrupt.is_raised() {
-            return Ok(ReportSummary::interrupted(plan));
-        }
-        let path = folder.path(&file.name);
-        write_atomic(&path, (file.content)(&data))?;
-        on_event(ReportEvent::Wrote { path });
-    }
-    folder.keep(&files.iter().map(|file| file.name.as_str()).collect(), &thumbnails.names())?;
+    write(&mut folder, plan, &files, &data, interrupt, on_event)?;
+    let names = thumbnails.names();
+    folder.close(files.iter().map(|file| file.name.as_str()).chain(names.iter().map(String::as_str)))?;
     let outcome = if data.problems.is_empty() { Outcome::Done } else { Outcome::Skipped };
     let summary = summary(plan, data, shown.len(), outcome);
-    plan.key_of(&captioned, &shown, &thumbnails)?.write(&record, &[&plan.output], &summary)?;
+    key(&thumbnails).write(&record_path(&plan.output), &[&plan.output], &summary)?;
     Ok(summary)
+}
+
+/// A folder that holds something must be a report: nobody wants its pages among their files.
+fn check_report(root: &Path, folder: &Folder) -> Result<()> {
+    let unread = |source| Error::Read { path: root.to_path_buf(), source };
+    if !folder.is_empty() || !root.exists() {
+        return Ok(());
+    }
+    let names = fs::read_dir(root).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    });
+    let names: BTreeSet<String> = names.map_err(unread)?;
+    match names.into_iter().find(|name| !name.starts_with('.')) {
+        Some(found) => Err(Error::NotAReport { path: root.to_path_buf(), found }),
+        None => Ok(()),
+    }
+}
+
+/// Writes the pages, the index last; meanwhile there is none.
+fn write(
+    folder: &mut Folder,
+    plan: &ReportPlan,
+    files: &[File],
+    data: &ReportData,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(ReportEvent),
+) -> Result<()> {
+    folder.remove(INDEX)?;
+    let (index, pages): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.name == INDEX);
+    for files in [pages, index] {
+        let items: Vec<_> = files.iter().map(|file| file.item(data)).collect();
+        let mut told = 0;
+        folder.put(&items.iter().collect::<Vec<_>>(), interrupt, &mut |done| {
+            for file in &files[told..done as usize] {
+                on_event(ReportEvent::Wrote { path: plan.output.join(&file.name) });
+            }
+            told = done as usize;
+        })?;
+    }
+    Ok(())
 }
 
 /// The summary of the report that is there already.
@@ -557,15 +622,22 @@ fn add_thumbnails(data: &mut ReportData, thumbnails: &Thumbnails) {
 /// A file of the report.
 struct File<'a> {
     name: String,
-    content: Box<dyn Fn(&ReportData) -> String + 'a>,
+    content: Box<dyn Fn(&ReportData) -> String + Send + Sync + 'a>,
 }
 
 impl<'a> File<'a> {
-    fn new(name: impl Into<String>, content: impl Fn(&ReportData) -> String + 'a) -> Self {
+    fn new(name: impl Into<String>, content: impl Fn(&ReportData) -> String + Send + Sync + 'a) -> Self {
         Self { name: name.into(), content: Box::new(content) }
     }
 
-    fn chart(name: impl Into<String>, chart: impl Fn(&ReportData) -> Option<Chart> + 'a) -> Self {
+    fn item<'i>(&'i self, data: &'i ReportData) -> Item<'i> {
+        Item::made(&self.name, Size::Small, move || Ok((self.content)(data).into_bytes()))
+    }
+
+    fn chart(
+        name: impl Into<String>,
+        chart: impl Fn(&ReportData) -> Option<Chart> + Send + Sync + 'a,
+    ) -> Self {
         Self::new(name, move |data| chart(data).map(|chart| chart.svg(Place::File)).unwrap_or_default())
     }
 }

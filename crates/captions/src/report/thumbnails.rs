@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::UNIX_EPOCH,
 };
 
@@ -13,11 +12,17 @@ use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, Fault, Filter, decode_bytes, shrink};
 use vodka_stage::{ContentHash, Hasher, Input, Interrupt, hash_bytes, hash_file, write_atomic};
 
-use super::folder::THUMBNAILS;
-use crate::Result;
+use crate::{
+    Error, Result,
+    place::{Folder, Item, Size},
+    stop_if,
+};
+
+/// The folder of thumbnails.
+const THUMBNAILS: &str = "thumbnails";
 
 /// How many digits of a picture's hash its thumbnail is called by.
-pub(super) const NAME_DIGITS: usize = 24;
+const NAME_DIGITS: usize = 24;
 
 /// WebP's quality, of 100: blur must still be told from sharpness.
 const QUALITY: f32 = 82.0;
@@ -35,8 +40,6 @@ pub(super) struct Thumbnails {
     output: PathBuf,
     px: u32,
     index: BTreeMap<String, Known>,
-    /// Held while a thumbnail is written: equal pictures have one.
-    writing: Mutex<()>,
 }
 
 /// The file that keeps the index; other settings make other thumbnails.
@@ -93,13 +96,7 @@ impl Thumbnails {
         let index = index.and_then(|bytes| serde_json::from_slice::<Index>(&bytes).ok());
         let index = index.filter(|index| index.px == px && index.quality == QUALITY);
         let index = index.map(|index| index.pictures).unwrap_or_default();
-        Self {
-            images: images.to_path_buf(),
-            output: output.to_path_buf(),
-            px,
-            index,
-            writing: Mutex::new(()),
-        }
+        Self { images: images.to_path_buf(), output: output.to_path_buf(), px, index }
     }
 
     /// Whether nothing has happened to any of these pictures since their thumbnails were made.
@@ -107,57 +104,77 @@ impl Thumbnails {
         images.par_iter().all(|image| self.unchanged(image).is_some())
     }
 
-    /// Makes those that are missing; `false` where it was interrupted. Tells how many are done.
+    /// Makes those that are missing. Tells how many are done.
+    ///
+    /// # Errors
+    /// What cannot be written; [`Error::Stopped`].
     pub(super) fn make(
         &mut self,
+        folder: &mut Folder,
         images: &BTreeSet<&str>,
         interrupt: &Interrupt,
         on_done: &mut dyn FnMut(u64),
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let before = self.index.clone();
+        let made = self.make_missing(folder, &before, images, interrupt, on_done);
+        if matches!(made, Ok(()) | Err(Error::Stopped)) {
+            self.save(&before)?;
+        }
+        made
+    }
+
+    fn make_missing(
+        &mut self,
+        folder: &mut Folder,
+        before: &BTreeMap<String, Known>,
+        images: &BTreeSet<&str>,
+        interrupt: &Interrupt,
+        on_done: &mut dyn FnMut(u64),
+    ) -> Result<()> {
         self.index.retain(|image, _| images.contains(image.as_str()));
         let images: Vec<_> = images.iter().copied().collect();
         for (chunk, images) in images.chunks(CHUNK).enumerate() {
-            let looked_at = images
-                .par_iter()
-                .map(|image| match interrupt.is_raised() {
-                    true => Ok(None),
-                    false => self.look_at(image).map(|known| Some(((*image).to_owned(), known))),
-                })
-                .collect::<Result<Option<Vec<_>>>>()?;
-            let Some(looked_at) = looked_at else {
-                self.save(&before)?;
-                return Ok(false);
+            let look_at = |image: &&str| {
+                stop_if(interrupt)?;
+                let (known, webp) = self.look_at(image);
+                Ok(((*image).to_owned(), known, webp))
             };
-            let changed = looked_at.iter().any(|(image, known)| self.index.get(image) != Some(known));
-            self.index.extend(looked_at);
+            let looked_at: Vec<_> = images.par_iter().map(look_at).collect::<Result<_>>()?;
+            let (mut known, mut webps) = (Vec::new(), BTreeMap::new());
+            for (image, found, webp) in looked_at {
+                // Equal pictures have one thumbnail.
+                webps.extend(found.file().zip(webp));
+                known.push((image, found));
+            }
+            let item =
+                |(name, webp): (String, Vec<u8>)| Item::made(name, Size::Small, move || Ok(webp.clone()));
+            let items: Vec<_> = webps.into_iter().map(item).collect();
+            let due = folder.due(&items, interrupt)?;
+            folder.put(&due, interrupt, &mut |_| {})?;
+            let changed = known.iter().any(|(image, known)| self.index.get(image) != Some(known));
+            self.index.extend(known);
             if changed && chunk % 8 == 7 {
-                self.save(&before)?;
+                self.save(before)?;
             }
             on_done((chunk * CHUNK + images.len()) as u64);
         }
-        self.save(&before)?;
-        Ok(true)
+        Ok(())
     }
 
     /// The thumbnail of a picture, or what is wrong with the picture.
     pub(super) fn of(&self, image: &str) -> Option<Result<Thumbnail, &str>> {
         let known = self.index.get(image)?;
-        Some(match (&known.made, known.sha256) {
-            (Made::Thumbnail { width, height, .. }, Some(sha256)) => Ok(Thumbnail {
-                file: format!("{THUMBNAILS}/{}", name(sha256)),
-                width: *width,
-                height: *height,
-            }),
-            (Made::Problem(problem), _) => Err(problem),
-            (Made::Thumbnail { .. }, None) => return None,
+        Some(match &known.made {
+            Made::Thumbnail { width, height, .. } => {
+                Ok(Thumbnail { file: known.file()?, width: *width, height: *height })
+            }
+            Made::Problem(problem) => Err(problem),
         })
     }
 
-    /// The names of all thumbnails.
+    /// The files of all thumbnails, below the report's folder.
     pub(super) fn names(&self) -> BTreeSet<String> {
-        let made = self.index.values().filter(|known| matches!(known.made, Made::Thumbnail { .. }));
-        made.filter_map(|known| known.sha256).map(name).collect()
+        self.index.values().filter_map(Known::file).collect()
     }
 
     /// The pictures and what they hold, as an input of a run. Of those that are not known yet, the files are read.
@@ -181,9 +198,10 @@ impl Thumbnails {
         (known.stamp.is_some() && known.stamp == stamp(&self.images.join(image))).then_some(known)
     }
 
-    fn look_at(&self, image: &str) -> Result<Known> {
+    /// What is to be known of a picture, and its thumbnail where that is not there.
+    fn look_at(&self, image: &str) -> (Known, Option<Vec<u8>>) {
         if let Some(known) = self.unchanged(image).filter(|known| self.is_there(known)) {
-            return Ok(known.clone());
+            return (known.clone(), None);
         }
         let path = self.images.join(image);
         let stamp = stamp(&path);
@@ -191,37 +209,29 @@ impl Thumbnails {
             Ok(bytes) => bytes,
             Err(source) => {
                 let made = Made::Problem(Fault::Read { source }.reason());
-                return Ok(Known { stamp: None, sha256: None, made });
+                return (Known { stamp: None, sha256: None, made }, None);
             }
         };
         let sha256 = hash_bytes(&bytes);
         if let Some(known) = self.index.get(image).filter(|known| known.sha256 == Some(sha256))
             && self.is_there(known)
         {
-            return Ok(Known { stamp, ..known.clone() });
+            return (Known { stamp, ..known.clone() }, None);
         }
-        let made = match thumbnail(&bytes, self.px) {
-            Err(problem) => Made::Problem(problem),
+        let (made, webp) = match thumbnail(&bytes, self.px) {
+            Err(problem) => (Made::Problem(problem), None),
             Ok((webp, width, height)) => {
-                let path = self.output.join(THUMBNAILS).join(name(sha256));
-                let made = hash_bytes(&webp);
-                let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-                // Another picture may be equal, and a killed run may have made it.
-                if hash_file(&path).ok() != Some(made) {
-                    write_atomic(path, webp)?;
-                }
-                Made::Thumbnail { width, height, sha256: made }
+                (Made::Thumbnail { width, height, sha256: hash_bytes(&webp) }, Some(webp))
             }
         };
-        Ok(Known { stamp, sha256: Some(sha256), made })
+        (Known { stamp, sha256: Some(sha256), made }, webp)
     }
 
     /// Whether what was made of a picture is still there, as it was made.
     fn is_there(&self, known: &Known) -> bool {
-        match (&known.made, known.sha256) {
-            (Made::Thumbnail { sha256, .. }, Some(picture)) => {
-                let path = self.output.join(THUMBNAILS).join(name(picture));
-                hash_file(path).is_ok_and(|found| found == *sha256)
+        match (&known.made, known.file()) {
+            (Made::Thumbnail { sha256, .. }, Some(file)) => {
+                hash_file(self.output.join(file)).is_ok_and(|found| found == *sha256)
             }
             (Made::Problem(_), _) => true,
             (Made::Thumbnail { .. }, None) => false,
@@ -239,8 +249,16 @@ impl Thumbnails {
     }
 }
 
-fn name(picture: ContentHash) -> String {
-    format!("{}.webp", picture.short(NAME_DIGITS))
+impl Known {
+    /// The thumbnail's file, below the report's folder.
+    fn file(&self) -> Option<String> {
+        match (&self.made, self.sha256) {
+            (Made::Thumbnail { .. }, Some(picture)) => {
+                Some(format!("{THUMBNAILS}/{}.webp", picture.short(NAME_DIGITS)))
+            }
+            _ => None,
+        }
+    }
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

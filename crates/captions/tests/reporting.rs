@@ -388,6 +388,19 @@ fn an_interrupted_report_has_no_index_and_goes_on() {
 }
 
 #[test]
+fn what_a_scrolling_table_is_about_does_not_scroll() {
+    let (_dir, config) = world();
+    run(&config);
+    let index = fs::read_to_string(config.output.join("index.html")).unwrap();
+    let boxes: Vec<_> = index.split("class=\"scroll\"").skip(1).collect();
+    assert!(!boxes.is_empty());
+    for text in boxes {
+        let table = text.split("</table>").next().unwrap();
+        assert!(table.contains("aria-labelledby") && !table.contains("<caption>"), "{table}");
+    }
+}
+
+#[test]
 fn the_index_is_written_last() {
     let (_dir, config) = world();
     let mut written = Vec::new();

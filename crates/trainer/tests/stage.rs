@@ -7,6 +7,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use serde_json::{Value, json};
@@ -23,10 +24,30 @@ use vodka_trainer::{
 struct World {
     dir: TempDir,
     config: TrainConfig,
+    _company: Company,
 }
+
+/// Who else trains in this process meanwhile: others, or nobody.
+#[expect(dead_code, reason = "held, not read")]
+enum Company {
+    Others(RwLockReadGuard<'static, ()>),
+    Nobody(RwLockWriteGuard<'static, ()>),
+}
+
+static TRAINING: RwLock<()> = RwLock::new(());
 
 impl World {
     fn new() -> Self {
+        Self::within(Company::Others(TRAINING.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// For runs that are compared bit for bit with other numbers of threads or in bf16: libtorch keeps the number of threads, and
+    /// what oneDNN has prepared for it, for the whole process.
+    fn alone() -> Self {
+        Self::within(Company::Nobody(TRAINING.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn within(company: Company) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         fs::create_dir_all(data.join("sub")).unwrap();
@@ -47,7 +68,7 @@ impl World {
         let keys = json!({"resolution": 64, "batch_size": 2, "max_epochs": 3, "lr": 1e-3, "save_every_n_epochs": 1,
             "project_name": "tiny", "cond_dropout": 0.3, "threads": 1});
         set(&mut config, keys);
-        Self { dir, config }
+        Self { dir, config, _company: company }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -561,7 +582,7 @@ fn a_round_of_samples_that_was_interrupted_is_made_when_the_run_goes_on() {
 
 #[test]
 fn a_run_keeps_the_number_of_threads_it_began_with() {
-    let world = World::new();
+    let world = World::alone();
     world.undisturbed("whole", json!({}));
     world.train("out", json!({}), &mut at_step(4, Interrupt::raise)).unwrap();
     let before = tch::get_num_threads();
@@ -743,7 +764,7 @@ fn losses_that_are_read_late_are_the_same_and_all_there() {
 
 #[test]
 fn every_precision_resumes_to_the_bit() {
-    let world = World::new();
+    let world = World::alone();
     for precision in ["bf16", "fp16"] {
         let changes = json!({"precision": precision, "max_epochs": 2, "save_every_n_epochs": 2,
             "vae_precision": "bf16",

@@ -55,6 +55,9 @@ const EXPOSURES: &str = "exposures.csv";
 
 /// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
 ///
+/// The number of libtorch's threads and what oneDNN prepares for it are the process's own: where a run must be repeatable to the
+/// bit, let one process train one model at a time.
+///
 /// # Errors
 /// Another run in the output folder ([`vodka_stage::Error::Busy`]), or a disk without room for what is to be written;
 /// a base checkpoint that is damaged or of another architecture; pictures without captions, or none at all; a loss that

@@ -1,6 +1,8 @@
 //! The training step on random latents and captions, as the trainer takes it, timed: what `peer_train.py` does with
 //! PyTorch and diffusers.
 
+pub mod sampling;
+
 use std::{
     error::Error,
     fs,

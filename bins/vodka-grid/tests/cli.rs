@@ -127,6 +127,33 @@ fn a_grid_that_was_killed_three_times_is_the_one_that_was_not() {
     }
 }
 
+/// A limit on the size of files fails a write as a full disk does, once the signal that comes with it is ignored.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_loses_no_cell() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = toml(&model("base"), "seeds = \"1-2\"");
+    let limited = |blocks: u64| {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" grid.toml --output grid");
+        let mut command = process::Command::new("sh");
+        command.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin!("vodka-grid"));
+        command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+        Command::from_std(command).assert()
+    };
+    fs::write(dir.path().join("grid.toml"), &text).unwrap();
+    // No cell has room.
+    fails(limited(4), 1, &["cannot write", "`grid/cells/"]);
+    assert!(tree(&dir.path().join("grid")).keys().all(|path| path.extension().is_none()));
+    // Each cell has, the page with all of them has not.
+    fails(limited(32), 1, &["cannot write", "`grid/"]);
+    let cells = |path: &PathBuf| path.starts_with("cells");
+    assert_eq!(tree(&dir.path().join("grid")).keys().filter(|path| cells(path)).count(), 8);
+    let rest = grid(dir.path(), &text, &[]).success();
+    assert!(stderr(&rest).contains("8 cells, 0 made, 8 kept"), "{}", stderr(&rest));
+    let left = tree(&dir.path().join("grid"));
+    assert!(left.keys().all(|path| !path.to_string_lossy().ends_with(".partial")), "{:?}", left.keys());
+}
+
 #[test]
 fn checkpoints_and_a_store_come_from_the_command_line() {
     let dir = tempfile::tempdir().unwrap();

@@ -60,7 +60,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &["vodka-stage", "vodka-testkit"]),
     ("vodka-bench-light", &[]),
     ("vodka-bench-curation", &[]),
-    ("vodka-bench-torch", &["vodka-checkpoint", "vodka-sd15", "vodka-trainer"]),
+    (
+        "vodka-bench-torch",
+        &["vodka-stage", "vodka-checkpoint", "vodka-sd15", "vodka-trainer", "vodka-sampler"],
+    ),
 ];
 
 /// The features of shared dependencies, which every package takes.

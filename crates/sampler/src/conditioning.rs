@@ -86,8 +86,15 @@ impl Prompts {
         placed.map(|embedding| embedding.name.as_str())
     }
 
-    /// Encodes every text: chunks side by side, weighed, each with the mean that it had without weights.
-    pub(crate) fn encode(self, clip: &ClipTextModel, clip_skip: i64, library: &Library) -> Conditioning {
+    /// Encodes every text that `known` does not have: chunks side by side, weighed, each with the mean that it had without
+    /// weights.
+    pub(crate) fn encode(
+        self,
+        clip: &ClipTextModel,
+        clip_skip: i64,
+        library: &Library,
+        known: &mut States,
+    ) -> Conditioning {
         let encode = |chunks: &Vec<Chunk>| {
             let tokens = embed(chunks, clip, library);
             let z = clip.forward_embedded(&tokens, clip_skip);
@@ -95,8 +102,60 @@ impl Prompts {
             let z = weigh(z, &weights, self.emphasis); // (chunks, 77, C)
             z.flatten(0, 1) // (77 chunks, C)
         };
-        let states = self.texts.iter().map(encode).collect();
+        let state = |chunks| known.get(chunks, clip_skip, self.emphasis, encode);
+        let states = self.texts.iter().map(state).collect();
         Conditioning { parts: self.parts, negative: self.negative, states }
+    }
+}
+
+/// Texts that were encoded before, by one text encoder whose weights have not changed since, and with the same embeddings.
+#[derive(Debug, Default)]
+pub(crate) struct States {
+    /// The latest one last.
+    known: Vec<State>,
+    #[cfg(test)]
+    encoded: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    chunks: Vec<Chunk>,
+    clip_skip: i64,
+    emphasis: Emphasis,
+    /// `(77 chunks, C)`
+    tensor: Tensor,
+}
+
+impl States {
+    /// A text of 77 tokens of SD 1.5 takes 0.24 MB.
+    const MOST: usize = 128;
+
+    /// The state of a text; `encode` makes it where it is not there.
+    fn get(
+        &mut self,
+        chunks: &Vec<Chunk>,
+        clip_skip: i64,
+        emphasis: Emphasis,
+        encode: impl FnOnce(&Vec<Chunk>) -> Tensor,
+    ) -> Tensor {
+        let is_it = |state: &State| {
+            state.clip_skip == clip_skip && state.emphasis == emphasis && state.chunks == *chunks
+        };
+        let state = if let Some(place) = self.known.iter().position(is_it) {
+            self.known.remove(place)
+        } else {
+            if self.known.len() == Self::MOST {
+                self.known.remove(0);
+            }
+            #[cfg(test)]
+            {
+                self.encoded += 1;
+            }
+            State { chunks: chunks.clone(), clip_skip, emphasis, tensor: encode(chunks) }
+        };
+        let tensor = state.tensor.shallow_clone();
+        self.known.push(state);
+        tensor
     }
 }
 
@@ -227,6 +286,32 @@ mod tests {
         assert!(error.contains("1.2.3"), "{error}");
         let plain = Settings { emphasis: Emphasis::None, ..settings("(a:1.2.3)") };
         Prompts::check(&plain).unwrap();
+    }
+
+    #[test]
+    fn a_text_is_encoded_once() {
+        let settings = Settings { prompt: "a [cat|dog]".into(), ..Settings::default() };
+        let texts = Prompts::parse(&settings, &EmbeddingNames::default()).unwrap().texts;
+        let mut states = States::default();
+        let mut get = |chunks: &Vec<Chunk>, clip_skip, emphasis, value: f64| {
+            let found = states.get(chunks, clip_skip, emphasis, |_| Tensor::from(value));
+            (found.double_value(&[]), states.encoded)
+        };
+        assert_eq!(get(&texts[0], 1, Emphasis::Original, 1.0), (1.0, 1));
+        assert_eq!(get(&texts[1], 1, Emphasis::Original, 2.0), (2.0, 2));
+        assert_eq!(get(&texts[0], 2, Emphasis::Original, 3.0), (3.0, 3));
+        assert_eq!(get(&texts[0], 1, Emphasis::NoNorm, 4.0), (4.0, 4));
+        assert_eq!(get(&texts[0], 1, Emphasis::Original, 5.0), (1.0, 4));
+        let mut other = texts[0].clone();
+        other[0].weights[3] = 1.5;
+        assert_eq!(get(&other, 1, Emphasis::Original, 6.0), (6.0, 5));
+        // What was used least lately goes first.
+        for i in 0..States::MOST as i64 - 1 {
+            get(&texts[1], 10 + i, Emphasis::Original, 0.0);
+        }
+        let before = get(&other, 1, Emphasis::Original, 7.0);
+        assert_eq!(before, (6.0, 4 + States::MOST));
+        assert_eq!(get(&texts[0], 1, Emphasis::Original, 8.0), (8.0, 5 + States::MOST));
     }
 
     #[test]

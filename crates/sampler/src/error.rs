@@ -126,6 +126,16 @@ pub enum Error {
         /// The picture.
         path: PathBuf,
     },
+    /// A picture with a text that no prompt is as long as.
+    #[error("`{path}` has a `parameters` text of {found} bytes, expected {max} at most")]
+    LongParameters {
+        /// The picture.
+        path: PathBuf,
+        /// Its bytes.
+        found: usize,
+        /// The most.
+        max: usize,
+    },
     /// A picture's text with a value that is none.
     #[error("{field}: expected {expected}, found `{found}`")]
     Field {

@@ -26,14 +26,16 @@ impl Applied {
     ///
     /// # Errors
     /// A file that is no LoRA for these networks, or holds values that are not finite; the weights are then as they were.
+    ///
+    /// Tells whether anything was changed.
     pub(crate) fn set(
         &mut self,
         wanted: Vec<(PathBuf, LoraUse)>,
         config: &ModelConfig,
         state: &dyn Fn() -> Vec<(String, Tensor)>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if wanted == self.loras {
-            return Ok(());
+            return Ok(false);
         }
         no_grad(|| {
             let state: HashMap<String, Tensor> = state().into_iter().collect();
@@ -51,7 +53,7 @@ impl Applied {
                 weight.copy_(&changed.to_kind(weight.kind()));
             }
             self.loras = wanted;
-            Ok(())
+            Ok(true)
         })
     }
 }

@@ -182,11 +182,27 @@ fn encoder<W: Write>(
     encoder.write_header()
 }
 
+/// The longest text that is taken for `parameters`, in bytes: far more than a prompt, little enough to be read at once.
+const PARAMETERS_MAX: usize = 1 << 20;
+
+/// The most bytes that a compressed text may hold; embeddings are the largest.
+const TEXT_MAX: usize = 16 << 20;
+
 /// The `parameters` text of a PNG, JPEG or WebP file, whatever it is called; none where it has none.
 ///
 /// # Errors
-/// A file that cannot be read or is none of these.
+/// A file that cannot be read or is none of these; a text of more than a mebibyte, however small it is compressed.
 pub fn read_parameters(path: &Path) -> Result<Option<String>> {
+    match text_in(path)? {
+        Some(text) if text.len() > PARAMETERS_MAX => {
+            let (path, found) = (path.to_path_buf(), text.len());
+            Err(Error::LongParameters { path, found, max: PARAMETERS_MAX })
+        }
+        text => Ok(text),
+    }
+}
+
+fn text_in(path: &Path) -> Result<Option<String>> {
     let unreadable = |source| vodka_stage::Error::Read { path: path.to_path_buf(), source };
     let bytes = fs::read(path).map_err(unreadable)?;
     let source = Cursor::new(bytes.as_slice());
@@ -214,9 +230,14 @@ fn text_of(info: &png::Info<'_>, key: &str) -> Option<Result<String, DecodingErr
     let unicode = || info.utf8_text.iter().find(|chunk| chunk.keyword == key);
     match latin {
         Some(chunk) => Some(Ok(chunk.text.clone())),
-        None => match unicode() {
-            Some(chunk) => Some(chunk.get_text()),
-            None => zipped().map(png::text_metadata::ZTXtChunk::get_text),
+        None => match unicode().cloned() {
+            Some(mut chunk) => {
+                Some(chunk.decompress_text_with_limit(TEXT_MAX).and_then(|()| chunk.get_text()))
+            }
+            None => zipped().cloned().map(|mut chunk| {
+                chunk.decompress_text_with_limit(TEXT_MAX)?;
+                chunk.get_text()
+            }),
         },
     }
 }
@@ -247,6 +268,30 @@ fn read_error(path: &Path) -> impl FnOnce(DecodingError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_is_too_long_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let write = |add: &dyn Fn(&mut Encoder<'_, File>)| {
+            let mut encoder = Encoder::new(File::create(&path).unwrap(), 1, 1);
+            encoder.set_color(ColorType::Rgb);
+            add(&mut encoder);
+            encoder.write_header().unwrap().write_image_data(&[0; 3]).unwrap();
+        };
+        let long = |length: usize| "(".repeat(length);
+        for length in [PARAMETERS_MAX + 1, TEXT_MAX + 1] {
+            write(&|encoder| encoder.add_ztxt_chunk(KEY.into(), long(length)).unwrap());
+            let error = read_parameters(&path).unwrap_err().to_string();
+            assert!(error.contains("a.png"), "{error}");
+        }
+        assert!(fs::metadata(&path).unwrap().len() < PARAMETERS_MAX as u64);
+        write(&|encoder| encoder.add_text_chunk(KEY.into(), long(PARAMETERS_MAX + 1)).unwrap());
+        let error = read_parameters(&path).unwrap_err().to_string();
+        assert!(error.ends_with("`parameters` text of 1048577 bytes, expected 1048576 at most"), "{error}");
+        write(&|encoder| encoder.add_ztxt_chunk(KEY.into(), long(PARAMETERS_MAX)).unwrap());
+        assert_eq!(read_parameters(&path).unwrap(), Some(long(PARAMETERS_MAX)));
+    }
 
     #[test]
     fn pixels_and_text_come_back() {

@@ -8,7 +8,7 @@ use std::{
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, Prediction, VaeConfig, Weights};
+use vodka_checkpoint::{Checkpoint, Precision, Prediction, VaeConfig, Weights};
 use vodka_noise::{
     BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
     Solver,
@@ -18,7 +18,7 @@ use vodka_stage::Interrupt;
 
 use crate::{
     Error, Library, Model, ModelSource, Result, Settings, Size,
-    conditioning::{Conditioning, Now, Prompts},
+    conditioning::{Conditioning, Now, Prompts, States},
     fit::fit,
     loras::Applied,
 };
@@ -34,6 +34,8 @@ pub struct Pipeline {
     vae: Vae,
     library: Arc<Library>,
     loras: RefCell<Applied>,
+    states: RefCell<States>,
+    load: Load,
 }
 
 /// How networks are loaded.
@@ -53,6 +55,15 @@ impl Load {
     /// All in `kind` but the VAE, which is in fp32 and the checkpoint's.
     pub fn new(device: Device, kind: Kind) -> Self {
         Self { device, kind, vae_kind: Kind::Float, vae: None }
+    }
+}
+
+/// libtorch's name for it.
+pub(crate) fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::F32 => Kind::Float,
+        Precision::F16 => Kind::Half,
+        Precision::BF16 => Kind::BFloat16,
     }
 }
 
@@ -115,20 +126,61 @@ impl Pipeline {
         let weights = model.weights();
         let vae_file = vae.as_deref().map(|path| open_vae(path, &weights.config().vae)).transpose()?;
         let vae_weights: &dyn Weights = vae_file.as_ref().map_or(weights, |file| file);
+        let mut unet = UNet::load(weights, device, kind)?;
+        unet.channels_last();
+        let mut vae = Vae::load(vae_weights, device, vae_kind)?;
+        vae.channels_last();
         Ok(Self {
             clip: ClipTextModel::load(weights, device, kind)?,
-            unet: UNet::load(weights, device, kind)?,
-            vae: Vae::load(vae_weights, device, vae_kind)?,
+            unet,
+            vae,
             model,
             vae_file,
             library: Arc::default(),
             loras: RefCell::default(),
+            states: RefCell::default(),
+            load: load.clone(),
         })
+    }
+
+    /// Puts another model in the place of this one: its weights go into the networks that are there, which are built anew only
+    /// where they are of another form or are to be elsewhere. The library stays. Pictures are to the bit those of
+    /// [`Pipeline::load_with`].
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_with`].
+    pub fn replace(mut self, model: Model, load: &Load) -> Result<Self> {
+        let form = |load: &Load| (load.device, load.kind, load.vae_kind);
+        let [before, after] = [&self.model, &model].map(Model::config);
+        if form(load) != form(&self.load) || (&before.clip, &before.unet) != (&after.clip, &after.unet) {
+            let library = self.library;
+            // Two models may be too many for the memory.
+            drop((self.clip, self.unet, self.vae));
+            return Ok(Self::load_with(model, load)?.with_library(library));
+        }
+        let weights = model.weights();
+        if load.vae.is_none() || load.vae != self.load.vae {
+            let file = load.vae.as_deref().map(|path| open_vae(path, &after.vae)).transpose()?;
+            let weights: &dyn Weights = file.as_ref().map_or(weights, |file| file);
+            if weights.config().vae == *self.vae.config() {
+                self.vae.fill(weights)?;
+            } else {
+                self.vae = Vae::load(weights, load.device, load.vae_kind)?;
+                self.vae.channels_last();
+            }
+            self.vae_file = file;
+        }
+        self.clip.fill(weights)?;
+        self.unet.fill(weights)?;
+        self.loras.take();
+        self.states.take();
+        Ok(Self { model, load: load.clone(), ..self })
     }
 
     /// The same, with LoRA files and embeddings that prompts may name.
     pub fn with_library(mut self, library: Arc<Library>) -> Self {
         self.library = library;
+        self.states.take();
         self
     }
 
@@ -161,9 +213,11 @@ impl Pipeline {
         let Some(first) = batch.settings.first() else { return Ok(Some(Vec::new())) };
         let state = || [self.clip.state(), self.unet.state()].into_iter().flatten().collect();
         let config = self.model.config();
-        self.loras.borrow_mut().set(self.library.loras(first)?, config, &state)?;
+        if self.loras.borrow_mut().set(self.library.loras(first)?, config, &state)? {
+            self.states.take();
+        }
         let path = self.model.path();
-        let run = Run { path, batch, library: &self.library, interrupt };
+        let run = Run { path, batch, library: &self.library, interrupt, states: &self.states };
         let result = self.networks().generate_batch(run, on_step);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
@@ -211,6 +265,7 @@ struct Run<'a> {
     batch: Batch<'a>,
     library: &'a Library,
     interrupt: &'a Interrupt,
+    states: &'a RefCell<States>,
 }
 
 impl Networks<'_> {
@@ -225,7 +280,10 @@ impl Networks<'_> {
         let library = Library::default();
         library.loras(settings)?;
         let batch = Batch { settings: std::slice::from_ref(settings), image: None };
-        let pictures = self.generate_batch(Run { path, batch, library: &library, interrupt }, on_step)?;
+        // Its weights may have changed since the last call.
+        let states = RefCell::default();
+        let run = Run { path, batch, library: &library, interrupt, states: &states };
+        let pictures = self.generate_batch(run, on_step)?;
         Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
     }
 
@@ -304,7 +362,7 @@ impl Networks<'_> {
             if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
         let solver = settings.solver(&table)?;
         let shape = self.shape(settings)?;
-        let conditioning = self.conditioning(settings, run.library)?;
+        let conditioning = self.conditioning(settings, run)?;
         let device = self.unet.vars().device();
         let tensor = |values: Vec<f32>| {
             Tensor::from_slice(&values).view(shape.map(|n| n as i64)).to_device(device) // (4, h, w)
@@ -380,13 +438,14 @@ impl Networks<'_> {
     }
 
     /// The encoded prompts.
-    fn conditioning(&self, settings: &Settings, library: &Library) -> Result<Conditioning> {
+    fn conditioning(&self, settings: &Settings, run: &Run<'_>) -> Result<Conditioning> {
         let max = self.clip.config().layers as u32;
         if !(1..=max).contains(&settings.clip_skip) {
             return Err(Error::ClipSkip { found: settings.clip_skip, max });
         }
-        let names = library.names(self.clip.config().hidden_size as usize);
-        Ok(Prompts::parse(settings, &names)?.encode(self.clip, settings.clip_skip.into(), library))
+        let names = run.library.names(self.clip.config().hidden_size as usize);
+        let prompts = Prompts::parse(settings, &names)?;
+        Ok(prompts.encode(self.clip, settings.clip_skip.into(), run.library, &mut run.states.borrow_mut()))
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tch::Kind;
 use vodka_checkpoint::Precision;
 use vodka_images::{DecodeOptions, RgbImage, decode_bytes};
 use vodka_noise::{RandomSource, SamplerName, ScheduleName};
@@ -23,6 +22,7 @@ use crate::{
     Result, Settings, Size, Used,
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
+    pipeline::kind,
     texts::{Wildcards, apply_styles},
 };
 
@@ -415,11 +415,6 @@ impl SamplePlan {
     }
 
     fn load(&self) -> Result<Load> {
-        let kind = |precision| match precision {
-            Precision::F32 => Kind::Float,
-            Precision::F16 => Kind::Half,
-            Precision::BF16 => Kind::BFloat16,
-        };
         Ok(Load {
             device: parse_device(&self.device, &self.runtime_dir)?,
             kind: kind(self.precision),

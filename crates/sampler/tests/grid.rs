@@ -2,19 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod common;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
+use tch::{Device, Kind};
 use vodka_checkpoint::{Checkpoint, Error, Precision, write_checkpoint};
 use vodka_sampler::{
-    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
-    grid, read_parameters,
+    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Load,
+    ModelSource, Pipeline, Settings, Values, grid, read_parameters,
 };
 use vodka_stage::{FolderLock, Interrupt, Outcome, Spanned, parse_toml};
-use vodka_testkit::model;
+use vodka_testkit::{fixture, model};
 
 fn config(checkpoints: &[PathBuf], output: &Path) -> GridConfig {
     let prompt = |text: &str| GridPrompt::new(text, "blurry");
@@ -207,6 +210,66 @@ fn vaes_and_loras_are_axes() {
     config.axes = vec![Spanned::new(0..0, lora)];
     let error = config.plan().unwrap_err().to_string();
     assert!(error.contains("none-such"), "{error}");
+}
+
+#[test]
+fn cells_are_the_pictures_made_alone_in_any_precision() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = [model("base"), model("v1")];
+    let mut config = config(&models, dir.path());
+    config.cfg = 5.0;
+    let mut pixels = Vec::new();
+    for (precision, kind) in [(Precision::F32, Kind::Float), (Precision::BF16, Kind::BFloat16)] {
+        config.precision = precision;
+        config.vae_precision = precision;
+        let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+        assert_eq!((report.made, report.kept), (8, 0), "{precision}");
+        for file in &table(dir.path()).0 {
+            let text = read_parameters(file).unwrap().unwrap();
+            let Ok(parameters) = text.parse();
+            let settings = Settings::from_parameters(&parameters).unwrap();
+            let model = models[usize::from(text.contains("Model: v1, "))].clone();
+            let load = Load { vae_kind: kind, ..Load::new(Device::Cpu, kind) };
+            let pipeline =
+                Pipeline::load_with(ModelSource::Checkpoint(model).open().unwrap(), &load).unwrap();
+            let alone = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap();
+            assert!(image::open(file).unwrap().into_rgb8() == alone, "{}", file.display());
+            pixels.push(alone.into_raw());
+        }
+    }
+    pixels.sort();
+    pixels.dedup();
+    assert_eq!(pixels.len(), 16);
+}
+
+#[test]
+fn a_lora_goes_from_nothing_to_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = dir.path().join("tiny.safetensors");
+    common::write_model(&tiny);
+    let mut config = config(&[tiny], &dir.path().join("grid"));
+    config.seeds = Values::one(1);
+    config.lora_dir = Some(fixture("sampler/parity/loras"));
+    let mut lora = GridAxis::new("lora".parse().unwrap(), Values::split("0, 0.5, 1").unwrap());
+    lora.lora = Some("tiny_style".into());
+    config.axes = vec![Spanned::new(0..0, lora)];
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.failed.len()), (6, 0));
+    let (files, rows) = table(&config.output);
+    assert_eq!(&rows[1][4], "tiny_style 0.5");
+    let text = |file: &Path| read_parameters(file).unwrap().unwrap();
+    assert!(!text(&files[0]).contains("lora"), "{}", text(&files[0]));
+    let half = text(&files[1]);
+    assert!(half.contains("<lora:tiny_style:0.5>") && half.contains("Lora hashes: \"tiny_style: "), "{half}");
+    let pixels = |file: &PathBuf| image::open(file).unwrap().into_rgb8();
+    let all: Vec<_> = files.iter().map(pixels).collect();
+    assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2]);
+    // Weight 0 is the picture without it, though the weights had it in them in between.
+    config.axes.clear();
+    config.output = dir.path().join("without");
+    run(&config.plan().unwrap(), usize::MAX);
+    let without: Vec<_> = table(&config.output).0.iter().map(pixels).collect();
+    assert_eq!((&all[0], &all[3]), (&without[0], &without[1]));
 }
 
 #[test]

@@ -151,6 +151,47 @@ fn loras_come_and_go_without_a_trace() {
 }
 
 #[test]
+fn a_model_that_takes_the_place_of_another_is_the_one_that_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let library = Arc::new(Library::open(Some(&fixture("sampler/parity/loras")), None).unwrap());
+    let mut one = pipeline(&path("a.safetensors")).with_library(Arc::clone(&library));
+    let names = ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.weight"];
+    let text = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    for (name, from, to) in [(names[0], "a", "b"), (names[1], "b", "c"), (text, "c", "d")] {
+        let path = |name: &str| path(&format!("{name}.safetensors"));
+        let change = &|values: &mut [f32]| values.iter_mut().for_each(|value| *value *= 0.5);
+        common::write_changed(&path(from), &path(to), name, change);
+    }
+    let load = |vae: Option<&str>, kind| Load { vae: vae.map(path), ..Load::new(Device::Cpu, kind) };
+    let mut before = picture(&one, &small("a cat<lora:tiny_style:1>", "Euler"));
+    for (name, load) in [
+        ("b", load(None, Kind::Float)),
+        ("c", load(None, Kind::Float)),
+        ("d", load(None, Kind::Float)),
+        ("a", load(Some("c.safetensors"), Kind::Float)),
+        ("d", load(Some("c.safetensors"), Kind::Float)),
+        ("d", load(None, Kind::BFloat16)),
+        ("a", load(None, Kind::Float)),
+    ] {
+        let open = || ModelSource::Checkpoint(path(&format!("{name}.safetensors"))).open().unwrap();
+        one = one.replace(open(), &load).unwrap();
+        let fresh = Pipeline::load_with(open(), &load).unwrap().with_library(Arc::clone(&library));
+        for prompt in ["a cat", "a cat<lora:tiny_style:1>"] {
+            let found = picture(&one, &small(prompt, "Euler"));
+            assert_eq!(found, picture(&fresh, &small(prompt, "Euler")), "{name} {load:?}");
+            assert_ne!(found, before, "{name} {load:?}");
+            before = found;
+        }
+    }
+    // One that cannot be read says so.
+    let cut = path("a.safetensors");
+    let bytes = std::fs::read(&cut).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(ModelSource::Checkpoint(cut).open().is_err());
+}
+
+#[test]
 fn a_vae_that_overflows_is_helped_and_a_black_picture_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.safetensors");

@@ -7,7 +7,7 @@ use tch::{
     nn::{Path, VarStore},
     no_grad,
 };
-use vodka_checkpoint::{Dtype, Weights, keys::Key};
+use vodka_checkpoint::{Dtype, TensorView, Weights, keys::Key};
 
 use crate::{Error, Result};
 
@@ -95,6 +95,37 @@ pub trait Network {
         }
     }
 
+    /// Puts these weights in the place of those that are there: nothing is built anew, and memory and layout stay, so that the
+    /// network is to the bit the one that would be loaded. Files are read once, straight out of the mapped memory.
+    ///
+    /// # Errors
+    /// A weight that cannot be had, or is of another shape; the network then has some of either and is good for nothing.
+    fn fill(&self, weights: &dyn Weights) -> Result<()> {
+        let mut variables = self.vars().variables();
+        for key in self.keys() {
+            let variable = variables.remove(&key.diffusers);
+            let mut variable = variable.unwrap_or_else(|| panic!("{} is not in the network", key.diffusers));
+            let view = weights.tensor(&key.ldm).map_err(Error::of_weights)?;
+            let shape = variable.size();
+            check_shape(&key.ldm, &view, &shape)?;
+            let kind = tch_kind(&key.ldm, view.dtype)?;
+            let device = variable.device();
+            let upload =
+                |source| Error::Upload { name: key.ldm.clone(), device: format!("{device:?}"), source };
+            let strides: Vec<i64> = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
+            let is_aligned = view.data.as_ptr().addr().is_multiple_of(view.dtype.size());
+            let stored = if is_aligned {
+                // SAFETY: so many bytes are there, as was checked, and they stay until the copy is made.
+                unsafe { Tensor::f_from_blob(view.data.as_ptr(), &shape, &strides, kind, Device::Cpu) }
+            } else {
+                Tensor::f_from_data_size(&view.data, &shape, kind)
+            };
+            let copied = stored.and_then(|stored| no_grad(|| variable.f_copy_(&stored)));
+            copied.map(drop).map_err(upload)?;
+        }
+        Ok(())
+    }
+
     /// All parameters under their LDM names and in their LDM shapes, in the order of a checkpoint.
     ///
     /// They share the network's memory: what is written to them is written to the network.
@@ -133,15 +164,21 @@ pub(crate) fn read<'a>(
     move |name, shape| {
         let name = ldm.get(name).unwrap_or_else(|| panic!("{name} is not in the key list"));
         let view = weights.tensor(name).map_err(Error::of_weights)?;
-        let stored = dims(&view.shape);
-        if stored.iter().product::<i64>() != shape.iter().product::<i64>() {
-            return Err(Error::Shape { name: name.clone(), expected: shape.to_vec(), found: stored });
-        }
+        check_shape(name, &view, shape)?;
         let upload = |source| Error::Upload { name: name.clone(), device: format!("{device:?}"), source };
         let tensor =
             Tensor::f_from_data_size(&view.data, shape, tch_kind(name, view.dtype)?).map_err(upload)?;
         tensor.f_to_device(device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(upload)
     }
+}
+
+/// Whether a tensor has as many elements as that shape.
+fn check_shape(name: &str, view: &TensorView<'_>, shape: &[i64]) -> Result<()> {
+    let stored = dims(&view.shape);
+    if stored.iter().product::<i64>() != shape.iter().product::<i64>() {
+        return Err(Error::Shape { name: name.to_owned(), expected: shape.to_vec(), found: stored });
+    }
+    Ok(())
 }
 
 fn tch_kind(name: &str, dtype: Dtype) -> Result<Kind> {

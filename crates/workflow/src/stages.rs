@@ -11,7 +11,7 @@ use vodka_captions::{
     select::{self, SelectConfig, SelectPlan},
 };
 use vodka_merger::{MergeEvent, MergePlan};
-use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, grid};
+use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, Precision, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
@@ -203,6 +203,8 @@ impl Workflow {
             prune: true,
             hash_cache: None,
             vae: None,
+            precision: Precision::F32,
+            vae_precision: Precision::F32,
             lora_dir: None,
             embedding_dir: None,
             runtime_dir: self.runtime_dir.clone(),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use vodka_checkpoint::Precision;
 use vodka_noise::{SamplerName, ScheduleName};
 use vodka_stage::{Spanned, parse_toml};
 
@@ -94,6 +95,12 @@ pub struct GridConfig {
     /// Another file or folder with a VAE; the checkpoint's own where absent.
     #[serde(default)]
     pub vae: Option<PathBuf>,
+    /// What text encoder and UNet compute in; fp32 where absent.
+    #[serde(default = "default_precision")]
+    pub precision: Precision,
+    /// What the VAE computes in; fp32 where absent.
+    #[serde(default = "default_precision")]
+    pub vae_precision: Precision,
     /// The folder with the LoRA files that prompts name.
     #[serde(default)]
     pub lora_dir: Option<PathBuf>,
@@ -119,6 +126,10 @@ pub struct GridConfig {
     /// Where `cargo xtask setup` put libtorch; not part of `grid.toml`.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
+}
+
+fn default_precision() -> Precision {
+    Precision::F32
 }
 
 fn default_seeds() -> Values {

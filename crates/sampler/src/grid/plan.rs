@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
+use vodka_checkpoint::Precision;
 use vodka_merger::Weight;
 use vodka_sd15::check_device_name;
 use vodka_stage::nearest;
@@ -34,6 +35,10 @@ pub struct GridPlan {
     pub models: Vec<ModelSource>,
     /// The VAE where no axis says it; none for the checkpoint's own.
     pub vae: Option<PathBuf>,
+    /// What text encoder and UNet compute in.
+    pub precision: Precision,
+    /// What the VAE computes in.
+    pub vae_precision: Precision,
     /// What prompts may name.
     #[serde(skip)]
     pub library: Arc<Library>,
@@ -110,6 +115,8 @@ impl GridConfig {
             store: self.store.clone().unwrap_or_else(|| self.output.join("cells")),
             prune: self.prune,
             vae: self.vae.clone(),
+            precision: self.precision,
+            vae_precision: self.vae_precision,
             library: Arc::new(Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?),
             runtime_dir: self.runtime_dir.clone(),
         };

@@ -8,7 +8,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
+use tch::Device;
+use vodka_checkpoint::Precision;
 use vodka_sd15::{device_type, parse_device};
 use vodka_stage::{
     ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, hash_tree,
@@ -19,10 +20,10 @@ use super::{
     AxisType, Cell, GridPlan,
     ahead::Ahead,
     judge, page, sheets,
-    store::{Entry, Store},
+    store::{Arithmetic, Entry, Store},
     table,
 };
-use crate::{Error, Load, ModelId, ModelSource, Pipeline, Result, Used};
+use crate::{Error, Load, ModelId, ModelSource, Pipeline, Result, Used, pipeline::kind};
 
 /// How far the stage is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,6 +129,7 @@ impl GridPlan {
         #[derive(Serialize)]
         struct Key<'a> {
             device: &'a str,
+            precision: [Precision; 2],
             axes: Vec<AxisKey<'a>>,
             layout: [&'a [usize]; 3],
             sheet: &'a super::SheetConfig,
@@ -153,6 +155,7 @@ impl GridPlan {
         }
         let key = Key {
             device: device_type(&self.device),
+            precision: [self.precision, self.vae_precision],
             axes: axes.collect(),
             layout: [&self.columns, &self.rows, &self.sheets],
             sheet: &self.sheet,
@@ -233,26 +236,30 @@ impl Run<'_> {
     /// The cell's entry in the store.
     pub(super) fn entry(&self, cell: &Cell) -> Entry {
         let used = self.plan.used(cell);
-        Entry::of(&cell.settings, &self.model_id(cell), &used, device_type(&self.plan.device))
+        let GridPlan { precision, vae_precision, ref device, .. } = *self.plan;
+        let arithmetic = Arithmetic { device_type: device_type(device), precision, vae_precision };
+        Entry::of(&cell.settings, &self.model_id(cell), &used, arithmetic)
     }
 
     /// Makes what is missing; whether all is there, and nothing was interrupted.
     fn make_cells(&mut self) -> Result<bool> {
         let missing = self.missing();
         let mut ahead = None;
+        let mut loaded = None;
         let mut groups = missing.iter().peekable();
         while let Some(((model, vae), cells)) = groups.next() {
             if self.interrupt.is_raised() {
                 return Ok(false);
             }
-            let pipeline = self.load(&self.plan.models[*model], vae.clone())?;
+            let before = loaded.take();
+            let pipeline = loaded.insert(self.load(before, &self.plan.models[*model], vae.clone())?);
             drop(ahead.take());
             ahead = groups.peek().map(|((model, vae), _)| {
                 let vae = vae.clone().into_iter();
                 Ahead::start(files(&self.plan.models[*model]).into_iter().chain(vae).collect())
             });
             for number in cells {
-                if !self.make(*number, &pipeline)? {
+                if !self.make(*number, pipeline)? {
                     return Ok(false);
                 }
             }
@@ -302,10 +309,20 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn load(&mut self, model: &ModelSource, vae: Option<PathBuf>) -> Result<Pipeline> {
+    /// Loads a model, in the place of the one before where there is one.
+    fn load(
+        &mut self,
+        before: Option<Pipeline>,
+        model: &ModelSource,
+        vae: Option<PathBuf>,
+    ) -> Result<Pipeline> {
         (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
-        let load = Load { vae, ..Load::new(self.device, Kind::Float) };
-        Ok(Pipeline::load_with(model.open()?, &load)?.with_library(Arc::clone(&self.plan.library)))
+        let GridPlan { precision, vae_precision, ref library, .. } = *self.plan;
+        let load = Load { device: self.device, kind: kind(precision), vae_kind: kind(vae_precision), vae };
+        match before {
+            Some(pipeline) => pipeline.replace(model.open()?, &load),
+            None => Ok(Pipeline::load_with(model.open()?, &load)?.with_library(Arc::clone(library))),
+        }
     }
 
     fn count_cell(&mut self) {

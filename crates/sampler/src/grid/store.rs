@@ -10,6 +10,7 @@ use std::{
 };
 
 use image::RgbImage;
+use vodka_checkpoint::Precision;
 use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir};
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// Counts up whenever the same settings make other pixels: cells of an older arithmetic are made anew.
-const ARITHMETIC: u32 = 1;
+const ARITHMETIC: u32 = 2;
 
 /// A store that no other run may write to.
 #[derive(Debug)]
@@ -36,13 +37,27 @@ pub(super) struct Entry {
     pub(super) text: String,
 }
 
+/// Where the numbers of a cell are worked out, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arithmetic<'a> {
+    /// `cpu` or `cuda`.
+    pub(super) device_type: &'a str,
+    /// Of text encoder and UNet.
+    pub(super) precision: Precision,
+    /// Of the VAE.
+    pub(super) vae_precision: Precision,
+}
+
 impl Entry {
-    /// The cell that `settings` make of `model` on this kind of device, with the files that their prompts name.
-    pub(super) fn of(settings: &Settings, model: &ModelId, used: &Used, device_type: &str) -> Self {
+    /// The cell that `settings` make of `model`, with the files that their prompts name, where and in how many bits
+    /// `arithmetic` says.
+    pub(super) fn of(settings: &Settings, model: &ModelId, used: &Used, arithmetic: Arithmetic<'_>) -> Self {
+        let Arithmetic { device_type, precision, vae_precision } = arithmetic;
         let text = settings.parameters_with(model, used).to_string();
         let settings = serde_json::to_string(settings).expect("settings are plain data");
         let mut hasher = Hasher::default();
         hasher.piece("vodka cell").piece(ARITHMETIC.to_le_bytes()).piece(device_type);
+        hasher.piece(precision.to_string()).piece(vae_precision.to_string());
         let vae = model.vae.as_ref().map(|(_, sha256)| sha256.to_string()).unwrap_or_default();
         hasher.piece(model.sha256.to_string()).piece(vae).piece(settings).piece(&text);
         Self { name: file_name(&hasher.finish()), text }
@@ -142,13 +157,11 @@ mod tests {
 
     use super::*;
 
+    const CPU: Arithmetic<'_> =
+        Arithmetic { device_type: "cpu", precision: Precision::F32, vae_precision: Precision::F32 };
+
     fn entry(settings: &Settings) -> Entry {
-        Entry::of(
-            settings,
-            &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")),
-            &Used::default(),
-            "cpu",
-        )
+        Entry::of(settings, &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")), &Used::default(), CPU)
     }
 
     #[test]
@@ -159,11 +172,23 @@ mod tests {
         let lora = Used { loras: vec![("x".into(), "1234".into())], ..Used::default() };
         let with_vae = ModelId { vae: Some(("v.pt".into(), hash_bytes("v"))), ..model("a.safetensors", "a") };
         let other = [
-            Entry::of(&base, &model("a.safetensors", "a"), &lora, "cpu"),
-            Entry::of(&base, &with_vae, &none, "cpu"),
-            Entry::of(&base, &model("b.safetensors", "a"), &none, "cpu"),
-            Entry::of(&base, &model("a.safetensors", "b"), &none, "cpu"),
-            Entry::of(&base, &model("a.safetensors", "a"), &none, "cuda"),
+            Entry::of(&base, &model("a.safetensors", "a"), &lora, CPU),
+            Entry::of(&base, &with_vae, &none, CPU),
+            Entry::of(&base, &model("b.safetensors", "a"), &none, CPU),
+            Entry::of(&base, &model("a.safetensors", "b"), &none, CPU),
+            Entry::of(&base, &model("a.safetensors", "a"), &none, Arithmetic { device_type: "cuda", ..CPU }),
+            Entry::of(
+                &base,
+                &model("a.safetensors", "a"),
+                &none,
+                Arithmetic { precision: Precision::BF16, ..CPU },
+            ),
+            Entry::of(
+                &base,
+                &model("a.safetensors", "a"),
+                &none,
+                Arithmetic { vae_precision: Precision::BF16, ..CPU },
+            ),
             entry(&Settings { seed: 1, ..base.clone() }),
             entry(&Settings { negative_prompt: "a".into(), ..base.clone() }),
             // The text does not tell these apart from the default.
@@ -172,7 +197,7 @@ mod tests {
         let mut names: Vec<_> = other.iter().chain([&entry(&base)]).map(|entry| entry.name.clone()).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 9);
+        assert_eq!(names.len(), 11);
         assert!(names.iter().all(|name| is_cell(name)), "{names:?}");
         assert_eq!(entry(&base), entry(&base.clone()));
     }

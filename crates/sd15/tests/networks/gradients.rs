@@ -1,7 +1,9 @@
 //! One training step gives the loss and the gradients that PyTorch gives.
 
+use std::{borrow::Cow, collections::HashMap};
+
 use tch::{Device, Kind, Reduction, Tensor};
-use vodka_checkpoint::{ClipConfig, UNetConfig};
+use vodka_checkpoint::{ClipConfig, Dtype, ModelConfig, TensorView, UNetConfig, Weights};
 use vodka_sd15::{ClipTextModel, Network, UNet};
 use vodka_testkit::Case;
 
@@ -134,6 +136,59 @@ fn with_the_channels_last_a_network_has_the_same_values() {
     assert_eq!(unet.state(), before);
     let laid_out = unet.vars().variables()["conv_in.weight"].stride();
     assert_eq!(laid_out, [4 * 9, 1, 4 * 3, 4]);
+}
+
+/// The weights of a network, some in 16 bits, none where a number of its type would start.
+struct Elsewhere {
+    config: ModelConfig,
+    state: HashMap<String, Tensor>,
+}
+
+impl Weights for Elsewhere {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, Box<dyn std::error::Error + Send + Sync>> {
+        let tensor = self.state.get(name).ok_or("not there")?.contiguous();
+        let shape = tensor.size().iter().map(|n| *n as usize).collect();
+        let dtype = if tensor.kind() == Kind::Half { Dtype::F16 } else { Dtype::F32 };
+        let mut bytes = vec![0; tensor.numel() * dtype.size() + 1];
+        tensor.copy_data_u8(&mut bytes[1..], tensor.numel());
+        // A vector's bytes lie at an even place, so that these do not.
+        let data = Cow::Borrowed(&Box::leak(bytes.into_boxed_slice())[1..]);
+        Ok(TensorView { dtype, shape, data })
+    }
+}
+
+#[test]
+fn weights_take_the_place_of_others_in_memory_and_layout() {
+    let (mut unet, _) = networks();
+    unet.channels_last();
+    let change = |(i, (name, tensor)): (usize, (String, Tensor))| {
+        let kind = if i % 2 == 0 { Kind::Half } else { Kind::Float };
+        (name, (tensor * 0.5 + 0.25).to_kind(kind))
+    };
+    let state: HashMap<_, _> = unet.state().into_iter().enumerate().map(change).collect();
+    let laid_out = |unet: &UNet| {
+        let variables = unet.vars().variables().into_iter();
+        variables.map(|(name, v)| (name, (v.stride(), v.data_ptr()))).collect::<HashMap<_, _>>()
+    };
+    let before = laid_out(&unet);
+    let mut config = ModelConfig::sd15();
+    config.unet = unet_config();
+    let mut weights = Elsewhere { config, state };
+    unet.fill(&weights).unwrap();
+    assert_eq!(laid_out(&unet), before);
+    for (name, tensor) in unet.state() {
+        assert_eq!(tensor, weights.state[&name].to_kind(Kind::Float), "{name}");
+    }
+    let name = "model.diffusion_model.out.2.weight";
+    weights.state.insert(name.into(), Tensor::ones([2], (Kind::Float, Device::Cpu)));
+    let error = unet.fill(&weights).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("[2]"), "{error}");
+    weights.state.remove(name);
+    assert!(unet.fill(&weights).unwrap_err().to_string().contains("not there"));
 }
 
 #[test]

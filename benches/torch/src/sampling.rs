@@ -1,0 +1,235 @@
+//! Pictures, a change of the checkpoint and a grid, timed as the sampler makes them.
+
+use std::{
+    error::Error,
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::{Parser, Subcommand};
+use tch::{Kind, Tensor, no_grad};
+use vodka_checkpoint::Checkpoint;
+use vodka_sampler::{
+    Batch, GridCheckpoint, GridConfig, GridPrompt, Load, ModelSource, Pipeline, Precision, SamplerName,
+    Settings, Size, grid, write_picture,
+};
+use vodka_sd15::{Network, StableDiffusion, native, parse_device};
+use vodka_stage::{Interrupt, parse_toml};
+
+use crate::{median, peak_of_process, synchronise};
+
+/// The sampler, timed; DDIM and CFG scale 7.5, as `peer_sample.py` has it
+#[derive(Debug, Parser)]
+pub struct Options {
+    /// What is timed
+    #[command(subcommand)]
+    pub what: What,
+    /// File or diffusers folder of the model
+    #[arg(long, global = true, default_value = "model")]
+    pub model: PathBuf,
+    /// Steps of a picture
+    #[arg(long, global = true, default_value_t = 20)]
+    pub steps: u32,
+    /// Width and height in pixels
+    #[arg(long, global = true, default_value_t = 512)]
+    pub size: u32,
+    /// cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "cpu")]
+    pub device: String,
+    /// fp32, bf16 or fp16
+    #[arg(long, global = true, default_value = "fp32")]
+    pub dtype: String,
+    /// The sampler
+    #[arg(long, global = true, default_value = "DDIM")]
+    pub sampler: SamplerName,
+    /// The folder with libtorch/lib/libtorch_cuda.so
+    #[arg(long, global = true, default_value = ".runtime")]
+    pub runtime: PathBuf,
+}
+
+/// What is timed.
+#[derive(Debug, Clone, Subcommand)]
+pub enum What {
+    /// Pictures of one prompt: seconds for all, seconds that the networks alone would take, bytes at most
+    Pictures {
+        /// Pictures at once
+        #[arg(long, default_value_t = 1)]
+        batch: u32,
+        /// How often, each with other seeds
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+    },
+    /// Another checkpoint in the networks' place: seconds to read its files, to load it, to put it in their place
+    Change {
+        /// The other checkpoint
+        other: PathBuf,
+    },
+    /// A grid of two prompts and two seeds: seconds, and seconds of its pictures made and written one after the other
+    Grid {
+        /// A folder for the output, which is emptied
+        folder: PathBuf,
+    },
+}
+
+impl Options {
+    fn settings(&self, seed: u32) -> Settings {
+        let size = Size { width: self.size, height: self.size };
+        let (prompt, sampler) = (PROMPTS[0].to_owned(), self.sampler);
+        Settings { prompt, seed, size, sampler, steps: self.steps, cfg_scale: 7.5, ..Settings::default() }
+    }
+
+    fn precision(&self) -> Result<Precision, Box<dyn Error>> {
+        match self.dtype.as_str() {
+            "fp32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::BF16),
+            "fp16" => Ok(Precision::F16),
+            other => Err(format!("expected fp32, bf16 or fp16, found `{other}`").into()),
+        }
+    }
+
+    fn load(&self) -> Result<Load, Box<dyn Error>> {
+        let kind = match self.precision()? {
+            Precision::F32 => Kind::Float,
+            Precision::BF16 => Kind::BFloat16,
+            Precision::F16 => Kind::Half,
+        };
+        Ok(Load { vae_kind: kind, ..Load::new(parse_device(&self.device, &self.runtime)?, kind) })
+    }
+}
+
+const PROMPTS: [&str; 2] = ["mountain lake at dawn, pine forest, mist", "a fox in fresh snow, close-up"];
+
+/// Does it; the numbers that were measured.
+///
+/// # Errors
+/// A model that cannot be read, a device that is not there, too little memory.
+pub fn measure(options: &Options) -> Result<Vec<f64>, Box<dyn Error>> {
+    let load = options.load()?;
+    native::set_arithmetic(true, true, false)?;
+    match &options.what {
+        What::Pictures { batch, count } => pictures(options, &load, *batch, *count),
+        What::Change { other } => change(options, &load, other),
+        What::Grid { folder } => in_grid(options, &load, folder),
+    }
+}
+
+fn open(path: &Path, load: &Load) -> Result<Pipeline, Box<dyn Error>> {
+    Ok(Pipeline::load_with(ModelSource::Checkpoint(path.into()).open()?, load)?)
+}
+
+fn pictures(options: &Options, load: &Load, batch: u32, count: u32) -> Result<Vec<f64>, Box<dyn Error>> {
+    let pipeline = open(&options.model, load)?;
+    let make = |first: u32| {
+        let settings: Vec<_> = (first..first + batch).map(|seed| options.settings(seed)).collect();
+        let batch = Batch { settings: &settings, image: None };
+        pipeline.generate_batch(batch, &Interrupt::new(), &mut |_, _| {})
+    };
+    if load.device.is_cuda() {
+        make(0)?;
+        synchronise(load.device);
+    }
+    let start = Instant::now();
+    for i in 0..count {
+        make(i * batch)?;
+    }
+    synchronise(load.device);
+    let all = start.elapsed().as_secs_f64();
+    let peak = native::peak_bytes(load.device).unwrap_or_else(peak_of_process);
+    drop(pipeline);
+    Ok(vec![all, f64::from(count) * networks(options, load, batch.into())?, peak as f64])
+}
+
+/// What a batch takes in UNet and VAE alone, of ready tensors.
+fn networks(options: &Options, load: &Load, batch: i64) -> Result<f64, Box<dyn Error>> {
+    let mut model = StableDiffusion::load(&Checkpoint::open(&options.model)?, load.device, load.kind)?;
+    model.unet.channels_last();
+    model.vae.channels_last();
+    let side = i64::from(options.size) / model.config.vae.downscale();
+    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, load.device)).to_kind(load.kind);
+    let latents = random(&[2 * batch, 4, side, side]);
+    let context = random(&[2 * batch, 77, model.config.clip.hidden_size]);
+    let timesteps = Tensor::full([2 * batch], 500.0, (Kind::Float, load.device));
+    let timed = |act: &dyn Fn() -> Tensor| {
+        synchronise(load.device);
+        let start = Instant::now();
+        let _ = act();
+        synchronise(load.device);
+        start.elapsed().as_secs_f64()
+    };
+    let times = usize::from(load.device.is_cuda()) * 8 + 3;
+    Ok(no_grad(|| {
+        let unet = || model.unet.forward(&latents, &timesteps, &context);
+        let calls = (0..times).map(|_| timed(&unet)).collect();
+        let decode = || model.vae.decode(&latents.narrow(0, 0, batch));
+        let decodings = (0..times).map(|_| timed(&decode)).collect();
+        f64::from(options.steps) * median(calls) + median(decodings)
+    }))
+}
+
+fn change(options: &Options, load: &Load, other: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
+    read(other)?;
+    let start = Instant::now();
+    read(other)?;
+    let reading = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let pipeline = open(&options.model, load)?;
+    let loading = start.elapsed().as_secs_f64();
+    let model = ModelSource::Checkpoint(other.into());
+    let mut pipeline = Some(pipeline);
+    let mut changes = Vec::new();
+    for _ in 0..3 {
+        let start = Instant::now();
+        pipeline = pipeline.map(|pipeline| pipeline.replace(model.open()?, load)).transpose()?;
+        synchronise(load.device);
+        changes.push(start.elapsed().as_secs_f64());
+    }
+    Ok(vec![reading, loading, median(changes)])
+}
+
+/// Reads a file, or all of a folder, once.
+fn read(path: &Path) -> Result<(), Box<dyn Error>> {
+    if path.is_dir() {
+        return fs::read_dir(path)?.try_for_each(|entry| read(&entry?.path()));
+    }
+    let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 20]);
+    while file.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
+fn in_grid(options: &Options, load: &Load, folder: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    let all = options.settings(0);
+    let config = GridConfig {
+        checkpoints: vec![GridCheckpoint::new(None, &options.model)],
+        prompts: PROMPTS.map(|prompt| GridPrompt::new(prompt, "")).to_vec(),
+        seeds: [0, 1].into_iter().collect(),
+        steps: all.steps,
+        cfg: all.cfg_scale,
+        size: all.size,
+        sampler: all.sampler,
+        device: options.device.clone(),
+        precision: options.precision()?,
+        vae_precision: options.precision()?,
+        output: folder.join("grid"),
+        runtime_dir: options.runtime.clone(),
+        ..parse_toml("", Path::new("grid.toml"))?
+    };
+    let plan = config.plan()?;
+    let start = Instant::now();
+    grid::run(&plan, &Interrupt::new(), &mut |_| {})?;
+    let whole = start.elapsed().as_secs_f64();
+    let pipeline = open(&options.model, load)?;
+    let mut alone = 0.0;
+    for (prompt, seed) in PROMPTS.iter().flat_map(|prompt| [(prompt, 0), (prompt, 1)]) {
+        let settings = Settings { prompt: (*prompt).to_owned(), ..options.settings(seed) };
+        let start = Instant::now();
+        let picture = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {})?;
+        write_picture(&folder.join("alone.png"), &picture.expect("it was not interrupted"), "")?;
+        alone += start.elapsed().as_secs_f64();
+    }
+    Ok(vec![whole, alone])
+}

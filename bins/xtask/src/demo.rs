@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use crate::{
     Result,
-    process::{cargo, run as run_command, say},
+    process::{cargo, one_thread, run as run_command, say},
     root, setup,
 };
 
@@ -26,7 +26,9 @@ pub fn run(options: &Options) -> Result {
     say(&format!("built in {} s", started.elapsed().as_secs()));
     let started = Instant::now();
     let recipe = root().join(&options.recipe);
-    run_command(cargo().args(["run", "--quiet", "--package", "vodka", "--", "run"]).arg(&recipe))?;
+    let mut vodka = cargo();
+    vodka.args(["run", "--quiet", "--package", "vodka", "--", "run"]).arg(&recipe);
+    run_command(one_thread(&mut vodka))?;
     say(&format!("ran the recipe in {} s", started.elapsed().as_secs()));
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    process::{cargo, run as run_command},
+    process::{cargo, one_thread, run as run_command},
     setup,
 };
 
@@ -21,7 +21,7 @@ pub fn run(options: &Options) -> Result {
         Some(package) => command.args(["--package", package]),
         None => command.arg("--workspace"),
     };
-    run_command(&mut command)
+    run_command(one_thread(&mut command))
 }
 
 /// Format, lints and documentation of everything, each warning an error.

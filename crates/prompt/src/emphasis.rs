@@ -20,6 +20,10 @@ pub enum Emphasis {
 }
 
 impl Emphasis {
+    /// A mean of less than this part of the values' size is rounding: a text encoder whose last norm is untrained gives
+    /// every token a mean of 0, and dividing one rounding error by another gives anything.
+    pub const NO_MEAN: f64 = 1e-5;
+
     /// All modes.
     pub const ALL: [Self; 4] = [Self::None, Self::Ignore, Self::Original, Self::NoNorm];
 
@@ -37,7 +41,7 @@ impl Emphasis {
     /// (stable-diffusion-webui 1.10.1, `modules/sd_emphasis.py`).
     ///
     /// A1111 takes the means over all prompts that it encodes at once; here each chunk has its own, so that a picture
-    /// does not depend on its neighbours.
+    /// does not depend on its neighbours. A mean that is nothing but rounding is not restored.
     ///
     /// # Panics
     /// When the rows are not equally long.
@@ -50,11 +54,13 @@ impl Emphasis {
         }
         let mean = |z: &[f32]| z.iter().map(|v| f64::from(*v)).sum::<f64>() / z.len() as f64;
         let before = mean(z);
+        let size = mean(&z.iter().map(|value| value * value).collect::<Vec<_>>()).sqrt();
         for (row, weight) in z.chunks_exact_mut(columns).zip(weights) {
             row.iter_mut().for_each(|value| *value *= weight);
         }
-        if self == Self::Original {
-            let restore = (before / mean(z)) as f32;
+        let after = mean(z);
+        if self == Self::Original && before.abs().min(after.abs()) > Self::NO_MEAN * size {
+            let restore = (before / after) as f32;
             z.iter_mut().for_each(|value| *value *= restore);
         }
     }
@@ -97,6 +103,15 @@ mod tests {
         }
         assert_eq!(with(Emphasis::Ignore), z);
         assert_eq!(with(Emphasis::None), z);
+    }
+
+    #[test]
+    fn what_is_only_rounding_is_not_restored() {
+        for z in [[1.0, -1.0, 2.0, -2.0], [1.0, -1.0, 2.0, -2.000_001]] {
+            let mut found = z;
+            Emphasis::Original.apply(&mut found, &[1.0, 2.0]);
+            assert_eq!(found, [z[0], z[1], z[2] * 2.0, z[3] * 2.0]);
+        }
     }
 
     #[test]

@@ -213,7 +213,10 @@ fn weigh(z: Tensor, weights: &[f32], emphasis: Emphasis) -> Tensor {
         return weighed.to_kind(kind);
     }
     let mean = |z: &Tensor| z.mean_dim([1, 2].as_slice(), true, Kind::Float); // (chunks, 1, 1)
-    let restore = mean(&z) / mean(&weighed);
+    let (before, after) = (mean(&z), mean(&weighed));
+    let least = mean(&z.square()).sqrt() * Emphasis::NO_MEAN;
+    let is_mean = before.abs().minimum(&after.abs()).greater_tensor(&least);
+    let restore = (&before / &after).where_self(&is_mean, &before.ones_like());
     (weighed * restore).to_kind(kind)
 }
 
@@ -274,6 +277,14 @@ mod tests {
             let expected = Tensor::from_slice(&expected).view([2, 4, 3]);
             assert!((found - expected).abs().max().double_value(&[]) < 1e-6, "{emphasis}");
         }
+    }
+
+    #[test]
+    fn a_mean_that_is_rounding_is_not_restored() {
+        // Each row has the mean 0, as behind a norm that was never trained.
+        let z = Tensor::from_slice(&[1.0_f32, -1.0, 3.0, -3.0]).view([1, 2, 2]);
+        let found = weigh(z, &[1.0, 1.2], Emphasis::Original);
+        assert_eq!(Vec::<f32>::try_from(found.flatten(0, -1)).unwrap(), [1.0, -1.0, 3.0 * 1.2, -3.0 * 1.2]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ fn native(libtorch: &Path) {
     if !folder.join("torch.cpp").exists() {
         return;
     }
+    println!("cargo:rerun-if-changed={}", folder.display());
     let include = libtorch.with_file_name("include");
     let build = |level, file: &str| {
         let mut build = cc::Build::new();
@@ -38,7 +39,6 @@ fn native(libtorch: &Path) {
         for folder in [include.join("torch/csrc/api/include"), include.clone()] {
             build.flag("-isystem").flag(folder);
         }
-        println!("cargo:rerun-if-changed={}", folder.join(file).display());
         build.file(folder.join(file)).compile(file.trim_end_matches(".cpp"));
     };
     build(1, "torch.cpp");
@@ -52,7 +52,6 @@ fn native(libtorch: &Path) {
 
 /// Builds what needs libtorch's half for CUDA as a library of its own, of which that half is no part; whether it worked.
 fn cuda(folder: &Path, include: &Path, library: &Path) -> bool {
-    println!("cargo:rerun-if-changed={}", folder.join("cuda.cpp").display());
     // .runtime/site/torch/include, beside which the headers of the CUDA runtime are.
     let site =
         include.canonicalize().ok().and_then(|include| Some(include.ancestors().nth(2)?.to_path_buf()));

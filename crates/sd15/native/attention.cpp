@@ -2,17 +2,16 @@
 // narrow as a head; with 8 channels it spends half of a training step of a small UNet there. Here the keys lie along the
 // vectors, whatever the width of a head.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <dlfcn.h>
 #include <limits>
 #include <vector>
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include "each.h"
 
 using at::Tensor;
 
@@ -213,27 +212,6 @@ void back(const Head &head, const float *q, const float *k, const float *v, cons
             dv[j * head.width + c] = of_values[c * head.padded + j];
         }
     }
-}
-
-// Does `act(i)` for 0 to `count` on libtorch's threads: those of the OpenMP that it brings, which nothing of ours links.
-template <typename Act> void each(int64_t count, const Act &act) {
-    struct Work {
-        const Act &act;
-        const int64_t count;
-        std::atomic<int64_t> next{0};
-    } work{act, count};
-    auto some = [](void *data) {
-        auto &work = *static_cast<Work *>(data);
-        for (int64_t i; (i = work.next++) < work.count;)
-            work.act(i);
-    };
-    using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-    static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    const auto threads = std::min<int64_t>(at::get_num_threads(), count);
-    if (parallel && threads > 1 && !at::in_parallel_region())
-        parallel(some, &work, threads, 0);
-    else
-        some(&work);
 }
 
 Head head_of(const Tensor &q, const Tensor &k, int64_t heads) {

@@ -15,8 +15,11 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include "each.h"
 
 using at::Tensor;
 
@@ -218,6 +221,29 @@ char *vodka_clear(Tensor **parameters, int64_t n, int keep) {
         }
         if (!kept.empty())
             at::_foreach_zero_(kept);
+    });
+}
+
+// For each value how many of the bounds are less than it: `bucketize(values, bounds)` on a processor. `firsts` says it for
+// the least value of those that have the upper 17 bits in common, of which one bound at most is between two.
+char *vodka_codes(Tensor *values, Tensor *firsts, Tensor *bounds, Tensor **codes) {
+    return tell([&] {
+        TORCH_CHECK(values->is_cpu(), "values on a processor");
+        const auto all = values->contiguous();
+        auto found = at::empty(all.sizes(), all.options().dtype(at::kByte));
+        const float *from = all.data_ptr<float>(), *bound = bounds->data_ptr<float>();
+        const uint8_t *first = firsts->data_ptr<uint8_t>();
+        uint8_t *to = found.data_ptr<uint8_t>();
+        const int64_t n = all.numel(), at_once = 1 << 15;
+        each((n + at_once - 1) / at_once, [&](int64_t part) {
+            for (int64_t i = part * at_once, end = std::min(n, i + at_once); i < end; i++) {
+                uint32_t bits;
+                memcpy(&bits, from + i, sizeof bits);
+                const uint8_t code = first[bits >> 15];
+                to[i] = code + !(bound[code] >= from[i]);
+            }
+        });
+        *codes = new Tensor(found);
     });
 }
 

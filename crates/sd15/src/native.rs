@@ -38,6 +38,12 @@ unsafe extern "C" {
     fn vodka_norms(tensors: *const *mut C_tensor, n: i64, norms: *mut *mut C_tensor) -> Text;
     fn vodka_scale(tensors: *const *mut C_tensor, n: i64, factor: *mut C_tensor) -> Text;
     fn vodka_clear(tensors: *const *mut C_tensor, n: i64, keep: c_int) -> Text;
+    fn vodka_codes(
+        values: *mut C_tensor,
+        firsts: *mut C_tensor,
+        bounds: *mut C_tensor,
+        codes: *mut *mut C_tensor,
+    ) -> Text;
     fn vodka_autocast_get(cuda: c_int, enabled: *mut c_int, kind: *mut c_int) -> Text;
     fn vodka_autocast_set(cuda: c_int, enabled: c_int, kind: c_int) -> Text;
     fn vodka_autocast_enter();
@@ -185,6 +191,60 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Result<Tenso
     checked(unsafe { vodka_attention(pointer(q), pointer(k), pointer(v), heads, &raw mut output) })?;
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(output) })
+}
+
+/// Up to 255 increasing bounds, made ready for [`Bounds::codes`], which is `bucketize` on a processor and many times as
+/// fast.
+#[derive(Debug)]
+pub struct Bounds {
+    /// 32-bit.
+    bounds: Tensor,
+    /// How many bounds are less than the least of the values that begin with these 17 bits: sign, exponent and 8 of the
+    /// fraction. `(1 << 17)`, `Uint8`
+    firsts: Tensor,
+}
+
+impl Bounds {
+    /// `None` where two bounds have their first 17 bits in common.
+    ///
+    /// # Panics
+    /// When there are none, or more than 255.
+    pub fn new(bounds: &[f32]) -> Option<Self> {
+        assert!((1..=255).contains(&bounds.len()), "{} bounds", bounds.len());
+        let cells: Vec<_> = bounds.iter().map(|bound| bound.to_bits() >> 15).collect();
+        if cells.windows(2).any(|pair| pair[0] == pair[1]) {
+            return None;
+        }
+        // As `bucketize` has it, NaN is above all bounds. The last bound is compared with in any case.
+        let below = |value: f32| {
+            let less = bounds.partition_point(|bound| *bound < value || value.is_nan());
+            less.min(bounds.len() - 1) as u8
+        };
+        let least =
+            |cell: u32| f32::from_bits(if cell >> 16 == 0 { cell << 15 } else { (cell << 15) | 0x7fff });
+        let is_infinite = |cell: u32| cell & 0xffff == 0xff00;
+        let firsts = (0..1 << 17).map(|cell: u32| match is_infinite(cell) {
+            true => below(f32::from_bits(cell << 15)),
+            false => below(least(cell)),
+        });
+        let firsts = Tensor::from_slice(&firsts.collect::<Vec<_>>());
+        Some(Self { bounds: Tensor::from_slice(bounds), firsts })
+    }
+
+    /// For each value how many of the bounds are less than it; all of them for NaN. 32-bit on a processor to `Uint8`, in
+    /// the same shape.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn codes(&self, values: &Tensor) -> Result<Tensor, TchError> {
+        let mut codes = ptr::null_mut();
+        let [values, firsts, bounds] = [values, &self.firsts, &self.bounds].map(pointer);
+        // SAFETY: three tensors, and a place for one that is ours afterwards; each of the firsts is less than the number
+        // of bounds.
+        checked(unsafe { vodka_codes(values, firsts, bounds, &raw mut codes) })?;
+        // SAFETY: as above.
+        Ok(unsafe { Tensor::from_ptr(codes) })
+    }
 }
 
 /// Forgets the gradients of parameters; with `keep` their memory stays, and they are 0.
@@ -384,6 +444,26 @@ mod tests {
         // The first step of Adam is as long as the rate.
         let difference = (&values[0] - floats(&[0.9, -0.9])).abs().max().double_value(&[]);
         assert!(difference < 1e-6, "{difference}");
+    }
+
+    #[test]
+    fn codes_are_those_of_bucketize() {
+        let bounds: Vec<_> = (-127_i32..128)
+            .map(|i| i.signum() as f32 * (10.0_f32).powf((i.abs() - 127) as f32 / 18.0))
+            .collect();
+        let ready = Bounds::new(&bounds).unwrap();
+        let around = |value: f32| [value.next_down(), value, value.next_up()];
+        let ends = (0..1_u32 << 17).flat_map(|cell| [cell << 15, (cell << 15) | 0x7fff]).map(f32::from_bits);
+        let quiet = |value: &f32| !value.is_nan() || value.to_bits() & 0x40_0000 != 0;
+        let values: Vec<_> = ends.filter(quiet).chain(bounds.iter().copied().flat_map(around)).collect();
+        let values = Tensor::from_slice(&values);
+        let expected = values.bucketize(&Tensor::from_slice(&bounds), true, false).to_kind(Kind::Uint8);
+        assert_eq!(ready.codes(&values).unwrap(), expected);
+        let transposed = values.slice(0, None, 1 << 10, 1).view([32, 32]).transpose(0, 1);
+        let expected = transposed.contiguous().bucketize(&Tensor::from_slice(&bounds), true, false);
+        assert_eq!(ready.codes(&transposed).unwrap(), expected.to_kind(Kind::Uint8));
+        assert!(Bounds::new(&[1.0, 1.001]).is_none());
+        assert!(ready.codes(&values.to_kind(Kind::Double)).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! GPU as on a processor, and a network has hundreds of parameters.
 
 use tch::{Device, Kind, Tensor};
+use vodka_sd15::native::Bounds;
 
 use super::{Guard, Moving, OptimizerSettings, correction};
 
@@ -205,6 +206,8 @@ struct Codes {
     values: Tensor,
     /// Half-way between neighbours. `(255)`
     bounds: Tensor,
+    /// The same for a processor, whose `bucketize` is slow.
+    ready: Option<Bounds>,
     /// The code of 0.
     nought: i64,
 }
@@ -225,7 +228,10 @@ impl Codes {
         let nought = map.iter().position(|value| *value == 0.0).expect("0 is in both maps") as i64;
         let values = Tensor::from_slice(&map).to_device(device);
         let bounds = (values.slice(0, 1, None, 1) + values.slice(0, None, -1, 1)) / 2.0;
-        Self { values, bounds, nought }
+        let on_processor =
+            (device == Device::Cpu).then(|| Vec::<f32>::try_from(&bounds).expect("a row of floats"));
+        let ready = on_processor.map(|bounds| Bounds::new(&bounds).expect("codes are far apart"));
+        Self { values, bounds, ready, nought }
     }
 
     /// What the codes stand for; 0 where a last block is filled up. `(blocks, 256)`
@@ -244,8 +250,36 @@ impl Codes {
         let largest = values.abs().amax([1], false); // (blocks)
         // A block of zeros has codes of no meaning: they are multiplied by 0.
         let shares = values * largest.reciprocal().clamp_max(f64::from(f32::MAX)).unsqueeze(1);
-        let nearest = shares.bucketize(&self.bounds, true, false).to_kind(Kind::Uint8).flatten(0, -1);
+        let nearest = match &self.ready {
+            Some(bounds) => bounds.codes(&shares).expect("32-bit values of a processor"),
+            None => shares.bucketize(&self.bounds, true, false).to_kind(Kind::Uint8),
+        };
+        let nearest = nearest.flatten(0, -1);
         put(codes, BLOCK, &guard.choose(&nearest, &all_codes));
         put(absmax, 1, &guard.choose(&largest, &all_absmax));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_a_processor_are_those_of_a_gpu() {
+        for signed in [false, true] {
+            let codes = Codes::new(signed, Device::Cpu);
+            let random = Tensor::randn([64, BLOCK], (Kind::Float, Device::Cpu)) / 3.0;
+            let powers = Tensor::rand([64, BLOCK], (Kind::Float, Device::Cpu)) * -9.0;
+            let shares = Tensor::cat(
+                &[
+                    &random,
+                    &(&random * powers.exp()),
+                    &codes.bounds.view([1, -1]).pad([0, 1], "constant", 0.0),
+                ],
+                0,
+            );
+            let expected = shares.bucketize(&codes.bounds, true, false).to_kind(Kind::Uint8);
+            assert_eq!(codes.ready.unwrap().codes(&shares).unwrap(), expected);
+        }
     }
 }

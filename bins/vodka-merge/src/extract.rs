@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vodka_cli::{Exit, Session};
+use vodka_cli::{Exit, Session, hash_cache};
 use vodka_merger::{Error, ExtractConfig, Precision, extract};
 
 #[derive(Debug, Args)]
@@ -36,8 +36,17 @@ impl Arguments {
     /// Extracts, and prints what came of it.
     pub fn run(self, session: &Session) -> ExitCode {
         let Self { tuned, base, output, rank, conv_rank, precision, clamp_quantile, min_difference } = self;
-        let config =
-            ExtractConfig { tuned, base, output, rank, conv_rank, precision, clamp_quantile, min_difference };
+        let config = ExtractConfig {
+            tuned,
+            base,
+            output,
+            rank,
+            conv_rank,
+            precision,
+            clamp_quantile,
+            min_difference,
+            hash_cache: hash_cache(),
+        };
         if session.common().dry_run {
             return session.print_json(&config, Exit::Done);
         }

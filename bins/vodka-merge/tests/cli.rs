@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../../../crates/merger/tests/model/mod.rs"]
+mod model;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -10,39 +13,9 @@ use std::{
 };
 
 use assert_cmd::Command;
-use vodka_checkpoint::{
-    Checkpoint, ClipConfig, ModelConfig, Precision, Result, UNetConfig, VaeConfig, Values, keys,
-    write_checkpoint,
-};
-
-fn model() -> ModelConfig {
-    ModelConfig {
-        unet: UNetConfig {
-            block_out_channels: vec![4, 8],
-            layers_per_block: 1,
-            cross_attention: vec![true, false],
-            cross_attention_dim: 6,
-            attention_heads: 2,
-            norm_groups: 2,
-            ..UNetConfig::sd15()
-        },
-        vae: VaeConfig {
-            block_out_channels: vec![2, 4],
-            layers_per_block: 1,
-            norm_groups: 2,
-            ..VaeConfig::sd15()
-        },
-        clip: ClipConfig {
-            vocab_size: 11,
-            hidden_size: 6,
-            intermediate_size: 8,
-            layers: 2,
-            heads: 3,
-            max_positions: 5,
-        },
-        ..ModelConfig::sd15()
-    }
-}
+use model::model;
+use vodka_checkpoint::{Checkpoint, Precision, Result, Values, keys, write_checkpoint};
+use vodka_stage::{RunRecord, hash_file};
 
 /// Writes a model of which every weight is `value`.
 fn write(path: &Path, value: f32) {
@@ -452,7 +425,17 @@ fn what_is_extracted_and_applied_is_what_was_trained() {
         format!("extract-lora {tuned} {base} --clamp-quantile 1 --min-difference 0 --precision fp32");
     let said = world.says(&format!("{extract} --rank 4096 -o whole.safetensors"), 0);
     assert!(said.contains("100.00 % of the difference"), "{said}");
-    world.says(&format!("apply-lora {base} whole.safetensors --precision fp32 -o applied.safetensors"), 0);
+    let said = world.says(&format!("{extract} --rank 4096 -o whole.safetensors"), 0);
+    assert_eq!(said, "`whole.safetensors` is up to date\n");
+    let apply = format!("apply-lora {base} whole.safetensors --precision fp32 -o applied.safetensors");
+    world.says(&apply, 0);
+    assert!(world.says(&apply, 0).contains("`applied.safetensors` is up to date"));
+    for (file, stage) in [("whole", "extract-lora"), ("applied", "merge")] {
+        let record = RunRecord::read(&world.at(&format!("{file}.safetensors.run.json"))).unwrap();
+        assert_eq!((record.stage.as_str(), record.inputs.len()), (stage, 2), "{record:?}");
+        let hash = hash_file(world.at(&format!("{file}.safetensors"))).unwrap();
+        assert_eq!(record.outputs[0].sha256, hash);
+    }
     let open = |path: &Path| Checkpoint::open(path).unwrap();
     let (applied, tuned_file) = (open(&world.at("applied.safetensors")), open(Path::new(&tuned)));
     let name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight";

@@ -7,6 +7,7 @@ use std::{fs, path::PathBuf, process::Output};
 use assert_cmd::Command;
 use serde_json::Value;
 use vodka_checkpoint::{Checkpoint, Precision, keys};
+use vodka_stage::RunRecord;
 use vodka_testkit::{fixture, model};
 
 /// The current folder of the binary, with `base.safetensors`.
@@ -56,7 +57,11 @@ fn a_checkpoint_goes_through_all_forms() {
     for name in a.names() {
         assert!(a.tensor(name).unwrap() == b.tensor(name).unwrap(), "{name}");
     }
-    let (_, said) = world.says("convert folder b.safetensors", 2);
+    let record = RunRecord::read(&world.at("b.safetensors.run.json")).unwrap();
+    assert_eq!((record.stage.as_str(), record.inputs["input"].path.to_str()), ("convert", Some("folder")));
+    let (_, said) = world.says("convert folder b.safetensors", 0);
+    assert_eq!(said, "`b.safetensors` is up to date\n");
+    let (_, said) = world.says("convert folder b.safetensors --prune", 2);
     assert_eq!(said, "error: the output `b.safetensors` is there already\n");
     let (out, _) = world.says("convert folder b.safetensors --overwrite --precision fp32 --json", 0);
     let report: Value = serde_json::from_str(&out).unwrap();

@@ -23,7 +23,7 @@ struct World {
 
 impl World {
     fn new(changes: Value) -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap() };
+        let world = Self { dir: folder() };
         fs::create_dir(world.at("data")).unwrap();
         for i in 0..7_u32 {
             let (width, height) = if i < 4 { (70, 64) } else { (128, 64) };
@@ -108,6 +108,17 @@ impl World {
     }
 }
 
+/// A new folder, in memory where there is room: who is killed loses nothing of what he wrote there either, and does not
+/// wait for a disk after each step.
+fn folder() -> TempDir {
+    const NEEDED: u64 = 1 << 30;
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() && vodka_stage::free_space(memory).is_some_and(|free| free > NEEDED) {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
 fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into()
 }
@@ -130,12 +141,8 @@ fn assert_same(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Ve
 
 #[test]
 fn twenty_one_kills_leave_the_same_files_as_none() {
-    let seed = 20_261_127;
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut kills = 0;
-    let samples =
-        json!({"cfgs": [2], "num_inference_steps": 1, "samples": [{"prompt": "a star"}]}).to_string();
-    for (optimizer, changes) in [
+    const KILLS: usize = 3;
+    let configurations = [
         ("adamw", json!({"grad_accum": 2, "flip_p": 0.5, "crop_variants": 2})),
         ("adamw8bit", json!({"validation_config": "validation.json"})),
         ("lion", json!({"ema_decay_rate": 0.9, "ema_update_interval": 2, "disable_textenc_training": true})),
@@ -151,37 +158,50 @@ fn twenty_one_kills_leave_the_same_files_as_none() {
             "state_every_n_steps": 2}),
         ),
         ("adamw8bit", json!({"compat": "ed2-2023-04", "grad_accum": 3, "clip_grad_norm": 1.0})),
-    ] {
-        let optimizer_json = json!({"optimizer": optimizer, "lr": 1e-3, "d0": 1e-3}).to_string();
-        let mut keys = json!({"optimizer_config": "optimizer.json", "state_every_n_steps": 1, "max_epochs": 7,
-            "keep_states": 2});
-        keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        let world = World::new(keys);
-        fs::write(world.at("optimizer.json"), optimizer_json).unwrap();
-        fs::write(world.at("samples.json"), &samples).unwrap();
-        world.said(0, &["--set", "output=whole", "--set", "cache_dir=another"]);
-        // Just after something was written, and anywhere.
-        let mut done = Vec::new();
-        while done.len() < 3 {
-            let (after_lines, times) = (random.random_bool(0.6), random.random_range(1..=3));
-            let killed = match after_lines {
-                true => world.kill_after_lines(2 * times),
-                false => world.kill_after(times),
-            };
-            done.push(format!("{times} {}", if after_lines { "pairs of lines" } else { "writes" }));
-            if !killed {
-                // It was through before it could be killed: from the beginning.
-                done.clear();
-                fs::remove_dir_all(world.at("out")).unwrap();
-                let _ = fs::remove_file(world.at("out.run.json"));
-            }
+    ];
+    assert_eq!(KILLS * configurations.len(), 21);
+    // Each run has one thread: two are at work.
+    std::thread::scope(|scope| {
+        for half in [&configurations[..4], &configurations[4..]] {
+            scope.spawn(move || {
+                for (optimizer, changes) in half {
+                    kills_leave_the_same_files(KILLS, optimizer, changes);
+                }
+            });
         }
-        kills += done.len();
-        let text = world.said(0, &[]);
-        let what = format!("{optimizer} {changes} killed after {done:?}; seed {seed}; then: {text}");
-        assert_same(&world.files("out"), &world.files("whole"), &what);
+    });
+}
+
+/// Runs a configuration undisturbed, and once more with kills: just after something was written, and anywhere.
+fn kills_leave_the_same_files(kills: usize, optimizer: &str, changes: &Value) {
+    let seed = 20_261_127 + changes.to_string().len() as u64;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut keys = json!({"optimizer_config": "optimizer.json", "state_every_n_steps": 1, "keep_states": 2});
+    keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let world = World::new(keys);
+    let optimizer_json = json!({"optimizer": optimizer, "lr": 1e-3, "d0": 1e-3});
+    fs::write(world.at("optimizer.json"), optimizer_json.to_string()).unwrap();
+    let samples = json!({"cfgs": [2], "num_inference_steps": 1, "samples": [{"prompt": "a star"}]});
+    fs::write(world.at("samples.json"), samples.to_string()).unwrap();
+    world.said(0, &["--set", "output=whole", "--set", "cache_dir=another"]);
+    let mut done = Vec::new();
+    while done.len() < kills {
+        let (after_lines, times) = (random.random_bool(0.6), random.random_range(1..=3));
+        let killed = match after_lines {
+            true => world.kill_after_lines(2 * times),
+            false => world.kill_after(times),
+        };
+        done.push(format!("{times} {}", if after_lines { "pairs of lines" } else { "writes" }));
+        if !killed {
+            // It was through before it could be killed: from the beginning.
+            done.clear();
+            fs::remove_dir_all(world.at("out")).unwrap();
+            let _ = fs::remove_file(world.at("out.run.json"));
+        }
     }
-    assert_eq!(kills, 21);
+    let text = world.said(0, &[]);
+    let what = format!("{optimizer} {changes} killed after {done:?}; seed {seed}; then: {text}");
+    assert_same(&world.files("out"), &world.files("whole"), &what);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use vodka_cli::{Common, Exit, Progress as Bar, Session, runtime_dir};
+use vodka_cli::{Common, Exit, Progress as Bar, Session, hash_cache, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{
     Download, Error, HubConfig, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport,
@@ -72,7 +72,7 @@ fn init(session: &Session, recipe: &Path) -> ExitCode {
 
 /// Reads a recipe; of taggers on the hub only a run downloads what is not here.
 fn open(session: &Session, recipe: &Path, downloads: bool) -> vodka_workflow::Result<Workflow> {
-    let mut workflow = Workflow::open(recipe, runtime_dir())?;
+    let mut workflow = Workflow::open(recipe, runtime_dir())?.with_hash_cache(hash_cache());
     let mut hub = HubConfig::from_vars(|name| env::var_os(name));
     hub.offline |= !downloads;
     let mut bar: Option<(String, Bar)> = None;

@@ -98,6 +98,7 @@ impl Lab {
         let mut vodka = Command::new(assert_cmd::cargo::cargo_bin!("vodka"));
         // More threads only get into each other's way with models this small.
         vodka.arg(command).arg(self.at("recipe.toml")).env("OMP_NUM_THREADS", "1");
+        vodka.env("XDG_CACHE_HOME", self.at(".cache"));
         vodka
     }
 

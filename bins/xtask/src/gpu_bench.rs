@@ -159,13 +159,12 @@ impl<'o> Bench<'o> {
         let mut command = Command::new(&self.program);
         self.common(&mut command, batch, more);
         command.arg("--runtime").arg(&self.runtime).env("LD_LIBRARY_PATH", &self.libraries);
-        let mut row = self.measured(&format!("vodka {}", more.join(" ")), batch, &mut command, |text| {
+        let name = format!("vodka {}", more.join(" "));
+        self.measured(name.trim_end(), batch, &mut command, |text| {
             let mut numbers = text.split_whitespace().map(str::parse::<f64>);
             let (step, _, peak) = (numbers.next()?.ok()?, numbers.next(), numbers.next()?.ok()?);
             Some((f64::from(batch) / step, Some(peak / f64::from(1 << 30))))
-        });
-        row.name = row.name.trim_end().to_owned();
-        row
+        })
     }
 
     fn peer(&self, batch: u32, more: &[&str]) -> Row {

@@ -10,8 +10,9 @@ use std::{
     str::FromStr,
 };
 
-use serde::Serialize;
-use vodka_stage::{Interrupt, Outcome, Report};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, lossy, record_path};
 
 use crate::{
     Architecture, Checkpoint, Dtype, Ema, Error, LoraNames, ModelConfig, Part, Precision, Result,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// The form to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// A single `.safetensors` file.
@@ -120,9 +121,26 @@ pub struct ConvertPlan {
     pub vae: Vae,
     /// Whose names a LoRA gets, if not its own.
     pub names: Option<LoraNames>,
+    /// Whether to replace an output that is there.
+    pub overwrite: bool,
 }
 
 impl ConvertConfig {
+    /// A conversion that keeps what the output's form can hold, as it is.
+    pub fn new(input: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Self {
+            input: input.into(),
+            output: output.into(),
+            target: None,
+            precision: None,
+            use_ema: false,
+            prune: false,
+            vae: Vae::Keep,
+            names: None,
+            overwrite: false,
+        }
+    }
+
     /// Checks what can be checked without opening the input.
     ///
     /// # Errors
@@ -139,9 +157,6 @@ impl ConvertConfig {
         if [Some(&self.input), baked].into_iter().flatten().any(|input| is_within(input, &path)) {
             return Err(Error::OutputIsInput { path });
         }
-        if path.exists() && !self.overwrite {
-            return Err(Error::Exists { path });
-        }
         // A folder is replaced as a whole: only one that can be a model is worth the risk.
         let is_model = |path: &Path| path.join("unet").is_dir() || path.join("model_index.json").is_file();
         if path.is_dir() != (target == Target::Diffusers) && path.exists()
@@ -152,7 +167,7 @@ impl ConvertConfig {
         if target == Target::Diffusers && self.vae == Vae::Drop {
             return Err(Error::NoPart { path, part: Part::Vae });
         }
-        Ok(ConvertPlan {
+        let plan = ConvertPlan {
             input: self.input.clone(),
             output: path,
             target,
@@ -161,6 +176,45 @@ impl ConvertConfig {
             prune: self.prune,
             vae: self.vae.clone(),
             names: self.names,
+            overwrite: self.overwrite,
+        };
+        // Whether what is there is of this very input, only a run finds out.
+        let may_be_ours = || {
+            let found = RunRecord::read(&record_path(&plan.output));
+            found.is_ok_and(|found| found.settings == plan.settings() && found.stage == STAGE)
+        };
+        if plan.output.exists() && !plan.overwrite && !may_be_ours() {
+            return Err(Error::Exists { path: plan.output });
+        }
+        Ok(plan)
+    }
+}
+
+/// What run records call this stage.
+const STAGE: &str = "convert";
+
+impl ConvertPlan {
+    /// All that the output depends on but the inputs.
+    fn settings(&self) -> serde_json::Value {
+        let vae = match self.vae {
+            Vae::Keep => "keep",
+            Vae::Bake(_) => "bake",
+            Vae::Drop => "drop",
+        };
+        let Self { target, precision, use_ema, prune, names, .. } = self;
+        json!({"target": target, "precision": precision, "use_ema": use_ema, "prune": prune, "vae": vae,
+            "names": names})
+    }
+
+    /// All that the output depends on; hashes the inputs.
+    ///
+    /// # Errors
+    /// An input that cannot be read.
+    pub fn key(&self) -> Result<RunKey> {
+        let key = RunKey::new(STAGE, &self.settings(), None).input("input", &self.input, |_| true)?;
+        Ok(match &self.vae {
+            Vae::Bake(path) => key.input("vae", path, |_| true)?,
+            Vae::Keep | Vae::Drop => key,
         })
     }
 }
@@ -175,7 +229,7 @@ fn is_within(input: &Path, output: &Path) -> bool {
 }
 
 /// A tensor of which the new precision cannot hold all values.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overflow {
     /// Its LDM name.
     pub tensor: String,
@@ -186,7 +240,7 @@ pub struct Overflow {
 }
 
 /// What became of `position_ids`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PositionIds {
     /// The form has none.
@@ -200,11 +254,12 @@ pub enum PositionIds {
 }
 
 /// What a conversion has done.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConvertReport {
     /// How it ended: [`Outcome::Skipped`] where values did not fit the precision.
     pub outcome: Outcome,
     /// The file or folder.
+    #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
     /// Its form.
     pub target: Target,
@@ -265,6 +320,9 @@ impl fmt::Display for ConvertReport {
         let (output, target) = (self.output.display(), self.target);
         if self.outcome == Outcome::Interrupted {
             return write!(f, "stopped; `{output}` is as it was");
+        }
+        if self.outcome == Outcome::Unchanged {
+            return write!(f, "`{output}` is up to date");
         }
         write!(
             f,
@@ -355,20 +413,41 @@ struct Work {
     report: ConvertReport,
 }
 
-/// Converts.
+/// Converts, unless the output is there and of this very input. `<output>.run.json` says what made it.
 ///
 /// # Errors
-/// An input that cannot be read or is no checkpoint or VAE; one that lacks what a folder needs, or an EMA copy that is
+/// An output that is there, made by something else and not to be replaced; an input that cannot be read or is no checkpoint or VAE; one that lacks what a folder needs, or an EMA copy that is
 /// asked for; a VAE that does not fit; an output that cannot be written. Nothing is left behind.
 pub fn run(
     plan: &ConvertPlan,
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(ConvertEvent),
 ) -> Result<ConvertReport> {
-    if lora_convert::is_lora(&plan.input) {
-        return lora_convert::run(plan, interrupt, on_event);
+    // What cannot be converted is told before anything is hashed.
+    let work = if lora_convert::is_lora(&plan.input) { None } else { Some(open(plan)?) };
+    let (key, record) = (plan.key()?, record_path(&plan.output));
+    if let Some(report) = key.made::<ConvertReport>(&record)? {
+        return Ok(ConvertReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }
-    let mut work = open(plan)?;
+    if plan.output.exists() && !plan.overwrite {
+        return Err(Error::Exists { path: plan.output.clone() });
+    }
+    let report = match work {
+        None => lora_convert::run(plan, interrupt, on_event)?,
+        Some(work) => write(plan, work, interrupt, on_event)?,
+    };
+    if report.outcome != Outcome::Interrupted {
+        key.write(&record, &[&plan.output], &report)?;
+    }
+    Ok(report)
+}
+
+fn write(
+    plan: &ConvertPlan,
+    mut work: Work,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(ConvertEvent),
+) -> Result<ConvertReport> {
     let total = work.items.iter().map(|item| item.spec.bytes()).sum();
     (work.report.tensors, work.report.bytes) = (work.items.len() as u64, total);
     on_event(ConvertEvent::Started { bytes: total });

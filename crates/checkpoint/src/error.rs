@@ -419,6 +419,13 @@ pub enum StorageFault {
         /// Bytes that are there.
         found: usize,
     },
+    /// There are more than were saved, and they would have to be decompressed.
+    TooLong {
+        /// Bytes that its storage is said to have.
+        announced: usize,
+        /// Bytes that would come out.
+        found: usize,
+    },
     /// It has more elements than were saved.
     TooMany {
         /// Its shape.
@@ -431,6 +438,9 @@ impl fmt::Display for StorageFault {
         match self {
             Self::Missing { storage } => write!(f, "needs the storage `{storage}`, which is not there"),
             Self::TooShort { needed, found } => write!(f, "needs {needed} bytes, its storage has {found}"),
+            Self::TooLong { announced, found } => {
+                write!(f, "is of a storage of {announced} bytes, of which {found} are compressed")
+            }
             Self::TooMany { shape } => write!(f, "of shape {shape:?} is larger than its storage"),
         }
     }

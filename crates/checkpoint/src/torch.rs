@@ -143,18 +143,23 @@ impl Elements {
         match self {
             Self::Plain(range) => Some(file[range.clone()].into()),
             Self::Deflated { compressed, bytes } => {
-                let compressed = &file[compressed.clone()];
-                // Deflate makes at most 1032 bytes of one: more is a lie that would cost memory.
-                if *bytes > compressed.len().saturating_mul(1032).saturating_add(1032) {
-                    return None;
-                }
-                let mut all = Vec::with_capacity(*bytes);
-                let mut decoder = DeflateDecoder::new(compressed).take(*bytes as u64 + 1);
-                decoder.read_to_end(&mut all).ok()?;
-                (all.len() == *bytes).then(|| all.into())
+                let mut all = Vec::new();
+                inflate_into(&mut all, &file[compressed.clone()], *bytes).then(|| all.into())
             }
         }
     }
+}
+
+/// Decompresses what is to become so many bytes; whether it does. Memory grows with what comes out, whatever is claimed.
+fn inflate_into(all: &mut Vec<u8>, compressed: &[u8], bytes: usize) -> bool {
+    const AT_FIRST: usize = 1 << 16;
+    // Deflate makes at most 1032 bytes of one: more is a lie.
+    if bytes > compressed.len().saturating_mul(1032).saturating_add(1032) {
+        return false;
+    }
+    all.reserve(bytes.min(AT_FIRST));
+    let mut decoder = DeflateDecoder::new(compressed).take(bytes as u64 + 1);
+    decoder.read_to_end(all).is_ok() && all.len() == bytes
 }
 
 /// Five pickles (magic number, protocol, system, object, names of storages), then each storage: its number of
@@ -342,6 +347,10 @@ fn stored(pickle: &Pickle, tensor: &Tensor, find: Find) -> Result<Stored, Storag
     if needed.max(announced) > found {
         return Err(StorageFault::TooShort { needed: needed.max(announced), found });
     }
+    // As they are, they cost nothing that is not asked for; these would be decompressed.
+    if matches!(elements, Elements::Deflated { .. }) && found > announced {
+        return Err(StorageFault::TooLong { announced, found });
+    }
     let start = tensor.offset.saturating_mul(size).min(found);
     let data = match (&elements, is_row_major(&tensor.shape, &tensor.strides)) {
         (Elements::Plain(range), true) => {
@@ -369,4 +378,32 @@ fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
         expected *= size;
         fits
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_what_comes_out_and_not_with_what_is_claimed() {
+        // A MiB of noise that deflate cannot make smaller.
+        let noise: Vec<u8> =
+            (0..1_u32 << 18).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&noise).unwrap();
+        let compressed = encoder.finish().unwrap();
+        let inflate = |claimed: usize| {
+            let mut all = Vec::new();
+            let fits = inflate_into(&mut all, &compressed, claimed);
+            (fits, all)
+        };
+        assert_eq!(inflate(noise.len()), (true, noise.clone()));
+        let (fits, all) = inflate(400 << 20);
+        assert!(!fits && all.capacity() <= 4 * noise.len(), "{}", all.capacity());
+        let (fits, all) = inflate(1000);
+        assert!(!fits && all.len() == 1001, "no more than one byte more is read");
+        assert!(!inflate(usize::MAX).0);
+    }
 }

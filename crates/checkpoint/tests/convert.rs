@@ -7,6 +7,7 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -15,9 +16,11 @@ use safetensors::Dtype as FileDtype;
 use vodka_checkpoint::{
     CONFIG_KEY, Checkpoint, Dtype, Ema, Format, ModelConfig, Part, Precision, WeightFile,
     convert::{self, ConvertConfig, ConvertReport, PositionIds, Target, Vae},
-    ema_name, keys,
+    ema_name,
+    inspect::{Depth, inspect},
+    keys,
 };
-use vodka_stage::{Interrupt, Outcome};
+use vodka_stage::{Interrupt, Outcome, RunRecord, hash_file, record_path};
 
 const POSITION_IDS: &str = "cond_stage_model.transformer.text_model.embeddings.position_ids";
 
@@ -45,17 +48,7 @@ impl World {
     }
 
     fn config(&self, input: &str, output: &str) -> ConvertConfig {
-        ConvertConfig {
-            input: self.at(input),
-            output: self.at(output),
-            target: None,
-            precision: None,
-            use_ema: false,
-            prune: false,
-            vae: Vae::Keep,
-            names: None,
-            overwrite: false,
-        }
+        ConvertConfig::new(self.at(input), self.at(output))
     }
 
     fn convert(&self, input: &str, output: &str, change: impl FnOnce(&mut ConvertConfig)) -> ConvertReport {
@@ -83,6 +76,7 @@ impl World {
         let mut names: Vec<_> = fs::read_dir(self.0.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.ends_with(".run.json"))
             .collect();
         names.sort();
         names
@@ -398,10 +392,68 @@ fn what_cannot_be_converted_is_said_before_anything_is_written() {
     let raised = Interrupt::new();
     raised.raise();
     for output in ["folder", "x.ckpt", "x.safetensors"] {
-        let config = ConvertConfig { overwrite: true, ..world.config("in.safetensors", output) };
+        let (overwrite, precision) = (true, Some(Precision::F32));
+        let config = ConvertConfig { overwrite, precision, ..world.config("in.safetensors", output) };
         let report = convert::run(&config.plan().unwrap(), &raised, &mut |_| ()).unwrap();
         assert_eq!(report.outcome, Outcome::Interrupted);
     }
     assert_eq!(world.names(), ["folder", "in.safetensors"]);
     world.open("folder").verify().unwrap();
+}
+
+#[test]
+fn a_conversion_leaves_a_record_and_is_not_repeated() {
+    let world = World::new(&tiny());
+    let input = hash_file(world.at("in.safetensors")).unwrap();
+    for output in ["out.ckpt", "folder"] {
+        world.convert("in.safetensors", output, |c| c.prune = true);
+        let record = RunRecord::read(&record_path(&world.at(output))).unwrap();
+        assert_eq!((record.stage.as_str(), &record.settings["prune"]), ("convert", &true.into()));
+        assert_eq!((record.inputs["input"].sha256, record.outputs.len()), (input, 1));
+        assert_eq!(record.outputs[0].path, Path::new(output));
+        assert_eq!(record.report["outcome"], "done");
+        let report = world.convert("in.safetensors", output, |c| c.prune = true);
+        assert_eq!(report.outcome, Outcome::Unchanged);
+        assert_eq!(report.to_string(), format!("`{}` is up to date", world.at(output).display()));
+        // Another conversion, or of another input, or what somebody has edited since, is not replaced unasked.
+        let refused = format!("the output `{output}` is there already");
+        assert_eq!(world.says("in.safetensors", output, |_| ()), refused);
+        let whole = fs::read(world.at("in.safetensors")).unwrap();
+        let mut other = whole.clone();
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(world.at("in.safetensors"), other).unwrap();
+        assert_eq!(world.says("in.safetensors", output, |c| c.prune = true), refused);
+        fs::write(world.at("in.safetensors"), whole).unwrap();
+        let edited = if output == "folder" { "folder/model_index.json" } else { output };
+        fs::OpenOptions::new().append(true).open(world.at(edited)).unwrap().write_all(b" ").unwrap();
+        assert_eq!(world.says("in.safetensors", output, |c| c.prune = true), refused);
+        let report = world.convert("in.safetensors", output, |c| (c.prune, c.overwrite) = (true, true));
+        assert_eq!(report.outcome, Outcome::Done);
+    }
+    // With a VAE that is baked in, its hash belongs to it.
+    world.convert("in.safetensors", "baked.safetensors", |c| c.vae = Vae::Bake(world.at("folder/vae")));
+    let record = RunRecord::read(&record_path(&world.at("baked.safetensors"))).unwrap();
+    assert!(record.inputs.contains_key("vae"));
+}
+
+#[test]
+fn a_unet_of_eight_channels_goes_through_all_forms() {
+    let mut config = tiny_with_defaults();
+    config.unet.in_channels = 8;
+    let world = World(tempfile::tempdir().unwrap());
+    // Nothing but shapes tells it.
+    write_raw(&world.at("in.safetensors"), &raw(&config), &[]);
+    let found = inspect(world.at("in.safetensors"), Depth { hashes: false, values: false }).unwrap();
+    let said = found.to_string();
+    assert!(said.contains("InstructPix2Pix (8 input channels)"), "{said}");
+    let before = world.open("in.safetensors");
+    assert_eq!(before.config(), &config);
+    let mut from = "in.safetensors";
+    for to in ["a.ckpt", "folder", "b.safetensors"] {
+        world.convert(from, to, |_| ());
+        assert_same_model(&world.open(to), &before);
+        from = to;
+    }
+    let unet = fs::read_to_string(world.at("folder/unet/config.json")).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&unet).unwrap()["in_channels"], 8);
 }

@@ -161,17 +161,7 @@ impl Folder {
     }
 
     fn config(&self, input: &str, output: &str) -> ConvertConfig {
-        ConvertConfig {
-            input: self.at(input),
-            output: self.at(output),
-            target: None,
-            precision: None,
-            use_ema: false,
-            prune: false,
-            vae: Vae::Keep,
-            names: None,
-            overwrite: false,
-        }
+        ConvertConfig::new(self.at(input), self.at(output))
     }
 
     fn convert(&self, input: &str, output: &str, names: Option<LoraNames>) -> ConvertReport {

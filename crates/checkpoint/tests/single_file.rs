@@ -417,3 +417,21 @@ fn nothing_wrong_is_written() {
         format!("`FILE` does not fit its architecture: 1 of another shape: {name} ([2, 2], expected [4])")
     );
 }
+
+#[test]
+fn a_tensor_that_is_not_there_and_a_model_of_another_input_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wide.safetensors");
+    let mut config = tiny();
+    config.unet.in_channels = 9;
+    write(&path, &config, Precision::F16);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let (name, file) = ("model.diffusion_model.nothing", path.display());
+    let none = format!("`{file}` has no tensor `{name}`");
+    assert_eq!(checkpoint.tensor(name).unwrap_err().to_string(), none);
+    assert_eq!(WeightFile::open(&path).unwrap().tensor(name).unwrap_err().to_string(), none);
+    let error = checkpoint.check_text_to_image(11, 5).unwrap_err();
+    assert_eq!(error.to_string(), format!("`{file}` is no model that makes pictures from text alone"));
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(source, "the UNet's input and the latent disagree: 9 and 4");
+}

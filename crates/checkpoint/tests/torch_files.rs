@@ -190,6 +190,8 @@ fn archives_that_grow_are_not_unpacked() {
     assert!(said(&deflated(&[])).starts_with("`FILE` is not a safetensors file: "));
     let two = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("b/data.pkl", b"\x80\x02}.", 4)]);
     assert!(said(&two).starts_with("`FILE` is a zip archive with 2 entries `data.pkl`, expected one"));
+    let number = deflated(&[("a/data.pkl", b"\x80\x02K\x01.", 5)]);
+    assert_eq!(said(&number), "`FILE` holds no dictionary of tensors");
     let script = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("a/constants.pkl", b"\x80\x02}.", 4)]);
     assert!(said(&script).starts_with("`FILE` is a TorchScript archive"));
     let big = deflated(&[("a/data.pkl", b"\x80\x02}.", 4), ("a/byteorder", b"big", 3)]);
@@ -200,7 +202,13 @@ fn said_or_open(bytes: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("FILE");
     fs::write(&path, bytes).unwrap();
-    WeightFile::open(&path).map_or_else(|error| error.to_string(), |_| "opened".to_owned())
+    WeightFile::open(&path).map_or_else(
+        |error| {
+            let source = std::error::Error::source(&error);
+            source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+        },
+        |_| "opened".to_owned(),
+    )
 }
 
 #[test]
@@ -226,11 +234,18 @@ fn tensors_larger_than_their_storage_are_refused() {
         said_or_open(&deflated(&[("a/data.pkl", &pickle, pickle.len() as u32), ("a/data/0", &data, 8)]))
     };
     assert_eq!(file(2, 0, &[2], &[1]), "opened");
+    let longer = file(1, 0, &[1], &[1]);
+    assert!(
+        longer.ends_with("the tensor `w` is of a storage of 4 bytes, of which 8 are compressed"),
+        "{longer}"
+    );
     let ends = |said: String, expected: &str| assert!(said.ends_with(expected), "{said}");
     ends(file(3, 0, &[2], &[1]), "the tensor `w` needs 12 bytes, its storage has 8");
     ends(file(2, 1, &[2], &[1]), "the tensor `w` needs 12 bytes, its storage has 8");
     ends(file(2, 0, &[2], &[9]), "the tensor `w` needs 40 bytes, its storage has 8");
     ends(file(2, 0, &[200, 200], &[0, 0]), "the tensor `w` of shape [200, 200] is larger than its storage");
-    assert!(file(2, 0, &[2, 1], &[1]).contains("is not a pickle that can be read"));
+    let strides = file(2, 0, &[2, 1], &[1]);
+    assert!(strides.contains("the tensor described before byte "), "{strides}");
+    assert!(strides.ends_with(" has not as many strides as axes"), "{strides}");
     ends(file(2, 0, &[0], &[1]), "opened");
 }

@@ -9,16 +9,17 @@ use std::{
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use vodka_checkpoint::{
     Dtype, Part, Precision, SafetensorsWriter, TensorSpec, in_file_order,
     keys::{self, Key},
     lora_name, same_file,
 };
-use vodka_stage::{Interrupt, Outcome, Report};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, lossy, record_path};
 
 use crate::{
     Error, Graph, MismatchPolicy, Operand, OutputPlan, Parent, Result, VaePolicy, eval::Evaluator,
-    kernel::mix, run,
+    hashes::Hashes, kernel::mix, run,
 };
 
 /// What to extract.
@@ -41,6 +42,9 @@ pub struct ExtractConfig {
     pub clamp_quantile: f64,
     /// The text encoder is left out where none of its weights has changed by more than this.
     pub min_difference: f64,
+    /// The file that remembers hashes of checkpoints by path, size and time of change; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
 }
 
 /// What was extracted.
@@ -49,6 +53,7 @@ pub struct ExtractReport {
     /// How it ended.
     pub outcome: Outcome,
     /// The file.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Modules in it.
     pub modules: u64,
@@ -71,6 +76,9 @@ impl fmt::Display for ExtractReport {
         if self.outcome == Outcome::Interrupted {
             return write!(f, "stopped; nothing was written");
         }
+        if self.outcome == Outcome::Unchanged {
+            return write!(f, "`{}` is up to date", self.path.display());
+        }
         let Self { path, modules, equal, energy, .. } = self;
         let (path, percent) = (path.display(), 100.0 * energy);
         write!(f, "extracted {modules} modules into `{path}`: {percent:.2} % of the difference")?;
@@ -92,7 +100,7 @@ struct Extracted {
     down: Vec<f32>,
 }
 
-/// Extracts a LoRA.
+/// Extracts a LoRA, unless it is there and of these checkpoints. `<output>.run.json` says what made it.
 ///
 /// # Errors
 /// Checkpoints that do not fit each other; a rank of 0; a quantile or difference that makes no sense; an output that is
@@ -104,9 +112,37 @@ pub fn extract(
 ) -> Result<ExtractReport> {
     check(config)?;
     let evaluator = open(config)?;
+    let (key, record) = (key(config)?, record_path(&config.output));
+    if let Some(report) = key.made::<ExtractReport>(&record)? {
+        let path = config.output.clone();
+        return Ok(ExtractReport { outcome: Outcome::Unchanged, path, ..report });
+    }
+    let report = extract_from(&evaluator, config, interrupt, on_module)?;
+    if report.outcome == Outcome::Done {
+        key.write(&record, &[&config.output], &report)?;
+    }
+    Ok(report)
+}
+
+/// All that a LoRA depends on.
+fn key(config: &ExtractConfig) -> Result<RunKey> {
+    let hashes = Hashes::open(config.hash_cache.as_deref()).of(&[&config.tuned, &config.base])?;
+    let ExtractConfig { rank, conv_rank, precision, clamp_quantile, min_difference, .. } = config;
+    let settings = json!({"rank": rank, "conv_rank": conv_rank, "precision": precision,
+        "clamp_quantile": clamp_quantile, "min_difference": min_difference});
+    let key = RunKey::new("extract-lora", &settings, None);
+    Ok(key.input_hashed("tuned", &config.tuned, hashes[0]).input_hashed("base", &config.base, hashes[1]))
+}
+
+fn extract_from(
+    evaluator: &Evaluator,
+    config: &ExtractConfig,
+    interrupt: &Interrupt,
+    on_module: &mut dyn FnMut(u64, u64),
+) -> Result<ExtractReport> {
     let all = keys::all(evaluator.config(Operand::Parent(0)));
     let mut wanted: Vec<_> = all.into_iter().filter(|key| rank_of(config, key).is_some()).collect();
-    let without_text_encoder = !text_encoder_changed(&evaluator, &wanted, config.min_difference)?;
+    let without_text_encoder = !text_encoder_changed(evaluator, &wanted, config.min_difference)?;
     if without_text_encoder {
         wanted.retain(|key| Part::of(&key.ldm) != Some(Part::TextEncoder));
     }
@@ -117,7 +153,7 @@ pub fn extract(
             let (outcome, path) = outcome(Outcome::Interrupted);
             return Ok(ExtractReport { outcome, path, modules: 0, equal, without_text_encoder, energy: 0.0 });
         }
-        let done = keys.par_iter().map(|key| module(&evaluator, config, key)).collect::<Result<Vec<_>>>()?;
+        let done = keys.par_iter().map(|key| module(evaluator, config, key)).collect::<Result<Vec<_>>>()?;
         for (found, of_difference, of_file) in done {
             energy += of_difference;
             held += of_file;

@@ -1,4 +1,4 @@
-//! Hashes of files, remembered by path, size and time of change.
+//! Hashes of files and folders, remembered by path, size and time of change.
 
 use std::{
     collections::BTreeMap,
@@ -9,17 +9,37 @@ use std::{
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use vodka_stage::{ContentHash, hash_tree, write_atomic};
+use vodka_stage::{ContentHash, hash_tree, stamp, stamp_tree, write_atomic};
 
 use crate::Result;
 
-/// What is remembered of a file.
+/// What is remembered of a file or folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    size: u64,
-    /// Nanoseconds since 1970.
-    changed_ns: u64,
+    stamp: Stamp,
     sha256: ContentHash,
+}
+
+/// What changes when a file, or a file in a folder, is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    /// Of a file, in bytes.
+    size: Option<u64>,
+    /// Nanoseconds since 1970; of a folder, of the last of its files.
+    changed_ns: u64,
+    /// Of a folder: the names, sizes and times of all its files.
+    files: Option<ContentHash>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        if path.is_dir() {
+            let (files, changed_ns) = stamp_tree(path).ok()?;
+            return Some(Self { size: None, changed_ns, files: Some(files) });
+        }
+        let (size, changed_ns) = stamp(path)?;
+        Some(Self { size: Some(size), changed_ns, files: None })
+    }
 }
 
 /// Hashes that were found before; a cache that cannot be read is empty, one that cannot be written is not kept.
@@ -39,10 +59,10 @@ impl Hashes {
     pub(crate) fn of(&mut self, paths: &[&Path]) -> Result<Vec<ContentHash>> {
         let known: Vec<_> = paths.iter().map(|path| self.known(path)).collect();
         let hash = |(path, known): (&&Path, &Option<ContentHash>)| {
-            let before = stamp(path);
+            let before = Stamp::of(path);
             let hash = known.map_or_else(|| hash_tree(path, |_| true), Ok)?;
-            // A file that was changed meanwhile is not remembered.
-            Ok((hash, before == stamp(path)))
+            // What was changed meanwhile is not remembered.
+            Ok((hash, before == Stamp::of(path)))
         };
         let hashes = paths.par_iter().zip(&known).map(hash).collect::<Result<Vec<_>>>()?;
         if known.iter().any(Option::is_none) {
@@ -56,17 +76,16 @@ impl Hashes {
 
     fn known(&self, path: &Path) -> Option<ContentHash> {
         let entry = self.entries.get(&fs::canonicalize(path).ok()?)?;
-        let (size, changed_ns) = stamp(path)?;
-        (entry.size == size && entry.changed_ns == changed_ns).then_some(entry.sha256)
+        (entry.stamp == Stamp::of(path)?).then_some(entry.sha256)
     }
 
-    /// Remembers a file's hash, unless it was changed so lately that a change after this might not show in its time.
+    /// Remembers the hash of a file or folder, unless it was changed so lately that a change after this might not show in its time.
     pub(crate) fn remember(&mut self, path: &Path, sha256: ContentHash) {
         const SETTLED: Duration = Duration::from_millis(50);
-        if let (Ok(path), Some((size, changed_ns))) = (fs::canonicalize(path), stamp(path)) {
-            let changed = UNIX_EPOCH + Duration::from_nanos(changed_ns);
+        if let (Ok(path), Some(stamp)) = (fs::canonicalize(path), Stamp::of(path)) {
+            let changed = UNIX_EPOCH + Duration::from_nanos(stamp.changed_ns);
             if SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED) {
-                self.entries.insert(path, Entry { size, changed_ns, sha256 });
+                self.entries.insert(path, Entry { stamp, sha256 });
             }
         }
     }
@@ -81,9 +100,50 @@ impl Hashes {
     }
 }
 
-/// Size in bytes and time of change of a single file.
-fn stamp(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
+#[cfg(test)]
+mod tests {
+    use vodka_stage::hash_bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_known_until_one_of_its_files_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, folder) = (dir.path().join("hashes.json"), dir.path().join("model"));
+        fs::create_dir_all(folder.join("unet")).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        let write = |name: &str, text: &str, time: SystemTime| {
+            let path = folder.join(name);
+            fs::write(&path, text).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        write("model_index.json", "{}", long_ago);
+        write("unet/weights.bin", "1234", long_ago);
+        let hash = || hash_tree(&folder, |_| true).unwrap();
+        let known = || Hashes::open(Some(&cache)).known(&folder);
+        assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash()]);
+        assert_eq!(known(), Some(hash()));
+        // What is remembered is taken: the folder is not read again.
+        let mut hashes = Hashes::open(Some(&cache));
+        hashes.remember(&folder, hash_bytes("remembered"));
+        hashes.save();
+        assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash_bytes("remembered")]);
+        let second = Duration::from_secs(1);
+        let changes: [&dyn Fn(); 4] = [
+            &|| write("unet/weights.bin", "1235", long_ago + second),
+            &|| write("unet/weights.bin", "12345", long_ago),
+            &|| write("unet/more.bin", "", long_ago),
+            &|| fs::rename(folder.join("unet/more.bin"), folder.join("unet/other.bin")).unwrap(),
+        ];
+        for change in changes {
+            change();
+            assert_eq!(known(), None);
+            assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash()]);
+            assert_eq!(known(), Some(hash()));
+        }
+        // Changed so lately that a change after this might not show.
+        write("unet/weights.bin", "newer", SystemTime::now() + Duration::from_secs(60));
+        assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash()]);
+        assert_eq!(known(), None);
+    }
 }

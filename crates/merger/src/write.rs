@@ -511,3 +511,43 @@ fn read_back(evaluator: &Evaluator, sink: &Sink) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use vodka_stage::hash_bytes;
+    use vodka_testkit::model;
+
+    use super::*;
+    use crate::{Method, Recipe};
+
+    #[test]
+    fn what_reads_back_otherwise_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.safetensors");
+        let params = [("multiplier".to_owned(), vec![0.5.into()])];
+        let parents = vec![model("base"), model("v1")];
+        let recipe = Recipe::of_one(Method::WeightedSum, parents, &params, None, path.clone()).unwrap();
+        let plan = recipe.plan().unwrap();
+        let evaluator = Evaluator::open(plan.graph.clone()).unwrap();
+        let sink = open(&evaluator, &plan, &plan.outputs[0], &[hash_bytes(""); 2]).unwrap();
+        for (index, spec) in sink.writer.specs().iter().enumerate() {
+            sink.writer.write_at(index, 0, &vec![0; spec.bytes() as usize]).unwrap();
+        }
+        let said = read_back(&evaluator, &sink).unwrap_err().to_string();
+        let start = format!("`{}` was written, but its tensor `", path.display());
+        assert!(said.starts_with(&start) && said.ends_with("` reads back otherwise"), "{said}");
+    }
+
+    #[test]
+    fn too_few_parents_and_too_many_outputs_are_told() {
+        let of = |paths: usize, weights: usize| {
+            let params = [("multiplier".to_owned(), vec![0.5.into(); weights])];
+            let recipe =
+                Recipe::of_one(Method::AddDifference, vec!["a".into(); paths], &params, None, "o".into())?;
+            recipe.plan()
+        };
+        assert_eq!(of(2, 1).unwrap_err().to_string(), "add-difference takes 3 checkpoints, found 2");
+        let said = of(3, 1001).unwrap_err().to_string();
+        assert_eq!(said, "the lists of weights make more than 1000 outputs");
+    }
+}

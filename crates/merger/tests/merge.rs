@@ -503,16 +503,31 @@ fn a_merge_that_does_nothing_says_so() {
 }
 
 #[test]
-fn four_channels_are_merged_into_an_inpainting_model() {
+fn four_channels_are_merged_into_a_model_that_takes_more() {
+    // Inpainting, InstructPix2Pix.
+    for channels in [9, 8] {
+        four_are_merged_into(channels);
+    }
+    let world = World::new();
+    for (name, channels) in [("a", 8), ("b", 9)] {
+        let mut wide = model();
+        wide.unet.in_channels = channels;
+        world.write(name, &wide, 1, Precision::F16);
+    }
+    let said = world.said(&world.sum(0.25));
+    assert!(said.contains("of another shape: model.diffusion_model.input_blocks.0.0.weight"), "{said}");
+}
+
+fn four_are_merged_into(channels: usize) {
     let world = World::new();
     let mut wide = model();
-    wide.unet.in_channels = 9;
+    wide.unet.in_channels = channels as i64;
     world.write("a", &wide, 1, Precision::F16);
     let report = merge(&MergeConfig { precision: Some(Precision::F32), ..world.sum(0.25) });
     let name = "model.diffusion_model.input_blocks.0.0.weight";
     let [a, b, out] = ["a", "b", "out"].map(|file| world.values(file, name));
     for (place, out) in out.iter().enumerate() {
-        let (row, channel, kernel) = (place / 81, place / 9 % 9, place % 9);
+        let (row, channel, kernel) = (place / 9 / channels, place / 9 % channels, place % 9);
         let expected = match channel {
             0..4 => 0.75 * a[place] + 0.25 * b[row * 36 + channel * 9 + kernel],
             _ => a[place],

@@ -2,13 +2,14 @@
 
 use std::{
     cell::RefCell,
+    error,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, Precision, Prediction, VaeConfig, Weights};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, Prediction, TensorView, VaeConfig, Weights};
 use vodka_noise::{
     BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
     Solver,
@@ -67,6 +68,30 @@ pub(crate) fn kind(precision: Precision) -> Kind {
     }
 }
 
+/// Weights of which none is had any more once somebody asks to stop.
+struct Interruptible<'w> {
+    weights: &'w dyn Weights,
+    interrupt: &'w Interrupt,
+}
+
+/// Somebody has asked to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+impl Weights for Interruptible<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, Box<dyn error::Error + Send + Sync>> {
+        match self.interrupt.is_raised() {
+            true => Err(Interrupted.into()),
+            false => self.weights.tensor(name),
+        }
+    }
+}
+
 /// Borrowed networks: a model in training makes its previews with them.
 #[derive(Debug, Clone, Copy)]
 pub struct Networks<'a> {
@@ -122,8 +147,33 @@ impl Pipeline {
     /// # Errors
     /// In addition, a VAE that cannot be read, or is of another form than the model's.
     pub fn load_with(model: Model, load: &Load) -> Result<Self> {
+        Self::load_through(model, load, &Interrupt::new())
+    }
+
+    /// As [`Pipeline::load_with`], or [`Pipeline::replace`] where there is one before; `None` where it is interrupted,
+    /// which is heard between two tensors: to work out a merge takes a while.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_unless(
+        before: Option<Self>,
+        model: Model,
+        load: &Load,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Self>> {
+        let loaded = match before {
+            Some(before) => before.replace_through(model, load, interrupt),
+            None => Self::load_through(model, load, interrupt),
+        };
+        match loaded {
+            Err(Error::Networks(vodka_sd15::Error::Weights(error))) if error.is::<Interrupted>() => Ok(None),
+            loaded => loaded.map(Some),
+        }
+    }
+
+    fn load_through(model: Model, load: &Load, interrupt: &Interrupt) -> Result<Self> {
         let Load { device, kind, vae_kind, ref vae } = *load;
-        let weights = model.weights();
+        let weights = &Interruptible { weights: model.weights(), interrupt };
         let vae_file = vae.as_deref().map(|path| open_vae(path, &weights.config().vae)).transpose()?;
         let vae_weights: &dyn Weights = vae_file.as_ref().map_or(weights, |file| file);
         let mut unet = UNet::load(weights, device, kind)?;
@@ -149,16 +199,20 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::load_with`].
-    pub fn replace(mut self, model: Model, load: &Load) -> Result<Self> {
+    pub fn replace(self, model: Model, load: &Load) -> Result<Self> {
+        self.replace_through(model, load, &Interrupt::new())
+    }
+
+    fn replace_through(mut self, model: Model, load: &Load, interrupt: &Interrupt) -> Result<Self> {
         let form = |load: &Load| (load.device, load.kind, load.vae_kind);
         let [before, after] = [&self.model, &model].map(Model::config);
         if form(load) != form(&self.load) || (&before.clip, &before.unet) != (&after.clip, &after.unet) {
             let library = self.library;
             // Two models may be too many for the memory.
             drop((self.clip, self.unet, self.vae));
-            return Ok(Self::load_with(model, load)?.with_library(library));
+            return Ok(Self::load_through(model, load, interrupt)?.with_library(library));
         }
-        let weights = model.weights();
+        let weights: &dyn Weights = &Interruptible { weights: model.weights(), interrupt };
         if load.vae.is_none() || load.vae != self.load.vae {
             let file = load.vae.as_deref().map(|path| open_vae(path, &after.vae)).transpose()?;
             let weights: &dyn Weights = file.as_ref().map_or(weights, |file| file);
@@ -544,4 +598,50 @@ fn to_picture(pixels: &Tensor) -> RgbImage {
     let mut bytes = vec![0; pixels.numel()];
     pixels.copy_data(&mut bytes, pixels.numel());
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three bytes a pixel")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A checkpoint during whose third tensor somebody asks to stop.
+    struct Stops<'a> {
+        checkpoint: &'a Checkpoint,
+        interrupt: &'a Interrupt,
+        asked: Cell<usize>,
+    }
+
+    impl Weights for Stops<'_> {
+        fn config(&self) -> &ModelConfig {
+            self.checkpoint.config()
+        }
+
+        fn tensor(&self, name: &str) -> Result<TensorView<'_>, Box<dyn error::Error + Send + Sync>> {
+            self.asked.set(self.asked.get() + 1);
+            if self.asked.get() == 3 {
+                self.interrupt.raise();
+            }
+            Weights::tensor(self.checkpoint, name)
+        }
+    }
+
+    #[test]
+    fn who_asks_to_stop_is_heard_between_two_tensors() {
+        let (checkpoint, interrupt) =
+            (Checkpoint::open(vodka_testkit::model("base")).unwrap(), Interrupt::new());
+        let weights = Stops { checkpoint: &checkpoint, interrupt: &interrupt, asked: Cell::default() };
+        let heard = Interruptible { weights: &weights, interrupt: &interrupt };
+        let Err(vodka_sd15::Error::Weights(error)) = UNet::load(&heard, Device::Cpu, Kind::Float) else {
+            panic!("it was to stop");
+        };
+        assert!(error.is::<Interrupted>() && weights.asked.get() == 3);
+        let load = Load::new(Device::Cpu, Kind::Float);
+        let model = || ModelSource::Checkpoint(vodka_testkit::model("base")).open().unwrap();
+        assert!(Pipeline::load_unless(None, model(), &load, &interrupt).unwrap().is_none());
+        let pipeline = Pipeline::load_unless(None, model(), &load, &Interrupt::new()).unwrap();
+        assert!(pipeline.is_some());
+        assert!(Pipeline::load_unless(pipeline, model(), &load, &interrupt).unwrap().is_none());
+    }
 }

@@ -471,7 +471,11 @@ pub fn run(
     let init = plan.init()?;
     let load = plan.load()?;
     on_event(SampleEvent::Loading);
-    let pipeline = Pipeline::load_with(plan.model.open()?, &load)?.with_library(Arc::clone(&plan.library));
+    let Some(pipeline) = Pipeline::load_unless(None, plan.model.open()?, &load, interrupt)? else {
+        report.outcome = Outcome::Interrupted;
+        return Ok(report);
+    };
+    let pipeline = pipeline.with_library(Arc::clone(&plan.library));
     if plan.pictures.len() > 1 && !is_ours {
         let begun = serde_json::to_string_pretty(&key.begun()).expect("records are plain data");
         write_atomic(&record, begun + "\n")?;

@@ -176,7 +176,17 @@ fn weights_of_a_merge_are_models() {
     let mut mix = GridCheckpoint::new(None, &recipe);
     mix.weights.insert("multiplier".into(), Values::split("0-0.5 [2]").unwrap());
     config.checkpoints.push(mix);
-    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    // Who asks to stop while a model is loaded waits for no cell.
+    let (plan, interrupt) = (config.plan().unwrap(), Interrupt::new());
+    let mut steps = 0;
+    let report = grid::run(&plan, &interrupt, &mut |event| match event {
+        GridEvent::Loading { .. } => interrupt.raise(),
+        GridEvent::Step { .. } => steps += 1,
+        _ => {}
+    });
+    let report = report.unwrap();
+    assert_eq!((report.outcome, report.made, steps), (Outcome::Interrupted, 0, 0));
+    let (report, loads) = run(&plan, usize::MAX);
     assert_eq!((report.made, loads), (3, 3));
     let (files, rows) = table(&config.output);
     let labels: Vec<_> = rows.iter().map(|row| row[1].to_owned()).collect();

@@ -1,13 +1,15 @@
 //! Content hashes: SHA-256, the hash that A1111 and the hub name models by.
 
 use std::{
+    cell::Cell,
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     mem,
     path::Path,
     str::FromStr,
     thread,
+    time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
@@ -203,12 +205,44 @@ pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result
     if root.is_file() {
         return hash_file(root);
     }
+    hash_entries(root, keep, |path| digest(path).ok())
+}
+
+/// As [`hash_tree`] of a folder, of sizes and times of change in the place of contents: where it is the same, so are the
+/// contents, unless somebody has set a time back. With the newest of the times, in nanoseconds since 1970.
+///
+/// # Errors
+/// When the root cannot be read, or a folder below it.
+pub fn stamp_tree(root: impl AsRef<Path>) -> Result<(ContentHash, u64)> {
+    let newest = Cell::new(0);
+    let stamp = |path: &Path| {
+        let (size, changed_ns) = stamp(path)?;
+        newest.set(newest.get().max(changed_ns));
+        Some(hash_bytes([size, changed_ns].map(u64::to_le_bytes).concat()))
+    };
+    Ok((hash_entries(root.as_ref(), |_| true, stamp)?, newest.get()))
+}
+
+/// The size of a file in bytes, and its time of change in nanoseconds since 1970; `None` for what is no file or does not
+/// tell.
+pub fn stamp(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
+}
+
+/// Names below a folder, each with what `content` makes of the file.
+fn hash_entries(
+    root: &Path,
+    keep: impl Fn(&Path) -> bool,
+    content: impl Fn(&Path) -> Option<ContentHash>,
+) -> Result<ContentHash> {
     let mut hasher = Hasher::default();
     let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
     for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
-        let (path, content) = match entry {
+        let (path, found) = match entry {
             Ok(entry) if !entry.file_type().is_file() || !keep(entry.path()) => continue,
-            Ok(entry) => (entry.path().to_path_buf(), digest(entry.path()).ok()),
+            Ok(entry) => (entry.path().to_path_buf(), content(entry.path())),
             Err(error) => match unreadable(&error) {
                 Some(path) if is_hidden(path) => continue,
                 Some(path) => (path.to_path_buf(), None),
@@ -224,7 +258,7 @@ pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result
         let relative = path.strip_prefix(root).expect("walkdir stays below its root");
         let name: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
         hasher.piece(name.join("/"));
-        match content {
+        match found {
             Some(hash) => hasher.piece(hash.0),
             None => hasher.piece("unreadable"),
         };
@@ -263,7 +297,7 @@ mod tests {
         let path = dir.path().join("a.bin");
         for length in [0, 1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 77] {
             let bytes: Vec<u8> = (0..length).map(|i| (i * 31 % 251) as u8).collect();
-            std::fs::write(&path, &bytes).unwrap();
+            fs::write(&path, &bytes).unwrap();
             let starts = [0, 7, 900, CHUNK as u64 + 3, 1 << 40];
             let found = hash_file_from(&path, &starts).unwrap();
             let expected = starts.map(|start| hash_bytes(&bytes[(start as usize).min(length)..]));
@@ -275,7 +309,7 @@ mod tests {
     #[test]
     fn a_tree_hash_sees_names_and_contents_and_nothing_hidden() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         write("a.txt", "1");
         let first = hash_tree(dir.path(), |_| true).unwrap();
         write(".hidden", "x");
@@ -284,7 +318,7 @@ mod tests {
         write("a.txt", "2");
         let second = hash_tree(dir.path(), |_| true).unwrap();
         assert_ne!(second, first);
-        std::fs::rename(dir.path().join("a.txt"), dir.path().join("b.txt")).unwrap();
+        fs::rename(dir.path().join("a.txt"), dir.path().join("b.txt")).unwrap();
         assert_ne!(hash_tree(dir.path(), |_| true).unwrap(), second);
     }
 
@@ -307,7 +341,7 @@ mod tests {
         symlink("/proc/self/mem", at("b.png")).unwrap();
         hashes.push(hash());
         assert_eq!(hash(), hashes[4]);
-        std::fs::write(at("nowhere"), "").unwrap();
+        fs::write(at("nowhere"), "").unwrap();
         hashes.push(hash());
         symlink("gone", at(".#hidden")).unwrap();
         assert_eq!(hash(), hashes[5]);

@@ -310,7 +310,7 @@ pub enum Error {
         /// What makes a batch need less.
         lower: String,
         /// What libtorch says.
-        source: tch::TchError,
+        source: Box<tch::TchError>,
     },
     /// A device or the processor had not enough memory for what is no batch.
     #[error("not enough memory for {what}; what helps: {lower}")]

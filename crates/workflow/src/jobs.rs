@@ -64,6 +64,7 @@ impl From<Job> for String {
 pub struct Workflow {
     pub(crate) recipe: Recipe,
     pub(crate) runtime_dir: PathBuf,
+    pub(crate) hash_cache: Option<PathBuf>,
     path: PathBuf,
     jobs: Vec<Job>,
 }
@@ -73,7 +74,14 @@ impl Workflow {
     pub fn open(path: &Path, runtime_dir: PathBuf) -> Result<Self> {
         let recipe = Recipe::read(path)?;
         let jobs = order(&recipe, path)?;
-        Ok(Self { recipe, runtime_dir, path: path.to_path_buf(), jobs })
+        Ok(Self { recipe, runtime_dir, hash_cache: None, path: path.to_path_buf(), jobs })
+    }
+
+    /// The same with a file that remembers hashes of checkpoints by path, size and time of change; none, as at first, to
+    /// hash those of merges every time.
+    #[must_use]
+    pub fn with_hash_cache(self, file: Option<PathBuf>) -> Self {
+        Self { hash_cache: file, ..self }
     }
 
     /// Puts folders in the place of taggers that the recipe names as the hub does, downloading what is not here yet.

@@ -177,7 +177,8 @@ impl Workflow {
     ) -> Result<vodka_merger::Result<MergePlan>> {
         let merge = self.recipe.merge_of(name);
         let files = merge.models().map(|name| Ok((name.clone(), model(name)?))).collect::<Result<_>>()?;
-        Ok(merge.plan(&files, self.output_of(&Job::Merge(name.to_owned()))))
+        let plan = merge.plan(&files, self.output_of(&Job::Merge(name.to_owned())));
+        Ok(plan.map(|plan| MergePlan { hash_cache: self.hash_cache.clone(), ..plan }))
     }
 
     fn grid(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<GridConfig> {
@@ -201,7 +202,7 @@ impl Workflow {
             output: self.output_of(&Job::Grid(name.to_owned())),
             store: None,
             prune: true,
-            hash_cache: None,
+            hash_cache: self.hash_cache.clone(),
             vae: None,
             precision: Precision::F32,
             vae_precision: Precision::F32,
@@ -420,7 +421,13 @@ mod tests {
             loras = ["v1"]
         "#;
         let workflow = open(dir.path(), merges).unwrap();
+        assert_eq!(plan(&workflow, "blocks").hash_cache, None);
+        let cache = Some(PathBuf::from("hashes.json"));
+        let workflow = workflow.with_hash_cache(cache.clone());
         let blocks = plan(&workflow, "blocks");
+        assert_eq!(blocks.hash_cache, cache);
+        let model = |name: &str| Ok(PathBuf::from(format!("{name}.safetensors")));
+        assert_eq!(workflow.grid("checkpoints", &model).unwrap().hash_cache, cache);
         let output = &blocks.outputs[0];
         let policies = (output.precision.unwrap().to_string(), output.vae, output.mismatched.to_string());
         assert_eq!(policies, ("bf16".to_owned(), VaePolicy::Merge, "keep-a".to_owned()));

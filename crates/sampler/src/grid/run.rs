@@ -252,7 +252,10 @@ impl Run<'_> {
                 return Ok(false);
             }
             let before = loaded.take();
-            let pipeline = loaded.insert(self.load(before, &self.plan.models[*model], vae.clone())?);
+            let Some(pipeline) = self.load(before, &self.plan.models[*model], vae.clone())? else {
+                return Ok(false);
+            };
+            let pipeline = loaded.insert(pipeline);
             drop(ahead.take());
             ahead = groups.peek().map(|((model, vae), _)| {
                 let vae = vae.clone().into_iter();
@@ -309,20 +312,18 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Loads a model, in the place of the one before where there is one.
+    /// Loads a model, in the place of the one before where there is one; `None` where it is interrupted.
     fn load(
         &mut self,
         before: Option<Pipeline>,
         model: &ModelSource,
         vae: Option<PathBuf>,
-    ) -> Result<Pipeline> {
+    ) -> Result<Option<Pipeline>> {
         (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
         let GridPlan { precision, vae_precision, ref library, .. } = *self.plan;
         let load = Load { device: self.device, kind: kind(precision), vae_kind: kind(vae_precision), vae };
-        match before {
-            Some(pipeline) => pipeline.replace(model.open()?, &load),
-            None => Ok(Pipeline::load_with(model.open()?, &load)?.with_library(Arc::clone(library))),
-        }
+        let pipeline = Pipeline::load_unless(before, model.open()?, &load, self.interrupt)?;
+        Ok(pipeline.map(|pipeline| pipeline.with_library(Arc::clone(library))))
     }
 
     fn count_cell(&mut self) {

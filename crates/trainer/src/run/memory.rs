@@ -14,7 +14,10 @@ pub(super) fn of_batch(
     source: TchError,
 ) -> Error {
     match is_out_of_memory(&source) {
-        true => Error::OutOfMemory { place, pictures, width, height, lower: lower.join(", "), source },
+        true => {
+            let (lower, source) = (lower.join(", "), Box::new(source));
+            Error::OutOfMemory { place, pictures, width, height, lower, source }
+        }
         false => Error::Torch { doing: "computing a batch", source },
     }
 }

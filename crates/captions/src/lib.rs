@@ -62,7 +62,7 @@ pub(crate) use heard::{heard, stop_if};
 pub use lists::IMAGE_PRODUCTION;
 pub use names::{KAOMOJI, canonical, displayed};
 pub use rules::{ImplicationMode, RuleFileUse, RuleHits, RuleKind, RuleUse, Rules, ScoredTag, merge_doubles};
-pub use selection::{Selected, Selection};
+pub use selection::{Selected, Selection, vocabulary};
 pub use sidecar::{Caption, Picture, pictures, read_caption};
 pub use table::{Double, Scores, TagTable};
 pub use template::Facts;

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -82,6 +82,16 @@ impl Selection {
     pub fn names(&self) -> Vec<&str> {
         self.tags.iter().map(|tag| tag.name.as_str()).collect()
     }
+}
+
+/// The canonical names of a tagger's vocabulary: of all tags in a table that [`Selection::read`] would read, wanted or not.
+///
+/// # Errors
+/// The file cannot be read or has no column `name`.
+pub fn vocabulary(path: &Path) -> Result<BTreeSet<String>> {
+    let sheet = Sheet::read(path)?;
+    let name = sheet.column("name")?;
+    Ok(sheet.rows.iter().map(|row| canonical(&row.cells[name])).filter(|name| !name.is_empty()).collect())
 }
 
 fn selected(sheet: &Sheet, row: &Row, name: usize, count: Option<usize>) -> Result<Selected> {
@@ -179,6 +189,16 @@ mod tests {
         fs::write(&path, cut).unwrap();
         let error = Selection::read(&path).unwrap_err().to_string();
         assert!(error.ends_with("starts with the mark of UTF-16 and is not UTF-16"), "{error}");
+    }
+
+    #[test]
+    fn a_vocabulary_is_read_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("labels.csv");
+        fs::write(&path, "\u{feff}tag_id;name;include\r\n1; Upper Body ;0\r\n2;blurry;\r\n;;\r\n").unwrap();
+        assert_eq!(vocabulary(&path).unwrap().into_iter().collect::<Vec<_>>(), ["blurry", "upper_body"]);
+        fs::write(&path, "tag\nblurry\n").unwrap();
+        assert!(vocabulary(&path).unwrap_err().to_string().contains("a column `name`"));
     }
 
     #[test]

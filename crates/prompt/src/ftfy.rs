@@ -71,7 +71,8 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     Tables {
         charmaps: CHARMAPS.map(charmap).into(),
         badness: regex(&data.badness),
-        detector: regex(&data.detector),
+        // Only where it is looked for: what stands before decides first.
+        detector: regex(&format!("^(?:{})", data.detector)),
         strict: regex(&data.strict),
         entities: data.entities,
     }
@@ -108,6 +109,8 @@ static LOSSY: LazyLock<Bytes> = LazyLock::new(|| {
     ))
 });
 static ENTITY: LazyLock<Regex> = LazyLock::new(|| Regex::new("&#?[0-9A-Za-z]{1,24};").expect("a constant"));
+/// What follows an ampersand to make an entity.
+static LINK: LazyLock<Regex> = LazyLock::new(|| Regex::new("#?[0-9A-Za-z]{1,24};").expect("a constant"));
 static TERMINAL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\x1b\[((?:\d|;)*)([a-zA-Z])").expect("a constant"));
 
@@ -137,6 +140,7 @@ fn fix_segment(text: &str, mut is_html: bool) -> String {
         if !is_html {
             text = unescape(&text).into_owned();
         }
+        let unescaped = text.clone();
         text = fix_encoding(text);
         text = text.chars().map(from_windows).flat_map(spread).map(straight).collect();
         text = text.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
@@ -145,7 +149,39 @@ fn fix_segment(text: &str, mut is_html: bool) -> String {
         if text == before {
             return text;
         }
+        if text == unescaped && !is_html {
+            text = shorten(text);
+        }
     }
+}
+
+/// Takes from `&amp;amp;amp;` what the next rounds would take one by one: where each entity of the text is such a chain, and
+/// nothing but entities changed in the last round, nothing else changes as long as each chain has a link.
+fn shorten(text: String) -> String {
+    let becomes = |entity: &str| unescape(entity) != entity;
+    let is_ampersand = |entity: &str| unescape(entity) == "&";
+    let mut chains = Vec::new();
+    for found in ENTITY.find_iter(&text).filter(|found| becomes(found.as_str())) {
+        let links = LINK.find_iter(&text[found.start() + 1..]).scan(0, |end, link| {
+            let follows = link.start() == *end && is_ampersand(&format!("&{}", link.as_str()));
+            *end = link.end();
+            follows.then_some(link.end())
+        });
+        let ends: Vec<usize> = links.map(|end| found.start() + 1 + end).collect();
+        if ends.len() < 2 {
+            return text;
+        }
+        chains.push((found.start() + 1, ends));
+    }
+    let Some(rounds) = chains.iter().map(|(_, ends)| ends.len() - 1).min() else { return text };
+    let mut short = String::with_capacity(text.len());
+    let mut copied = 0;
+    for (start, ends) in chains {
+        short.push_str(&text[copied..start]);
+        copied = ends[rounds - 1];
+    }
+    short.push_str(&text[copied..]);
+    short
 }
 
 /// HTML's entities that end with a semicolon, by name and by number.
@@ -308,25 +344,22 @@ fn decode_variants(bytes: &[u8]) -> Option<String> {
 
 /// Mends what looks like UTF-8 in another encoding, wherever it is in the text.
 fn decode_inconsistent(text: &str) -> String {
+    let is_strict = |c: char| !c.is_ascii() && TABLES.strict.is_match(c.encode_utf8(&mut [0; 4]));
     let mut fixed = String::with_capacity(text.len());
-    let (mut copied, mut at) = (0, 0);
-    while let Some(found) = TABLES.detector.find_at(text, at) {
-        let before = text[..found.start()].chars().next_back();
-        let is_within = before.is_some_and(|c| TABLES.strict.is_match(c.encode_utf8(&mut [0; 4])));
-        if is_within {
-            let first = text[found.start()..].chars().next().map_or(1, char::len_utf8);
-            at = found.start() + first;
-            continue;
-        }
-        fixed.push_str(&text[copied..found.start()]);
-        let part = found.as_str();
-        match part.len() < text.len() && is_bad(part) {
+    let mut before = None;
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        // As a look-behind: a long run of what is looked for is not read anew from each of its characters.
+        let may_start = !first.is_ascii() && !before.is_some_and(is_strict);
+        let found = may_start.then(|| TABLES.detector.find(rest)).flatten();
+        let (part, after) = rest.split_at(found.map_or(first.len_utf8(), |found| found.end()));
+        match found.is_some() && part.len() < text.len() && is_bad(part) {
             true => fixed.push_str(&fix_encoding(part.to_owned())),
             false => fixed.push_str(part),
         }
-        (copied, at) = (found.end(), found.end());
+        before = part.chars().next_back();
+        rest = after;
     }
-    fixed.push_str(&text[copied..]);
     fixed
 }
 
@@ -402,6 +435,31 @@ mod tests {
         }
         assert_eq!(numbered("99999999999999999999").as_deref(), Some("\u{fffd}"));
         assert_eq!([numbered("x"), numbered("4g"), numbered(""), numbered("59")], [const { None }; 4]);
+    }
+
+    #[test]
+    fn hostile_text_takes_no_time() {
+        // Read anew from each character, 100 kB took minutes.
+        let run = format!("©{}", "Ã©".repeat(25_000));
+        assert_eq!(fix_text(&run), run);
+        for (link, end) in [("amp;", "lt;"), ("#38;", "#60;"), ("#x26;amp;AMP;", "lt;")] {
+            let chain = format!("é &{}{end} &{}b", link.repeat(25_000), link.repeat(24_000));
+            assert_eq!(fix_text(&chain), "é < &b", "{link}");
+        }
+    }
+
+    #[test]
+    fn chains_that_are_shortened_end_as_those_that_are_not() {
+        // Without `shorten`, and with ftfy, each of these is the last text.
+        for (text, expected) in [
+            ("&amp;amp;amp;lt; &amp;amp;eacute;", "< é"),
+            ("&amp;amp;Atilde;&copy; &amp;amp;amp;copy;", "é ©"),
+            ("&amp;amp;amp", "&amp"),
+            ("&amp;amp;amp;amp;none; &lt;", "&none; <"),
+            ("&amp;amp;#27;[0m &amp;amp;#1;a", "[0m a"),
+        ] {
+            assert_eq!(fix_text(text), expected, "{text}");
+        }
     }
 
     proptest! {

@@ -10,6 +10,7 @@ mod compose;
 mod emphasis;
 mod error;
 mod ftfy;
+mod items;
 mod networks;
 mod parameters;
 mod schedule;
@@ -21,6 +22,7 @@ pub use chunks::{Chunk, ChunkOptions, EmbeddingNames, PlacedEmbedding, chunks, e
 pub use compose::{Subprompt, parse_and};
 pub use emphasis::Emphasis;
 pub use error::{Error, Result};
+pub use items::{PromptItem, Separator, prompt_items};
 pub use networks::{ExtraNetwork, LoraUse, strip_comments, take_networks};
 pub use parameters::Parameters;
 pub use schedule::{Scheduled, Timing, parse_schedule, scheduled_at};

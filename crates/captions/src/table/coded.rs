@@ -7,17 +7,14 @@
 //!
 //! Source: the format's description, apache/parquet-format, Encodings.md, "PLAIN", "RLE" and "RLE_DICTIONARY".
 
-use std::{
-    fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
 use parquet::{
     basic::{Encoding, Type},
     column::page::Page,
     file::reader::{FileReader, SerializedFileReader},
 };
+use vodka_stage::catch_panic;
 
 /// A tag table whose columns are of the kinds that can be taken as they are.
 pub(super) struct Coded {
@@ -227,7 +224,7 @@ impl Names {
 /// None also where the reader finds by an assertion, not by an error, that a file is broken: polars then says what is wrong.
 fn unless_broken<R>(read: impl FnOnce() -> Option<R>) -> Option<R> {
     // What was being read is thrown away.
-    catch_unwind(AssertUnwindSafe(read)).ok().flatten()
+    catch_panic(read).flatten()
 }
 
 fn values(bytes: &[u8], encoding: Encoding, count: usize) -> Option<Values<'_>> {
@@ -407,4 +404,18 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use vodka_stage::is_panic_caught;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_reader_is_known_to_be_caught() {
+        // Programs tell of a panic that is not.
+        assert_eq!(unless_broken(|| Some(is_panic_caught())), Some(true));
+        assert_eq!(unless_broken(|| -> Option<()> { panic!("a broken page") }), None);
+    }
 }

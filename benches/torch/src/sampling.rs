@@ -206,7 +206,7 @@ fn in_grid(options: &Options, load: &Load, folder: &Path) -> Result<Vec<f64>, Bo
     let config = GridConfig {
         checkpoints: vec![GridCheckpoint::new(None, &options.model)],
         prompts: PROMPTS.map(|prompt| GridPrompt::new(prompt, "")).to_vec(),
-        seeds: [0, 1].into_iter().collect(),
+        seeds: Some([0, 1].into_iter().collect()),
         steps: all.steps,
         cfg: all.cfg_scale,
         size: all.size,

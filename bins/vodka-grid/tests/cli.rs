@@ -169,7 +169,7 @@ fn checkpoints_and_a_store_come_from_the_command_line() {
     assert!(page.contains("\"values\":[\"old\",\"v1\"]") && page.contains("data:image/jpeg;base64,"));
     assert!(!page.contains("<b>house</b>") && page.contains("a \\u003cb>house"), "prompts are no HTML");
     let judging = fs::read_to_string(dir.path().join("grid/judging.csv")).unwrap();
-    assert_eq!(judging.lines().count(), 1 + 2 * 7);
+    assert_eq!(judging.lines().count(), 1 + 2 * 8);
     fails(grid(dir.path(), text, &["--checkpoint", "=x"]), 2, &["expected LABEL=PATH"]);
 
     let pruned = grid(dir.path(), text, &["--checkpoint", &first, "--store", "store", "--prune"]).success();

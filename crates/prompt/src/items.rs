@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn items_of_other_weight_or_place_are_other_items() {
         let shown = |prompt: &str| prompt_items(prompt).unwrap().last().unwrap().to_string();
-        let all = ["a, blurry", "a, (blurry:1.4)", "a\nblurry", "a BREAK blurry", "a, (blur:1.4)ry"].map(shown);
+        let all =
+            ["a, blurry", "a, (blurry:1.4)", "a\nblurry", "a BREAK blurry", "a, (blur:1.4)ry"].map(shown);
         for (i, item) in all.iter().enumerate() {
             assert!(!all[..i].contains(item), "{item}");
         }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 use vodka_prompt::{
-    CONTEXT_LENGTH, Chunk, ChunkOptions, EmbeddingNames, Emphasis, LoraUse, Scheduled, Timing, chunks,
-    parse_and, parse_schedule, strip_comments, take_networks,
+    CONTEXT_LENGTH, Chunk, ChunkOptions, EmbeddingNames, Emphasis, ExtraNetwork, LoraUse, Scheduled,
+    Subprompt, Timing, chunks, parse_and, parse_schedule, strip_comments, take_networks,
 };
 use vodka_sd15::{ClipTextModel, Network};
 
@@ -23,6 +23,26 @@ pub(crate) struct Prompts {
     /// Every text that is a prompt at some step.
     texts: Vec<Vec<Chunk>>,
     emphasis: Emphasis,
+}
+
+/// Both prompts as they are from call to call of the denoiser.
+pub(crate) struct TimedPrompts {
+    /// What `AND` joins, with its weights.
+    pub(crate) prompt: Vec<(f64, Vec<Scheduled>)>,
+    pub(crate) negative: Vec<Scheduled>,
+    /// What the prompt names; a negative prompt names none.
+    pub(crate) networks: Vec<ExtraNetwork>,
+}
+
+impl TimedPrompts {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        let calls = settings.steps * if settings.sampler.is_second_order() { 2 } else { 1 };
+        let timing = Timing { old_rule: settings.old_prompt_rule, ..Timing::first_pass(calls) };
+        let (prompt, networks) = take_networks(&strip_comments(&settings.prompt));
+        let part = |part: Subprompt| (part.weight, parse_schedule(&part.text, timing));
+        let negative = parse_schedule(&strip_comments(&settings.negative_prompt), timing);
+        Self { prompt: parse_and(&prompt).into_iter().map(part).collect(), negative, networks }
+    }
 }
 
 /// The texts of a prompt by the last call for which each holds.
@@ -43,8 +63,8 @@ impl Prompts {
     /// # Errors
     /// A weight that is no number, and networks that are no LoRA.
     pub(crate) fn loras(settings: &Settings) -> Result<Vec<LoraUse>> {
-        let (_, networks) = take_networks(&strip_comments(&settings.prompt));
-        let lora = |network: vodka_prompt::ExtraNetwork| match network.kind.as_str() {
+        let networks = TimedPrompts::of(settings).networks;
+        let lora = |network: ExtraNetwork| match network.kind.as_str() {
             "lora" | "lyco" => Ok(network.lora()?),
             _ => {
                 let name = network.positional.first().cloned().unwrap_or_default();
@@ -57,26 +77,18 @@ impl Prompts {
     /// # Errors
     /// A weight that is no number.
     pub(crate) fn parse(settings: &Settings, embeddings: &EmbeddingNames) -> Result<Self> {
-        let calls = settings.steps * if settings.sampler.is_second_order() { 2 } else { 1 };
-        let timing = Timing { old_rule: settings.old_prompt_rule, ..Timing::first_pass(calls) };
-        let (prompt, _) = take_networks(&strip_comments(&settings.prompt));
+        let TimedPrompts { prompt, negative, .. } = TimedPrompts::of(settings);
         let options = ChunkOptions {
             comma_backtrack: COMMA_BACKTRACK,
             with_attention: settings.emphasis != Emphasis::None,
             embeddings,
         };
         let mut texts = Texts { options, places: HashMap::new(), chunks: Vec::new() };
-        let parts: Result<Vec<_>> = parse_and(&prompt)
-            .into_iter()
-            .map(|part| Ok((part.weight, texts.timeline(parse_schedule(&part.text, timing))?)))
-            .collect();
+        let parts: Result<Vec<_>> =
+            prompt.into_iter().map(|(weight, part)| Ok((weight, texts.timeline(part)?))).collect();
         let parts = parts?;
         let is_plain = parts.len() == 1 && parts[0].0 == 1.0 && settings.guidance() == 1.0;
-        let negative = strip_comments(&settings.negative_prompt);
-        let negative = match is_plain {
-            true => None,
-            false => Some(texts.timeline(parse_schedule(&negative, timing))?),
-        };
+        let negative = if is_plain { None } else { Some(texts.timeline(negative)?) };
         Ok(Self { parts, negative, texts: texts.chunks, emphasis: settings.emphasis })
     }
 

@@ -295,6 +295,28 @@ pub enum Error {
         /// Its name.
         axis: String,
     },
+    /// Two checkpoints that nothing would tell apart.
+    #[error("two checkpoints are called `{label}`: `{first}` and `{second}`; give one another `label`")]
+    LabelTwice {
+        /// What both are called.
+        label: String,
+        /// One.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// Seeds in two places.
+    #[error("the grid has `seeds` and an axis `Seed`: expected one of them")]
+    SeedsTwice,
+    /// A store that is the output folder itself.
+    #[error("the store is the output folder `{path}`: expected another folder")]
+    StoreIsOutput {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The user wants to stop; the same command goes on where it was.
+    #[error("interrupted")]
+    Interrupted,
     /// A comparison with a checkpoint that is not in the grid.
     #[error(
         "`judge.against` names the checkpoint `{found}`, which the grid does not have{}",

@@ -10,6 +10,7 @@ mod embedding;
 mod error;
 mod fit;
 pub mod grid;
+mod items;
 mod library;
 mod loras;
 mod model;
@@ -25,6 +26,7 @@ pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
 };
+pub use items::TakenPrompt;
 pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};
 pub use parameters::not_followed;
@@ -36,4 +38,4 @@ pub use sheet::strip;
 pub use vodka_checkpoint::Precision;
 pub use vodka_merger::Weight;
 pub use vodka_noise::{RandomSource, SamplerName, ScheduleName};
-pub use vodka_prompt::Emphasis;
+pub use vodka_prompt::{Emphasis, PromptItem};

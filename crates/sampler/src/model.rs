@@ -6,7 +6,7 @@ use serde::Serialize;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Weights};
 use vodka_merger::{Identity, MergePlan, Merged, Recipe, Weight};
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_stage::{ContentHash, RunKey, hash_tree};
+use vodka_stage::{ContentHash, RunKey, hash_tree, lossy};
 
 use crate::{Result, parameters::model_name};
 
@@ -15,10 +15,11 @@ use crate::{Result, parameters::model_name};
 #[serde(rename_all = "snake_case")]
 pub enum ModelSource {
     /// A single file, or a diffusers folder.
-    Checkpoint(PathBuf),
+    Checkpoint(#[serde(serialize_with = "lossy")] PathBuf),
     /// A result of a merge recipe, of which no file is written.
     Merge {
         /// The recipe.
+        #[serde(serialize_with = "lossy")]
         recipe: PathBuf,
         /// The plan of this one result.
         plan: Box<MergePlan>,

@@ -25,7 +25,7 @@ fn config(checkpoints: &[PathBuf], output: &Path) -> GridConfig {
     GridConfig {
         checkpoints: checkpoints.iter().map(checkpoint).collect(),
         prompts: vec![prompt("a red circle"), prompt("a blue star")],
-        seeds: [1, 2].into_iter().collect(),
+        seeds: Some([1, 2].into_iter().collect()),
         steps: 2,
         cfg: 3.0,
         output: output.to_path_buf(),
@@ -144,7 +144,7 @@ fn cells_of_equal_settings_are_one() {
     let mut config = config(&[model("base")], dir.path());
     // The second prompt does not have the word, so both values make the same picture of it.
     config.axes = vec![axis("Prompt S/R", "red, green"), axis("Sampler", "Euler, Euler a")];
-    config.seeds = Values::one(1);
+    config.seeds = Some(Values::one(1));
     let (report, _) = run(&config.plan().unwrap(), usize::MAX);
     assert_eq!((report.cells, report.made, report.kept), (8, 6, 2));
     let (files, rows) = table(dir.path());
@@ -172,7 +172,7 @@ fn weights_of_a_merge_are_models() {
     fs::write(&recipe, text).unwrap();
     let mut config = config(&[model("base")], &dir.path().join("grid"));
     config.prompts.truncate(1);
-    config.seeds = Values::one(1);
+    config.seeds = Some(Values::one(1));
     let mut mix = GridCheckpoint::new(None, &recipe);
     mix.weights.insert("multiplier".into(), Values::split("0-0.5 [2]").unwrap());
     config.checkpoints.push(mix);
@@ -205,7 +205,7 @@ fn vaes_and_loras_are_axes() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&[model("base")], dir.path());
     config.prompts.truncate(1);
-    config.seeds = Values::one(1);
+    config.seeds = Some(Values::one(1));
     let vaes = ["none".to_owned(), model("v1").display().to_string()];
     let vaes = GridAxis::new("VAE".parse().unwrap(), vaes.into_iter().collect());
     config.axes = vec![Spanned::new(0..0, vaes)];
@@ -258,7 +258,7 @@ fn a_lora_goes_from_nothing_to_all_of_it() {
     let tiny = dir.path().join("tiny.safetensors");
     common::write_model(&tiny);
     let mut config = config(&[tiny], &dir.path().join("grid"));
-    config.seeds = Values::one(1);
+    config.seeds = Some(Values::one(1));
     config.lora_dir = Some(fixture("sampler/parity/loras"));
     let mut lora = GridAxis::new("lora".parse().unwrap(), Values::split("0, 0.5, 1").unwrap());
     lora.lora = Some("tiny_style".into());
@@ -357,7 +357,7 @@ fn a_cell_that_cannot_be_made_is_listed_and_the_others_are_made() {
     overflowing_model(&bad);
     let mut config = config(&[bad, model("base")], &dir.path().join("grid"));
     config.prompts.truncate(1);
-    config.seeds = Values::one(1);
+    config.seeds = Some(Values::one(1));
     let plan = config.plan().unwrap();
     for made in [1, 0] {
         let (report, _) = run(&plan, usize::MAX);
@@ -367,4 +367,155 @@ fn a_cell_that_cannot_be_made_is_listed_and_the_others_are_made() {
         assert_eq!((report.failed[0].cell, &*report.failed[0].labels[0]), (1, "bad"));
     }
     assert!(dir.path().join("grid/grid.png").exists());
+
+    // Where there is nothing to judge, the page says all the same what was not made.
+    config.checkpoints.pop();
+    run(&config.plan().unwrap(), usize::MAX);
+    let page = fs::read_to_string(dir.path().join("grid/index.html")).unwrap();
+    assert!(!page.contains("id=\"judging\"") && page.contains("Look at these"), "no list of failed cells");
+}
+
+#[test]
+fn values_that_change_their_places_make_another_grid() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base")], dir.path());
+    config.prompts.truncate(1);
+    config.seeds = Some(Values::one(1));
+    let mut names = Vec::new();
+    for vaes in [["v1", "v2"], ["v2", "v1"]] {
+        let vaes = vaes.map(|name| model(name).display().to_string());
+        let mut axis = GridAxis::new("VAE".parse().unwrap(), vaes.into_iter().collect());
+        axis.labels = Some(vec!["one".into(), "two".into()]);
+        config.axes = vec![Spanned::new(0..0, axis)];
+        let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+        assert_eq!((report.outcome, report.cells), (Outcome::Done, 2));
+        names.push(table(dir.path()).0);
+    }
+    names[1].reverse();
+    assert_eq!(names[0], names[1]);
+}
+
+#[test]
+fn a_finished_grid_is_there_only_as_long_as_its_cells_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let grid = |name: &str, models: &[&str], prune: bool| {
+        let models: Vec<_> = models.iter().map(|name| model(name)).collect();
+        let store = Some(dir.path().join("store"));
+        GridConfig { store, prune, ..config(&models, &dir.path().join(name)) }.plan().unwrap()
+    };
+    let outcome = |plan: &GridPlan| {
+        let (report, _) = run(plan, usize::MAX);
+        (report.outcome, report.made, report.pruned)
+    };
+    assert_eq!(outcome(&grid("first", &["base"], false)), (Outcome::Done, 4, 0));
+    assert_eq!(outcome(&grid("second", &["v1"], false)), (Outcome::Done, 4, 0));
+    assert_eq!(outcome(&grid("first", &["base"], false)), (Outcome::Unchanged, 0, 0));
+    // A grid that is through takes the others' cells out of the store all the same, and those are then made again.
+    assert_eq!(outcome(&grid("second", &["v1"], true)), (Outcome::Done, 0, 4));
+    assert_eq!(outcome(&grid("second", &["v1"], true)), (Outcome::Unchanged, 0, 0));
+    assert_eq!(outcome(&grid("first", &["base"], false)), (Outcome::Done, 4, 0));
+}
+
+#[test]
+fn a_grid_is_interrupted_while_its_sheets_are_made_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = config(&[model("base")], dir.path()).plan().unwrap();
+    // When the last cell is there.
+    let (report, _) = run(&plan, 4);
+    assert_eq!((report.outcome, report.made), (Outcome::Interrupted, 4));
+    assert!(report.to_string().contains("4 of 4 cells are there; the sheets are not written anew yet"));
+    assert!(!dir.path().join("index.html").exists() && !dir.path().join("grid.png").exists());
+    // And while cells are looked for.
+    let (report, _) = run(&plan, 1);
+    assert_eq!((report.outcome, report.kept), (Outcome::Interrupted, 1));
+    assert_eq!(run(&plan, usize::MAX).0.outcome, Outcome::Done);
+}
+
+#[test]
+fn what_would_be_confused_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("base.safetensors");
+    fs::copy(model("base"), &other).unwrap();
+    let base = config(&[model("v1")], dir.path());
+    let said = |change: &dyn Fn(&mut GridConfig)| {
+        let mut config = base.clone();
+        change(&mut config);
+        config.plan().unwrap_err().to_string()
+    };
+    let twice = said(&|config| {
+        config.checkpoints =
+            [model("base"), other.clone()].map(|path| GridCheckpoint::new(None, path)).into();
+    });
+    let (first, second) = (model("base"), other.display());
+    assert_eq!(
+        twice,
+        format!(
+            "two checkpoints are called `base`: `{}` and `{second}`; give one another `label`",
+            first.display()
+        )
+    );
+    let seeds = said(&|config| config.axes = vec![axis("Seed", "1-3")]);
+    assert_eq!(seeds, "the grid has `seeds` and an axis `Seed`: expected one of them");
+    let store = said(&|config| config.store = Some(dir.path().join("./")));
+    assert!(store.starts_with("the store is the output folder"), "{store}");
+    let mix = |weights: &str| {
+        let mut mix = GridCheckpoint::new(None, dir.path().join("mix.toml"));
+        for name in ["a", "b", "c"] {
+            mix.weights.insert(name.into(), Values::split(weights).unwrap());
+        }
+        said(&|config| config.checkpoints = vec![mix.clone()])
+    };
+    // A thousand million, which are never multiplied out.
+    assert_eq!(mix("0-1 [1000]"), "the grid has 1000000000 cells, expected at most 1000000");
+    let range = mix("0-1 [0]");
+    assert!(range.starts_with("the axis `weights.a`: value 1, `0-1 [0]`: expected a count"), "{range}");
+}
+
+#[test]
+fn an_axis_of_seeds_lies_where_seeds_lie() {
+    let mut config = config(&[model("base"), model("v1")], Path::new("grid"));
+    config.seeds = None;
+    config.axes = vec![axis("CFG Scale", "3, 5"), axis("Seed", "1, 2")];
+    let plan = config.plan().unwrap();
+    // Checkpoint, prompt, CFG, seed.
+    assert_eq!((plan.columns, plan.rows, plan.sheets), (vec![0], vec![1, 3], vec![2]));
+    config.checkpoints.pop();
+    let plan = config.plan().unwrap();
+    assert_eq!((plan.columns, plan.rows, plan.sheets), (vec![2], vec![1, 3], vec![]));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_of_any_name_takes_a_grid() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join(std::ffi::OsStr::from_bytes(b"50% #\xff"));
+    let mut config = config(&[model("base")], &output);
+    config.prompts.truncate(1);
+    config.store = Some(dir.path().join("50% #2"));
+    let plan = config.plan().unwrap();
+    assert!(serde_json::to_string(&plan).unwrap().contains("50% #\u{fffd}"));
+    assert_eq!(run(&plan, usize::MAX).0.outcome, Outcome::Done);
+    let (again, _) = run(&plan, usize::MAX);
+    // By a name that is no text nothing is found again: sheets and page are made anew, cells are not.
+    assert_eq!((again.made, again.page), (0, output.join("index.html")));
+    let page = fs::read_to_string(output.join("index.html")).unwrap();
+    assert!(page.contains("/50%25%20%232/") && page.contains("DATA.cells = ["), "links");
+}
+
+#[test]
+fn sheets_name_the_values_that_they_show() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base"), model("v1")], dir.path());
+    config.checkpoints[0].label = Some("base, old".into());
+    config.seeds = Some(Values::one(1));
+    config.sheet.max_side_px = 400;
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert!(report.sheets.len() >= 2, "{:?}", report.sheets);
+    let values = |sheet: &Path| {
+        let Ok(parameters) = read_parameters(sheet).unwrap().unwrap().parse::<vodka_prompt::Parameters>();
+        parameters.get("X Values").unwrap().to_owned()
+    };
+    assert_eq!(values(&report.sheets[0]), "\"base, old\"");
+    assert_eq!(values(&report.sheets[1]), "v1");
 }

@@ -159,6 +159,20 @@ pub enum Error {
         /// The column.
         column: String,
     },
+    /// A cell of a table that cannot be.
+    #[error("`{path}`, line {line}, column `{column}`: expected {expected}, found {found:?}")]
+    Cell {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1, with the header.
+        line: u64,
+        /// The column.
+        column: String,
+        /// What should be there.
+        expected: &'static str,
+        /// What is.
+        found: String,
+    },
     /// A record cannot be read.
     #[error(transparent)]
     Record(#[from] vodka_stage::Error),

@@ -187,7 +187,7 @@ impl Workflow {
         Ok(GridConfig {
             checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
             prompts: recipe.prompts.clone(),
-            seeds: recipe.seeds.iter().collect(),
+            seeds: Some(recipe.seeds.iter().collect()),
             axes: Vec::new(),
             layout: GridLayout::default(),
             sheet: grid::SheetConfig::default(),

@@ -60,8 +60,8 @@ pub struct GridConfig {
     #[serde(default)]
     pub prompts: Vec<GridPrompt>,
     /// Each prompt is made with each of these; 0 alone where absent.
-    #[serde(default = "default_seeds")]
-    pub seeds: Values,
+    #[serde(default)]
+    pub seeds: Option<Values>,
     /// Further axes.
     #[serde(default)]
     pub axes: Vec<Spanned<GridAxis>>,
@@ -130,10 +130,6 @@ pub struct GridConfig {
 
 fn default_precision() -> Precision {
     Precision::F32
-}
-
-fn default_seeds() -> Values {
-    Values::one(0)
 }
 
 /// A model.

@@ -1,67 +1,109 @@
 //! Medians and intervals of what was measured, for each checkpoint, over prompts and seeds.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 use vodka_noise::TorchRng;
 
 use super::{
     AxisType, GridPlan,
-    look::{Look, MEASURES, Measure},
+    axes::Change,
+    look::{Look, MEASURES},
     run::prompt_of,
 };
+use crate::Result;
 
 /// How often the samples are drawn anew for an interval.
 const RESAMPLES: usize = 2000;
+/// Of fewer groups there are too few ways of drawing: an interval said to hold 95 % would hold far less.
+const GROUPS_MIN: usize = 6;
 
 /// A median with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// How many samples there were.
     pub count: usize,
     /// The median of all.
     pub median: f64,
+    /// None of fewer than six groups.
+    pub range: Option<Range>,
+}
+
+/// The ends of an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Range {
     /// 2.5 % of the medians of samples drawn anew are below this.
     pub low: f64,
     /// 2.5 % are above this.
     pub high: f64,
+    /// What was drawn anew.
+    pub over: Over,
+}
+
+/// What is drawn anew for an interval, which holds for others of that kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Over {
+    /// Prompts, with all their pictures.
+    Prompts,
+    /// Pictures of a single prompt: nothing is said of other prompts.
+    Pictures,
+}
+
+impl Over {
+    /// Its name in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prompts => "prompts",
+            Self::Pictures => "pictures",
+        }
+    }
+}
+
+impl Range {
+    /// Whether it does not hold 0.
+    pub fn is_clear(&self) -> bool {
+        self.low > 0.0 || self.high < 0.0
+    }
 }
 
 impl Interval {
     /// The median of the samples' values, with the bootstrap's percentile interval; `None` without samples.
     ///
-    /// Each sample has the number of its group. Groups are drawn anew whole, for pictures of one prompt are like each
-    /// other; where there is one group only, its samples are. The same seed draws the same.
+    /// Each sample has the number of its prompt. Prompts are drawn anew whole, for pictures of one prompt are like each
+    /// other; where there is one only, its pictures are. The same seed draws the same.
     pub fn of(samples: &[(usize, f64)], seed: u64) -> Option<Self> {
-        let mut groups: Vec<usize> = samples.iter().map(|(group, _)| *group).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        let pools: Vec<Vec<f64>> = match groups.len() {
+        let mut groups: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (group, value) in samples {
+            groups.entry(*group).or_default().push(*value);
+        }
+        let (over, pools) = match groups.len() {
             0 => return None,
-            1 => samples.iter().map(|(_, value)| vec![*value]).collect(),
-            _ => {
-                let of = |wanted: &usize| {
-                    samples.iter().filter(|(group, _)| group == wanted).map(|(_, value)| *value).collect()
-                };
-                groups.iter().map(of).collect()
-            }
+            1 => (Over::Pictures, samples.iter().map(|(_, value)| vec![*value]).collect()),
+            _ => (Over::Prompts, groups.into_values().collect::<Vec<_>>()),
         };
-        let mut rng = TorchRng::new(seed);
-        let mut drawn = Vec::with_capacity(samples.len());
-        let mut medians: Vec<f64> = (0..RESAMPLES)
-            .map(|_| {
-                drawn.clear();
-                for _ in 0..pools.len() {
-                    let place = (u64::from(rng.next_u32()) * pools.len() as u64) >> 32;
-                    drawn.extend_from_slice(&pools[place as usize]);
-                }
-                median(&mut drawn)
-            })
-            .collect();
-        medians.sort_by(f64::total_cmp);
         let mut values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
-        let edge = RESAMPLES / 40;
-        let (low, high) = (medians[edge], medians[RESAMPLES - 1 - edge]);
-        Some(Self { count: samples.len(), median: median(&mut values), low, high })
+        let range = (pools.len() >= GROUPS_MIN).then(|| range(&pools, over, seed));
+        Some(Self { count: samples.len(), median: median(&mut values), range })
     }
+}
+
+fn range(pools: &[Vec<f64>], over: Over, seed: u64) -> Range {
+    let mut rng = TorchRng::new(seed);
+    let mut drawn = Vec::new();
+    let mut medians: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            drawn.clear();
+            for _ in 0..pools.len() {
+                let place = (u64::from(rng.next_u32()) * pools.len() as u64) >> 32;
+                drawn.extend_from_slice(&pools[place as usize]);
+            }
+            median(&mut drawn)
+        })
+        .collect();
+    medians.sort_by(f64::total_cmp);
+    let edge = RESAMPLES / 40;
+    Range { low: medians[edge], high: medians[RESAMPLES - 1 - edge], over }
 }
 
 /// The middle value, or the mean of the two in the middle.
@@ -102,61 +144,80 @@ pub struct Judging {
     pub seed: u64,
 }
 
-/// Judges every checkpoint by every measure, over all prompts and over those of each category.
-pub(super) fn judge(plan: &GridPlan, looks: &[Option<Look>]) -> Judging {
+/// A cell that is there.
+struct Seen<'a> {
+    number: usize,
+    look: &'a Look,
+    /// The number of the first prompt with the same text: negative prompts make no prompt another.
+    group: usize,
+    category: Option<&'a String>,
+}
+
+/// Judges every checkpoint by every measure, over all prompts and over those of each category. `check` is asked before each
+/// interval whether to go on.
+pub(super) fn judge(
+    plan: &GridPlan,
+    looks: &[Option<Look>],
+    check: &dyn Fn() -> Result<()>,
+) -> Result<Judging> {
     let (against, seed) = (plan.judge.against, plan.judge.seed);
     let mut judging = Judging { judgements: Vec::new(), against, seed };
-    let Some(axis) = plan.axis_of(AxisType::Checkpoint) else { return judging };
+    let Some(axis) = plan.axis_of(AxisType::Checkpoint) else { return Ok(judging) };
     let mut categories = vec![None];
     for category in plan.categories.iter().flatten() {
-        if !categories.contains(&Some(category.clone())) {
-            categories.push(Some(category.clone()));
+        if !categories.contains(&Some(category)) {
+            categories.push(Some(category));
         }
     }
-    for category in &categories {
-        for model in 0..plan.axes[axis].values.len() {
+    let seen = seen(plan, looks, axis);
+    for category in categories {
+        for (model, cells) in seen.iter().enumerate() {
+            let cells: Vec<_> =
+                cells.iter().filter(|cell| category.is_none() || cell.category == category).collect();
             for (place, measure) in MEASURES.iter().enumerate() {
-                let samples = samples(plan, looks, (axis, model), category.as_ref(), measure);
-                let others = samples.iter().filter_map(|(group, number, value)| {
-                    let mut place = plan.place(*number);
+                check()?;
+                let own: Vec<_> = cells.iter().map(|cell| (cell.group, (measure.of)(cell.look))).collect();
+                let others = cells.iter().filter(|_| model != against).filter_map(|cell| {
+                    let mut place = plan.place(cell.number);
                     place[axis] = against;
                     let other = looks[plan.number_of(&place)].as_ref()?;
-                    Some((*group, value - (measure.of)(other)))
+                    Some((cell.group, (measure.of)(cell.look) - (measure.of)(other)))
                 });
-                let others: Vec<_> = if model == against { Vec::new() } else { others.collect() };
-                let own: Vec<_> = samples.iter().map(|(group, _, value)| (*group, *value)).collect();
+                let others: Vec<_> = others.collect();
                 let Some(own) = Interval::of(&own, seed) else { continue };
                 let difference = Interval::of(&others, seed);
-                judging.judgements.push(Judgement {
-                    model,
-                    category: category.clone(),
-                    measure: place,
-                    own,
-                    difference,
-                });
+                let category = category.cloned();
+                judging.judgements.push(Judgement { model, category, measure: place, own, difference });
             }
         }
     }
-    judging
+    Ok(judging)
 }
 
-/// The prompt, the number and the value of every cell of a model that is there.
-fn samples(
-    plan: &GridPlan,
-    looks: &[Option<Look>],
-    (axis, model): (usize, usize),
-    category: Option<&String>,
-    measure: &Measure,
-) -> Vec<(usize, usize, f64)> {
-    let cells = looks.iter().enumerate().filter_map(|(number, look)| Some((number, look.as_ref()?)));
-    let cells = cells.filter_map(|(number, look)| {
+/// The cells that are there, by model.
+fn seen<'a>(plan: &'a GridPlan, looks: &'a [Option<Look>], axis: usize) -> Vec<Vec<Seen<'a>>> {
+    let groups = groups(plan);
+    let mut seen: Vec<Vec<Seen<'a>>> = plan.axes[axis].values.iter().map(|_| Vec::new()).collect();
+    for (number, look) in looks.iter().enumerate() {
+        let Some(look) = look else { continue };
         let place = plan.place(number);
         let prompt = prompt_of(plan, &place);
-        let is_in = category
-            .is_none_or(|wanted| plan.categories.get(prompt).is_some_and(|c| c.as_ref() == Some(wanted)));
-        (place[axis] == model && is_in).then(|| (prompt, number, (measure.of)(look)))
-    });
-    cells.collect()
+        let category = plan.categories.get(prompt).and_then(Option::as_ref);
+        seen[place[axis]].push(Seen { number, look, group: groups[prompt], category });
+    }
+    seen
+}
+
+/// For each prompt the number of the first with the same text.
+fn groups(plan: &GridPlan) -> Vec<usize> {
+    let Some(axis) = plan.axis_of(AxisType::Prompt) else { return vec![0] };
+    let text = |change: &Change| match change {
+        Change::Prompt { prompt, .. } => prompt.clone(),
+        _ => String::new(),
+    };
+    let mut first = BTreeMap::new();
+    let values = plan.axes[axis].values.iter().enumerate();
+    values.map(|(i, value)| *first.entry(text(&value.change)).or_insert(i)).collect()
 }
 
 #[cfg(test)]
@@ -169,8 +230,34 @@ mod tests {
         assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&mut [7.0]), 7.0);
         assert_eq!(Interval::of(&[], 1), None);
-        let same = Interval::of(&[(0, 2.0), (1, 2.0)], 1).unwrap();
-        assert_eq!(same, Interval { count: 2, median: 2.0, low: 2.0, high: 2.0 });
+        let same: Vec<_> = (0..6).map(|i| (i, 2.0)).collect();
+        let range = Some(Range { low: 2.0, high: 2.0, over: Over::Prompts });
+        assert_eq!(Interval::of(&same, 1), Some(Interval { count: 6, median: 2.0, range }));
+    }
+
+    #[test]
+    fn of_fewer_than_six_groups_there_is_no_interval() {
+        let samples = |groups: usize, each: usize| -> Vec<_> {
+            (0..groups * each).map(|i| (i % groups, 1.0 + i as f64)).collect()
+        };
+        let over = |samples: &[(usize, f64)]| Interval::of(samples, 1).unwrap().range.map(|range| range.over);
+        // Three prompts of a hundred pictures are three prompts.
+        assert_eq!(over(&samples(3, 100)), None);
+        assert_eq!(over(&samples(5, 1)), None);
+        assert_eq!(over(&samples(6, 1)), Some(Over::Prompts));
+        // Of one prompt, its pictures are drawn, and that is said.
+        assert_eq!(over(&samples(1, 5)), None);
+        assert_eq!(over(&samples(1, 6)), Some(Over::Pictures));
+    }
+
+    #[test]
+    fn negative_prompts_make_no_prompt_another() {
+        let mut config: crate::GridConfig =
+            vodka_stage::parse_toml("size = \"64x64\"", std::path::Path::new("g.toml")).unwrap();
+        config.checkpoints = vec![crate::GridCheckpoint::new(None, "a.safetensors")];
+        let prompts = [("sun", ""), ("moon", ""), ("sun", "blurry"), ("moon", "dark")];
+        config.prompts = prompts.map(|(prompt, negative)| crate::GridPrompt::new(prompt, negative)).into();
+        assert_eq!(groups(&config.plan().unwrap()), [0, 1, 0, 1]);
     }
 
     #[test]
@@ -178,9 +265,10 @@ mod tests {
         let samples = |n: usize| -> Vec<_> { (0..n).map(|i| (i, (i * 37 % n) as f64 / n as f64)).collect() };
         let width = |n| {
             let interval = Interval::of(&samples(n), 7).unwrap();
-            assert!(interval.low <= interval.median && interval.median <= interval.high, "{interval:?}");
+            let range = interval.range.unwrap();
+            assert!(range.low <= interval.median && interval.median <= range.high, "{interval:?}");
             assert_eq!(interval, Interval::of(&samples(n), 7).unwrap(), "the same seed draws the same");
-            interval.high - interval.low
+            range.high - range.low
         };
         let (few, many) = (width(25), width(400));
         // 1.96 standard errors of a median of a uniform distribution, 1 / (2 sqrt n), to both sides.
@@ -192,16 +280,13 @@ mod tests {
 
     #[test]
     fn pictures_of_one_prompt_are_drawn_together() {
-        // Eight seeds of each of four prompts, and seeds change nothing: no more is known than from four pictures.
-        let samples: Vec<_> = (0..32).map(|i| (i / 8, f64::from(i as u32 / 8))).collect();
-        let grouped = Interval::of(&samples, 1).unwrap();
-        let alone: Vec<_> = (0..4).map(|i| (i, f64::from(i as u32))).collect();
-        assert_eq!((grouped.low, grouped.high), {
-            let alone = Interval::of(&alone, 1).unwrap();
-            (alone.low, alone.high)
-        });
+        // Eight seeds of each of eight prompts, and seeds change nothing: no more is known than from eight pictures.
+        let samples: Vec<_> = (0..64).map(|i| (i / 8, f64::from(i as u32 / 8))).collect();
+        let range = |samples: &[(usize, f64)]| Interval::of(samples, 1).unwrap().range.unwrap();
+        let alone: Vec<_> = (0..8).map(|i| (i, f64::from(i as u32))).collect();
+        assert_eq!(range(&samples), range(&alone));
         let apart: Vec<_> = samples.iter().enumerate().map(|(i, (_, value))| (i, *value)).collect();
-        let apart = Interval::of(&apart, 1).unwrap();
+        let (grouped, apart) = (range(&samples), range(&apart));
         assert!(apart.high - apart.low < grouped.high - grouped.low);
     }
 }

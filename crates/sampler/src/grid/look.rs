@@ -43,8 +43,9 @@ pub struct Measure {
 }
 
 /// All that are judged.
-pub const MEASURES: [Measure; 7] = [
+pub const MEASURES: [Measure; 8] = [
     Measure { key: "sharpness", name: "Sharpness", of: |look| look.sharpness },
+    Measure { key: "sharpness_min", name: "Most blurred tile", of: |look| look.sharpness_min },
     Measure { key: "sharpness_max", name: "Sharpest tile", of: |look| look.sharpness_max },
     Measure { key: "clipped", name: "Clipped", of: |look| look.clipped },
     Measure { key: "fried", name: "Fried", of: |look| look.fried },

@@ -21,7 +21,7 @@ pub use axes::{Axis, AxisType, AxisValue};
 pub use config::{
     GridAxis, GridCheckpoint, GridConfig, GridLayout, GridPrompt, JudgeConfig, SheetConfig, TooLarge,
 };
-pub use judge::{Interval, Judgement, Judging};
+pub use judge::{Interval, Judgement, Judging, Over, Range};
 pub use look::{Look, MEASURES, Measure};
 pub use plan::{Cell, GridPlan};
 pub use run::{FailedCell, GridEvent, GridReport, run};

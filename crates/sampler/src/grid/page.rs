@@ -3,17 +3,17 @@
 use std::{collections::HashMap, io::Write, path::PathBuf, sync::LazyLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use image::RgbImage;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde::Serialize;
 use vodka_stage::{AtomicFile, ContentHash, Hasher};
 
 use super::{
     AxisType, GridPlan, Judging,
-    judge::{Interval, Judgement},
-    look::{Look, MEASURES},
+    judge::{Interval, Judgement, Over, Range},
+    look::MEASURES,
     run::Run,
-    store::Entry,
-    table::{number_text, shown},
+    table::{link, number_text, shown},
 };
 use crate::{Error, Result};
 
@@ -64,7 +64,6 @@ struct Data<'a> {
     columns: &'a [usize],
     rows: &'a [usize],
     measures: Vec<&'static str>,
-    cells: Vec<CellData>,
 }
 
 #[derive(Serialize)]
@@ -74,14 +73,14 @@ struct AxisData<'a> {
 }
 
 #[derive(Serialize)]
-struct CellData {
+struct CellData<'a> {
     /// The number of its picture; cells of equal settings share one.
     picture: Option<usize>,
     file: String,
     size: [u32; 2],
     text: String,
     look: Vec<String>,
-    failed: Option<String>,
+    failed: Option<&'a str>,
 }
 
 /// What `page.html` is filled with.
@@ -105,6 +104,8 @@ struct Page {
 struct Table {
     name: String,
     cells: usize,
+    /// What its intervals are over.
+    over: &'static str,
     rows: Vec<TableRow>,
 }
 
@@ -117,28 +118,35 @@ struct TableRow {
 #[derive(Serialize)]
 struct Value {
     own: String,
-    range: String,
+    range: Option<String>,
     difference: Option<String>,
-    difference_range: String,
+    difference_range: Option<String>,
     /// Whether the interval of the difference does not hold 0.
     clear: bool,
 }
 
-/// Writes the page. No more than one picture is in memory.
-pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging) -> Result<PathBuf> {
+/// Writes the page. No more than one picture is in memory, and one cell's text.
+pub(super) fn write(run: &Run<'_>, judging: &Judging) -> Result<PathBuf> {
     let path = run.report.page.clone();
     let failed = |source| Error::from(vodka_stage::Error::Write { path: path.clone(), source });
-    let (data, pictures) = data(run, looks);
-    let pixels: u64 = data.cells.iter().map(|cell| u64::from(cell.size[0]) * u64::from(cell.size[1])).sum();
     let mut file = AtomicFile::create(&path)?;
-    let head = render("page.html", page(run, looks, judging, &data));
-    file.write_all(head.as_bytes()).map_err(failed)?;
+    file.write_all(render("page.html", page(run, judging)).as_bytes()).map_err(failed)?;
+    let mut pictures = Pictures::default();
+    let reasons: HashMap<usize, &str> =
+        run.report.failed.iter().map(|failed| (failed.cell, failed.reason.as_str())).collect();
+    let mut pixels = 0;
+    for number in 0..run.report.cells {
+        let mut cell = cell(run, number, &mut pictures);
+        cell.failed = reasons.get(&(number + 1)).copied();
+        pixels += u64::from(cell.size[0]) * u64::from(cell.size[1]);
+        writeln!(file, "{},", script_json(&cell)).map_err(failed)?;
+    }
+    file.write_all(b"];\n</script>\n").map_err(failed)?;
     if pixels <= EMBEDDED_PIXELS_MAX {
-        for entry in &pictures {
-            let Some(picture) = run.store.get(entry)? else { continue };
-            let jpeg = STANDARD.encode(vodka_images::jpeg(&picture, JPEG_QUALITY));
-            writeln!(file, "<script>PICTURES.push(\"data:image/jpeg;base64,{jpeg}\")</script>")
-                .map_err(failed)?;
+        for number in pictures.cells {
+            run.check()?;
+            let picture = run.store.get(&run.entry(&run.plan.cell(number)))?;
+            writeln!(file, "{}", embedded(picture.as_ref())).map_err(failed)?;
         }
     }
     let tail = render("tail.html", minijinja::context! { script => TEMPLATES[4].1 });
@@ -147,44 +155,63 @@ pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging) ->
     Ok(path)
 }
 
-/// The cells, and the pictures that they show.
-fn data<'a>(run: &Run<'a>, looks: &[Option<Look>]) -> (Data<'a>, Vec<Entry>) {
-    let plan = run.plan;
-    let (mut pictures, mut places) = (Vec::new(), HashMap::new());
-    let reasons: HashMap<usize, &str> =
-        run.report.failed.iter().map(|failed| (failed.cell, failed.reason.as_str())).collect();
-    let mut cell = |(number, look): (usize, &Option<Look>)| {
-        let cell = plan.cell(number);
-        let entry = run.entry(&cell);
-        let picture = look.map(|_| {
-            *places.entry(entry.name.clone()).or_insert_with(|| {
-                pictures.push(entry.clone());
-                pictures.len() - 1
-            })
-        });
-        CellData {
-            picture,
-            file: shown(&run.store.path(&entry), &plan.output),
-            size: [cell.settings.size.width, cell.settings.size.height],
-            text: entry.text,
-            look: look.iter().flat_map(|look| MEASURES.map(|measure| short((measure.of)(look)))).collect(),
-            failed: reasons.get(&(number + 1)).map(|reason| (*reason).to_owned()),
-        }
-    };
-    let cells = looks.iter().enumerate().map(&mut cell).collect();
+/// The script of a picture; of one that was taken away meanwhile nothing, for the page shows the n-th as the n-th.
+fn embedded(picture: Option<&RgbImage>) -> String {
+    let source = picture.map(|picture| {
+        let jpeg = STANDARD.encode(vodka_images::jpeg(picture, JPEG_QUALITY));
+        format!("\"data:image/jpeg;base64,{jpeg}\"")
+    });
+    format!("<script>PICTURES.push({})</script>", source.as_deref().unwrap_or("null"))
+}
+
+/// JSON in a script: no text ends it, whatever a prompt holds.
+fn script_json(data: &impl Serialize) -> String {
+    let json = serde_json::to_string(data).expect("plain data");
+    json.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
+}
+
+/// The pictures that the cells show.
+#[derive(Default)]
+struct Pictures {
+    /// The first cell of each.
+    cells: Vec<usize>,
+    /// Their numbers by the hashes that name their files.
+    places: HashMap<String, usize>,
+}
+
+fn cell(run: &Run<'_>, number: usize, pictures: &mut Pictures) -> CellData<'static> {
+    let cell = run.plan.cell(number);
+    let entry = run.entry(&cell);
+    let look = run.looks[number];
+    let picture = look.map(|_| {
+        *pictures.places.entry(entry.name.clone()).or_insert_with(|| {
+            pictures.cells.push(number);
+            pictures.cells.len() - 1
+        })
+    });
+    CellData {
+        picture,
+        file: link(&shown(&run.store.path(&entry), &run.plan.output)),
+        size: [cell.settings.size.width, cell.settings.size.height],
+        text: entry.text,
+        look: look.iter().flat_map(|look| MEASURES.map(|measure| short((measure.of)(look)))).collect(),
+        failed: None,
+    }
+}
+
+fn data(plan: &GridPlan) -> Data<'_> {
     let axes = plan.axes.iter().map(|axis| AxisData {
         name: &axis.name,
         values: axis.values.iter().map(|value| value.label.as_str()).collect(),
     });
     let measures = MEASURES.iter().map(|measure| measure.name).collect();
-    (Data { axes: axes.collect(), columns: &plan.columns, rows: &plan.rows, measures, cells }, pictures)
+    Data { axes: axes.collect(), columns: &plan.columns, rows: &plan.rows, measures }
 }
 
-fn page(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging, data: &Data<'_>) -> Page {
+fn page(run: &Run<'_>, judging: &Judging) -> Page {
     let plan = run.plan;
     let models = plan.axis_of(AxisType::Checkpoint).map_or(&[][..], |axis| &plan.axes[axis].values);
     let label = |model: usize| models[model].label.clone();
-    let json = serde_json::to_string(data).expect("plain data");
     let all: Vec<_> = judging.judgements.iter().filter(|judgement| judgement.category.is_none()).collect();
     let charts = (0..MEASURES.len()).filter_map(|measure| {
         let of: Vec<_> = all.iter().filter(|judgement| judgement.measure == measure).collect();
@@ -196,15 +223,14 @@ fn page(run: &Run<'_>, looks: &[Option<Look>], judging: &Judging, data: &Data<'_
         title: name(&plan.output).unwrap_or_else(|| "grid".to_owned()),
         told: told(plan),
         style: TEMPLATES[3].1,
-        // No text ends the script, whatever a prompt holds.
-        data: json.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"),
+        data: script_json(&data(plan)),
         judged: !all.is_empty(),
         against: models.get(judging.against).map(|value| value.label.clone()).unwrap_or_default(),
         seed: judging.seed,
         measures: MEASURES.iter().map(|measure| measure.name).collect(),
         charts: charts.collect(),
         tables: tables(judging, &label),
-        odd: odd(run, looks),
+        odd: odd(run),
     }
 }
 
@@ -225,34 +251,46 @@ fn told(plan: &GridPlan) -> String {
 
 fn tables(judging: &Judging, label: &dyn Fn(usize) -> String) -> Vec<Table> {
     let mut tables: Vec<(Option<&String>, Table)> = Vec::new();
+    let mut last = None;
     for Judgement { model, category, own, difference, .. } in &judging.judgements {
         if tables.last().is_none_or(|(of, _)| *of != category.as_ref()) {
             let name = category.clone().unwrap_or_else(|| "All prompts".to_owned());
-            tables.push((category.as_ref(), Table { name, cells: own.count, rows: Vec::new() }));
+            let over = "no intervals of fewer than six prompts";
+            tables.push((category.as_ref(), Table { name, cells: own.count, over, rows: Vec::new() }));
+            last = None;
         }
         let table = &mut tables.last_mut().expect("one was just pushed").1;
         table.cells = table.cells.max(own.count);
-        let label = label(*model);
-        if table.rows.last().is_none_or(|row| row.label != label) {
-            table.rows.push(TableRow { label, values: Vec::new() });
+        if let Some(range) = own.range {
+            table.over = match range.over {
+                Over::Prompts => "intervals over prompts",
+                Over::Pictures => "intervals over the pictures of one prompt, which say nothing of others",
+            };
         }
-        let range = |interval: &Interval| format!("{} to {}", short(interval.low), short(interval.high));
-        let signed = |value: f64| if value > 0.0 { format!("+{}", short(value)) } else { short(value) };
-        let signed_range =
-            |interval: &Interval| format!("{} to {}", signed(interval.low), signed(interval.high));
+        if last != Some(*model) {
+            table.rows.push(TableRow { label: label(*model), values: Vec::new() });
+            last = Some(*model);
+        }
+        let told = |range: Range, number: fn(f64) -> String| {
+            format!("{} to {}", number(range.low), number(range.high))
+        };
         table.rows.last_mut().expect("one was just pushed").values.push(Value {
             own: short(own.median),
-            range: range(own),
+            range: own.range.map(|range| told(range, short)),
             difference: difference.map(|interval| signed(interval.median)),
-            difference_range: difference.as_ref().map(signed_range).unwrap_or_default(),
-            clear: difference.is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0),
+            difference_range: difference.and_then(|interval| interval.range).map(|range| told(range, signed)),
+            clear: difference.and_then(|interval| interval.range).is_some_and(|range| range.is_clear()),
         });
     }
     tables.into_iter().map(|(_, table)| table).collect()
 }
 
+fn signed(value: f64) -> String {
+    if value > 0.0 { format!("+{}", short(value)) } else { short(value) }
+}
+
 /// Cells that are not what they should be.
-fn odd(run: &Run<'_>, looks: &[Option<Look>]) -> Vec<String> {
+fn odd(run: &Run<'_>) -> Vec<String> {
     let plan = run.plan;
     let told = |number: usize| {
         let place = plan.place(number);
@@ -267,7 +305,7 @@ fn odd(run: &Run<'_>, looks: &[Option<Look>]) -> Vec<String> {
         .failed
         .iter()
         .map(|failed| format!("not made: {}: {}", told(failed.cell - 1), failed.reason));
-    let flat = looks.iter().enumerate().filter(|(_, look)| look.is_some_and(|look| look.flat));
+    let flat = run.looks.iter().enumerate().filter(|(_, look)| look.is_some_and(|look| look.flat));
     failed.chain(flat.map(|(number, _)| format!("flat, nothing to see: {}", told(number)))).collect()
 }
 
@@ -288,8 +326,8 @@ struct ChartRow {
     told: String,
     y: u32,
     x: f64,
-    low: f64,
-    high: f64,
+    /// The ends of its interval, where there is one.
+    range: Option<[f64; 2]>,
 }
 
 #[derive(Serialize)]
@@ -310,19 +348,19 @@ fn whiskers(title: &str, rows: &[(String, Interval)]) -> String {
             0..=22 => label.clone(),
             _ => label.chars().take(21).chain(['…']).collect(),
         };
-        let told =
-            format!("{} ({} to {})", short(interval.median), short(interval.low), short(interval.high));
+        let range = interval.range.map(|range| format!(" ({} to {})", short(range.low), short(range.high)));
+        let told = short(interval.median) + &range.unwrap_or_default();
         ChartRow {
             label: label.clone(),
             short: short_label,
             told,
             y: 34 + 22 * i as u32,
             x: x(interval.median),
-            low: x(interval.low),
-            high: x(interval.high),
+            range: interval.range.map(|range| [x(range.low), x(range.high)]),
         }
     };
-    let tick = |value: &f64| Tick { x: x(*value), label: short(*value) };
+    let decimals = decimals(&ticks);
+    let tick = |value: &f64| Tick { x: x(*value), label: format!("{value:.decimals$}") };
     let height = 34 + 22 * rows.len() as u32 + 12;
     let (ticks, rows): (Vec<_>, Vec<_>) =
         (ticks.iter().map(tick).collect(), rows.iter().enumerate().map(row).collect());
@@ -331,8 +369,10 @@ fn whiskers(title: &str, rows: &[(String, Interval)]) -> String {
 
 /// Round numbers from below the least to above the most.
 fn ticks(rows: &[(String, Interval)]) -> Vec<f64> {
-    let least = rows.iter().map(|(_, interval)| interval.low).fold(f64::INFINITY, f64::min);
-    let most = rows.iter().map(|(_, interval)| interval.high).fold(f64::NEG_INFINITY, f64::max);
+    let ends =
+        |interval: &Interval| interval.range.map_or([interval.median; 2], |range| [range.low, range.high]);
+    let least = rows.iter().map(|(_, interval)| ends(interval)[0]).fold(f64::INFINITY, f64::min);
+    let most = rows.iter().map(|(_, interval)| ends(interval)[1]).fold(f64::NEG_INFINITY, f64::max);
     let span = if most > least { most - least } else { most.abs().max(1e-3) };
     let power = 10_f64.powf((span / 4.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| span / step <= 5.0);
@@ -342,12 +382,52 @@ fn ticks(rows: &[(String, Interval)]) -> Vec<f64> {
     (0..=count).map(|i| (first + i as f64) * step).collect()
 }
 
+/// As many decimals as the step between ticks has.
+fn decimals(ticks: &[f64]) -> usize {
+    let step = ticks[1] - ticks[0];
+    (-(step.log10() + 1e-6).floor()).max(0.0) as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn interval(low: f64, median: f64, high: f64) -> Interval {
-        Interval { count: 3, median, low, high }
+        Interval { count: 6, median, range: Some(Range { low, high, over: Over::Prompts }) }
+    }
+
+    #[test]
+    fn a_picture_that_is_gone_keeps_its_number() {
+        assert_eq!(embedded(None), "<script>PICTURES.push(null)</script>");
+        let picture = RgbImage::from_pixel(8, 8, image::Rgb([1, 2, 3]));
+        assert!(embedded(Some(&picture)).starts_with("<script>PICTURES.push(\"data:image/jpeg;base64,"));
+    }
+
+    #[test]
+    fn ticks_are_told_apart() {
+        let of = |low, high| {
+            let ticks = ticks(&[(String::new(), interval(low, low, high))]);
+            let decimals = decimals(&ticks);
+            ticks.iter().map(|tick| format!("{tick:.decimals$}")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(412.1, 412.9), ["412.0", "412.2", "412.4", "412.6", "412.8", "413.0"]);
+        assert_eq!(of(0.0, 100.0), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(of(0.0123, 0.0127), ["0.0123", "0.0124", "0.0125", "0.0126", "0.0127"]);
+    }
+
+    #[test]
+    fn without_an_interval_nothing_is_clear_and_no_whisker_drawn() {
+        let few = Interval { count: 3, median: 5.0, range: None };
+        let judgement =
+            |model, difference| Judgement { model, category: None, measure: 0, own: few, difference };
+        let judgements = vec![judgement(0, None), judgement(1, Some(few))];
+        let tables = tables(&Judging { judgements, against: 0, seed: 0 }, &|_| "same".to_owned());
+        // A row for each checkpoint, whatever it is called.
+        assert_eq!((tables[0].rows.len(), tables[0].over), (2, "no intervals of fewer than six prompts"));
+        let value = &tables[0].rows[1].values[0];
+        assert!(!value.clear && value.range.is_none() && value.difference.as_deref() == Some("+5.00"));
+        let svg = whiskers("Sharpness", &[("a".to_owned(), few)]);
+        assert!(svg.contains("<circle") && !svg.contains("\"whisker\""), "{svg}");
     }
 
     #[test]

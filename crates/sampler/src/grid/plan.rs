@@ -1,12 +1,12 @@
 //! A grid that has been checked: its axes, where they lie, and what each cell is made of.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 use vodka_checkpoint::Precision;
 use vodka_merger::Weight;
 use vodka_sd15::check_device_name;
-use vodka_stage::nearest;
+use vodka_stage::{lossy, nearest};
 
 use super::{Axis, AxisType, AxisValue, GridCheckpoint, GridConfig, SheetConfig, axes::Change};
 use crate::{Error, Library, ModelSource, Result, Settings};
@@ -34,6 +34,7 @@ pub struct GridPlan {
     /// The models, in the order of the axis `Checkpoint name`.
     pub models: Vec<ModelSource>,
     /// The VAE where no axis says it; none for the checkpoint's own.
+    #[serde(serialize_with = "lossy")]
     pub vae: Option<PathBuf>,
     /// What text encoder and UNet compute in.
     pub precision: Precision,
@@ -47,8 +48,10 @@ pub struct GridPlan {
     /// The device's name.
     pub device: String,
     /// The folder to fill.
+    #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
     /// The folder that keeps the cells.
+    #[serde(serialize_with = "lossy")]
     pub store: PathBuf,
     /// Whether cells that are not of this grid are taken out of the store.
     pub prune: bool,
@@ -88,7 +91,7 @@ impl GridConfig {
         for (axis, is_empty) in [
             ("checkpoints", self.checkpoints.is_empty()),
             ("prompts", self.prompts.is_empty()),
-            ("seeds", self.seeds.is_empty()),
+            ("seeds", self.seeds.as_ref().is_some_and(super::Values::is_empty)),
         ] {
             if is_empty {
                 return Err(Error::EmptyAxis { axis });
@@ -97,6 +100,7 @@ impl GridConfig {
         check_device_name(&self.device)?;
         self.sheet.check()?;
         let (labels, models) = self.models()?;
+        labelled_apart(&labels, &models)?;
         let axes = self.axes(labels)?;
         let (columns, rows, sheets) = self.layout(&axes)?;
         let judge = Judge { against: self.against(&axes[0])?, seed: self.judge.seed };
@@ -112,7 +116,7 @@ impl GridConfig {
             categories: self.prompts.iter().map(|prompt| prompt.category.clone()).collect(),
             device: self.device.clone(),
             output: self.output.clone(),
-            store: self.store.clone().unwrap_or_else(|| self.output.join("cells")),
+            store: self.store()?,
             prune: self.prune,
             vae: self.vae.clone(),
             precision: self.precision,
@@ -126,8 +130,23 @@ impl GridConfig {
 
     /// The labels of all models, and the models: several of a merge whose weights are lists.
     fn models(&self) -> Result<(Vec<String>, Vec<ModelSource>)> {
-        let models = self.checkpoints.iter().map(|checkpoint| checkpoint.models(self.hash_cache.as_ref()));
-        Ok(models.collect::<Result<Vec<_>>>()?.into_iter().flatten().unzip())
+        let mut models = Vec::new();
+        for checkpoint in &self.checkpoints {
+            models.extend(checkpoint.models(self.hash_cache.as_ref(), models.len())?);
+        }
+        Ok(models.into_iter().unzip())
+    }
+
+    /// The folder that keeps the cells.
+    fn store(&self) -> Result<PathBuf> {
+        let Some(store) = &self.store else { return Ok(self.output.join("cells")) };
+        let resolved = |path: &PathBuf| {
+            path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone())
+        };
+        match resolved(store) == resolved(&self.output) {
+            true => Err(Error::StoreIsOutput { path: self.output.clone() }),
+            false => Ok(store.clone()),
+        }
     }
 
     fn axes(&self, checkpoints: Vec<String>) -> Result<Vec<Axis>> {
@@ -142,9 +161,15 @@ impl GridConfig {
             axis(AxisType::Prompt, self.prompts.iter().map(prompt).collect()),
         ];
         let is_seed = |kind: AxisType| kind == AxisType::Seed;
-        if !self.axes.iter().any(|axis| is_seed(axis.get_ref().kind)) {
-            axes.push(Axis::of(&super::GridAxis::new(AxisType::Seed, self.seeds.clone()))?);
-            axes[2].values.iter_mut().for_each(|value| value.label = value.label.to_lowercase());
+        match (self.axes.iter().any(|axis| is_seed(axis.get_ref().kind)), &self.seeds) {
+            (true, Some(_)) => return Err(Error::SeedsTwice),
+            (true, None) => {}
+            (false, seeds) => {
+                let seeds = seeds.clone().unwrap_or_else(|| super::Values::one(0));
+                let mut axis = Axis::of(&super::GridAxis::new(AxisType::Seed, seeds))?;
+                axis.values.iter_mut().for_each(|value| value.label = value.label.to_lowercase());
+                axes.push(axis);
+            }
         }
         for written in &self.axes {
             let axis = Axis::of(written.get_ref())?;
@@ -206,13 +231,14 @@ impl GridConfig {
         let columns = self.layout.columns.as_ref().map(by_names).transpose()?;
         let rows = self.layout.rows.as_ref().map(by_names).transpose()?;
         let several = |i: &usize| axes[*i].values.len() > 1;
+        let is_row = |i: &usize| matches!(axes[*i].kind, AxisType::Prompt | AxisType::Seed);
         let columns = columns.unwrap_or_else(|| {
             let taken = rows.clone().unwrap_or_default();
-            let mut wished = std::iter::once(0).chain(3..axes.len()).filter(|i| !taken.contains(i));
+            let mut wished = (0..axes.len()).filter(|i| !is_row(i) && !taken.contains(i));
             vec![wished.find(several).unwrap_or(0)]
         });
-        let rows = rows
-            .unwrap_or_else(|| (0..axes.len().min(3)).filter(|i| *i > 0 && !columns.contains(i)).collect());
+        let rows =
+            rows.unwrap_or_else(|| (0..axes.len()).filter(|i| is_row(i) && !columns.contains(i)).collect());
         let mut all: Vec<_> = columns.iter().chain(&rows).collect();
         all.sort_unstable();
         if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -224,12 +250,34 @@ impl GridConfig {
     }
 }
 
+/// Tables and pages know checkpoints by their labels.
+fn labelled_apart(labels: &[String], models: &[ModelSource]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    for (label, model) in labels.iter().zip(models) {
+        if let Some(first) = seen.insert(label, model) {
+            let path = |model: &ModelSource| model.path().to_path_buf();
+            return Err(Error::LabelTwice { label: label.clone(), first: path(first), second: path(model) });
+        }
+    }
+    Ok(())
+}
+
 impl GridCheckpoint {
-    /// A model for each combination of its weights, with its label.
-    fn models(&self, hash_cache: Option<&PathBuf>) -> Result<Vec<(String, ModelSource)>> {
+    /// A model for each combination of its weights, with its label; `before` are there already.
+    fn models(&self, hash_cache: Option<&PathBuf>, before: usize) -> Result<Vec<(String, ModelSource)>> {
+        let spread = |(name, values): (&String, &super::Values)| {
+            let fault = |message| Error::Axis { axis: format!("weights.{name}"), line: None, message };
+            Ok((name.clone(), values.spread().map_err(fault)?))
+        };
+        let weights = self.weights.iter().map(spread).collect::<Result<Vec<_>>>()?;
+        // Before they are multiplied out: a slip in a range shall not fill the memory.
+        let models = weights.iter().map(|(_, texts)| texts.len()).fold(1, usize::saturating_mul);
+        let cells = models.saturating_add(before);
+        if cells > MAX_CELLS {
+            return Err(Error::TooManyCells { cells, max: MAX_CELLS });
+        }
         let mut all: Vec<(String, Vec<(String, Weight)>)> = vec![(String::new(), Vec::new())];
-        for (name, values) in &self.weights {
-            let texts = values.spread();
+        for (name, texts) in weights {
             let mut next = Vec::new();
             for (label, weights) in &all {
                 for text in &texts {

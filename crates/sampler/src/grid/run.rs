@@ -12,16 +12,19 @@ use tch::Device;
 use vodka_checkpoint::Precision;
 use vodka_sd15::{device_type, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, hash_tree,
+    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, hash_tree, lossy,
     record_path,
 };
 
 use super::{
     AxisType, Cell, GridPlan,
     ahead::Ahead,
-    judge, page, sheets,
-    store::{Arithmetic, Entry, Store},
+    judge,
+    look::Look,
+    page, sheets,
+    store::{Arithmetic, Entry, Store, has_others},
     table,
+    values::quoted_value as quoted,
 };
 use crate::{Error, Load, ModelId, ModelSource, Pipeline, Result, Used, pipeline::kind};
 
@@ -68,8 +71,10 @@ pub struct GridReport {
     /// How it ended.
     pub outcome: Outcome,
     /// The labelled sheets.
+    #[serde(serialize_with = "lossy")]
     pub sheets: Vec<PathBuf>,
     /// The page that shows all cells.
+    #[serde(serialize_with = "lossy")]
     pub page: PathBuf,
     /// All cells of the grid.
     pub cells: usize,
@@ -125,6 +130,35 @@ impl GridPlan {
         self.cell_at(place).vae
     }
 
+    /// How the pictures of a cell name its model.
+    fn model_id(&self, ids: &Ids, cell: &Cell) -> ModelId {
+        let vae = cell.vae.as_ref().map(|path| (path.clone(), ids.vaes[path]));
+        ModelId { vae, ..ids.models[cell.model].clone() }
+    }
+
+    /// The cell's entry in the store.
+    fn entry(&self, ids: &Ids, cell: &Cell) -> Entry {
+        let Self { precision, vae_precision, ref device, .. } = *self;
+        let arithmetic = Arithmetic { device_type: device_type(device), precision, vae_precision };
+        Entry::of(&cell.settings, &self.model_id(ids, cell), &self.used(cell), arithmetic)
+    }
+
+    /// Whether the store has all cells but those that could not be made, and none that is to be taken out.
+    fn is_whole(&self, ids: &Ids, report: &GridReport) -> bool {
+        let failed: BTreeSet<_> = report.failed.iter().map(|failed| failed.cell).collect();
+        let mut names = BTreeSet::new();
+        for number in 0..self.cells() {
+            let name = self.entry(ids, &self.cell(number)).name;
+            if !failed.contains(&(number + 1)) && !self.store.join(&name).is_file() {
+                return false;
+            }
+            if self.prune {
+                names.insert(name);
+            }
+        }
+        !self.prune || !has_others(&self.store, &|name| names.contains(name))
+    }
+
     fn key_of(&self, ids: &Ids) -> RunKey {
         #[derive(Serialize)]
         struct Key<'a> {
@@ -148,10 +182,10 @@ impl GridPlan {
             name: &axis.name,
             labels: axis.values.iter().map(|value| value.label.as_str()).collect(),
         });
-        // Labels may be alike where settings are not.
+        // Labels may be alike where cells are not, and which cell has which VAE is in none.
         let mut cells = vodka_stage::Hasher::default();
         for n in 0..self.cells() {
-            cells.piece(serde_json::to_string(&self.cell(n).settings).expect("settings are plain data"));
+            cells.piece(self.entry(ids, &self.cell(n)).name);
         }
         let key = Key {
             device: device_type(&self.device),
@@ -196,19 +230,23 @@ pub fn run(
     let ids = plan.ids()?;
     let key = plan.key_of(&ids);
     let record = record_path(&plan.output);
-    if let Some(report) = key.made::<GridReport>(&record)? {
+    let made = key.made::<GridReport>(&record)?;
+    if let Some(report) = made.filter(|report| plan.is_whole(&ids, report)) {
         return Ok(report.again(plan));
     }
     let device = parse_device(&plan.device, &plan.runtime_dir)?;
     create_dir(&plan.output)?;
     let _output = FolderLock::take(&plan.output)?;
     let store = Store::open(&plan.store)?;
-    let mut run = Run { plan, device, ids, store, interrupt, report: GridReport::new(plan), on_event };
-    if !run.make_cells()? {
-        run.report.outcome = Outcome::Interrupted;
-        return Ok(run.report);
+    let (report, looks) = (GridReport::new(plan), vec![None; plan.cells()]);
+    let mut run = Run { plan, device, ids, store, looks, interrupt, report, on_event };
+    match run.make_cells().and_then(|through| if through { run.show() } else { Err(Error::Interrupted) }) {
+        Err(Error::Interrupted) => {
+            run.report.outcome = Outcome::Interrupted;
+            return Ok(run.report);
+        }
+        result => result?,
     }
-    run.show()?;
     let report = run.report;
     drop(run.store);
     key.write(&record, &[&plan.output], &report)?;
@@ -227,6 +265,8 @@ pub(super) struct Run<'a> {
     device: Device,
     ids: Ids,
     pub(super) store: Store,
+    /// Of every cell that is there, by its number.
+    pub(super) looks: Vec<Option<Look>>,
     interrupt: &'a Interrupt,
     pub(super) report: GridReport,
     on_event: &'a mut dyn FnMut(GridEvent<'_>),
@@ -235,15 +275,18 @@ pub(super) struct Run<'a> {
 impl Run<'_> {
     /// The cell's entry in the store.
     pub(super) fn entry(&self, cell: &Cell) -> Entry {
-        let used = self.plan.used(cell);
-        let GridPlan { precision, vae_precision, ref device, .. } = *self.plan;
-        let arithmetic = Arithmetic { device_type: device_type(device), precision, vae_precision };
-        Entry::of(&cell.settings, &self.model_id(cell), &used, arithmetic)
+        self.plan.entry(&self.ids, cell)
+    }
+
+    /// # Errors
+    /// The user wants to stop.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.interrupt.is_raised() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Makes what is missing; whether all is there, and nothing was interrupted.
     fn make_cells(&mut self) -> Result<bool> {
-        let missing = self.missing();
+        let missing = self.missing()?;
         let mut ahead = None;
         let mut loaded = None;
         let mut groups = missing.iter().peekable();
@@ -271,25 +314,30 @@ impl Run<'_> {
     }
 
     /// The numbers of the cells that are not in the store, by model and VAE.
-    fn missing(&mut self) -> BTreeMap<(usize, Option<PathBuf>), Vec<usize>> {
+    fn missing(&mut self) -> Result<BTreeMap<(usize, Option<PathBuf>), Vec<usize>>> {
         let mut missing: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         for number in 0..self.report.cells {
+            self.check()?;
             let cell = self.plan.cell(number);
-            if self.store.has(&self.entry(&cell)) {
+            if let Some(picture) = self.store.find(&self.entry(&cell)) {
+                self.looks[number] = Some(Look::of(&picture));
                 self.report.kept += 1;
                 self.count_cell();
             } else {
                 missing.entry((cell.model, cell.vae)).or_default().push(number);
             }
         }
-        missing
+        Ok(missing)
     }
 
     /// Makes a cell; whether it was not interrupted.
     fn make(&mut self, number: usize, pipeline: &Pipeline) -> Result<bool> {
         let cell = self.plan.cell(number);
         let entry = self.entry(&cell);
-        if self.store.path(&entry).exists() && self.store.has(&entry) {
+        if self.store.path(&entry).exists()
+            && let Some(picture) = self.store.find(&entry)
+        {
+            self.looks[number] = Some(Look::of(&picture));
             // Another place of the grid has the same settings.
             self.report.kept += 1;
             self.count_cell();
@@ -302,6 +350,7 @@ impl Run<'_> {
         match pipeline.generate(&cell.settings, self.interrupt, &mut on_step) {
             Ok(Some(picture)) => {
                 self.store.put(&entry, &picture)?;
+                self.looks[number] = Some(Look::of(&picture));
                 self.report.made += 1;
             }
             Ok(None) => return Ok(false),
@@ -347,11 +396,10 @@ impl Run<'_> {
     /// Writes the sheets, the table and the page.
     fn show(&mut self) -> Result<()> {
         self.report.sheets = sheets::write(self)?;
-        let looks = table::looks(self)?;
-        table::write(self, &looks)?;
-        let judging = judge::judge(self.plan, &looks);
+        table::write(self)?;
+        let judging = judge::judge(self.plan, &self.looks, &|| self.check())?;
         table::write_judging(self.plan, &judging)?;
-        page::write(self, &looks, &judging)?;
+        page::write(self, &judging)?;
         let names: BTreeSet<_> = match self.plan.prune {
             true => (0..self.report.cells).map(|number| self.entry(&self.plan.cell(number)).name).collect(),
             false => BTreeSet::new(),
@@ -360,30 +408,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The sheet's own text: its first cell's, with the axes, as A1111's script writes it.
-    pub(super) fn sheet_text(&self, first: &Cell) -> String {
+    /// The sheet's own text: its first cell's, with the axes in the fields of A1111's script. Values are the labels of
+    /// these columns and rows of the sheet, comma-separated and quoted as the syntax of values has it.
+    pub(super) fn sheet_text(&self, first: &Cell, columns: &[String], rows: &[String]) -> String {
         let plan = self.plan;
         let names = |axes: &[usize]| {
             axes.iter().map(|axis| plan.axes[*axis].name.as_str()).collect::<Vec<_>>().join(", ")
         };
-        let labels = |axes: &[usize]| {
-            (0..plan.count(axes)).map(|n| plan.label(axes, n)).collect::<Vec<_>>().join(", ")
-        };
+        let labels =
+            |labels: &[String]| labels.iter().map(|label| quoted(label)).collect::<Vec<_>>().join(", ");
         first
             .settings
             .parameters_with(&self.model_id(first), &plan.used(first))
             .with("Script", "X/Y/Z plot")
             .with("X Type", names(&plan.columns))
-            .with("X Values", labels(&plan.columns))
+            .with("X Values", labels(columns))
             .with("Y Type", names(&plan.rows))
-            .with("Y Values", labels(&plan.rows))
+            .with("Y Values", labels(rows))
             .to_string()
     }
 
     /// How the pictures of a cell name its model.
     pub(super) fn model_id(&self, cell: &Cell) -> ModelId {
-        let vae = cell.vae.as_ref().map(|path| (path.clone(), self.ids.vaes[path]));
-        ModelId { vae, ..self.ids.models[cell.model].clone() }
+        self.plan.model_id(&self.ids, cell)
     }
 }
 
@@ -425,7 +472,9 @@ impl fmt::Display for GridReport {
         let page = self.page.display();
         match outcome {
             Outcome::Unchanged => write!(f, "{page} is there already, with {cells} cells"),
-            Outcome::Interrupted => write!(f, "{} of {cells} cells are there, no sheet yet", made + kept),
+            Outcome::Interrupted => {
+                write!(f, "{} of {cells} cells are there; the sheets are not written anew yet", made + kept)
+            }
             Outcome::Done | Outcome::Skipped => {
                 write!(f, "{page}: {cells} cells, {made} made, {kept} kept")
             }

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use super::{Axis, AxisType, GridPlan, SheetConfig, TooLarge, axes::Change, run::Run, store::remove};
+use vodka_stage::remove_all;
+
+use super::{Axis, AxisType, GridPlan, SheetConfig, TooLarge, axes::Change, run::Run};
 use crate::{
     Result, Size,
     picture_file::write_png_bands,
@@ -32,7 +34,7 @@ pub(super) fn write(run: &Run<'_>) -> Result<Vec<PathBuf>> {
     }
     for entry in plan.output.read_dir().into_iter().flatten().flatten() {
         if is_sheet(&entry.file_name().to_string_lossy()) && !written.contains(&entry.path()) {
-            remove(&entry.path())?;
+            remove_all(&entry.path())?;
         }
     }
     Ok(written)
@@ -60,8 +62,11 @@ fn write_part(run: &Run<'_>, part: &Part, scale: f64, path: &std::path::Path) ->
         }
         plan.cell_at(place)
     };
-    let text = run.sheet_text(&place(0, 0));
-    let mut cell = |row, column| run.store.get(&run.entry(&place(row, column)));
+    let text = run.sheet_text(&place(0, 0), &legend.columns, &legend.rows);
+    let mut cell = |row, column| {
+        run.check()?;
+        run.store.get(&run.entry(&place(row, column)))
+    };
     let size = (layout.width(legend.columns.len()), layout.height(legend.rows.len()));
     write_png_bands(path, size, &text, &mut |on_band| sheet::draw(&legend, &layout, &mut cell, on_band))
 }

@@ -11,7 +11,7 @@ use std::{
 
 use image::RgbImage;
 use vodka_checkpoint::Precision;
-use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir};
+use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir, remove_all};
 
 use crate::{
     Error, ModelId, Result, Settings, Used,
@@ -88,11 +88,11 @@ impl Store {
         self.folder.join(&entry.name)
     }
 
-    /// Whether the cell is there: its text is the one that would be written, and its pixels can be read.
-    pub(super) fn has(&self, entry: &Entry) -> bool {
+    /// The picture of a cell that is there: its text is the one that would be written, and its pixels can be read.
+    pub(super) fn find(&self, entry: &Entry) -> Option<RgbImage> {
         let path = self.path(entry);
-        matches!(read_parameters(&path), Ok(Some(found)) if found == entry.text)
-            && matches!(read_rgb(&path), Ok(Some(_)))
+        let is_it = matches!(read_parameters(&path), Ok(Some(found)) if found == entry.text);
+        if is_it { read_rgb(&path).ok().flatten() } else { None }
     }
 
     /// The picture of a cell; `None` where there is none.
@@ -117,19 +117,20 @@ impl Store {
 
     /// Takes a damaged cell out.
     pub(super) fn remove(&self, entry: &Entry) -> Result<()> {
-        remove(&self.path(entry))
+        Ok(remove_all(&self.path(entry))?)
     }
 
     /// Takes out all cells but those that `keep` names, and what killed runs have left half written; other files stay.
     pub(super) fn prune(&self, keep: &dyn Fn(&str) -> bool) -> Result<usize> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.folder).map_err(read_error(&self.folder))? {
-            let entry = entry.map_err(read_error(&self.folder))?;
+        let failed = |source| vodka_stage::Error::Read { path: self.folder.clone(), source };
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let half =
                 name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial")).is_some_and(is_cell);
             if half || (is_cell(&name) && !keep(&name)) {
-                remove(&entry.path())?;
+                remove_all(&entry.path())?;
                 removed += usize::from(!half);
             }
         }
@@ -137,18 +138,12 @@ impl Store {
     }
 }
 
-fn read_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_path_buf();
-    move |source| vodka_stage::Error::Read { path, source }.into()
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(vodka_stage::Error::Write { path: path.to_path_buf(), source }.into())
-        }
-        _ => Ok(()),
-    }
+/// Whether a store has cells that are not of these names.
+pub(super) fn has_others(folder: &Path, names: &dyn Fn(&str) -> bool) -> bool {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .any(|name| is_cell(&name) && !names(&name))
 }
 
 #[cfg(test)]
@@ -211,19 +206,19 @@ mod tests {
         let cells = [0, 1].map(|seed| entry(&Settings { seed, ..Settings::default() }));
         let picture = RgbImage::from_pixel(8, 8, image::Rgb([1, 2, 3]));
         for cell in &cells {
-            assert!(!store.has(cell));
+            assert!(store.find(cell).is_none());
             store.put(cell, &picture).unwrap();
-            assert!(store.has(cell));
+            assert!(store.find(cell).is_some());
         }
         assert_eq!(store.get(&cells[0]).unwrap(), Some(picture));
         fs::write(dir.path().join("cells/mine.png"), "x").unwrap();
         fs::write(dir.path().join("cells").join(format!(".{}.partial", cells[1].name)), "x").unwrap();
         assert_eq!(store.prune(&|name| name == cells[0].name).unwrap(), 1);
-        assert!(store.has(&cells[0]) && !store.has(&cells[1]));
+        assert!(store.find(&cells[0]).is_some() && store.find(&cells[1]).is_none());
         assert_eq!(fs::read_dir(dir.path().join("cells")).unwrap().count(), 2);
         // Another cell's file in its place is not this cell.
         fs::copy(store.path(&cells[0]), store.path(&cells[1])).unwrap();
-        assert!(!store.has(&cells[1]));
+        assert!(store.find(&cells[1]).is_none());
         drop(store);
         Store::open(&dir.path().join("cells")).unwrap();
     }

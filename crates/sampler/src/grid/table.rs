@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use vodka_stage::AtomicFile;
 
 use super::{
-    AxisType, Cell, GridPlan, Interval, Judgement, Judging,
+    AxisType, Cell, GridPlan, Interval, Judgement, Judging, Range,
     look::{Look, MEASURES},
     run::{Run, prompt_of},
 };
@@ -28,17 +28,8 @@ const SETTINGS: [&str; 13] = [
     "vae",
 ];
 
-/// The look of every cell that is there, by its number.
-pub(super) fn looks(run: &Run<'_>) -> Result<Vec<Option<Look>>> {
-    let look = |number| {
-        let entry = run.entry(&run.plan.cell(number));
-        Ok(run.store.get(&entry)?.map(|picture| Look::of(&picture)))
-    };
-    (0..run.report.cells).map(look).collect()
-}
-
 /// Writes the table.
-pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>]) -> Result<PathBuf> {
+pub(super) fn write(run: &Run<'_>) -> Result<PathBuf> {
     let path = run.plan.output.join("cells.csv");
     let failed = |source: csv::Error| Error::WriteTable { path: path.clone(), source };
     let mut file = AtomicFile::create(&path)?;
@@ -48,7 +39,7 @@ pub(super) fn write(run: &Run<'_>, looks: &[Option<Look>]) -> Result<PathBuf> {
     let head = head.chain(SETTINGS.map(str::to_owned)).chain(["file".to_owned()]);
     let head = head.chain(MEASURES.iter().map(|measure| measure.key.to_owned())).chain(["flat".to_owned()]);
     table.write_record(head).map_err(failed)?;
-    for (number, look) in looks.iter().enumerate() {
+    for (number, look) in run.looks.iter().enumerate() {
         let cell = run.plan.cell(number);
         table.write_record(row(run, number, &cell, look.as_ref())).map_err(failed)?;
     }
@@ -73,20 +64,21 @@ pub(super) fn write_judging(plan: &GridPlan, judging: &Judging) -> Result<PathBu
             "median",
             "low",
             "high",
+            "over",
             "against",
             "difference",
             "difference_low",
             "difference_high",
+            "difference_over",
         ])
         .map_err(failed)?;
     let label = |model: usize| {
         plan.axis_of(AxisType::Checkpoint).map_or("", |axis| &plan.axes[axis].values[model].label)
     };
     for Judgement { model, category, measure, own, difference } in &judging.judgements {
-        let numbers = |interval: &Interval| [interval.median, interval.low, interval.high].map(number_text);
-        let [median, low, high] = numbers(own);
-        let [difference, difference_low, difference_high] =
-            difference.as_ref().map(numbers).unwrap_or_default();
+        let [median, low, high, over] = told(own);
+        let [difference, difference_low, difference_high, difference_over] =
+            difference.as_ref().map(told).unwrap_or_default();
         let category = category.as_deref().unwrap_or("all");
         let against = if difference.is_empty() { "" } else { label(judging.against) };
         let cells = own.count.to_string();
@@ -98,10 +90,12 @@ pub(super) fn write_judging(plan: &GridPlan, judging: &Judging) -> Result<PathBu
             &median,
             &low,
             &high,
+            &over,
             against,
             &difference,
             &difference_low,
             &difference_high,
+            &difference_over,
         ];
         table.write_record(row).map_err(failed)?;
     }
@@ -109,6 +103,13 @@ pub(super) fn write_judging(plan: &GridPlan, judging: &Judging) -> Result<PathBu
     drop(table);
     file.commit()?;
     Ok(path)
+}
+
+/// The median, the ends of the interval where there is one, and what it is over.
+fn told(interval: &Interval) -> [String; 4] {
+    let end = |of: fn(&Range) -> f64| interval.range.as_ref().map(of).map(number_text).unwrap_or_default();
+    let over = interval.range.map(|range| range.over.name().to_owned()).unwrap_or_default();
+    [number_text(interval.median), end(|range| range.low), end(|range| range.high), over]
 }
 
 fn row(run: &Run<'_>, number: usize, cell: &Cell, look: Option<&Look>) -> Vec<String> {
@@ -149,8 +150,33 @@ pub(super) fn shown(path: &Path, output: &Path) -> String {
     path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/").replace("//", "/")
 }
 
+/// A path in a page, as [`shown`] has it: what means something in a URL is encoded.
+pub(super) fn link(path: &str) -> String {
+    let mut link = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                link.push(byte.into())
+            }
+            _ => link.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    link
+}
+
 /// Six digits are more than the measures are worth.
 pub(super) fn number_text(value: f64) -> String {
     let text = format!("{value:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_to_files_of_any_name() {
+        assert_eq!(link("cells/0a1b.png"), "cells/0a1b.png");
+        assert_eq!(link("/grids/50% #2?/é.png"), "/grids/50%25%20%232%3F/%C3%A9.png");
+    }
 }

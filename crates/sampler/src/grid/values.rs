@@ -86,12 +86,22 @@ impl Values {
     }
 
     /// As texts, those that are ranges of numbers spread out.
-    pub fn spread(&self) -> Vec<String> {
-        let spread = |text: &String| match range(text, false) {
-            Ok(numbers) => numbers.iter().map(ToString::to_string).collect(),
-            Err(_) => vec![text.clone()],
-        };
-        self.0.iter().flat_map(spread).collect()
+    ///
+    /// # Errors
+    /// A range that cannot be, with its place from 1; too many values.
+    pub fn spread(&self) -> Result<Vec<String>, String> {
+        let mut texts = Vec::new();
+        for (place, text) in (1..).zip(&self.0) {
+            match range(text, false) {
+                Ok(numbers) => texts.extend(numbers.iter().map(ToString::to_string)),
+                Err(error) if is_range(text) => return Err(format!("value {place}, `{text}`: {error}")),
+                Err(_) => texts.push(text.clone()),
+            }
+            if texts.len() > MAX_VALUES {
+                return Err(format!("value {place}, `{text}`: more than {MAX_VALUES} values"));
+            }
+        }
+        Ok(texts)
     }
 
     fn each(&self, spread: impl Fn(&str) -> Result<Vec<f64>, String>) -> Result<Vec<f64>, String> {
@@ -159,6 +169,18 @@ fn range(text: &str, whole: bool) -> Result<Vec<f64>, String> {
     // A hair more, for steps such as 0.1 that have no exact form.
     let count = (steps + 1e-9).floor() as usize + 1;
     Ok((0..count).map(|i| tidy(start + step * i as f64)).collect())
+}
+
+/// Whether a text is meant as a range: it begins as one.
+fn is_range(text: &str) -> bool {
+    let ends = text.find(['(', '[']).map_or(text, |at| &text[..at]);
+    ends_of(ends.trim(), false).is_some()
+}
+
+/// A value as [`Values::split`] reads it back.
+pub(super) fn quoted_value(value: &str) -> String {
+    let is_plain = !value.is_empty() && value.trim() == value && !value.contains([',', '"', '\n', '\r']);
+    if is_plain { value.to_owned() } else { format!("\"{}\"", value.replace('"', "\"\"")) }
 }
 
 /// `1-5`, `-1 - -5`: the hyphen that is no sign.
@@ -290,7 +312,12 @@ mod tests {
         assert_eq!(numbers("1-2 (+0.3)"), [1.0, 1.3, 1.6, 1.9]);
         assert_eq!(numbers("0-1 [5], 7.5"), [0.0, 0.25, 0.5, 0.75, 1.0, 7.5]);
         assert_eq!(numbers("3-9 [1]"), [3.0]);
-        assert_eq!(Values::split("0-1 [3], GRAD_V").unwrap().spread(), ["0", "0.5", "1", "GRAD_V"]);
+        let spread = |text: &str| Values::split(text).unwrap().spread();
+        assert_eq!(spread("0-1 [3], GRAD_V").unwrap(), ["0", "0.5", "1", "GRAD_V"]);
+        let error = spread("0.5, 0-1 [0]").unwrap_err();
+        assert!(error.starts_with("value 2, `0-1 [0]`: expected a count of 1"), "{error}");
+        assert!(spread("1-0").unwrap_err().contains("does not lead from 1 to 0"));
+        assert!(spread("0-1 (+0.1").is_err() && spread("0-1 [1000000]").is_err());
     }
 
     #[test]
@@ -302,6 +329,14 @@ mod tests {
         assert_eq!(texts(r#""", blurry"#), ["", "blurry"]);
         assert_eq!(texts("5\" wide, b"), ["5\" wide", "b"]);
         assert_eq!(texts(" , "), [""; 0]);
+    }
+
+    #[test]
+    fn quoted_values_are_read_back() {
+        let values = ["a", "", " b", "c, d", "say \"x\"", "two\nlines"];
+        let text = values.map(quoted_value).join(", ");
+        assert_eq!(Values::split(&text).unwrap().texts(), values);
+        assert_eq!(quoted_value("5-7 wide"), "5-7 wide");
     }
 
     #[test]

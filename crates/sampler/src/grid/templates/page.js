@@ -222,7 +222,7 @@
   function facts(n, name) {
     var cell = DATA.cells[n];
     var measured = DATA.measures.map(function (measure, i) { return measure + " " + cell.look[i]; }).join(", ");
-    var link = element("a", { href: cell.file, text: cell.file });
+    var link = element("a", { href: cell.file, text: decodeURIComponent(cell.file) });
     return element("div", {}, [element("b", { text: (name ? name + ": " : "") + labels(n) }), element("div", { "class": "soft", text: measured }), link, element("pre", { text: cell.text })]);
   }
   function open(n, pair) {

@@ -4,11 +4,14 @@ use vodka_prompt::{ExtraNetwork, PromptItem, prompt_items};
 
 use crate::{Result, Settings, conditioning::TimedPrompts};
 
+/// The items of a prompt by the last call of the denoiser for which they hold.
+pub type TimedItems = Vec<(u32, Vec<PromptItem>)>;
+
 /// A prompt, taken apart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TakenPrompt {
     /// What `AND` joins: its weight, and its items by the last call of the denoiser for which they hold.
-    pub parts: Vec<(f64, Vec<(u32, Vec<PromptItem>)>)>,
+    pub parts: Vec<(f64, TimedItems)>,
     /// The networks that it names.
     pub networks: Vec<ExtraNetwork>,
 }

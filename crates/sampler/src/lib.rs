@@ -26,7 +26,7 @@ pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
 };
-pub use items::TakenPrompt;
+pub use items::{TakenPrompt, TimedItems};
 pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};
 pub use parameters::not_followed;

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_captions::{TagTable, canonical, vocabulary};
-use vodka_sampler::{PromptItem, Settings, TakenPrompt, grid::Interval};
+use vodka_sampler::{PromptItem, Settings, TakenPrompt, TimedItems, grid::Interval};
 use vodka_stage::{AtomicFile, Interrupt, Outcome, Report, RunKey, record_path};
 use vodka_tagger::{TagConfig, TagEvent};
 
@@ -142,7 +142,7 @@ struct Prompt {
 impl Prompt {
     fn of(taken: &TakenPrompt) -> Self {
         let both = |item: &PromptItem| (canonical(&item.text().replace('_', " ")), item.to_string());
-        let texts = |(weight, texts): &(f64, Vec<(u32, Vec<PromptItem>)>)| {
+        let texts = |(weight, texts): &(f64, TimedItems)| {
             let texts = texts.iter().map(|(end, items)| (end, shown(items.iter().map(ToString::to_string))));
             format!("{weight} {:?}", texts.collect::<Vec<_>>())
         };

@@ -259,6 +259,9 @@ struct Ids {
     vaes: BTreeMap<PathBuf, ContentHash>,
 }
 
+/// The numbers of cells by the numbers of their models and their VAEs.
+type Missing = BTreeMap<(usize, Option<PathBuf>), Vec<usize>>;
+
 /// A run in progress.
 pub(super) struct Run<'a> {
     pub(super) plan: &'a GridPlan,
@@ -314,8 +317,8 @@ impl Run<'_> {
     }
 
     /// The numbers of the cells that are not in the store, by model and VAE.
-    fn missing(&mut self) -> Result<BTreeMap<(usize, Option<PathBuf>), Vec<usize>>> {
-        let mut missing: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    fn missing(&mut self) -> Result<Missing> {
+        let mut missing = Missing::new();
         for number in 0..self.report.cells {
             self.check()?;
             let cell = self.plan.cell(number);

@@ -156,7 +156,7 @@ pub(super) fn link(path: &str) -> String {
     for byte in path.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                link.push(byte.into())
+                link.push(byte.into());
             }
             _ => link.push_str(&format!("%{byte:02X}")),
         }

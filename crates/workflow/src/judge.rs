@@ -572,7 +572,7 @@ mod tests {
                 vocabulary(&["smile", ">_<", ":3", "blurry", "solo", "break", "saber_(fate)", "upper_body"]);
             requested(&prompts(prompt, "")[0].tags, &known).into_iter().collect::<Vec<_>>()
         };
-        assert_eq!(of("smile, >_<, (blurry:1.2), Solo, :3"), [":3", ">_<", "blurry", "smile", "solo"]);
+        assert_eq!(of("smile, >_<, :3, (blurry:1.2), Solo"), [":3", ">_<", "blurry", "smile", "solo"]);
         assert_eq!(of("BREAKFAST, a\n# smile\nsolo <lora:blurry:1>"), ["solo"]);
         assert_eq!(of("saber \\(fate\\) BREAK upper  body"), ["saber_(fate)", "upper_body"]);
     }

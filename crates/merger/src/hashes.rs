@@ -59,15 +59,19 @@ impl Hashes {
     pub(crate) fn of(&mut self, paths: &[&Path]) -> Result<Vec<ContentHash>> {
         let known: Vec<_> = paths.iter().map(|path| self.known(path)).collect();
         let hash = |(path, known): (&&Path, &Option<ContentHash>)| {
+            if let Some(known) = known {
+                return Ok((*known, None));
+            }
             let before = Stamp::of(path);
-            let hash = known.map_or_else(|| hash_tree(path, |_| true), Ok)?;
+            let hash = hash_tree(path, |_| true)?;
             // What was changed meanwhile is not remembered.
-            Ok((hash, before == Stamp::of(path)))
+            Ok((hash, before.filter(|before| Stamp::of(path) == Some(*before))))
         };
         let hashes = paths.par_iter().zip(&known).map(hash).collect::<Result<Vec<_>>>()?;
         if known.iter().any(Option::is_none) {
-            for (path, (hash, _)) in paths.iter().zip(&hashes).filter(|(_, (_, settled))| *settled) {
-                self.remember(path, *hash);
+            for (path, (hash, stamp)) in paths.iter().zip(&hashes) {
+                // With the stamp it was made under: the others may have taken minutes since.
+                stamp.iter().for_each(|stamp| self.insert(path, *stamp, *hash));
             }
             self.save();
         }
@@ -79,14 +83,23 @@ impl Hashes {
         (entry.stamp == Stamp::of(path)?).then_some(entry.sha256)
     }
 
-    /// Remembers the hash of a file or folder, unless it was changed so lately that a change after this might not show in its time.
+    /// Remembers the hash of a file or folder as it is now.
     pub(crate) fn remember(&mut self, path: &Path, sha256: ContentHash) {
+        if let Some(stamp) = Stamp::of(path) {
+            self.insert(path, stamp, sha256);
+        }
+    }
+
+    /// Not where it was changed so lately that a change after this might not show in its time, nor under a path that JSON cannot hold.
+    fn insert(&mut self, path: &Path, stamp: Stamp, sha256: ContentHash) {
         const SETTLED: Duration = Duration::from_millis(50);
-        if let (Ok(path), Some(stamp)) = (fs::canonicalize(path), Stamp::of(path)) {
-            let changed = UNIX_EPOCH + Duration::from_nanos(stamp.changed_ns);
-            if SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED) {
+        let changed = UNIX_EPOCH + Duration::from_nanos(stamp.changed_ns);
+        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED);
+        match fs::canonicalize(path) {
+            Ok(path) if is_settled && path.to_str().is_some() => {
                 self.entries.insert(path, Entry { stamp, sha256 });
             }
+            _ => {}
         }
     }
 
@@ -145,5 +158,37 @@ mod tests {
         write("unet/weights.bin", "newer", SystemTime::now() + Duration::from_secs(60));
         assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash()]);
         assert_eq!(known(), None);
+    }
+
+    #[test]
+    fn a_hash_counts_for_the_file_it_was_made_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.safetensors");
+        let write = |text: &str, hours: u64| {
+            fs::write(&file, text).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(3600 * hours);
+            fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+            Stamp::of(&file).unwrap()
+        };
+        let old = write("old", 3);
+        let new = write("new", 2);
+        let mut hashes = Hashes::default();
+        hashes.insert(&file, old, hash_bytes("old"));
+        assert_eq!(hashes.known(&file), None);
+        hashes.insert(&file, new, hash_bytes("new"));
+        assert_eq!(hashes.known(&file), Some(hash_bytes("new")));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_path_that_is_no_text_is_hashed_each_time() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, file) = (dir.path().join("hashes.json"), dir.path().join(OsStr::from_bytes(b"t\xff")));
+        fs::write(&file, "weights").unwrap();
+        let time = SystemTime::now() - Duration::from_secs(3600);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+        assert_eq!(Hashes::open(Some(&cache)).of(&[&file]).unwrap(), [hash_bytes("weights")]);
+        assert_eq!(Hashes::open(Some(&cache)).known(&file), None);
     }
 }

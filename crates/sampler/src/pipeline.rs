@@ -213,7 +213,8 @@ impl Pipeline {
             return Ok(Self::load_through(model, load, interrupt)?.with_library(library));
         }
         let weights: &dyn Weights = &Interruptible { weights: model.weights(), interrupt };
-        if load.vae.is_none() || load.vae != self.load.vae {
+        // A VAE of its own takes from its model what no tensor tells.
+        if load.vae.is_none() || load.vae != self.load.vae || before.vae != after.vae {
             let file = load.vae.as_deref().map(|path| open_vae(path, &after.vae)).transpose()?;
             let weights: &dyn Weights = file.as_ref().map_or(weights, |file| file);
             if weights.config().vae == *self.vae.config() {

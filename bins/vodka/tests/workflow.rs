@@ -64,7 +64,7 @@ impl Lab {
             [report]
             [caption]
             min_score = {min_score}
-            [train]
+            [[train]]
             name = "v3"
             base = "base"
             [train.config]
@@ -115,7 +115,7 @@ impl Lab {
     }
 
     fn checkpoints(&self) -> Vec<PathBuf> {
-        let mut found: Vec<_> = fs::read_dir(self.at("out/train"))
+        let mut found: Vec<_> = fs::read_dir(self.at("out/train/v3"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
@@ -144,7 +144,7 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     let lab = Lab::new();
     let text = lab.vodka("status", 0);
     assert!(line(&text, "due    tag").contains("not made yet"), "{text}");
-    assert!(text.contains("waits  train: for `caption`"), "{text}");
+    assert!(text.contains("waits  train v3: for `caption`"), "{text}");
 
     let text = lab.vodka("run", 0);
     assert!(text.contains("grids/mixes/index.html"), "{text}");
@@ -153,7 +153,7 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     assert!(judged("effects.csv").contains("mix,blurry,negative,1,"), "{}", judged("effects.csv"));
     assert!(judged("requested.csv").contains("v3@1,circle,2,"), "{}", judged("requested.csv"));
     assert_eq!(lab.checkpoints().len(), 2);
-    let before = (lab.record("train"), lab.record("grids/mixes"));
+    let before = (lab.record("train/v3"), lab.record("grids/mixes"));
 
     let text = lab.vodka("run", 0);
     assert!(text.contains("nothing to do: all 8 jobs are done already"), "{text}");
@@ -171,10 +171,10 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
         "{text}"
     );
     assert!(
-        !line(&text, "train").contains("unchanged") && !line(&text, "grid").contains("unchanged"),
+        !line(&text, "train v3").contains("unchanged") && !line(&text, "grid").contains("unchanged"),
         "{text}"
     );
-    assert_ne!((lab.record("train"), lab.record("grids/mixes")), before);
+    assert_ne!((lab.record("train/v3"), lab.record("grids/mixes")), before);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_training_that_was_killed_ends_with_the_same_bytes() {
     let lab = loop {
         let lab = Lab::new();
         lab.write_recipe(0.3, 12, "");
-        let losses = lab.at("out/train/losses.csv");
+        let losses = lab.at("out/train/v3/losses.csv");
         let mut child =
             lab.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
         while !in_training(&losses) && child.try_wait().unwrap().is_none() {
@@ -197,11 +197,11 @@ fn a_training_that_was_killed_ends_with_the_same_bytes() {
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(in_training(&losses), "it ended before it trained: {status}");
-        if !lab.at("out/train.run.json").exists() {
+        if !lab.at("out/train/v3.run.json").exists() {
             break lab;
         }
     };
-    assert!(line(&lab.vodka("status", 0), "due    train").contains("not made yet"));
+    assert!(line(&lab.vodka("status", 0), "due    train v3").contains("not made yet"));
 
     lab.vodka("run", 0);
     let hashes = |lab: &Lab| -> Vec<_> {

@@ -7,6 +7,7 @@ mod process;
 mod setup;
 mod test;
 mod tidy;
+mod world;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -26,6 +27,8 @@ enum Task {
     Setup(setup::Options),
     /// Run the V3 experiment in small, from tagging to the grid of the mixes
     Demo(demo::Options),
+    /// Draw the picture world: pictures, captions, and the true tags apart
+    World(world::Options),
     /// Run every test (sets up and builds what is needed)
     Test(test::Options),
     /// Check format, lints and documentation
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Setup(options) => setup::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::World(options) => world::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Lint => test::lint(),
         Task::Tidy => tidy::run(),

@@ -57,7 +57,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vodka-sample", &["vodka-stage", "vodka-cli", "vodka-sampler"]),
     ("vodka-grid", &["vodka-stage", "vodka-cli", "vodka-sampler"]),
     ("vodka", &["vodka-stage", "vodka-cli", "vodka-workflow"]),
-    ("xtask", &["vodka-stage", "vodka-testkit"]),
+    ("vodka-world", &[]),
+    ("xtask", &["vodka-stage", "vodka-testkit", "vodka-world"]),
     ("vodka-bench-light", &[]),
     ("vodka-bench-curation", &[]),
     (
@@ -93,7 +94,7 @@ const WITH_LIBTORCH: &[&str] = &[
 const BY_NAME: &[&str] = &["vodka-bench-curation"];
 
 /// The most that `fixtures/` may hold.
-const FIXTURES_BYTES_MAX: u64 = 15_000_000;
+const FIXTURES_BYTES_MAX: u64 = 30_000_000;
 
 pub fn run() -> Result {
     let metadata =

@@ -11,7 +11,7 @@ use vodka_stage::{Interrupt, RunRecord, record_path};
 use vodka_tagger::hub::{self, Download, HubConfig, ModelRef};
 use vodka_trainer::TrainReport;
 
-use crate::{Error, Recipe, Result};
+use crate::{Error, Recipe, Result, recipe::Captions};
 
 /// One run of one stage.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -27,8 +27,8 @@ pub enum Job {
     Report,
     /// Write captions.
     Caption,
-    /// Fine-tune.
-    Train,
+    /// Train the model of this name.
+    Train(String),
     /// Make the mix of this name.
     Merge(String),
     /// Make the grid of this name.
@@ -45,7 +45,7 @@ impl fmt::Display for Job {
             Self::Select => f.write_str("select"),
             Self::Report => f.write_str("report"),
             Self::Caption => f.write_str("caption"),
-            Self::Train => f.write_str("train"),
+            Self::Train(name) => write!(f, "train {name}"),
             Self::Merge(name) => write!(f, "merge {name}"),
             Self::Grid(name) => write!(f, "grid {name}"),
             Self::Judge(name) => write!(f, "judge {name}"),
@@ -138,7 +138,7 @@ impl Workflow {
             Job::Select => output.join("selection.csv"),
             Job::Report => output.join("report"),
             Job::Caption => output.join("captions"),
-            Job::Train => output.join("train"),
+            Job::Train(name) => output.join("train").join(name),
             Job::Merge(name) => output.join("mixes").join(format!("{name}.safetensors")),
             Job::Grid(name) => output.join("grids").join(name),
             Job::Judge(name) => output.join("judged").join(name),
@@ -153,7 +153,10 @@ impl Workflow {
             Job::Tag | Job::Select => Vec::new(),
             Job::Clean => vec![Job::Tag],
             Job::Report | Job::Caption => vec![self.table(), Job::Select],
-            Job::Train => vec![Job::Caption],
+            Job::Train(name) => match self.recipe.train_of(name).captions {
+                Captions::Tagged => vec![Job::Caption],
+                Captions::Original => Vec::new(),
+            },
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
             Job::Judge(name) => vec![Job::Grid(name.clone())],
@@ -168,11 +171,11 @@ impl Workflow {
     /// The job that makes a model; none for those that are there already.
     fn maker(&self, model: &str) -> Option<Job> {
         let mixed = self.recipe.merge.iter().any(|merge| merge.name == model);
-        let trained = self.recipe.trained_names().iter().any(|name| name == model);
-        match () {
-            () if mixed => Some(Job::Merge(model.to_owned())),
-            () if trained => Some(Job::Train),
-            () => None,
+        let training = self.recipe.train.iter().find(|train| train.models().iter().any(|name| name == model));
+        match training {
+            _ if mixed => Some(Job::Merge(model.to_owned())),
+            Some(train) => Some(Job::Train(train.name.clone())),
+            None => None,
         }
     }
 
@@ -182,20 +185,21 @@ impl Workflow {
             return Ok(path.clone());
         }
         match self.maker(name) {
-            Some(Job::Train) => self.trained(name),
+            Some(Job::Train(training)) => self.trained(&training, name),
             _ => Ok(self.output_of(&Job::Merge(name.to_owned()))),
         }
     }
 
-    fn trained(&self, name: &str) -> Result<PathBuf> {
+    fn trained(&self, training: &str, name: &str) -> Result<PathBuf> {
         let not_yet = || Error::NotTrained { model: name.to_owned() };
-        let folder = self.output_of(&Job::Train);
+        let folder = self.output_of(&Job::Train(training.to_owned()));
         let record = RunRecord::read(&record_path(&folder)).map_err(|_| not_yet())?;
         let report: TrainReport = serde_json::from_value(record.report).map_err(|_| not_yet())?;
-        let epochs = self.recipe.saved_epochs();
+        let train = self.recipe.train_of(training);
+        let epochs = train.saved_epochs();
         let epoch = match name.rsplit_once('@') {
             Some((_, epoch)) => epoch.parse().ok(),
-            None => self.recipe.train.choose.or(epochs.last().copied()),
+            None => train.choose.or(epochs.last().copied()),
         };
         let place = epochs.iter().position(|saved| Some(*saved) == epoch).ok_or_else(not_yet)?;
         let file = report.checkpoints.get(place).and_then(|path| path.file_name()).ok_or_else(not_yet)?;
@@ -209,9 +213,10 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     jobs.extend(recipe.clean.is_some().then_some(Job::Clean));
     jobs.push(Job::Select);
     jobs.extend(recipe.report.is_some().then_some(Job::Report));
-    jobs.extend([Job::Caption, Job::Train]);
+    jobs.push(Job::Caption);
+    jobs.extend(recipe.train.iter().map(|train| Job::Train(train.name.clone())));
     let mut there: BTreeSet<&String> = recipe.models.keys().collect();
-    let trained = recipe.trained_names();
+    let trained: Vec<_> = recipe.trained_names().collect();
     there.extend(&trained);
     let mut grids: Vec<_> = recipe.grid.iter().collect();
     let mut merges: Vec<_> = recipe.merge.iter().collect();

@@ -38,8 +38,9 @@ pub struct Recipe {
     /// Writing the captions.
     #[serde(default)]
     pub caption: Caption,
-    /// Fine-tuning.
-    pub train: Train,
+    /// `[[train]]`: fine-tunings, each a model of its own for the mixes and grids.
+    #[serde(default)]
+    pub train: Vec<Train>,
     /// `[[merge]]`, which the merger reads.
     #[serde(default, rename = "merge")]
     _merge: Vec<IgnoredAny>,
@@ -175,7 +176,7 @@ impl Default for Caption {
     }
 }
 
-/// `[train]`
+/// `[[train]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Train {
@@ -183,6 +184,9 @@ pub struct Train {
     pub name: String,
     /// The model to start from.
     pub base: String,
+    /// The captions to train on. Default: `tagged`.
+    #[serde(default)]
+    pub captions: Captions,
     /// The epoch whose checkpoint is chosen. Default: the last.
     pub choose: Option<u64>,
     /// The keys of EveryDream2's `train.json`.
@@ -191,6 +195,17 @@ pub struct Train {
     /// The keys of EveryDream2's `optimizer.json`.
     #[serde(default, deserialize_with = "OptimizerConfig::from_keys")]
     pub optimizer: OptimizerConfig,
+}
+
+/// What a training takes as captions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Captions {
+    /// Those that `[caption]` writes.
+    #[default]
+    Tagged,
+    /// Those beside the pictures, as they are: the control of an experiment.
+    Original,
 }
 
 /// `[[grid]]`
@@ -262,9 +277,11 @@ impl Recipe {
         recipe.merge = NamedMerge::read_all(&text, path, "merge").map_err(Error::Merge)?;
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         recipe.check_names(path)?;
-        recipe.check_train_keys(path)?;
-        recipe.check_training(path)?;
-        recipe.check_epoch(path)?;
+        for train in &recipe.train {
+            train.check_keys(path)?;
+            train.check_epoch(path)?;
+            recipe.check_training(train, path)?;
+        }
         Ok(recipe)
     }
 
@@ -292,8 +309,7 @@ impl Recipe {
     /// Every model has one name, and every name that is used is that of a model.
     fn check_names(&self, path: &Path) -> Result<()> {
         let mut known: BTreeSet<String> = self.models.keys().cloned().collect();
-        for name in self.trained_names().into_iter().chain(self.merge.iter().map(|merge| merge.name.clone()))
-        {
+        for name in self.trained_names().chain(self.merge.iter().map(|merge| merge.name.clone())) {
             check_file_name(path, &name)?;
             if !known.insert(name.clone()) {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name });
@@ -311,7 +327,7 @@ impl Recipe {
             .iter()
             .flat_map(NamedMerge::models)
             .chain(self.grid.iter().flat_map(|grid| &grid.models));
-        for name in used.chain([&self.train.base]) {
+        for name in used.chain(self.train.iter().map(|train| &train.base)) {
             if !known.contains(name) {
                 return Err(Error::UnknownModel {
                     recipe: path.to_path_buf(),
@@ -323,9 +339,42 @@ impl Recipe {
         Ok(())
     }
 
+    /// Training starts from what is there already, and has a caption for each picture.
+    fn check_training(&self, train: &Train, path: &Path) -> Result<()> {
+        if !self.models.contains_key(&train.base) {
+            return Err(Error::Base { recipe: path.to_path_buf(), name: train.base.clone() });
+        }
+        match self.caption.missing {
+            Missing::Skip => Err(Error::MissingSkip { recipe: path.to_path_buf() }),
+            Missing::Empty | Missing::Error => Ok(()),
+        }
+    }
+
+    /// The mix of a name that has been checked.
+    pub(crate) fn merge_of(&self, name: &str) -> &NamedMerge {
+        self.merge.iter().find(|merge| merge.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The grid of a name that has been checked.
+    pub(crate) fn grid_of(&self, name: &str) -> &Grid {
+        self.grid.iter().find(|grid| grid.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The training of a name that has been checked.
+    pub(crate) fn train_of(&self, name: &str) -> &Train {
+        self.train.iter().find(|train| train.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The names of all models that trainings make.
+    pub(crate) fn trained_names(&self) -> impl Iterator<Item = String> {
+        self.train.iter().flat_map(Train::models)
+    }
+}
+
+impl Train {
     /// The keys that the workflow fills in are not the recipe's to set.
-    fn check_train_keys(&self, path: &Path) -> Result<()> {
-        let config = &self.train.config;
+    fn check_keys(&self, path: &Path) -> Result<()> {
+        let config = &self.config;
         let set = [
             ("data_root", !config.data_root.is_empty()),
             ("caption_root", config.caption_root.is_some()),
@@ -347,45 +396,23 @@ impl Recipe {
         }
     }
 
-    /// Training starts from what is there already, and has a caption for each picture.
-    fn check_training(&self, path: &Path) -> Result<()> {
-        if !self.models.contains_key(&self.train.base) {
-            return Err(Error::Base { recipe: path.to_path_buf(), name: self.train.base.clone() });
-        }
-        match self.caption.missing {
-            Missing::Skip => Err(Error::MissingSkip { recipe: path.to_path_buf() }),
-            Missing::Empty | Missing::Error => Ok(()),
-        }
-    }
-
     fn check_epoch(&self, path: &Path) -> Result<()> {
         let expected = self.saved_epochs();
-        match self.train.choose.filter(|epoch| !expected.contains(epoch)) {
+        match self.choose.filter(|epoch| !expected.contains(epoch)) {
             Some(epoch) => Err(Error::Epoch { recipe: path.to_path_buf(), epoch, expected }),
             None => Ok(()),
         }
     }
 
-    /// The mix of a name that has been checked.
-    pub(crate) fn merge_of(&self, name: &str) -> &NamedMerge {
-        self.merge.iter().find(|merge| merge.name == name).expect("jobs have the names of the recipe")
-    }
-
-    /// The grid of a name that has been checked.
-    pub(crate) fn grid_of(&self, name: &str) -> &Grid {
-        self.grid.iter().find(|grid| grid.name == name).expect("jobs have the names of the recipe")
-    }
-
     /// `v3`, and `v3@25` for each epoch after which a checkpoint is saved.
-    pub(crate) fn trained_names(&self) -> Vec<String> {
-        let name = &self.train.name;
-        let epochs = self.saved_epochs();
-        std::iter::once(name.clone()).chain(epochs.iter().map(|epoch| format!("{name}@{epoch}"))).collect()
+    pub(crate) fn models(&self) -> Vec<String> {
+        let at = self.saved_epochs().into_iter().map(|epoch| format!("{}@{epoch}", self.name));
+        std::iter::once(self.name.clone()).chain(at).collect()
     }
 
     /// The epochs after which a checkpoint is saved.
     pub(crate) fn saved_epochs(&self) -> Vec<u64> {
-        let config = &self.train.config;
+        let config = &self.config;
         saved_epochs(config.max_epochs, config.save_every_n_epochs, config.save_ckpts_from_n_epochs).collect()
     }
 }
@@ -441,7 +468,7 @@ mod tests {
                 "select",
                 "report",
                 "caption",
-                "train",
+                "train v3",
                 "grid checkpoints",
                 "judge checkpoints",
                 "merge v3-with-v1",
@@ -451,8 +478,8 @@ mod tests {
                 "judge mixes",
             ]
         );
-        assert_eq!(workflow.recipe.saved_epochs(), [25, 50, 75, 100]);
-        let config = &workflow.recipe.train.config;
+        assert_eq!(workflow.recipe.train[0].saved_epochs(), [25, 50, 75, 100]);
+        let config = &workflow.recipe.train[0].config;
         assert_eq!((config.lr, config.batch_size, config.seed), (Some(1.5e-7), 4, 555));
     }
 

@@ -16,7 +16,7 @@ use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
 
-use crate::{Error, Job, JobReport, JudgePlan, Result, Workflow, judge};
+use crate::{Error, Job, JobReport, JudgePlan, Result, Workflow, judge, recipe::Captions};
 
 type Cause = Box<dyn error::Error + Send + Sync>;
 
@@ -54,7 +54,7 @@ impl Workflow {
         self.check_models()?;
         let model = |name: &str| match self.model(name) {
             Err(Error::NotTrained { .. }) => {
-                Ok(self.output_of(&Job::Train).join(format!("{name}.safetensors")))
+                Ok(self.output().join("train").join(format!("{name}.safetensors")))
             }
             found => found,
         };
@@ -73,8 +73,8 @@ impl Workflow {
             Job::Select => self.select().plan().map(Plan::Select).map_err(Into::into),
             Job::Report => self.report().plan().map(Plan::Report).map_err(Into::into),
             Job::Caption => self.caption().plan().map(Plan::Caption).map_err(Into::into),
-            Job::Train => {
-                self.train(model)?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into)
+            Job::Train(name) => {
+                self.train(name, model)?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into)
             }
             Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
             Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
@@ -153,13 +153,17 @@ impl Workflow {
         }
     }
 
-    fn train(&self, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<TrainConfig> {
-        let recipe = &self.recipe.train;
+    fn train(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<TrainConfig> {
+        let recipe = self.recipe.train_of(name);
+        let caption_root = match recipe.captions {
+            Captions::Tagged => Some(self.output_of(&Job::Caption)),
+            Captions::Original => None,
+        };
         Ok(TrainConfig {
             data_root: self.recipe.workflow.images.clone().into(),
-            caption_root: Some(self.output_of(&Job::Caption)),
+            caption_root,
             resume_ckpt: Some(model(&recipe.base)?),
-            output: Some(self.output_of(&Job::Train)),
+            output: Some(self.output_of(&Job::Train(name.to_owned()))),
             project_name: Some(recipe.name.clone()),
             device: Some(self.recipe.workflow.device.clone()),
             optimizer: Some(recipe.optimizer.clone()),
@@ -468,7 +472,7 @@ mod tests {
         assert_eq!(parents(&plan.graph), [("other", other), ("v3", "v3@25.safetensors".into())]);
         assert!(plan.graph.parents.iter().all(|parent| parent.sha256.is_none()));
         assert_eq!(plan.graph.steps[0].params[0].constant(), Some(0.25));
-        assert_eq!(workflow.needs(&Job::Merge("mix".into())), [Job::Train]);
+        assert_eq!(workflow.needs(&Job::Merge("mix".into())), [Job::Train("v3".into())]);
     }
 
     #[test]

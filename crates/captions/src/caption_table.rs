@@ -4,7 +4,6 @@ use std::{collections::HashMap, fs, path::Path};
 
 use polars::prelude::{Column, DataFrame};
 use serde::{Deserialize, Serialize};
-use vodka_stage::{AtomicFile, write_atomic};
 
 use crate::{
     CaptionFormat, Error, Result,
@@ -49,25 +48,25 @@ impl Form {
     }
 }
 
-/// Writes a table.
-pub(crate) fn write(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
+/// A table as a file of this name holds it.
+pub(crate) fn bytes(path: &Path, pairs: &[CaptionPair]) -> Result<Vec<u8>> {
     match Form::of(path)? {
         Form::Csv => {
             let row = |pair: &CaptionPair| {
                 let CaptionPair { image, original, new, model } = pair.clone();
                 vec![image, original, new, model]
             };
-            Ok(write_atomic(path, sheet::text(COLUMNS, pairs.iter().map(row)))?)
+            Ok(sheet::text(COLUMNS, pairs.iter().map(row)).into_bytes())
         }
         Form::Jsonl => {
             let line = |pair| serde_json::to_string(pair).expect("captions are plain data") + "\n";
-            Ok(write_atomic(path, pairs.iter().map(line).collect::<String>())?)
+            Ok(pairs.iter().map(line).collect::<String>().into_bytes())
         }
-        Form::Parquet => write_parquet(path, pairs),
+        Form::Parquet => parquet(path, pairs),
     }
 }
 
-fn write_parquet(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
+fn parquet(path: &Path, pairs: &[CaptionPair]) -> Result<Vec<u8>> {
     let column = |name: &str, of: fn(&CaptionPair) -> &str| {
         Column::new(name.into(), pairs.iter().map(of).collect::<Vec<_>>())
     };
@@ -77,13 +76,13 @@ fn write_parquet(path: &Path, pairs: &[CaptionPair]) -> Result<()> {
         column("new", |pair| &pair.new),
         column("model", |pair| &pair.model),
     ];
-    let mut file = AtomicFile::create(path)?;
     let mut frame = DataFrame::new(pairs.len(), columns).map_err(frame::broken(path))?;
-    frame::write_parquet(path, &mut file, &mut frame)?;
-    Ok(file.commit()?)
+    let mut bytes = Vec::new();
+    frame::write_parquet(path, &mut bytes, &mut frame)?;
+    Ok(bytes)
 }
 
-/// Reads a table that [`write`] has written, or one with the same columns.
+/// Reads a table that [`bytes`] has made, or one with the same columns.
 ///
 /// # Errors
 /// A column is missing; a row without a picture; two rows for one.

@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{ContentHash, Interrupt, Outcome, Report, RunKey, RunRecord, hash_bytes, record_path};
+use vodka_stage::{
+    ContentHash, Interrupt, Outcome, Report, RunKey, RunRecord, hash_bytes, hash_file, record_path,
+};
 
 use crate::{
     Double, Error, Result, RuleFileUse, RuleHits, RuleUse, Rules, ScoredTag, canonical,
@@ -182,7 +184,7 @@ pub fn run(
     if let Some(report) = key.made::<CleanReport>(&record)? {
         return Ok(CleanReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }
-    // Of what is there only a table that this stage has written, and nobody has changed since, is replaced.
+    // Of what is there only a table that a run has written, and nobody has changed since, is replaced.
     RunRecord::guard(&record, &plan.output, &[])?;
     let table = Survey::of(&plan.tags, interrupt)?;
     on_event(CleanEvent::Started { images: table.images.len() as u64 });
@@ -207,8 +209,11 @@ pub fn run(
         Err(Error::Stopped) => return Ok(CleanReport { outcome: Outcome::Interrupted, ..report }),
         done => done?,
     }
-    cleaner.writer.commit()?;
-    key.write(&record, &[&plan.output], &report)?;
+    let file = cleaner.writer.finish()?;
+    let outputs = [(plan.output.as_path(), hash_file(file.partial())?)];
+    key.announce(&record, &outputs)?;
+    file.commit()?;
+    key.write_hashed(&record, &outputs, &report)?;
     Ok(report)
 }
 

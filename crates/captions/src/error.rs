@@ -360,12 +360,6 @@ pub enum Error {
         /// What happened with the last of them.
         reason: String,
     },
-    /// A folder that is to be replaced and is not from a run like this one.
-    #[error("`{path}` is in the way: it holds files that no mix has written as they are; move or delete it")]
-    FolderInTheWay {
-        /// The folder.
-        path: PathBuf,
-    },
     /// A table that names a picture by a path that leads elsewhere.
     #[error("`{path}` names `{image}`, which does not lie in the folder of pictures")]
     OutsideOfFolder {
@@ -481,7 +475,9 @@ pub enum Error {
         example: String,
     },
     /// A folder for a report that holds something else.
-    #[error("`{path}` holds `{found}`, which no report has written: choose an empty folder, or a new one")]
+    #[error(
+        "`{path}` holds `{found}`, and no `.vodka-files` there says that a report has written it: choose an empty folder, or delete this one"
+    )]
     NotAReport {
         /// The folder.
         path: PathBuf,
@@ -545,7 +541,9 @@ pub enum Error {
         what: &'static str,
     },
     /// A file that is not ours, or was changed since, where one is to be put.
-    #[error("`{path}` is in the way: no run has put it there as it is; move or delete it")]
+    #[error(
+        "`{path}` is in the way: `.vodka-files` does not say that a run has put it there as it is; move or delete it"
+    )]
     Foreign {
         /// The file.
         path: PathBuf,

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, record_path};
 
 pub use crate::place::{Method, Placed};
 use crate::{
@@ -329,10 +329,17 @@ pub fn run(
     if !report.missing.is_empty() || !report.unread.is_empty() {
         report.outcome = Outcome::Skipped;
     }
-    if let (Some(key), Some(output)) = (key, &report.output) {
-        // What is in a folder is compared file by file: hashing it takes as long as copying it.
-        let made: &[&Path] = if report.placed.is_some() { &[] } else { &[output] };
-        key.write(&record_path(output), made, &report)?;
+    match (key, &plan.action) {
+        (Some(key), Action::Exclude { output }) => {
+            let fits = fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string()));
+            // Not over one that somebody has edited: lists are there for that.
+            key.write_files(&record_path(output), &[(output, exclusions(fits).as_bytes())], &report)?;
+        }
+        (Some(key), Action::Place { output, .. }) => {
+            // What is in a folder is compared file by file: hashing it takes as long as copying it.
+            key.write(&record_path(output), &[], &report)?;
+        }
+        _ => {}
     }
     let untouched = report.placed.as_ref().is_some_and(|placed| placed.written + placed.removed == 0);
     if untouched && report.outcome == Outcome::Done {
@@ -341,7 +348,8 @@ pub fn run(
     Ok(report)
 }
 
-/// Does what is wanted with the pictures that fit. Whether it came to the end.
+/// Does what is wanted with the pictures that fit, but for the list to leave out, which is written with its record. Whether
+/// it came to the end.
 fn act(
     plan: &FilterPlan,
     fits: &[&Facts],
@@ -355,14 +363,7 @@ fn act(
             report.listed = fits.iter().map(|facts| facts.image.clone()).collect();
             report.listed.iter().for_each(|image| on_event(FilterEvent::Fits { image: image.clone() }));
         }
-        Action::Exclude { .. } if interrupt.is_raised() => return Ok(false),
-        Action::Exclude { output } => {
-            let fits = fits.iter().map(|facts| (facts.image.clone(), plan.query.to_string()));
-            let text = exclusions(fits);
-            // Lists are there to be edited.
-            RunRecord::guard(&record_path(output), output, text.as_bytes())?;
-            write_atomic(output, text)?;
-        }
+        Action::Exclude { .. } => return Ok(!interrupt.is_raised()),
         Action::Place { output, method } => {
             let here = fits.iter().copied().filter(|facts| facts.on_disk);
             let missing = fits.iter().filter(|facts| !facts.on_disk).map(|facts| facts.image.clone());

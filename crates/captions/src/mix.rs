@@ -1,29 +1,27 @@
 //! Mixes original and new captions: of each picture one or the other, by a share.
 
 use std::{
-    collections::HashMap,
-    fmt, fs,
+    fmt,
     path::{Component, Path, PathBuf},
 };
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{
-    ContentHash, Error as StageError, FolderLock, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord,
-    create_dir, hash_file, hash_tree, record_path, write_atomic,
-};
+use vodka_images::relative_name;
+use vodka_stage::{Hasher, Interrupt, Outcome, Report, RunKey, is_hidden, record_path};
 
 use crate::{
     Caption, Error, Result,
     caption::{Skipped, resolved},
     caption_table::{self, CaptionPair},
     filter::lines,
+    heard,
+    place::{Item, place},
     sidecar::check_shared,
 };
 
-/// So many captions are written between two looks at the interrupt.
-const BATCH: usize = 128;
+/// The stage's name in records and on lists.
+const STAGE: &str = "mix";
 
 /// A mix as a user writes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,7 +72,7 @@ impl MixPlan {
     /// All that the captions depend on.
     pub fn key(&self) -> Result<RunKey> {
         let settings = json!({ "share": self.share });
-        Ok(RunKey::new("mix", &settings, Some(self.seed)).input("captions", &self.captions, |_| true)?)
+        Ok(RunKey::new(STAGE, &settings, Some(self.seed)).input("captions", &self.captions, |_| true)?)
     }
 }
 
@@ -83,10 +81,10 @@ impl MixPlan {
 pub enum MixEvent {
     /// The table has been read.
     Started {
-        /// How many pictures it has.
+        /// How many pictures get a caption.
         images: u64,
     },
-    /// So many captions are written.
+    /// So many captions are there.
     Wrote {
         /// How many.
         images: u64,
@@ -122,7 +120,7 @@ impl fmt::Display for MixReport {
         let output = self.output.display();
         match self.outcome {
             Outcome::Unchanged => write!(f, "`{output}` is up to date")?,
-            Outcome::Interrupted => return write!(f, "stopped before `{output}` was written"),
+            Outcome::Interrupted => return write!(f, "stopped before `{output}` was complete"),
             Outcome::Done | Outcome::Skipped => write!(f, "wrote captions to `{output}`")?,
         }
         write!(f, ": {original} original ones, {new} new ones")?;
@@ -149,153 +147,74 @@ pub fn takes_new(image: &str, share: f64, seed: u64) -> bool {
 
 /// Writes the captions, unless they are there already: a `.txt` for each picture, in the same subfolders.
 ///
-/// The folder is written beside its place and takes it as a whole. One that is there must be from an earlier mix and
-/// unchanged.
+/// A run that was killed goes on with the same settings or with others. Captions of an earlier mix that nothing asks for now
+/// are removed; what no mix has put there, or was edited since, is not touched.
 ///
 /// # Errors
-/// A table that cannot be read or names a picture outside of the folder; two pictures that would share a caption; another
-/// folder in the way; another run that writes the folder; a caption that cannot be written.
+/// A table that cannot be read or names a picture outside of the folder; two pictures that would share a caption; a file in
+/// the way; another run that has the folder; a caption that cannot be written.
 pub fn run(plan: &MixPlan, interrupt: &Interrupt, on_event: &mut dyn FnMut(MixEvent)) -> Result<MixReport> {
-    let key = plan.key()?;
-    let record = record_path(&plan.output);
-    if let Some(report) = key.made::<MixReport>(&record)? {
-        return Ok(MixReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
-    }
-    check_ours(&plan.output, &record)?;
-    let pairs = caption_table::read(&plan.captions)?;
-    on_event(MixEvent::Started { images: pairs.len() as u64 });
-    let (captions, report) = choose(plan, &pairs)?;
-    let partial = beside(&plan.output, "partial");
-    // The lock of a killed run went with it, its folder did not.
-    drop(FolderLock::take(&partial)?);
-    remove(&partial)?;
-    create_dir(&partial)?;
-    let _lock = FolderLock::take(&partial)?;
-    for (k, batch) in captions.chunks(BATCH).enumerate() {
-        on_event(MixEvent::Wrote { images: (k * BATCH) as u64 });
-        if interrupt.is_raised() {
-            remove(&partial)?;
-            return Ok(MixReport { outcome: Outcome::Interrupted, ..report });
-        }
-        batch
-            .par_iter()
-            .try_for_each(|(path, text)| write_atomic(partial.join(path), format!("{text}\n")))?;
-    }
-    let write_record = |record: &Path, folder: &Path| -> Result<()> {
-        // Hidden captions are not in the hash of the folder.
-        let hidden = captions.iter().filter(|(path, _)| is_unhashed(path)).map(|(path, _)| folder.join(path));
-        let outputs: Vec<_> = [folder.to_path_buf()].into_iter().chain(hidden).collect();
-        key.write(record, &outputs.iter().map(PathBuf::as_path).collect::<Vec<_>>(), &report)?;
-        Ok(())
+    let asked = plan.clone();
+    let (key, captions, report) = match heard(interrupt, move || asked.asked()) {
+        Err(Error::Stopped) => return Ok(MixReport { outcome: Outcome::Interrupted, ..plan.empty() }),
+        Ok(Asked::There(report)) => return Ok(report),
+        Ok(Asked::Chosen(key, captions, report)) => (key, captions, report),
+        Err(error) => return Err(error),
     };
-    // A run that is killed from here on leaves a folder that the one or the other record vouches for, or none.
-    let new_record = record_path(&partial);
-    write_record(&new_record, &partial)?;
-    let old = beside(&plan.output, "old.partial");
-    remove(&old)?;
-    if plan.output.exists() {
-        rename(&plan.output, &old)?;
+    on_event(MixEvent::Started { images: captions.len() as u64 });
+    // Hidden captions are not in the hash of the folder.
+    let hidden = captions.iter().filter(|(path, _)| path.iter().any(|part| is_hidden(Path::new(part))));
+    let hidden = hidden.map(|(path, _)| plan.output.join(path));
+    let outputs: Vec<_> = [plan.output.clone()].into_iter().chain(hidden).collect();
+    let item = |(path, text): (PathBuf, String)| Item::text(relative_name(&path), text + "\n");
+    let items: Vec<_> = captions.into_iter().map(item).collect();
+    let on_placed = &mut |images| on_event(MixEvent::Wrote { images });
+    if place(&plan.output, STAGE, &items, interrupt, on_placed)?.is_none() {
+        return Ok(MixReport { outcome: Outcome::Interrupted, ..report });
     }
-    rename(&partial, &plan.output)?;
-    write_record(&record, &plan.output)?;
-    fs::remove_file(&new_record).map_err(|source| failed(&new_record, source))?;
-    remove(&old)?;
+    let outputs: Vec<_> = outputs.iter().map(PathBuf::as_path).collect();
+    key.write(&record_path(&plan.output), &outputs, &report)?;
     Ok(report)
 }
 
-/// A hidden name beside the output: of the folder that is being written, or of the one that it replaces.
-fn beside(output: &Path, ending: &str) -> PathBuf {
-    output.with_file_name(format!(".{}.{ending}", output.file_name().unwrap_or_default().to_string_lossy()))
+/// What is known before a caption is written.
+enum Asked {
+    /// The mix is there already.
+    There(MixReport),
+    Chosen(RunKey, Captions, MixReport),
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    Ok(fs::rename(from, to).map_err(|source| failed(to, source))?)
-}
+/// The caption files with their texts.
+type Captions = Vec<(PathBuf, String)>;
 
-fn failed(path: &Path, source: std::io::Error) -> StageError {
-    StageError::Write { path: path.to_path_buf(), source }
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(failed(folder, source).into()),
-        _ => Ok(()),
-    }
-}
-
-/// A folder that is replaced must be one that a mix has made, as it has made it, with nothing added.
-fn check_ours(output: &Path, record: &Path) -> Result<()> {
-    let there = match fs::read_dir(output) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(source) => return Err(Error::Read { path: output.to_path_buf(), source }),
-    };
-    if !there {
-        return Ok(());
-    }
-    // The record of a run that was killed before it could write the one beside the folder.
-    let new_record = record_path(&beside(output, "partial"));
-    match holds_only(output, record)? {
-        true => Ok(()),
-        // It is kept until this run has written its own.
-        false if holds_only(output, &new_record)? => rename(&new_record, record),
-        false => Err(Error::FolderInTheWay { path: output.to_path_buf() }),
-    }
-}
-
-/// Whether a folder holds what a record says, and nothing else.
-fn holds_only(output: &Path, record: &Path) -> Result<bool> {
-    let made = match record.exists().then(|| RunRecord::read(record)) {
-        Some(Ok(made)) if made.stage == "mix" => made,
-        _ => return Ok(false),
-    };
-    // The folder may have been recorded under the name that it had before.
-    let below = |path: &Path| -> PathBuf { path.components().skip(1).collect() };
-    let made: HashMap<_, _> = made.outputs.iter().map(|made| (below(&made.path), made.sha256)).collect();
-    let is = |path: &Path, hash: ContentHash| made.get(path) == Some(&hash);
-    let mut unhashed = Vec::new();
-    find_unhashed(output, Path::new(""), &mut unhashed)?;
-    for path in unhashed {
-        let file = output.join(&path);
-        if !file.is_file() || !is(&path, hash_file(file)?) {
-            return Ok(false);
+impl MixPlan {
+    /// Before anything has been read.
+    fn empty(&self) -> MixReport {
+        MixReport {
+            outcome: Outcome::Done,
+            output: self.output.clone(),
+            original: 0,
+            new: 0,
+            fell_back: Vec::new(),
+            skipped: Vec::new(),
         }
     }
-    Ok(is(Path::new(""), hash_tree(output, |_| true)?))
-}
 
-/// Whether the hash of a folder leaves a file in it out: what is hidden, and run records.
-fn is_unhashed(path: &Path) -> bool {
-    let is_hidden = |part: Component<'_>| part.as_os_str().as_encoded_bytes().starts_with(b".");
-    path.components().any(is_hidden) || path.to_string_lossy().ends_with(".run.json")
-}
-
-/// Finds the files in a folder that its hash leaves out.
-fn find_unhashed(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    let path = root.join(folder);
-    let unread = |source| Error::Read { path: path.clone(), source };
-    for entry in fs::read_dir(&path).map_err(unread)? {
-        let entry = entry.map_err(unread)?;
-        let name = folder.join(entry.file_name());
-        if entry.file_type().map_err(unread)?.is_dir() {
-            find_unhashed(root, &name, found)?;
-        } else if is_unhashed(&name) {
-            found.push(name);
+    /// Reads the table and chooses, unless nothing is to be done.
+    fn asked(&self) -> Result<Asked> {
+        let key = self.key()?;
+        if let Some(report) = key.made::<MixReport>(&record_path(&self.output))? {
+            let output = self.output.clone();
+            return Ok(Asked::There(MixReport { outcome: Outcome::Unchanged, output, ..report }));
         }
+        let (captions, report) = choose(self, &caption_table::read(&self.captions)?)?;
+        Ok(Asked::Chosen(key, captions, report))
     }
-    Ok(())
 }
 
 /// The caption files with their texts, and the report.
-fn choose(plan: &MixPlan, pairs: &[CaptionPair]) -> Result<(Vec<(PathBuf, String)>, MixReport)> {
-    let mut report = MixReport {
-        outcome: Outcome::Done,
-        output: plan.output.clone(),
-        original: 0,
-        new: 0,
-        fell_back: Vec::new(),
-        skipped: Vec::new(),
-    };
+fn choose(plan: &MixPlan, pairs: &[CaptionPair]) -> Result<(Captions, MixReport)> {
+    let mut report = plan.empty();
     let paths =
         pairs.iter().map(|pair| caption_path(&plan.captions, &pair.image)).collect::<Result<Vec<_>>>()?;
     let owners = paths.iter().zip(pairs).map(|(path, pair)| (path.as_path(), pair.image.as_str()));

@@ -13,13 +13,13 @@ use std::{
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
     thread,
-    time::UNIX_EPOCH,
 };
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use vodka_stage::{
-    AtomicFile, Error as StageError, FolderLock, Interrupt, create_dir, hash_bytes, hash_file, write_atomic,
+    AtomicFile, Error as StageError, FolderLock, Interrupt, Stamp, create_dir, hash_bytes, hash_file,
+    write_atomic,
 };
 
 use crate::{
@@ -93,19 +93,11 @@ pub struct Placed {
     pub left: Vec<String>,
 }
 
-/// Size and time of modification, by which a file counts as unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    bytes: u64,
-    modified_ns: u128,
-}
-
 /// A file on the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     name: String,
-    /// The stage that has put it there; on old lists nothing.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    /// The stage that has put it there.
     stage: String,
     /// None for what is no file's content.
     method: Option<Method>,
@@ -153,7 +145,7 @@ impl<'a> Item<'a> {
 
     fn source_stamp(&self) -> Result<Option<Stamp>> {
         match &self.content {
-            Content::File(path, _) => Ok(metadata_of(path)?.map(|found| stamp(&found))),
+            Content::File(path, _) => Ok(metadata_of(path)?.as_ref().and_then(Stamp::new)),
             Content::Text(_) | Content::Made(..) => Ok(None),
         }
     }
@@ -298,12 +290,11 @@ impl Folder {
     /// Looks at the folder without taking it: to be asked what is due, and nothing else.
     pub(crate) fn look(root: &Path, stage: &'static str) -> Result<Self> {
         let bytes = read_bytes(&root.join(NAME))?.unwrap_or_default();
-        // A line torn by a crash is none; the later of two about a file counts.
+        // A line torn by a crash is none, nor is one that names no stage; the later of two about a file counts.
         let all = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
         let all: BTreeMap<_, _> = all.map(|entry: Entry| (entry.name.clone(), entry)).collect();
-        let is_own = |entry: &Entry| entry.stage == stage || entry.stage.is_empty();
         let (entries, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.into_iter().partition(|(_, entry)| is_own(entry));
+            all.into_iter().partition(|(_, entry)| entry.stage == stage);
         let others = others.into_values().collect();
         Ok(Self { root: root.to_path_buf(), stage, entries, others, replaces_edited: false, lock: None })
     }
@@ -330,10 +321,18 @@ impl Folder {
     }
 
     /// Takes the folder, which is made where it is missing.
+    ///
+    /// # Errors
+    /// Another run has it, or has put something there since this one looked and found no folder.
     pub(crate) fn take(&mut self) -> Result<()> {
-        if self.lock.is_none() {
-            self.lock = Some(taken(&self.root)?);
+        if self.lock.is_some() {
+            return Ok(());
         }
+        let lock = taken(&self.root)?;
+        if metadata(&self.root.join(NAME))?.is_some() {
+            return Err(StageError::Busy { path: self.root.clone() }.into());
+        }
+        self.lock = Some(lock);
         Ok(())
     }
 
@@ -372,14 +371,7 @@ impl Folder {
                 let sha256 = entry.pending.clone().or_else(|| entry.sha256.clone());
                 let sha256 = sha256.filter(|_| !item.is_link());
                 let (method, source) = (item.method(), item.source_stamp()?);
-                Ok(Entry {
-                    method,
-                    source,
-                    sha256,
-                    file: Some(stamp(&found)),
-                    pending: None,
-                    ..entry.clone()
-                })
+                Ok(Entry { method, source, sha256, file: Stamp::new(&found), pending: None, ..entry.clone() })
             };
             return Ok(Standing::There(entry.map(made).transpose()?.map(Box::new)));
         }
@@ -438,7 +430,7 @@ impl Folder {
             writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
         })?;
         for ((entry, item), source) in entries.iter_mut().zip(items).zip(sources) {
-            let file = metadata(&self.root.join(&item.name))?.map(|found| stamp(&found));
+            let file = metadata(&self.root.join(&item.name))?.as_ref().and_then(Stamp::new);
             let sha256 = entry.pending.take().filter(|_| !item.is_link());
             *entry = Entry { source, file, sha256, ..self.entry(item) };
         }
@@ -538,7 +530,7 @@ pub(crate) enum Standing {
 impl Entry {
     /// Whether the file is as we left it, or as we were about to leave it when the run was killed.
     fn is_ours(&self, path: &Path, found: &Metadata) -> Result<bool> {
-        if self.file == Some(stamp(found)) {
+        if is_known(self.file, found) {
             return Ok(true);
         }
         for known in [&self.pending, &self.sha256].into_iter().flatten() {
@@ -567,10 +559,10 @@ fn holds(path: &Path, found: &Metadata, item: &Item, entry: Option<&Entry>) -> R
             if !found.is_file() || found.len() != original.len() {
                 return Ok(false);
             }
-            let known = entry.filter(|entry| entry.file == Some(stamp(found)));
+            let known = entry.filter(|entry| is_known(entry.file, found));
             match known {
                 Some(entry) if entry.method != Some(*method) => Ok(false),
-                Some(entry) if entry.source == Some(stamp(&original)) => Ok(true),
+                Some(entry) if is_known(entry.source, &original) => Ok(true),
                 _ => Ok(same_bytes(path, source)?),
             }
         }
@@ -640,9 +632,9 @@ fn there(path: &Path, found: io::Result<Metadata>) -> Result<Option<Metadata>> {
     }
 }
 
-fn stamp(metadata: &Metadata) -> Stamp {
-    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    Stamp { bytes: metadata.len(), modified_ns: modified.map_or(0, |since| since.as_nanos()) }
+/// Whether a file is as it was; one without a stamp is not known.
+fn is_known(stamp: Option<Stamp>, found: &Metadata) -> bool {
+    stamp.is_some() && stamp == Stamp::new(found)
 }
 
 fn open(path: &Path) -> Result<BufReader<File>> {
@@ -704,4 +696,74 @@ pub(crate) fn folder_settings(folder: &Path) -> Vec<String> {
         names.filter(|name| is_settings(name)).map(|name| name.to_string_lossy().into_owned()).collect();
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(root: &Path, stage: &'static str, name: &str, text: &str) -> Result<Option<Placed>> {
+        place(root, stage, &[Item::text(name, text.to_owned())], &Interrupt::new(), &mut |_| {})
+    }
+
+    #[test]
+    fn a_stage_knows_its_own_files_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        put(dir.path(), "filter", "a.txt", "a").unwrap();
+        // As a list that names no stage: what it says may be about anybody's files.
+        let text = fs::read_to_string(at(NAME)).unwrap();
+        fs::write(at(NAME), text.replace("\"stage\":\"filter\",", "")).unwrap();
+        for stage in ["report", "caption", "filter"] {
+            assert!(Folder::look(dir.path(), stage).unwrap().is_empty(), "{stage}");
+            put(dir.path(), stage, &format!("{stage}.txt"), "b").unwrap();
+            assert!(at("a.txt").exists(), "{stage} removes what is not its own");
+        }
+        let error = put(dir.path(), "filter", "a.txt", "b").unwrap_err().to_string();
+        assert!(error.ends_with("a.txt` is in the way: `.vodka-files` does not say that a run has put it there as it is; move or delete it"), "{error}");
+        put(dir.path(), "report", "c.txt", "c").unwrap();
+        assert!(!at("report.txt").exists() && at("caption.txt").exists());
+    }
+
+    #[test]
+    fn a_folder_that_another_run_has_made_meanwhile_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("out");
+        let mut folder = Folder::open(&root, "caption").unwrap();
+        let items = [Item::text("a.txt", "ours".to_owned())];
+        let due = folder.due(&items, &Interrupt::new()).unwrap();
+        put(&root, "filter", "a.txt", "theirs").unwrap();
+        let error = folder.put(&due, &Interrupt::new(), &mut |_| {}).unwrap_err().to_string();
+        assert!(error.ends_with("out` is held by another run: wait for it, or end it"), "{error}");
+        assert!(folder.close(["a.txt"].into_iter()).is_err());
+        assert_eq!(fs::read_to_string(root.join("a.txt")).unwrap(), "theirs");
+
+        // One that is empty is taken, and held.
+        let folder = Folder::open(&root, "filter").unwrap();
+        let error = Folder::open(&root, "caption").unwrap_err().to_string();
+        assert!(!cfg!(unix) || error.contains("is held by another run"), "{error}");
+        drop(folder);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_older_than_1970_are_compared_by_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, root) = (dir.path().join("a.png"), dir.path().join("out"));
+        let write = |text: &str| {
+            fs::write(&source, text).unwrap();
+            let file = OpenOptions::new().write(true).open(&source).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH - std::time::Duration::from_secs(3600)).unwrap();
+        };
+        let copy = || {
+            let content = Content::File(source.clone(), Method::Copy);
+            let items = [Item { name: "a.png".to_owned(), content }];
+            place(&root, "filter", &items, &Interrupt::new(), &mut |_| {}).unwrap().unwrap().written
+        };
+        write("one");
+        assert_eq!((copy(), copy()), (1, 0));
+        write("two");
+        assert_eq!(copy(), 1);
+        assert_eq!(fs::read_to_string(root.join("a.png")).unwrap(), "two");
+    }
 }

@@ -200,21 +200,26 @@ impl Writer {
         }
     }
 
-    pub(crate) fn commit(mut self) -> Result<()> {
+    /// The whole file, beside its place, to be committed.
+    pub(crate) fn finish(mut self) -> Result<AtomicFile> {
         match &mut self.form {
-            Form::Csv(writer) => writer
-                .flush()
-                .map_err(|source| vodka_stage::Error::Write { path: self.path.clone(), source })?,
+            Form::Csv(writer) => writer.flush().map_err(write_error(&self.path))?,
             Form::Parquet(writer, columns) => {
                 let written = columns.write(writer).and_then(|()| writer.finish());
                 written.map_err(broken(&self.path))?;
             }
         }
-        let Self { file, form, .. } = self;
+        let Self { path, file, form } = self;
         drop(form);
         let file = Arc::into_inner(file.0).expect("the writer was the only other owner");
-        Ok(file.into_inner().unwrap_or_else(PoisonError::into_inner).commit()?)
+        let mut file = file.into_inner().unwrap_or_else(PoisonError::into_inner);
+        file.flush().map_err(write_error(&path))?;
+        Ok(file)
     }
+}
+
+fn write_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Stage(vodka_stage::Error::Write { path: path.to_path_buf(), source })
 }
 
 fn csv_error(path: &Path) -> impl FnOnce(csv::Error) -> Error {

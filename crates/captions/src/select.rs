@@ -8,9 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{
-    Interrupt, Outcome, Report, RunKey, RunRecord, hash_bytes, nearest, record_path, write_atomic,
-};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, hash_bytes, nearest, record_path};
 
 use crate::{
     Error, IMAGE_PRODUCTION, KAOMOJI, Result, canonical,
@@ -284,10 +282,8 @@ pub fn run(
         row.cells.iter().map(ToOwned::to_owned).chain([flag]).collect::<Vec<_>>()
     });
     let text = sheet::text(&header, rows);
-    // Selections are there to be edited.
-    RunRecord::guard(&record, &plan.output, text.as_bytes())?;
-    write_atomic(&plan.output, text)?;
-    key.write(&record, &[&plan.output], &report)?;
+    // Not over one that somebody has edited: selections are there for that.
+    key.write_files(&record, &[(&plan.output, text.as_bytes())], &report)?;
     Ok(report)
 }
 

@@ -173,7 +173,7 @@ fn a_copy_keeps_folders_and_takes_captions_along() {
     fs::write(out.join("sub/b.txt"), "edited").unwrap();
     let error = said(&all);
     assert!(
-        error.ends_with("sub/b.txt` is in the way: no run has put it there as it is; move or delete it"),
+        error.ends_with("sub/b.txt` is in the way: `.vodka-files` does not say that a run has put it there as it is; move or delete it"),
         "{error}"
     );
     let report = run(&copied(&dir, "tag:blurry>0.9", Method::Copy)).unwrap();
@@ -225,7 +225,7 @@ fn a_killed_copy_goes_on() {
 fn pending(name: &str, method: &str, content: &str) -> String {
     let hash = hash_bytes(content);
     format!(
-        "{{\"name\":\"{name}\",\"method\":{method},\"source\":null,\"file\":null,\"pending\":\"{hash}\"}}"
+        "{{\"name\":\"{name}\",\"stage\":\"filter\",\"method\":{method},\"source\":null,\"file\":null,\"pending\":\"{hash}\"}}"
     )
 }
 

@@ -489,47 +489,50 @@ fn original_and_new_captions_are_mixed_by_a_share() {
 
     fs::write(dir.path().join("mixed/d/1.txt"), "mine").unwrap();
     let error = mix(&dir, "t.csv", 0.5, 3).unwrap_err().to_string();
-    assert!(error.contains("mixed` is in the way"), "{error}");
+    assert!(error.contains("mixed/d/1.txt` is in the way"), "{error}");
     assert_eq!(read(&dir, "mixed/d/1.txt"), "mine");
 }
 
 #[test]
-fn a_mix_that_was_killed_between_folder_and_record_is_no_obstacle() {
+fn a_mix_that_was_killed_before_its_record_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
     mix(&dir, "t.csv", 0.0, 0).unwrap();
-    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
-
-    // As a run of another share leaves it that is killed right after the folder has taken its place.
     let old = read(&dir, "mixed.run.json");
     mix(&dir, "t.csv", 1.0, 0).unwrap();
-    let new = read(&dir, "mixed.run.json").replace("\"path\": \"mixed", "\"path\": \".mixed.partial");
-    fs::write(at(".mixed.partial.run.json"), new).unwrap();
     fs::write(at("mixed.run.json"), old).unwrap();
-    fs::create_dir(at(".mixed.old.partial")).unwrap();
     let report = mix(&dir, "t.csv", 1.0, 0).unwrap();
     assert_eq!((report.outcome, report.new), (Outcome::Done, 2));
     assert_eq!((read(&dir, "mixed/a.txt"), read(&dir, "mixed/.b.txt")), ("new\n".into(), "new\n".into()));
-    assert!(!at(".mixed.partial.run.json").exists() && !at(".mixed.old.partial").exists());
     assert_eq!(mix(&dir, "t.csv", 1.0, 0).unwrap().outcome, Outcome::Unchanged);
+    // Without any record.
+    fs::remove_file(at("mixed.run.json")).unwrap();
+    assert_eq!(mix(&dir, "t.csv", 0.0, 0).unwrap().original, 2);
+    assert_eq!(read(&dir, "mixed/.b.txt"), "old\n");
 }
 
 #[test]
-fn a_mix_deletes_nothing_that_it_has_not_written() {
+fn a_mix_touches_nothing_that_it_has_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    fs::write(at("t.csv"), "image,original,new,model\na.png,old,new,m\n.b.png,old,new,m\n").unwrap();
+    let table = |rows: &str| fs::write(at("t.csv"), format!("image,original,new,model\n{rows}")).unwrap();
+    table("a.png,old,new,m\n.b.png,old,new,m\n");
+    fs::create_dir_all(at("mixed/.git")).unwrap();
+    let theirs = ["mixed/.notes", "mixed/my.run.json", "mixed/.git/head", "mixed/c.txt"];
+    theirs.iter().for_each(|name| fs::write(at(name), "mine").unwrap());
     mix(&dir, "t.csv", 0.0, 0).unwrap();
-    for name in ["mixed/.notes", "mixed/my.run.json", "mixed/.git/head"] {
-        fs::create_dir_all(at(name).parent().unwrap()).unwrap();
-        fs::write(at(name), "mine").unwrap();
-        assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })), "{name}");
-        assert_eq!(read(&dir, name), "mine");
-        fs::remove_file(at(name)).unwrap();
-    }
     fs::write(at("mixed/.b.txt"), "mine").unwrap();
-    assert!(matches!(mix(&dir, "t.csv", 1.0, 0), Err(Error::FolderInTheWay { .. })));
+    let said = |share| mix(&dir, "t.csv", share, 0).unwrap_err().to_string();
+    assert!(said(0.0).contains(".b.txt` is in the way"), "hidden captions count too");
+    assert!(said(1.0).contains(".b.txt` is in the way"));
+    assert_eq!(read(&dir, "mixed/a.txt"), "old\n", "nothing was written");
+    table("a.png,old,new,m\nc.png,old,new,m\n");
+    assert!(said(1.0).contains("c.txt` is in the way"));
+    table("d.png,old,new,m\n");
+    mix(&dir, "t.csv", 1.0, 0).unwrap();
+    assert!(!at("mixed/a.txt").exists(), "ours goes with its row");
+    theirs.iter().chain(&["mixed/.b.txt"]).for_each(|name| assert_eq!(read(&dir, name), "mine", "{name}"));
 }
 
 #[test]
@@ -626,4 +629,6 @@ fn a_table_of_another_source_is_not_overwritten() {
     fs::remove_file(at("file.csv.run.json")).unwrap();
     assert_eq!(run(&onto("file.csv")).unwrap().outcome, Outcome::Done);
     assert_eq!(run(&onto("file.csv")).unwrap().outcome, Outcome::Unchanged);
+    fs::write(at("file.csv"), "image,original,new,model\np00.png,a,b,\n").unwrap();
+    assert!(said(&onto("file.csv")).starts_with("`file.csv` is in the way"), "nor one that was edited");
 }

@@ -421,7 +421,7 @@ fn foreign_files_stay_as_they_are() {
     let text = error(&config);
     assert!(
         text.ends_with(
-            "report` holds `notes.txt`, which no report has written: choose an empty folder, or a new one"
+            "report` holds `notes.txt`, and no `.vodka-files` there says that a report has written it: choose an empty folder, or delete this one"
         ),
         "{text}"
     );
@@ -448,7 +448,7 @@ fn foreign_files_stay_as_they_are() {
     let before = tree(&config.output);
     let text = error(&config);
     assert!(
-        text.ends_with("solo.html` is in the way: no run has put it there as it is; move or delete it"),
+        text.ends_with("solo.html` is in the way: `.vodka-files` does not say that a run has put it there as it is; move or delete it"),
         "{text}"
     );
     assert_eq!(tree(&config.output), before);

@@ -9,7 +9,7 @@ use std::{
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use vodka_stage::{ContentHash, hash_tree, stamp, stamp_tree, write_atomic};
+use vodka_stage::{ContentHash, hash_tree, stamp_tree, write_atomic};
 
 use crate::Result;
 
@@ -34,11 +34,11 @@ struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         if path.is_dir() {
-            let (files, changed_ns) = stamp_tree(path).ok()?;
+            let (files, changed_ns) = stamp_tree(path).ok().flatten()?;
             return Some(Self { size: None, changed_ns, files: Some(files) });
         }
-        let (size, changed_ns) = stamp(path)?;
-        Some(Self { size: Some(size), changed_ns, files: None })
+        let vodka_stage::Stamp { bytes, modified_ns } = vodka_stage::Stamp::of(path)?;
+        Some(Self { size: Some(bytes), changed_ns: modified_ns, files: None })
     }
 }
 
@@ -158,6 +158,29 @@ mod tests {
         write("unet/weights.bin", "newer", SystemTime::now() + Duration::from_secs(60));
         assert_eq!(Hashes::open(Some(&cache)).of(&[&folder]).unwrap(), [hash()]);
         assert_eq!(known(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_with_a_file_that_cannot_be_read_is_hashed_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, folder) = (dir.path().join("hashes.json"), dir.path().join("model"));
+        fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("weights.bin"), folder.join("weights.bin")).unwrap();
+        let hash = || Hashes::open(Some(&cache)).of(&[&folder]).unwrap();
+        let unreadable = hash();
+        assert_eq!(Hashes::open(Some(&cache)).known(&folder), None);
+        // Older than 1970: what has no stamp is not remembered either.
+        let write = |text: &str| {
+            fs::write(dir.path().join("weights.bin"), text).unwrap();
+            let file = fs::File::options().write(true).open(dir.path().join("weights.bin")).unwrap();
+            file.set_modified(UNIX_EPOCH - Duration::from_secs(3600)).unwrap();
+        };
+        write("1234");
+        let old = hash();
+        write("1235");
+        assert!(old != unreadable && hash() != old);
+        assert_eq!(Hashes::open(Some(&cache)).known(&folder), None);
     }
 
     #[test]

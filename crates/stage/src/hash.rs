@@ -205,39 +205,56 @@ pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result
     if root.is_file() {
         return hash_file(root);
     }
-    hash_entries(root, keep, |path| digest(path).ok())
+    Ok(hash_entries(root, keep, |path| digest(path).ok())?.0)
 }
 
-/// As [`hash_tree`] of a folder, of sizes and times of change in the place of contents: where it is the same, so are the
-/// contents, unless somebody has set a time back. With the newest of the times, in nanoseconds since 1970.
+/// As [`hash_tree`] of a folder, of stamps in the place of contents: where it is the same, so are the contents, unless
+/// somebody has set a time back. With the newest of the times, in nanoseconds since 1970. `None` where a file cannot be
+/// read or has no [`Stamp`]: such a folder is nothing to remember.
 ///
 /// # Errors
 /// When the root cannot be read, or a folder below it.
-pub fn stamp_tree(root: impl AsRef<Path>) -> Result<(ContentHash, u64)> {
+pub fn stamp_tree(root: impl AsRef<Path>) -> Result<Option<(ContentHash, u64)>> {
     let newest = Cell::new(0);
     let stamp = |path: &Path| {
-        let (size, changed_ns) = stamp(path)?;
-        newest.set(newest.get().max(changed_ns));
-        Some(hash_bytes([size, changed_ns].map(u64::to_le_bytes).concat()))
+        let Stamp { bytes, modified_ns } = Stamp::of(path).filter(|_| File::open(path).is_ok())?;
+        newest.set(newest.get().max(modified_ns));
+        Some(hash_bytes([bytes, modified_ns].map(u64::to_le_bytes).concat()))
     };
-    Ok((hash_entries(root.as_ref(), |_| true, stamp)?, newest.get()))
+    let (hash, is_whole) = hash_entries(root.as_ref(), |_| true, stamp)?;
+    Ok(is_whole.then_some((hash, newest.get())))
 }
 
-/// The size of a file in bytes, and its time of change in nanoseconds since 1970; `None` for what is no file or does not
-/// tell.
-pub fn stamp(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
+/// By what a file counts as unchanged, unless somebody has set its time back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its time of modification, in nanoseconds since 1970.
+    pub modified_ns: u64,
 }
 
-/// Names below a folder, each with what `content` makes of the file.
+impl Stamp {
+    /// The stamp of a file; `None` for what is no file, or of which no time between 1970 and 2554 is told.
+    pub fn of(path: &Path) -> Option<Self> {
+        Self::new(&fs::metadata(path).ok().filter(fs::Metadata::is_file)?)
+    }
+
+    /// The same of a file or link whose metadata are at hand.
+    pub fn new(metadata: &fs::Metadata) -> Option<Self> {
+        let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(Self { bytes: metadata.len(), modified_ns: u64::try_from(modified.as_nanos()).ok()? })
+    }
+}
+
+/// Names below a folder, each with what `content` makes of the file; and whether it made something of each.
 fn hash_entries(
     root: &Path,
     keep: impl Fn(&Path) -> bool,
     content: impl Fn(&Path) -> Option<ContentHash>,
-) -> Result<ContentHash> {
-    let mut hasher = Hasher::default();
+) -> Result<(ContentHash, bool)> {
+    let (mut hasher, mut is_whole) = (Hasher::default(), true);
     let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
     for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
         let (path, found) = match entry {
@@ -262,8 +279,9 @@ fn hash_entries(
             Some(hash) => hasher.piece(hash.0),
             None => hasher.piece("unreadable"),
         };
+        is_whole &= found.is_some();
     }
-    Ok(hasher.finish())
+    Ok((hasher.finish(), is_whole))
 }
 
 /// Whether a file or folder is hidden: its name starts with a dot.
@@ -320,6 +338,39 @@ mod tests {
         assert_ne!(second, first);
         fs::rename(dir.path().join("a.txt"), dir.path().join("b.txt")).unwrap();
         assert_ne!(hash_tree(dir.path(), |_| true).unwrap(), second);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_has_a_stamp_only_where_each_file_has_one_and_can_be_read() {
+        use std::{
+            os::unix::fs::symlink,
+            time::{Duration, SystemTime},
+        };
+
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let write = |text: &str, time: SystemTime| {
+            fs::write(at("a.bin"), text).unwrap();
+            File::options().write(true).open(at("a.bin")).unwrap().set_modified(time).unwrap();
+        };
+        let day = Duration::from_secs(86_400);
+        write("1", UNIX_EPOCH + day);
+        let known = stamp_tree(dir.path()).unwrap().unwrap();
+        assert_eq!(known.1, 86_400_000_000_000);
+        write("12", UNIX_EPOCH + day);
+        assert_ne!(stamp_tree(dir.path()).unwrap().unwrap().0, known.0);
+        // 1969, and a year that nanoseconds in 64 bits do not reach.
+        for time in [UNIX_EPOCH - day, UNIX_EPOCH + 365 * 700 * day] {
+            write("1", time);
+            let kept = fs::metadata(at("a.bin")).unwrap().modified().unwrap() == time;
+            assert!(!kept || (stamp_tree(dir.path()).unwrap(), Stamp::of(&at("a.bin"))) == (None, None));
+        }
+        write("1", UNIX_EPOCH + day);
+        assert_eq!(stamp_tree(dir.path()).unwrap(), Some(known));
+        symlink("gone", at("b.bin")).unwrap();
+        assert_eq!(stamp_tree(dir.path()).unwrap(), None);
+        assert_eq!(Stamp::of(dir.path()), None, "a folder is no file");
     }
 
     #[cfg(target_os = "linux")]

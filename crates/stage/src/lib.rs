@@ -21,7 +21,7 @@ pub use atomic::{AtomicFile, beside, create_dir, remove_all, sync_folder_of, wri
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
 pub use hash::{
-    ContentHash, FileHasher, Hasher, hash_bytes, hash_file, hash_file_from, hash_tree, is_hidden, stamp,
+    ContentHash, FileHasher, Hasher, Stamp, hash_bytes, hash_file, hash_file_from, hash_tree, is_hidden,
     stamp_tree, unreadable,
 };
 pub use interrupt::Interrupt;

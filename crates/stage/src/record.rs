@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{ContentHash, Error, Hasher, Result, beside, hash_tree, lossy, write_atomic};
+use crate::{ContentHash, Error, Hasher, Result, beside, hash_bytes, hash_tree, lossy, write_atomic};
 
 /// All that the outputs of a run depend on. Equal keys make equal outputs.
 #[derive(Debug, Clone, Serialize)]
@@ -38,7 +38,7 @@ pub struct Input {
 /// Something that a stage has written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
-    /// The path, relative to the folder of the record where it lies below it.
+    /// The path, relative to the folder of the record where it lies below it, else absolute.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// The hash of the file, or of the folder's files.
@@ -60,6 +60,9 @@ pub struct RunRecord {
     pub inputs: BTreeMap<String, Input>,
     /// What was written.
     pub outputs: Vec<Output>,
+    /// What a later run was about to write, if that was killed before it could say that it had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Output>,
     /// What the run reported.
     pub report: Value,
 }
@@ -114,6 +117,9 @@ impl RunKey {
         if let Some(reason) = self.difference(&found) {
             return Ok(Standing::Stale(reason));
         }
+        if found.outputs.is_empty() && !found.pending.is_empty() {
+            return Ok(Standing::Stale("the run that was to make it was killed".into()));
+        }
         for output in &found.outputs {
             let path = record.parent().unwrap_or(Path::new("")).join(&output.path);
             if !path.exists() {
@@ -163,8 +169,38 @@ impl RunKey {
             seed: self.seed,
             inputs: self.inputs.clone(),
             outputs: Vec::new(),
+            pending: Vec::new(),
             report: Value::Null,
         }
+    }
+
+    /// Says in the record what is about to be written. Should this run be killed before it writes its own record, the next
+    /// one knows by that what it has left ([`RunRecord::guard`]).
+    pub fn announce(&self, record: &Path, outputs: &[(&Path, ContentHash)]) -> Result<()> {
+        let mut found = RunRecord::read(record).unwrap_or_else(|_| self.begun());
+        for output in recorded(record, outputs) {
+            if !found.pending.contains(&output) {
+                found.pending.push(output);
+            }
+        }
+        found.save(record)
+    }
+
+    /// Writes files, each whole or not at all, and then the record. A run that is killed on the way is in nobody's way.
+    ///
+    /// # Errors
+    /// [`Error::InTheWay`], before anything is written; what cannot be written.
+    pub fn write_files(
+        &self,
+        record: &Path,
+        files: &[(&Path, &[u8])],
+        report: &impl Serialize,
+    ) -> Result<RunRecord> {
+        files.iter().try_for_each(|(path, bytes)| RunRecord::guard(record, path, bytes))?;
+        let outputs: Vec<_> = files.iter().map(|(path, bytes)| (*path, hash_bytes(bytes))).collect();
+        self.announce(record, &outputs)?;
+        files.iter().try_for_each(|(path, bytes)| write_atomic(*path, bytes))?;
+        self.write_hashed(record, &outputs, report)
     }
 
     /// Writes the record of a finished run, hashing its outputs.
@@ -182,23 +218,28 @@ impl RunKey {
         outputs: &[(&Path, ContentHash)],
         report: &impl Serialize,
     ) -> Result<RunRecord> {
-        let folder = record.parent().unwrap_or(Path::new(""));
-        let relative = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
-        let outputs =
-            outputs.iter().map(|(path, sha256)| Output { path: relative(path), sha256: *sha256 }).collect();
         // A path that is not Unicode cannot be told, where its field has not said that it may be told roughly.
         let unsaid = |source: serde_json::Error| Error::write(record)(source.into());
         let report = serde_json::to_value(report).map_err(unsaid)?;
-        let record_of_run = RunRecord { outputs, report, ..self.begun() };
-        let text = serde_json::to_string_pretty(&record_of_run).map_err(unsaid)?;
-        write_atomic(record, text + "\n")?;
+        let record_of_run = RunRecord { outputs: recorded(record, outputs), report, ..self.begun() };
+        record_of_run.save(record)?;
         Ok(record_of_run)
     }
 }
 
+/// Outputs as the record at `record` names them.
+fn recorded(record: &Path, outputs: &[(&Path, ContentHash)]) -> Vec<Output> {
+    let folder = record.parent().unwrap_or(Path::new(""));
+    let name = |path: &Path| match path.strip_prefix(folder) {
+        Ok(below) => below.to_path_buf(),
+        Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+    };
+    outputs.iter().map(|(path, sha256)| Output { path: name(path), sha256: *sha256 }).collect()
+}
+
 impl RunRecord {
-    /// Makes sure that the file `output` is not there, or is as the run with the record `record` has left it, or already
-    /// is what is to be written.
+    /// Makes sure that the file `output` is not there, or is as a run with the record `record` has left it, or already is
+    /// what is to be written.
     ///
     /// # Errors
     /// [`Error::InTheWay`]: somebody has edited it, or it is somebody else's.
@@ -207,14 +248,27 @@ impl RunRecord {
             return Ok(());
         }
         let found = hash_tree(output, |_| true)?;
-        let folder = record.parent().unwrap_or(Path::new(""));
-        let ours = |made: &Output| folder.join(&made.path) == output && made.sha256 == found;
-        let is_ours =
-            record.exists() && Self::read(record).is_ok_and(|record| record.outputs.iter().any(ours));
-        match is_ours || fs::read(output).is_ok_and(|bytes| bytes == new) {
+        let is_ours = || Self::read(record).is_ok_and(|made| made.knows(record, output, found));
+        match is_ours() || fs::read(output).is_ok_and(|bytes| bytes == new) {
             true => Ok(()),
             false => Err(Error::InTheWay { path: output.to_path_buf() }),
         }
+    }
+
+    /// Whether a run has left this output so, or was about to.
+    fn knows(&self, record: &Path, output: &Path, found: ContentHash) -> bool {
+        let folder = record.parent().unwrap_or(Path::new(""));
+        let is_it = |made: &Path| match (fs::canonicalize(folder.join(made)), fs::canonicalize(output)) {
+            (Ok(made), Ok(output)) => made == output,
+            _ => false,
+        };
+        self.outputs.iter().chain(&self.pending).any(|made| made.sha256 == found && is_it(&made.path))
+    }
+
+    fn save(&self, record: &Path) -> Result<()> {
+        let unsaid = |source: serde_json::Error| Error::write(record)(source.into());
+        let text = serde_json::to_string_pretty(self).map_err(unsaid)?;
+        write_atomic(record, text + "\n")
     }
 
     /// Reads a record.
@@ -311,6 +365,50 @@ mod tests {
         assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("was changed since"));
         fs::remove_file(at("out.txt")).unwrap();
         assert!(stale(key(1, 1).standing(&record).unwrap()).ends_with("is missing"));
+    }
+
+    #[test]
+    fn what_a_killed_run_has_left_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (out, aside, record) = (at("sub/out.csv"), at("aside.csv"), record_path(&at("sub/out.csv")));
+        let key = |n: u32| RunKey::new("select", &json!({ "n": n }), None);
+        let announce = |n: u32, text: &str| {
+            key(n).announce(&record, &[(&out, hash_bytes(text)), (&aside, hash_bytes(text))]).unwrap();
+        };
+        let run = |n: u32, text: &str| {
+            key(n).write_files(&record, &[(&out, text.as_bytes()), (&aside, text.as_bytes())], &n).map(drop)
+        };
+        let made = |n: u32| key(n).made::<u32>(&record).unwrap();
+
+        // Killed before a file, between the two, and before the record; the next run wants something else.
+        for written in 0..3 {
+            announce(1, "one");
+            [&out, &aside].iter().take(written).for_each(|path| write_atomic(*path, "one").unwrap());
+            assert_eq!(stale(key(1).standing(&record).unwrap()), "the run that was to make it was killed");
+            run(2, "two").unwrap();
+            assert_eq!((made(1), made(2)), (None, Some(2)), "{written} written");
+            crate::remove_all(&at("sub")).unwrap();
+            fs::remove_file(&aside).unwrap();
+        }
+        // Killed twice in a row upon what an earlier run has made.
+        run(1, "one").unwrap();
+        announce(2, "two");
+        assert_eq!(made(1), Some(1), "nothing has happened to it yet");
+        write_atomic(&out, "two").unwrap();
+        assert!(stale(key(1).standing(&record).unwrap()).ends_with("was changed since"));
+        announce(3, "three");
+        run(4, "four").unwrap();
+        assert_eq!(made(4), Some(4));
+        assert!(!fs::read_to_string(&record).unwrap().contains("pending"));
+        // What nobody was about to write is somebody's.
+        write_atomic(&out, "mine").unwrap();
+        announce(5, "five");
+        let error = run(5, "five").unwrap_err();
+        assert!(error.to_string().contains("out.csv` is in the way: no run has left it as it is"), "{error}");
+        assert_eq!(fs::read_to_string(&aside).unwrap(), "four", "nothing was written");
+        // That it is what is to be written is no obstacle either.
+        run(6, "mine").unwrap();
     }
 
     #[test]

@@ -12,9 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_images::{find, relative_name};
-use vodka_stage::{
-    ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, record_path, write_atomic,
-};
+use vodka_stage::{ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, record_path};
 
 use self::near::{Sets, join_near};
 use crate::{
@@ -320,11 +318,8 @@ pub fn run(
     if let Some(path) = &config.exclude {
         files.push((path, exclusions(report.groups.iter().flat_map(Group::spare))));
     }
-    // Nothing is written where one of them is somebody else's, or has been edited.
-    files.iter().try_for_each(|(path, content)| RunRecord::guard(&record, path, content.as_bytes()))?;
-    files.iter().try_for_each(|(path, content)| write_atomic(path, content))?;
-    let outputs: Vec<_> = files.iter().map(|(path, _)| *path).collect();
-    key.write(&record, &outputs, &report)?;
+    let files: Vec<_> = files.iter().map(|(path, content)| (*path, content.as_bytes())).collect();
+    key.write_files(&record, &files, &report)?;
     Ok(report)
 }
 

@@ -13,7 +13,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vodka_stage::{
-    ContentHash, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, hash_file, record_path,
+    ContentHash, Error as StageError, Hasher, Interrupt, Outcome, Report, RunKey, RunRecord, hash_file,
+    record_path, write_atomic,
 };
 
 use self::ask::Reply;
@@ -314,7 +315,7 @@ impl RecaptionPlan {
             // Where answers are still missing there is a journal and no record.
             return match &self.source {
                 Source::Service(_) if !service::journal_path(&self.output).exists() => {
-                    Err(Error::Foreign { path: output() })
+                    Err(StageError::InTheWay { path: output() }.into())
                 }
                 _ => Ok(()),
             };
@@ -323,7 +324,7 @@ impl RecaptionPlan {
             Some(model) => format!("the model `{model}`"),
             None => match found.inputs.get("captions") {
                 Some(input) => format!("`{}`", input.path.display()),
-                None => return Err(Error::Foreign { path: output() }),
+                None => return Err(StageError::InTheWay { path: output() }.into()),
             },
         };
         let wanted = match &self.source {
@@ -489,15 +490,16 @@ fn answer(
         return Ok(RecaptionReport { outcome: Outcome::Interrupted, ..report });
     }
     report.skipped.iter().for_each(|skipped| on_event(RecaptionEvent::Skipped(skipped.clone())));
-    // A run that was killed before its record leaves this very table.
-    let is_foreign = || caption_table::read(&plan.output).ok().as_ref() != Some(&pairs);
-    if matches!(plan.source, Source::File(_)) && plan.output.exists() && !record.exists() && is_foreign() {
-        return Err(Error::Foreign { path: plan.output.clone() });
-    }
-    caption_table::write(&plan.output, &pairs)?;
-    // Without a record the next run asks again about what could not be answered.
-    if tasks.iter().all(|task| matches!(replies.get(&task.picture.image), Some(Ok(_)))) {
-        key.write(&record, &[&plan.output], &report)?;
+    let table = caption_table::bytes(&plan.output, &pairs)?;
+    match plan.source {
+        Source::File(_) => drop(key.write_files(&record, &[(&plan.output, &table)], &report)?),
+        Source::Service(_) => {
+            write_atomic(&plan.output, table)?;
+            // Without a record the next run asks again about what could not be answered.
+            if tasks.iter().all(|task| matches!(replies.get(&task.picture.image), Some(Ok(_)))) {
+                key.write(&record, &[&plan.output], &report)?;
+            }
+        }
     }
     Ok(report)
 }

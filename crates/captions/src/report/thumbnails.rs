@@ -4,13 +4,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
 };
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use vodka_images::{DecodeOptions, Fault, Filter, decode_bytes, shrink};
-use vodka_stage::{ContentHash, Hasher, Input, Interrupt, hash_bytes, hash_file, write_atomic};
+use vodka_stage::{ContentHash, Hasher, Input, Interrupt, Stamp, hash_bytes, hash_file, write_atomic};
 
 use crate::{
     Error, Result,
@@ -55,19 +54,11 @@ struct Index {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
-    /// Size and time of modification: while both are what they were, the file is not read.
+    /// While it is what it was, the file is not read.
     stamp: Option<Stamp>,
     /// The content; none where the file cannot be read.
     sha256: Option<ContentHash>,
     made: Made,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stamp {
-    bytes: u64,
-    /// Nanoseconds since 1970.
-    modified: u64,
 }
 
 /// What came of a picture.
@@ -195,7 +186,7 @@ impl Thumbnails {
     /// What is known of a picture, if its file is what it was.
     fn unchanged(&self, image: &str) -> Option<&Known> {
         let known = self.index.get(image)?;
-        (known.stamp.is_some() && known.stamp == stamp(&self.images.join(image))).then_some(known)
+        (known.stamp.is_some() && known.stamp == Stamp::of(&self.images.join(image))).then_some(known)
     }
 
     /// What is to be known of a picture, and its thumbnail where that is not there.
@@ -204,7 +195,7 @@ impl Thumbnails {
             return (known.clone(), None);
         }
         let path = self.images.join(image);
-        let stamp = stamp(&path);
+        let stamp = Stamp::of(&path);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(source) => {
@@ -259,12 +250,6 @@ impl Known {
             _ => None,
         }
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(Stamp { bytes: metadata.len(), modified: u64::try_from(modified.as_nanos()).ok()? })
 }
 
 /// A picture as WebP with a longer side of at most `px`, with its width and height, or what is wrong with it.

@@ -10,10 +10,11 @@ use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, hash_cache, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{
-    Download, Error, HubConfig, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport,
+    Download, Error, HubConfig, ProbeConfig, ProbePlan, Progress, TEMPLATE, Workflow, WorkflowEvent,
+    WorkflowReport, of_probe,
 };
 
-/// Tags, captions, fine-tunes, mixes and compares, as one recipe says
+/// Tags, captions, fine-tunes, mixes, compares and measures, as one recipe says
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -41,6 +42,18 @@ enum Command {
         /// The recipe
         recipe: PathBuf,
     },
+    /// Measure what tags do to the pictures of models
+    ///
+    /// For each tag and each model, pictures of the same seeds: the tag alone, before a prompt, not there, and in the
+    /// negative prompt. The tagger scores them; tables, charts, galleries and a page tell which tags respond, beside what
+    /// is found of what was asked for, and whether pictures are fried.
+    Probe {
+        /// Models, tagger and `[probe]`: docs/probing.md has all keys
+        file: PathBuf,
+        /// The folder to fill
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,6 +63,7 @@ fn main() -> ExitCode {
         Command::Init { recipe } => init(&session, recipe),
         Command::Run { recipe } => run(&session, recipe),
         Command::Status { recipe } => status(&session, recipe),
+        Command::Probe { file, output } => probe(&session, file, output),
     }
 }
 
@@ -152,6 +166,21 @@ fn show(bar: &Bar, progress: &Progress) {
         Progress::Done(done) => bar.set(*done),
         Progress::Note(note) => bar.line(format!("  {note}")),
     }
+}
+
+fn probe(session: &Session, file: &Path, output: &Path) -> ExitCode {
+    let plan = ProbeConfig::read(file, output.to_path_buf(), &runtime_dir())
+        .and_then(|config| ProbeConfig { hash_cache: hash_cache(), ..config }.plan());
+    let run = |plan: &ProbePlan, session: &Session| {
+        let bar = session.progress("pictures", 0);
+        let result = vodka_workflow::probe::run(plan, session.interrupt(), &mut |event| {
+            if let Some(progress) = of_probe(event) {
+                show(&bar, &progress);
+            }
+        });
+        result.map_err(|source| Error::Stage { job: format!("probe {}", plan.config.probe.name), source })
+    };
+    session.stage_with(plan, run, Error::is_usage)
 }
 
 fn status(session: &Session, recipe: &Path) -> ExitCode {

@@ -48,7 +48,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "vodka-workflow",
-        &["vodka-stage", "vodka-tagger", "vodka-captions", "vodka-trainer", "vodka-merger", "vodka-sampler"],
+        &[
+            "vodka-stage",
+            "vodka-images",
+            "vodka-tagger",
+            "vodka-captions",
+            "vodka-trainer",
+            "vodka-merger",
+            "vodka-sampler",
+        ],
     ),
     ("vodka-tag", &["vodka-stage", "vodka-cli", "vodka-tagger"]),
     ("vodka-curate", &["vodka-stage", "vodka-cli", "vodka-captions"]),

@@ -45,6 +45,14 @@ impl TimedPrompts {
     }
 }
 
+/// How many chunks of 77 tokens plain prompts have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    prompt: usize,
+    /// None without guidance.
+    negative: Option<usize>,
+}
+
 /// The texts of a prompt by the last call for which each holds.
 type Timeline = Vec<(u32, usize)>;
 
@@ -90,6 +98,24 @@ impl Prompts {
         let is_plain = parts.len() == 1 && parts[0].0 == 1.0 && settings.guidance() == 1.0;
         let negative = if is_plain { None } else { Some(texts.timeline(negative)?) };
         Ok(Self { parts, negative, texts: texts.chunks, emphasis: settings.emphasis })
+    }
+
+    /// How long both prompts are, where they are plain: not joined of several, of one weight, and the same at each step.
+    pub(crate) fn lengths(&self) -> Option<Lengths> {
+        let chunks = |timeline: &Timeline| match timeline[..] {
+            [(_, place)] => Some(self.texts[place].len()),
+            _ => None,
+        };
+        match &self.parts[..] {
+            [(weight, prompt)] if *weight == 1.0 => Some(Lengths {
+                prompt: chunks(prompt)?,
+                negative: match &self.negative {
+                    Some(negative) => Some(chunks(negative)?),
+                    None => None,
+                },
+            }),
+            _ => None,
+        }
     }
 
     /// The names of embeddings in use, some of them more than once.
@@ -239,19 +265,39 @@ pub(crate) struct Conditioning {
     states: Vec<Tensor>,
 }
 
-/// What holds at one call of the denoiser.
+/// What holds at one call of the denoiser, for all pictures of a batch.
 pub(crate) struct Now {
-    /// The parts of the prompt, of one length, `(parts, L, C)`.
+    /// All pictures with the first part of their prompts, all with the second, ...; of one length, `(parts * B, L, C)`.
     pub(crate) parts: Tensor,
-    /// Their weights.
+    /// The weights of the parts.
     pub(crate) weights: Vec<f64>,
-    /// The negative prompt, where there is guidance, `(1, L', C)`.
+    /// The negative prompts, where there is guidance, `(B, L', C)`.
     pub(crate) negative: Option<Tensor>,
 }
 
+impl Now {
+    /// For the call of that number, from 0: of a prompt that all pictures share, or of one plain prompt for each.
+    pub(crate) fn of(all: &[Conditioning], call: u32, pictures: i64) -> Self {
+        if let [shared] = all {
+            let (parts, weights, negative) = shared.at(call);
+            let for_all = |states: Tensor| states.repeat_interleave_self_int(pictures, 0, None);
+            return Self { parts: for_all(parts), weights, negative: negative.map(for_all) };
+        }
+        let of_each: Vec<_> = all.iter().map(|conditioning| conditioning.at(call)).collect();
+        let stacked = |states: Vec<&Tensor>| Tensor::cat(&states, 0);
+        let negative: Option<Vec<_>> = of_each.iter().map(|(_, _, negative)| negative.as_ref()).collect();
+        Self {
+            parts: stacked(of_each.iter().map(|(parts, _, _)| parts).collect()),
+            weights: of_each[0].1.clone(),
+            negative: negative.map(stacked),
+        }
+    }
+}
+
 impl Conditioning {
-    /// For the call of that number, from 0.
-    pub(crate) fn at(&self, call: u32) -> Now {
+    /// For the call of that number, from 0: the parts of the prompt, of one length, `(parts, L, C)`, their weights, and the
+    /// negative prompt where there is guidance, `(1, L', C)`.
+    fn at(&self, call: u32) -> (Tensor, Vec<f64>, Option<Tensor>) {
         let state = |timeline: &Timeline| {
             let place = timeline.iter().position(|(end, _)| call <= *end).unwrap_or(0);
             &self.states[timeline[place].1]
@@ -264,11 +310,9 @@ impl Conditioning {
             let last = part.narrow(0, part.size()[0] - 1, 1).expand([missing, -1], false);
             Tensor::cat(&[(*part).shallow_clone(), last], 0)
         });
-        Now {
-            parts: Tensor::stack(&padded.collect::<Vec<_>>(), 0),
-            weights: self.parts.iter().map(|(weight, _)| *weight).collect(),
-            negative: self.negative.as_ref().map(|timeline| state(timeline).unsqueeze(0)),
-        }
+        let weights = self.parts.iter().map(|(weight, _)| *weight).collect();
+        let negative = self.negative.as_ref().map(|timeline| state(timeline).unsqueeze(0));
+        (Tensor::stack(&padded.collect::<Vec<_>>(), 0), weights, negative)
     }
 }
 

@@ -5,6 +5,8 @@
 //! [`sample::run`] writes a single picture or a few, [`grid::run`] a store of pictures
 //! by checkpoint, prompt and any other axes, with sheets, tables and a page of them all.
 
+mod ahead;
+mod bootstrap;
 mod conditioning;
 mod embedding;
 mod error;
@@ -13,15 +15,20 @@ pub mod grid;
 mod items;
 mod library;
 mod loras;
+mod making;
 mod model;
+pub mod numbers;
 mod parameters;
 mod picture_file;
+mod pictures;
 mod pipeline;
 pub mod sample;
 mod settings;
 mod sheet;
+mod store;
 mod texts;
 
+pub use bootstrap::{SAMPLES_MIN, bootstrap, median};
 pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
@@ -31,10 +38,11 @@ pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};
 pub use parameters::not_followed;
 pub use picture_file::{PictureFormat, read_parameters, write_picture, write_png};
-pub use pipeline::{Batch, Calls, Load, Networks, Pipeline, solve};
+pub use pictures::{PictureEvent, Pictures, WantedPicture};
+pub use pipeline::{Batch, Calls, Form, Load, Networks, Pipeline, solve};
 pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
 pub use settings::{ImageToImage, ResizeMode, Settings, Size};
-pub use sheet::strip;
+pub use sheet::{labelled, strip};
 pub use vodka_checkpoint::Precision;
 pub use vodka_merger::Weight;
 pub use vodka_noise::{RandomSource, SamplerName, ScheduleName};

@@ -19,7 +19,7 @@ use vodka_stage::Interrupt;
 
 use crate::{
     Error, Library, Model, ModelSource, Result, Settings, Size,
-    conditioning::{Conditioning, Now, Prompts, States},
+    conditioning::{Conditioning, Lengths, Now, Prompts, States},
     fit::fit,
     loras::Applied,
 };
@@ -110,7 +110,7 @@ pub struct Networks<'a> {
 /// What is made in one go.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// One for each picture; they differ in their seeds and subseeds only.
+    /// One for each picture, all of one [`Form`]: they differ in their seeds and subseeds, and in prompts that are plain.
     pub settings: &'a [Settings],
     /// The picture that they are made from, where the settings speak of one, in any size.
     pub image: Option<&'a RgbImage>,
@@ -122,6 +122,15 @@ impl Batch<'_> {
         let Settings { seed, subseed, .. } = *second;
         first.sampler != SamplerName::DpmAdaptive && Settings { seed, subseed, ..first.clone() } == *second
     }
+}
+
+/// What pictures share that one model can make together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Form {
+    /// All but seeds and, where they are plain, prompts.
+    settings: Settings,
+    /// Of plain prompts, how long they are.
+    lengths: Option<Lengths>,
 }
 
 impl Pipeline {
@@ -254,6 +263,30 @@ impl Pipeline {
         Ok(self.generate_batch(batch, interrupt, on_step)?.and_then(|pictures| pictures.into_iter().next()))
     }
 
+    /// The form of a picture: those of equal forms can be made together. Prompts may differ that are plain, which is: that stay what
+    /// they are from step to step, are not joined of several, name no LoRA, and are encoded in equally many chunks of 77
+    /// tokens. With DPM adaptive, which takes steps that depend on all pictures, only equal settings have equal forms.
+    ///
+    /// # Errors
+    /// Prompts that cannot be read.
+    pub fn form(&self, settings: &Settings) -> Result<Form> {
+        if settings.sampler == SamplerName::DpmAdaptive {
+            return Ok(Form { settings: settings.clone(), lengths: None });
+        }
+        let common = Settings { seed: 0, subseed: 0, ..settings.clone() };
+        let names = self.library.names(self.clip.config().hidden_size as usize);
+        let lengths = match Prompts::loras(settings)?.is_empty() {
+            true => Prompts::parse(settings, &names)?.lengths(),
+            false => None,
+        };
+        let plain = lengths.map(|_| Settings {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            ..common.clone()
+        });
+        Ok(Form { settings: plain.unwrap_or(common), lengths })
+    }
+
     /// Makes several pictures at once, each as it would be alone but for the last bits of its numbers.
     ///
     /// # Errors
@@ -268,6 +301,13 @@ impl Pipeline {
         let Some(first) = batch.settings.first() else { return Ok(Some(Vec::new())) };
         let state = || [self.clip.state(), self.unet.state()].into_iter().flatten().collect();
         let config = self.model.config();
+        if let [_, others @ ..] = batch.settings
+            && !others.iter().all(|other| Batch::fits(first, other))
+        {
+            let forms =
+                batch.settings.iter().map(|settings| self.form(settings)).collect::<Result<Vec<_>>>()?;
+            assert!(forms.iter().all(|form| *form == forms[0]), "batch of {:?}", batch.settings);
+        }
         if self.loras.borrow_mut().set(self.library.loras(first)?, config, &state)? {
             self.states.take();
         }
@@ -349,8 +389,7 @@ impl Networks<'_> {
     ) -> Result<Option<Vec<RgbImage>>> {
         let all = run.batch.settings;
         let settings = &all[0];
-        assert!(all.iter().all(|other| all.len() == 1 || Batch::fits(settings, other)), "batch of {all:?}");
-        settings.check()?;
+        all.iter().try_for_each(Settings::check)?;
         let _tiling = Tiling::enter(settings.tiling);
         tch::no_grad(|| {
             let Some(latents) = self.latents(&run, on_step)? else { return Ok(None) };
@@ -417,7 +456,7 @@ impl Networks<'_> {
             if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
         let solver = settings.solver(&table)?;
         let shape = self.shape(settings)?;
-        let conditioning = self.conditioning(settings, run)?;
+        let conditionings = self.conditionings(run)?;
         let device = self.unet.vars().device();
         let tensor = |values: Vec<f32>| {
             Tensor::from_slice(&values).view(shape.map(|n| n as i64)).to_device(device) // (4, h, w)
@@ -438,7 +477,7 @@ impl Networks<'_> {
         };
         let mut call = 0;
         let mut predict = |input: &Tensor, timestep: f64| {
-            let now = conditioning.at(call);
+            let now = Now::of(&conditionings, call, all.len() as i64);
             call += 1;
             self.guided(input, timestep, &now, settings.guidance())
         };
@@ -457,14 +496,12 @@ impl Networks<'_> {
         let kind = now.parts.kind();
         let pictures = input.size()[0];
         let call = |context: &Tensor| {
-            let prompts = context.size()[0];
-            // All pictures with the first prompt, all with the second, ...
-            let context = context.repeat_interleave_self_int(pictures, 0, None);
-            let input = input.to_kind(kind).repeat([prompts, 1, 1, 1]);
-            let timesteps = Tensor::full([prompts * pictures], timestep, (Kind::Float, context.device()));
-            self.unet.forward(&input, &timesteps, &context).to_kind(Kind::Float)
+            let rows = context.size()[0];
+            let input = input.to_kind(kind).repeat([rows / pictures, 1, 1, 1]);
+            let timesteps = Tensor::full([rows], timestep, (Kind::Float, context.device()));
+            self.unet.forward(&input, &timesteps, context).to_kind(Kind::Float)
         };
-        let parts = now.parts.size()[0];
+        let parts = now.weights.len() as i64;
         let of = |all: &Tensor, first: i64, count: i64| all.narrow(0, first * pictures, count * pictures);
         let (with, without) = match &now.negative {
             None => return Output { guided: call(&now.parts), unguided: None },
@@ -492,15 +529,21 @@ impl Networks<'_> {
         Ok([config.latent_channels as usize, (height / multiple) as usize, (width / multiple) as usize])
     }
 
-    /// The encoded prompts.
-    fn conditioning(&self, settings: &Settings, run: &Run<'_>) -> Result<Conditioning> {
+    /// The encoded prompts of each picture, or those that all share.
+    fn conditionings(&self, run: &Run<'_>) -> Result<Vec<Conditioning>> {
         let max = self.clip.config().layers as u32;
-        if !(1..=max).contains(&settings.clip_skip) {
-            return Err(Error::ClipSkip { found: settings.clip_skip, max });
-        }
         let names = run.library.names(self.clip.config().hidden_size as usize);
-        let prompts = Prompts::parse(settings, &names)?;
-        Ok(prompts.encode(self.clip, settings.clip_skip.into(), run.library, &mut run.states.borrow_mut()))
+        let all = run.batch.settings;
+        let is_shared = all.iter().all(|other| all.len() == 1 || Batch::fits(&all[0], other));
+        let of = |settings: &Settings| {
+            if !(1..=max).contains(&settings.clip_skip) {
+                return Err(Error::ClipSkip { found: settings.clip_skip, max });
+            }
+            let prompts = Prompts::parse(settings, &names)?;
+            let known = &mut run.states.borrow_mut();
+            Ok(prompts.encode(self.clip, settings.clip_skip.into(), run.library, known))
+        };
+        all[..if is_shared { 1 } else { all.len() }].iter().map(of).collect()
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Legend {
 }
 
 /// The pictures of a sheet, by row and column, one at a time; `None` for one that could not be made, which is marked.
-pub(crate) type Cells<'a> = dyn FnMut(usize, usize) -> Result<Option<RgbImage>> + 'a;
+pub type Cells<'a> = dyn FnMut(usize, usize) -> Result<Option<RgbImage>> + 'a;
 
 /// Draws a sheet from the top, in bands that are as high as a row of cells: `on_band` gets one after the other, and no
 /// more than one is in memory. All cells are shown in an area of one size, smaller ones in its middle.
@@ -60,6 +60,32 @@ pub(crate) fn draw(
         on_band(&band)?;
     }
     Ok(())
+}
+
+/// A sheet in memory: pictures of at most `size`, shown with their longer side in about `shown_px`, with labels above the
+/// columns and beside the rows. `cell` is asked for each by row and column; what it has not is marked as not made.
+///
+/// # Errors
+/// Those of `cell`.
+pub fn labelled(
+    [columns, rows]: [Vec<String>; 2],
+    size: Size,
+    shown_px: u32,
+    cell: &mut Cells<'_>,
+) -> Result<RgbImage> {
+    let legend = Legend { title: String::new(), columns, rows };
+    let side = size.width.max(size.height);
+    let scale = f64::from(shown_px) / f64::from(side * (ENLARGE_TO_PX / side).max(1));
+    let layout = Layout::new(&legend, size, scale);
+    let mut sheet =
+        RgbImage::from_pixel(layout.width(legend.columns.len()), layout.height(legend.rows.len()), WHITE);
+    let mut y = 0;
+    draw(&legend, &layout, cell, &mut |band| {
+        imageops::replace(&mut sheet, band, 0, y);
+        y += i64::from(band.height());
+        Ok(())
+    })?;
+    Ok(sheet)
 }
 
 /// The title, and the labels of the columns.

@@ -9,7 +9,11 @@ use std::{path::Path, sync::Arc};
 use common::{pipeline, write_model};
 use image::RgbImage;
 use tch::{Device, Kind};
-use vodka_sampler::{Batch, Emphasis, ImageToImage, Library, Load, ModelSource, Pipeline, Settings};
+use vodka_checkpoint::Precision;
+use vodka_sampler::{
+    Batch, Emphasis, ImageToImage, Library, Load, ModelSource, PictureEvent, Pictures, Pipeline, Settings,
+    WantedPicture,
+};
 use vodka_stage::Interrupt;
 use vodka_testkit::{fixture, model};
 
@@ -85,6 +89,107 @@ fn pictures_of_a_batch_are_those_made_alone() {
     }
     assert!(!Batch::fits(&small("", "DPM adaptive"), &small("", "DPM adaptive")));
     assert!(!Batch::fits(&small("a", "Euler"), &small("b", "Euler")));
+}
+
+#[test]
+fn plain_prompts_of_one_length_are_made_together_whatever_else_is() {
+    let pipeline = Pipeline::open(&model("base"), Device::Cpu, Kind::Float).unwrap();
+    let of = |prompt: &str, negative: &str, seed| Settings {
+        negative_prompt: negative.into(),
+        seed,
+        ..small(prompt, "Euler a")
+    };
+    let mut settings = vec![
+        of("a red circle", "", 1),
+        of("blurry, a (blue:1.3) star", "", 2),
+        of("a red circle", "blurry", 3),
+        of("a", "b", 4),
+    ];
+    let make = |settings: &[Settings]| {
+        let batch = Batch { settings, image: None };
+        pipeline.generate_batch(batch, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap()
+    };
+    let together = make(&settings);
+    for (settings, together) in settings.iter().zip(&together) {
+        let distance = farthest(&picture(&pipeline, settings), together);
+        assert!(distance <= 1, "{}: {distance}", settings.prompt);
+    }
+    // To the bit, neither its place nor its company changes a picture.
+    settings.reverse();
+    settings[1] = of("something else", "and not that", 9);
+    let others = make(&settings);
+    assert!(others[0] == together[3] && others[2] == together[1] && others[3] == together[0]);
+
+    let form = |prompt: &str| pipeline.form(&small(prompt, "Euler")).unwrap();
+    assert_eq!(form("a"), form("b, (c:1.2)"));
+    let long = "a red circle, ".repeat(20);
+    for other in [long.as_str(), "a AND b", "[a:b:2]", "a :0.5"] {
+        assert_ne!(form("a"), form(other), "{other}");
+    }
+    assert_ne!(form("a AND b"), form("a AND c"));
+    assert_eq!(form("a AND b"), form("a AND b"));
+    let adaptive = |seed| pipeline.form(&Settings { seed, ..small("a", "DPM adaptive") }).unwrap();
+    assert_ne!(adaptive(1), adaptive(2));
+}
+
+#[test]
+fn a_set_of_pictures_grows_and_goes_on_and_is_to_the_bit_what_it_would_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = |name: &str, prompts: &[&str]| {
+        let wanted = (0..2).flat_map(|model| {
+            let settings =
+                (0..).zip(prompts).map(move |(seed, prompt)| Settings { seed, ..small(prompt, "Euler") });
+            settings.map(move |settings| WantedPicture { model, settings })
+        });
+        Pictures {
+            models: ["base", "v1"].map(|name| ModelSource::Checkpoint(model(name))).into(),
+            wanted: wanted.collect(),
+            device: "cpu".into(),
+            precision: Precision::F32,
+            vae_precision: Precision::F32,
+            batch: 3,
+            store: dir.path().join(name),
+            runtime_dir: vodka_testkit::runtime_dir(),
+        }
+    };
+    // Makes it, until so many are made; tells how many were made, and whether it is through.
+    let make = |set: &Pictures, stop: usize| {
+        let (interrupt, ids) = (Interrupt::new(), set.ids().unwrap());
+        let (mut made, mut seen) = (0, Vec::new());
+        let through = set.make(&ids, &interrupt, &mut |event| {
+            if let PictureEvent::Picture { number, is_new, .. } = event {
+                made += usize::from(is_new);
+                seen.push(number);
+                if made == stop {
+                    interrupt.raise();
+                }
+            }
+        });
+        seen.sort_unstable();
+        let through = through.unwrap();
+        assert!(!through || seen == (0..set.wanted.len()).collect::<Vec<_>>(), "each once: {seen:?}");
+        assert_eq!(set.is_whole(&set.names(&ids)), through);
+        (made, through)
+    };
+    let all = ["a", "b", "a AND b", "c", "a", "d", "e"];
+    let whole = set("whole", &all);
+    whole.check().unwrap();
+    assert_eq!(make(&whole, usize::MAX), (14, true));
+    assert_eq!(make(&whole, usize::MAX), (0, true));
+    let part = set("part", &all);
+    let (before, through) = make(&part, 2);
+    assert!(!through && before < 14);
+    assert_eq!(make(&part, usize::MAX), (14 - before, true));
+    let grown = set("grown", &all[..2]);
+    assert_eq!(make(&grown, usize::MAX), (4, true));
+    assert_eq!(make(&set("grown", &all), usize::MAX), (10, true));
+    for name in whole.names(&whole.ids().unwrap()) {
+        let read = |folder: &str| std::fs::read(dir.path().join(folder).join(&name)).unwrap();
+        assert!(read("whole") == read("part") && read("whole") == read("grown"), "{name}");
+    }
+    // What is not wanted any more goes.
+    assert_eq!(make(&set("grown", &all[..3]), usize::MAX), (0, true));
+    assert_eq!(std::fs::read_dir(dir.path().join("grown")).unwrap().count(), 6);
 }
 
 #[test]

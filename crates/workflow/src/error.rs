@@ -143,6 +143,80 @@ pub enum Error {
         /// The model.
         model: String,
     },
+    /// A probe lacks something without which it tells nothing.
+    #[error("the probe `{probe}` has no {what}")]
+    ProbeEmpty {
+        /// Its name.
+        probe: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A prompt of a probe that says nothing of what is to be seen.
+    #[error(
+        "the probe `{probe}`: the prompt \"{prompt}\" has no `expect`, expected one tag at least that its pictures are to show"
+    )]
+    ProbeExpect {
+        /// The probe.
+        probe: String,
+        /// The prompt.
+        prompt: String,
+    },
+    /// A tag that the tagger does not have.
+    #[error("the probe `{probe}`: there is no tag `{tag}` in `{labels}`{}", did_you_mean(nearest))]
+    ProbeTag {
+        /// The probe.
+        probe: String,
+        /// The tag.
+        tag: String,
+        /// The tagger's vocabulary.
+        labels: PathBuf,
+        /// The known tag that is most like it.
+        nearest: Option<String>,
+    },
+    /// Seeds for what is not probed.
+    #[error("the probe `{probe}`: `seeds_of` names `{tag}`, which is not probed{}", did_you_mean(nearest))]
+    ProbeSeedsOf {
+        /// The probe.
+        probe: String,
+        /// The name.
+        tag: String,
+        /// The tag or placebo that is most like it.
+        nearest: Option<String>,
+    },
+    /// A placebo that models have learnt.
+    #[error(
+        "the probe `{probe}`: the placebo `{word}` stands in {}, expected a word that stands in no caption",
+        file.as_ref().map_or_else(|| "the tagger's vocabulary".to_owned(), |file| format!("`{}`", file.display()))
+    )]
+    ProbePlacebo {
+        /// The probe.
+        probe: String,
+        /// The word.
+        word: String,
+        /// A caption with it; none where it is a tag.
+        file: Option<PathBuf>,
+    },
+    /// A word that is probed twice.
+    #[error("the probe `{probe}` has `{word}` twice")]
+    ProbeTwice {
+        /// The probe.
+        probe: String,
+        /// The word.
+        word: String,
+    },
+    /// A model to compare with that is none of the probe's.
+    #[error(
+        "the probe `{probe}`: `against` is `{name}`, expected one of its models{}",
+        did_you_mean(nearest)
+    )]
+    ProbeAgainst {
+        /// The probe.
+        probe: String,
+        /// The name.
+        name: String,
+        /// The model that is most like it.
+        nearest: Option<String>,
+    },
     /// A table cannot be read or written.
     #[error("cannot read or write the table `{path}`")]
     Table {
@@ -179,12 +253,33 @@ pub enum Error {
 }
 
 impl Error {
+    /// A model that is none of those of `file`.
+    pub(crate) fn unknown_model<'k>(
+        file: &std::path::Path,
+        name: &str,
+        known: impl Iterator<Item = &'k String>,
+    ) -> Self {
+        Self::UnknownModel {
+            recipe: file.to_path_buf(),
+            name: name.to_owned(),
+            nearest: vodka_stage::nearest(name, known.map(String::as_str)).map(ToOwned::to_owned),
+        }
+    }
+
     /// Whether the recipe asks for what cannot be, also where only a stage could find that out: a tag that nothing knows, say.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Settings { .. } | Self::ModelMissing { .. } => true,
+            Self::ProbeEmpty { .. }
+            | Self::ProbeExpect { .. }
+            | Self::ProbeTag { .. }
+            | Self::ProbeSeedsOf { .. }
+            | Self::ProbePlacebo { .. }
+            | Self::ProbeTwice { .. }
+            | Self::ProbeAgainst { .. } => true,
             Self::Stage { source, .. } => {
                 source.downcast_ref::<vodka_captions::Error>().is_some_and(vodka_captions::Error::is_usage)
+                    || source.downcast_ref::<Self>().is_some_and(Self::is_usage)
             }
             _ => false,
         }

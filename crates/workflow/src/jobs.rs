@@ -11,7 +11,7 @@ use vodka_stage::{Interrupt, RunRecord, record_path};
 use vodka_tagger::hub::{self, Download, HubConfig, ModelRef};
 use vodka_trainer::TrainReport;
 
-use crate::{Error, Recipe, Result, recipe::Captions};
+use crate::{Error, Recipe, Result, probe::Tags, recipe::Captions};
 
 /// One run of one stage.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -35,6 +35,8 @@ pub enum Job {
     Grid(String),
     /// Join the cells of the grid of this name with the tagger's scores of them.
     Judge(String),
+    /// Measure what tags do, as the probe of this name says.
+    Probe(String),
 }
 
 impl fmt::Display for Job {
@@ -49,6 +51,7 @@ impl fmt::Display for Job {
             Self::Merge(name) => write!(f, "merge {name}"),
             Self::Grid(name) => write!(f, "grid {name}"),
             Self::Judge(name) => write!(f, "judge {name}"),
+            Self::Probe(name) => write!(f, "probe {name}"),
         }
     }
 }
@@ -142,6 +145,7 @@ impl Workflow {
             Job::Merge(name) => output.join("mixes").join(format!("{name}.safetensors")),
             Job::Grid(name) => output.join("grids").join(name),
             Job::Judge(name) => output.join("judged").join(name),
+            Job::Probe(name) => output.join("probes").join(name),
         }
     }
 
@@ -160,6 +164,14 @@ impl Workflow {
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
             Job::Judge(name) => vec![Job::Grid(name.clone())],
+            Job::Probe(name) => {
+                let probe = self.recipe.probe_of(name);
+                let mut needs: Vec<Job> = makers(&mut probe.models.iter());
+                needs.extend((probe.tags == Tags::Selection).then_some(Job::Select));
+                // No placebo may stand in them.
+                needs.extend((!probe.placebo.is_empty()).then_some(Job::Caption));
+                needs
+            }
         }
     }
 
@@ -207,7 +219,7 @@ impl Workflow {
     }
 }
 
-/// Each job after those it needs; of those that can run, grids before mixes, else as the recipe has them.
+/// Each job after those it needs; of those that can run, grids before probes before mixes, else as the recipe has them.
 fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     let mut jobs = vec![Job::Tag];
     jobs.extend(recipe.clean.is_some().then_some(Job::Clean));
@@ -219,19 +231,23 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     let trained: Vec<_> = recipe.trained_names().collect();
     there.extend(&trained);
     let mut grids: Vec<_> = recipe.grid.iter().collect();
+    let mut probes: Vec<_> = recipe.probe.iter().collect();
     let mut merges: Vec<_> = recipe.merge.iter().collect();
-    while !grids.is_empty() || !merges.is_empty() {
-        if let Some(i) = grids.iter().position(|grid| grid.models.iter().all(|model| there.contains(model))) {
+    while !grids.is_empty() || !probes.is_empty() || !merges.is_empty() {
+        let are_there = |models: &[String]| models.iter().all(|model| there.contains(model));
+        if let Some(i) = grids.iter().position(|grid| are_there(&grid.models)) {
             let grid = grids.remove(i);
             jobs.push(Job::Grid(grid.name.clone()));
             jobs.extend(grid.judge.then(|| Job::Judge(grid.name.clone())));
+        } else if let Some(i) = probes.iter().position(|probe| are_there(&probe.models)) {
+            jobs.push(Job::Probe(probes.remove(i).name.clone()));
         } else if let Some(i) = merges.iter().position(|merge| merge.models().all(|m| there.contains(m))) {
             let merge = merges.remove(i);
             there.insert(&merge.name);
             jobs.push(Job::Merge(merge.name.clone()));
         } else {
             // Every name is known, so what is left waits for itself.
-            let name = merges.first().expect("a grid waits for a mix").name.clone();
+            let name = merges.first().expect("grids and probes wait for a mix").name.clone();
             return Err(Error::Circle { recipe: path.to_path_buf(), name });
         }
     }

@@ -425,7 +425,7 @@ fn column(path: &Path, columns: &csv::StringRecord, name: &str) -> Result<usize>
     columns.iter().position(|column| column == name).ok_or_else(missing)
 }
 
-fn write_table(path: &Path, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
+pub(crate) fn write_table(path: &Path, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
     let failed = |source| Error::Table { path: path.to_path_buf(), source };
     let mut file = AtomicFile::create(path)?;
     let mut table = csv::Writer::from_writer(&mut file);
@@ -491,7 +491,7 @@ fn outcome(skipped: &[String], otherwise: Outcome) -> Outcome {
 }
 
 /// The pictures in the tagger's list of those that it skipped.
-fn images_of(path: &Path) -> Result<BTreeSet<String>> {
+pub(crate) fn images_of(path: &Path) -> Result<BTreeSet<String>> {
     let failed = |source| Error::Table { path: path.to_path_buf(), source };
     let mut table = csv::Reader::from_path(path).map_err(failed)?;
     let image = column(path, table.headers().map_err(failed)?, "image")?;

@@ -6,6 +6,7 @@
 mod error;
 mod jobs;
 mod judge;
+pub mod probe;
 mod recipe;
 mod run;
 mod stages;
@@ -14,9 +15,10 @@ mod status;
 pub use error::{Error, Result};
 pub use jobs::{Job, Workflow};
 pub use judge::{Effect, Found, JudgePlan, JudgeReport, Side};
+pub use probe::{Probe, ProbeConfig, ProbePlan, ProbeReport};
 pub use recipe::Recipe;
 pub use run::{JobReport, WorkflowEvent, WorkflowReport, run};
-pub use stages::{Plan, Progress};
+pub use stages::{Plan, Progress, of_probe};
 pub use status::{JobStatus, State};
 pub use vodka_tagger::hub::{Download, HubConfig};
 

@@ -10,11 +10,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, select::list_file};
 use vodka_merger::NamedMerge;
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
-use vodka_stage::{ConfigError, nearest, parse_toml};
+use vodka_stage::{ConfigError, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
-use crate::{Error, Result};
+use crate::{Error, Probe, Result};
 
 /// A recipe as it is written. Relative paths are relative to the folder of the recipe.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,6 +50,9 @@ pub struct Recipe {
     /// Comparison grids.
     #[serde(default)]
     pub grid: Vec<Grid>,
+    /// What tags do to the pictures of models.
+    #[serde(default)]
+    pub probe: Vec<Probe>,
 }
 
 /// `[workflow]`
@@ -105,6 +108,22 @@ impl Tag {
     /// All models, the first one first.
     pub(crate) fn models(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [&mut self.model].into_iter().chain(&mut self.ensemble)
+    }
+
+    /// The tagger over these pictures.
+    pub(crate) fn config(&self, images: PathBuf, output: PathBuf, runtime_dir: &Path) -> TagConfig {
+        let mut config = TagConfig::new(&self.model, images, output);
+        config.ensemble.clone_from(&self.ensemble);
+        config.combine = self.combine;
+        config.family.clone_from(&self.family);
+        config.profile = self.profile;
+        config.min_score = self.min_score;
+        (config.provider, config.onnxruntime) = self.provider.resolve(runtime_dir);
+        config.batch = self.batch.unwrap_or(config.batch);
+        config.threads = self.threads;
+        config.ignore_orientation = self.ignore_orientation;
+        config.max_pixels = self.max_pixels.unwrap_or(config.max_pixels);
+        config
     }
 }
 
@@ -244,7 +263,7 @@ pub struct Grid {
     pub clip_skip: u32,
 }
 
-fn cpu() -> String {
+pub(crate) fn cpu() -> String {
     "cpu".into()
 }
 
@@ -315,25 +334,17 @@ impl Recipe {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name });
             }
         }
-        let mut grids = BTreeSet::new();
-        for name in self.grid.iter().map(|grid| &grid.name) {
-            check_file_name(path, name)?;
-            if !grids.insert(name) {
-                return Err(Error::NameTwice { recipe: path.to_path_buf(), name: name.clone() });
-            }
-        }
+        check_own_names(path, self.grid.iter().map(|grid| &grid.name))?;
+        check_own_names(path, self.probe.iter().map(|probe| &probe.name))?;
         let used = self
             .merge
             .iter()
             .flat_map(NamedMerge::models)
-            .chain(self.grid.iter().flat_map(|grid| &grid.models));
+            .chain(self.grid.iter().flat_map(|grid| &grid.models))
+            .chain(self.probe.iter().flat_map(|probe| &probe.models));
         for name in used.chain(self.train.iter().map(|train| &train.base)) {
             if !known.contains(name) {
-                return Err(Error::UnknownModel {
-                    recipe: path.to_path_buf(),
-                    name: name.clone(),
-                    nearest: nearest(name, known.iter().map(String::as_str)).map(ToOwned::to_owned),
-                });
+                return Err(Error::unknown_model(path, name, known.iter()));
             }
         }
         Ok(())
@@ -358,6 +369,11 @@ impl Recipe {
     /// The grid of a name that has been checked.
     pub(crate) fn grid_of(&self, name: &str) -> &Grid {
         self.grid.iter().find(|grid| grid.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The probe of a name that has been checked.
+    pub(crate) fn probe_of(&self, name: &str) -> &Probe {
+        self.probe.iter().find(|probe| probe.name == name).expect("jobs have the names of the recipe")
     }
 
     /// The training of a name that has been checked.
@@ -415,6 +431,18 @@ impl Train {
         let config = &self.config;
         saved_epochs(config.max_epochs, config.save_every_n_epochs, config.save_ckpts_from_n_epochs).collect()
     }
+}
+
+/// Names that become folders, no two of one kind the same.
+fn check_own_names<'a>(path: &Path, names: impl Iterator<Item = &'a String>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        check_file_name(path, name)?;
+        if !seen.insert(name) {
+            return Err(Error::NameTwice { recipe: path.to_path_buf(), name: name.clone() });
+        }
+    }
+    Ok(())
 }
 
 fn check_file_name(recipe: &Path, name: &str) -> Result<()> {

@@ -16,7 +16,11 @@ use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
 
-use crate::{Error, Job, JobReport, JudgePlan, Result, Workflow, judge, recipe::Captions};
+use crate::{
+    Error, Job, JobReport, JudgePlan, Result, Workflow, judge,
+    probe::{self, ProbeConfig, ProbeEvent, ProbePlan},
+    recipe::Captions,
+};
 
 type Cause = Box<dyn error::Error + Send + Sync>;
 
@@ -45,6 +49,7 @@ pub enum Plan {
     Merge(MergePlan),
     Grid(GridPlan),
     Judge(JudgePlan),
+    Probe(Box<ProbePlan>),
 }
 
 impl Workflow {
@@ -79,25 +84,15 @@ impl Workflow {
             Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
             Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
             Job::Judge(name) => Ok(Plan::Judge(self.judge(name))),
+            // Its errors say themselves which probe they are about.
+            Job::Probe(name) => Ok(Plan::Probe(Box::new(self.probe(name, model)?.plan()?))),
         };
         plan.map_err(|source| Error::Settings { job: job.to_string(), source })
     }
 
     fn tag(&self) -> TagConfig {
-        let recipe = &self.recipe.tag;
-        let mut config =
-            TagConfig::new(&recipe.model, &self.recipe.workflow.images, self.output_of(&Job::Tag));
-        config.ensemble.clone_from(&recipe.ensemble);
-        config.combine = recipe.combine;
-        config.family.clone_from(&recipe.family);
-        config.profile = recipe.profile;
-        config.min_score = recipe.min_score;
-        (config.provider, config.onnxruntime) = recipe.provider.resolve(&self.runtime_dir);
-        config.batch = recipe.batch.unwrap_or(config.batch);
-        config.threads = recipe.threads;
-        config.ignore_orientation = recipe.ignore_orientation;
-        config.max_pixels = recipe.max_pixels.unwrap_or(config.max_pixels);
-        config
+        let images = self.recipe.workflow.images.clone();
+        self.recipe.tag.config(images, self.output_of(&Job::Tag), &self.runtime_dir)
     }
 
     fn clean(&self) -> CleanConfig {
@@ -228,6 +223,28 @@ impl Workflow {
     }
 }
 
+impl Workflow {
+    fn probe(&self, name: &str, model: &dyn Fn(&str) -> Result<PathBuf>) -> Result<ProbeConfig> {
+        let probe = self.recipe.probe_of(name).clone();
+        let model = |name: &String| Ok((name.clone(), model(name)?));
+        let images = self.recipe.workflow.images.clone();
+        let captions = [&images, &self.output_of(&Job::Caption)].map(PathBuf::from);
+        Ok(ProbeConfig {
+            models: probe.models.iter().map(model).collect::<Result<_>>()?,
+            tagger: self.tag(),
+            labels: self.select().labels,
+            selection: Some(self.output_of(&Job::Select)),
+            captions: captions.into_iter().filter(|folder| folder.is_dir()).collect(),
+            data: Some(images),
+            device: self.recipe.workflow.device.clone(),
+            output: self.output_of(&Job::Probe(name.to_owned())),
+            hash_cache: self.hash_cache.clone(),
+            runtime_dir: self.runtime_dir.clone(),
+            probe,
+        })
+    }
+}
+
 impl Plan {
     /// What the outputs depend on.
     pub(crate) fn key(&self) -> Result<RunKey, Cause> {
@@ -242,6 +259,7 @@ impl Plan {
             Self::Merge(plan) => plan.keys()?.swap_remove(0),
             Self::Grid(plan) => plan.key()?,
             Self::Judge(plan) => plan.key()?,
+            Self::Probe(plan) => plan.key()?,
         })
     }
 
@@ -273,6 +291,9 @@ impl Plan {
             }
             Self::Grid(plan) => through(job, grid::run(plan, interrupt, &mut |event| tell(of_grid(event)))),
             Self::Judge(plan) => through(job, judge::run(plan, interrupt, &mut |event| tell(of_tag(event)))),
+            Self::Probe(plan) => {
+                through(job, probe::run(plan, interrupt, &mut |event| tell(of_probe(event))))
+            }
         };
         result.map_err(|source| Error::Stage { job: job.to_string(), source })
     }
@@ -335,6 +356,15 @@ fn of_merge(event: MergeEvent) -> Option<Progress> {
         MergeEvent::Started { bytes } => Progress::Units(0, bytes),
         MergeEvent::Merged { bytes } => Progress::Done(bytes),
     })
+}
+
+/// How a probe goes on: pictures, then the tagger.
+pub fn of_probe(event: ProbeEvent) -> Option<Progress> {
+    match event {
+        ProbeEvent::Pictures(done, total) => Some(Progress::Units(done as u64, total as u64)),
+        ProbeEvent::Tag(event) => of_tag(event),
+        ProbeEvent::Failed(told) => Some(Progress::Note(format!("not made: {told}"))),
+    }
 }
 
 fn of_grid(event: GridEvent<'_>) -> Option<Progress> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use vodka_noise::TorchRng;
 
 use super::{
     AxisType, GridPlan,
@@ -11,12 +10,10 @@ use super::{
     look::{Look, MEASURES},
     run::prompt_of,
 };
-use crate::Result;
-
-/// How often the samples are drawn anew for an interval.
-const RESAMPLES: usize = 2000;
-/// Of fewer groups there are too few ways of drawing: an interval said to hold 95 % would hold far less.
-const GROUPS_MIN: usize = 6;
+use crate::{
+    Result,
+    bootstrap::{bootstrap, median},
+};
 
 /// A median with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -83,38 +80,20 @@ impl Interval {
             _ => (Over::Prompts, groups.into_values().collect::<Vec<_>>()),
         };
         let mut values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
-        let range = (pools.len() >= GROUPS_MIN).then(|| range(&pools, over, seed));
+        let range = range(&pools, over, seed);
         Some(Self { count: samples.len(), median: median(&mut values), range })
     }
 }
 
-fn range(pools: &[Vec<f64>], over: Over, seed: u64) -> Range {
-    let mut rng = TorchRng::new(seed);
-    let mut drawn = Vec::new();
-    let mut medians: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            drawn.clear();
-            for _ in 0..pools.len() {
-                let place = (u64::from(rng.next_u32()) * pools.len() as u64) >> 32;
-                drawn.extend_from_slice(&pools[place as usize]);
-            }
-            median(&mut drawn)
-        })
-        .collect();
-    medians.sort_by(f64::total_cmp);
-    let edge = RESAMPLES / 40;
-    Range { low: medians[edge], high: medians[RESAMPLES - 1 - edge], over }
-}
-
-/// The middle value, or the mean of the two in the middle.
-fn median(values: &mut [f64]) -> f64 {
-    let middle = values.len() / 2;
-    let (below, upper, _) = values.select_nth_unstable_by(middle, f64::total_cmp);
-    let upper = *upper;
-    match below.iter().copied().max_by(f64::total_cmp) {
-        Some(lower) if values.len().is_multiple_of(2) => f64::midpoint(lower, upper),
-        _ => upper,
-    }
+fn range(pools: &[Vec<f64>], over: Over, seed: u64) -> Option<Range> {
+    let mut values = Vec::new();
+    let mut of_drawn = |drawn: &[usize]| {
+        values.clear();
+        drawn.iter().for_each(|place| values.extend_from_slice(&pools[*place]));
+        median(&mut values)
+    };
+    let (low, high) = bootstrap(pools.len(), seed, &mut of_drawn)?;
+    Some(Range { low, high, over })
 }
 
 /// A measure of a checkpoint.
@@ -225,10 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_are_medians() {
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
-        assert_eq!(median(&mut [7.0]), 7.0);
+    fn of_equal_samples_the_interval_is_a_point() {
         assert_eq!(Interval::of(&[], 1), None);
         let same: Vec<_> = (0..6).map(|i| (i, 2.0)).collect();
         let range = Some(Range { low: 2.0, high: 2.0, over: Over::Prompts });

@@ -1,10 +1,9 @@
 //! The stage that makes a grid of pictures: checkpoints, prompts, seeds and any other axes.
 //!
 //! What a user writes is [`GridConfig`]; [`GridPlan`] is its axes and what every cell is made of. Cells lie in a
-//! `store`, each under the hash of all that decides it. [`run`] makes those that are missing, checkpoint by
+//! store, each under the hash of all that decides it. [`run`] makes those that are missing, checkpoint by
 //! checkpoint, and writes the sheets, the table and the page.
 
-mod ahead;
 mod axes;
 mod config;
 mod judge;
@@ -13,7 +12,6 @@ mod page;
 mod plan;
 mod run;
 mod sheets;
-mod store;
 mod table;
 mod values;
 

@@ -13,9 +13,12 @@ use super::{
     judge::{Interval, Judgement, Over, Range},
     look::MEASURES,
     run::Run,
-    table::{link, number_text, shown},
+    table::{link, shown},
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    numbers::{decimals, short, signed, ticks},
+};
 
 /// Each template by its name.
 const TEMPLATES: [(&str, &str); 5] = [
@@ -285,10 +288,6 @@ fn tables(judging: &Judging, label: &dyn Fn(usize) -> String) -> Vec<Table> {
     tables.into_iter().map(|(_, table)| table).collect()
 }
 
-fn signed(value: f64) -> String {
-    if value > 0.0 { format!("+{}", short(value)) } else { short(value) }
-}
-
 /// Cells that are not what they should be.
 fn odd(run: &Run<'_>) -> Vec<String> {
     let plan = run.plan;
@@ -307,16 +306,6 @@ fn odd(run: &Run<'_>) -> Vec<String> {
         .map(|failed| format!("not made: {}: {}", told(failed.cell - 1), failed.reason));
     let flat = run.looks.iter().enumerate().filter(|(_, look)| look.is_some_and(|look| look.flat));
     failed.chain(flat.map(|(number, _)| format!("flat, nothing to see: {}", told(number)))).collect()
-}
-
-/// Three digits that count.
-fn short(value: f64) -> String {
-    match value.abs() {
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => number_text((value * 1e4).round() / 1e4),
-    }
 }
 
 #[derive(Serialize)]
@@ -340,7 +329,7 @@ struct Tick {
 fn whiskers(title: &str, rows: &[(String, Interval)]) -> String {
     const LEFT: f64 = 150.0;
     const RIGHT: f64 = 495.0;
-    let ticks = ticks(rows);
+    let ticks = ticks_of(rows);
     let (least, most) = (ticks[0], *ticks.last().expect("two or more"));
     let x = |value: f64| ((LEFT + (RIGHT - LEFT) * (value - least) / (most - least)) * 10.0).round() / 10.0;
     let row = |(i, (label, interval)): (usize, &(String, Interval))| {
@@ -367,25 +356,13 @@ fn whiskers(title: &str, rows: &[(String, Interval)]) -> String {
     render("whiskers.svg", minijinja::context! { title, height, ticks, rows })
 }
 
-/// Round numbers from below the least to above the most.
-fn ticks(rows: &[(String, Interval)]) -> Vec<f64> {
+/// Round numbers from below the least to above the most of all intervals.
+fn ticks_of(rows: &[(String, Interval)]) -> Vec<f64> {
     let ends =
         |interval: &Interval| interval.range.map_or([interval.median; 2], |range| [range.low, range.high]);
     let least = rows.iter().map(|(_, interval)| ends(interval)[0]).fold(f64::INFINITY, f64::min);
     let most = rows.iter().map(|(_, interval)| ends(interval)[1]).fold(f64::NEG_INFINITY, f64::max);
-    let span = if most > least { most - least } else { most.abs().max(1e-3) };
-    let power = 10_f64.powf((span / 4.0).log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| span / step <= 5.0);
-    let step = step.unwrap_or(10.0 * power);
-    let first = (least / step).floor();
-    let count = ((most / step).ceil() - first).max(1.0) as usize;
-    (0..=count).map(|i| (first + i as f64) * step).collect()
-}
-
-/// As many decimals as the step between ticks has.
-fn decimals(ticks: &[f64]) -> usize {
-    let step = ticks[1] - ticks[0];
-    (-(step.log10() + 1e-6).floor()).max(0.0) as usize
+    ticks(least, most)
 }
 
 #[cfg(test)]
@@ -404,18 +381,6 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_told_apart() {
-        let of = |low, high| {
-            let ticks = ticks(&[(String::new(), interval(low, low, high))]);
-            let decimals = decimals(&ticks);
-            ticks.iter().map(|tick| format!("{tick:.decimals$}")).collect::<Vec<_>>()
-        };
-        assert_eq!(of(412.1, 412.9), ["412.0", "412.2", "412.4", "412.6", "412.8", "413.0"]);
-        assert_eq!(of(0.0, 100.0), ["0", "20", "40", "60", "80", "100"]);
-        assert_eq!(of(0.0123, 0.0127), ["0.0123", "0.0124", "0.0125", "0.0126", "0.0127"]);
-    }
-
-    #[test]
     fn without_an_interval_nothing_is_clear_and_no_whisker_drawn() {
         let few = Interval { count: 3, median: 5.0, range: None };
         let judgement =
@@ -428,24 +393,6 @@ mod tests {
         assert!(!value.clear && value.range.is_none() && value.difference.as_deref() == Some("+5.00"));
         let svg = whiskers("Sharpness", &[("a".to_owned(), few)]);
         assert!(svg.contains("<circle") && !svg.contains("\"whisker\""), "{svg}");
-    }
-
-    #[test]
-    fn ticks_are_round_and_hold_all() {
-        let of = |low, high| ticks(&[(String::new(), interval(low, low, high))]);
-        assert_eq!(of(0.0, 100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
-        assert_eq!(of(-3.0, 7.0), [-4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0]);
-        for (low, high) in [(0.0, 0.0), (5.0, 5.0), (1234.5, 1234.6), (-0.002, 0.0)] {
-            let ticks = of(low, high);
-            assert!(ticks.len() >= 2 && ticks.len() <= 8, "{ticks:?}");
-            assert!(ticks[0] <= low && *ticks.last().unwrap() >= high, "{ticks:?}");
-        }
-    }
-
-    #[test]
-    fn numbers_have_three_digits_that_count() {
-        let found = [1234.56, 45.678, 1.2345, 0.123_456, 0.0, -0.5].map(short);
-        assert_eq!(found, ["1235", "45.7", "1.23", "0.1235", "0", "-0.5"]);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -17,16 +16,13 @@ use vodka_stage::{
 };
 
 use super::{
-    AxisType, Cell, GridPlan,
-    ahead::Ahead,
-    judge,
-    look::Look,
-    page, sheets,
-    store::{Arithmetic, Entry, Store, has_others},
-    table,
-    values::quoted_value as quoted,
+    AxisType, Cell, GridPlan, judge, look::Look, page, sheets, table, values::quoted_value as quoted,
 };
-use crate::{Error, Load, ModelId, ModelSource, Pipeline, Result, Used, pipeline::kind};
+use crate::{
+    Error, ModelId, ModelSource, Result, Used,
+    making::{Made, Making, Wanted},
+    store::{Arithmetic, Entry, Store, has_others},
+};
 
 /// How far the stage is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,7 +135,7 @@ impl GridPlan {
     /// The cell's entry in the store.
     fn entry(&self, ids: &Ids, cell: &Cell) -> Entry {
         let Self { precision, vae_precision, ref device, .. } = *self;
-        let arithmetic = Arithmetic { device_type: device_type(device), precision, vae_precision };
+        let arithmetic = Arithmetic { device_type: device_type(device), precision, vae_precision, batch: 1 };
         Entry::of(&cell.settings, &self.model_id(ids, cell), &self.used(cell), arithmetic)
     }
 
@@ -157,6 +153,13 @@ impl GridPlan {
             }
         }
         !self.prune || !has_others(&self.store, &|name| names.contains(name))
+    }
+
+    /// A cell that could not be made.
+    fn failed(&self, number: usize, error: &Error) -> FailedCell {
+        let place = self.place(number);
+        let labels = self.axes.iter().zip(&place).map(|(axis, value)| axis.values[*value].label.clone());
+        FailedCell { cell: number + 1, labels: labels.collect(), reason: error.to_string() }
     }
 
     fn key_of(&self, ids: &Ids) -> RunKey {
@@ -259,9 +262,6 @@ struct Ids {
     vaes: BTreeMap<PathBuf, ContentHash>,
 }
 
-/// The numbers of cells by the numbers of their models and their VAEs.
-type Missing = BTreeMap<(usize, Option<PathBuf>), Vec<usize>>;
-
 /// A run in progress.
 pub(super) struct Run<'a> {
     pub(super) plan: &'a GridPlan,
@@ -289,111 +289,48 @@ impl Run<'_> {
 
     /// Makes what is missing; whether all is there, and nothing was interrupted.
     fn make_cells(&mut self) -> Result<bool> {
-        let missing = self.missing()?;
-        let mut ahead = None;
-        let mut loaded = None;
-        let mut groups = missing.iter().peekable();
-        while let Some(((model, vae), cells)) = groups.next() {
-            if self.interrupt.is_raised() {
-                return Ok(false);
-            }
-            let before = loaded.take();
-            let Some(pipeline) = self.load(before, &self.plan.models[*model], vae.clone())? else {
-                return Ok(false);
-            };
-            let pipeline = loaded.insert(pipeline);
-            drop(ahead.take());
-            ahead = groups.peek().map(|((model, vae), _)| {
-                let vae = vae.clone().into_iter();
-                Ahead::start(files(&self.plan.models[*model]).into_iter().chain(vae).collect())
-            });
-            for number in cells {
-                if !self.make(*number, pipeline)? {
-                    return Ok(false);
+        let Self { plan, device, ids, store, looks, interrupt, report, on_event } = self;
+        let GridPlan { models, precision, vae_precision, library, .. } = *plan;
+        let making = Making {
+            models,
+            device: *device,
+            precision: *precision,
+            vae_precision: *vae_precision,
+            library,
+            batch: 1,
+            store,
+            interrupt,
+        };
+        let wanted = |number: usize| {
+            let cell = plan.cell(number);
+            let entry = plan.entry(ids, &cell);
+            Wanted { model: cell.model, vae: cell.vae, settings: cell.settings, entry }
+        };
+        making.run(report.cells, &wanted, &mut |made| {
+            match made {
+                Made::Loading(checkpoint) => on_event(GridEvent::Loading { checkpoint }),
+                Made::Step(done, total) => on_event(GridEvent::Step { done, total }),
+                Made::Kept(number, picture) => {
+                    looks[number] = Some(Look::of(picture));
+                    report.kept += 1;
+                }
+                Made::New(number, picture) => {
+                    looks[number] = Some(Look::of(picture));
+                    report.made += 1;
+                }
+                Made::Failed(number, error) => {
+                    let failed = plan.failed(number, error);
+                    on_event(GridEvent::Failed(&failed));
+                    report.failed.push(failed);
+                    report.outcome = Outcome::Skipped;
                 }
             }
-        }
-        Ok(true)
-    }
-
-    /// The numbers of the cells that are not in the store, by model and VAE.
-    fn missing(&mut self) -> Result<Missing> {
-        let mut missing = Missing::new();
-        for number in 0..self.report.cells {
-            self.check()?;
-            let cell = self.plan.cell(number);
-            if let Some(picture) = self.store.find(&self.entry(&cell)) {
-                self.looks[number] = Some(Look::of(&picture));
-                self.report.kept += 1;
-                self.count_cell();
-            } else {
-                missing.entry((cell.model, cell.vae)).or_default().push(number);
+            if matches!(made, Made::Kept(..) | Made::New(..) | Made::Failed(..)) {
+                let done = report.made + report.kept + report.failed.len();
+                on_event(GridEvent::Cell { done, total: report.cells });
             }
-        }
-        Ok(missing)
-    }
-
-    /// Makes a cell; whether it was not interrupted.
-    fn make(&mut self, number: usize, pipeline: &Pipeline) -> Result<bool> {
-        let cell = self.plan.cell(number);
-        let entry = self.entry(&cell);
-        if self.store.path(&entry).exists()
-            && let Some(picture) = self.store.find(&entry)
-        {
-            self.looks[number] = Some(Look::of(&picture));
-            // Another place of the grid has the same settings.
-            self.report.kept += 1;
-            self.count_cell();
-            return Ok(true);
-        }
-        if self.interrupt.is_raised() {
-            return Ok(false);
-        }
-        let mut on_step = |done, total| (self.on_event)(GridEvent::Step { done, total });
-        match pipeline.generate(&cell.settings, self.interrupt, &mut on_step) {
-            Ok(Some(picture)) => {
-                self.store.put(&entry, &picture)?;
-                self.looks[number] = Some(Look::of(&picture));
-                self.report.made += 1;
-            }
-            Ok(None) => return Ok(false),
-            Err(error) if error.is_of_one_picture() => self.fail(number, &cell, &error)?,
-            Err(error) => return Err(error),
-        }
-        self.count_cell();
-        Ok(true)
-    }
-
-    /// Loads a model, in the place of the one before where there is one; `None` where it is interrupted.
-    fn load(
-        &mut self,
-        before: Option<Pipeline>,
-        model: &ModelSource,
-        vae: Option<PathBuf>,
-    ) -> Result<Option<Pipeline>> {
-        (self.on_event)(GridEvent::Loading { checkpoint: model.path() });
-        let GridPlan { precision, vae_precision, ref library, .. } = *self.plan;
-        let load = Load { device: self.device, kind: kind(precision), vae_kind: kind(vae_precision), vae };
-        let pipeline = Pipeline::load_unless(before, model.open()?, &load, self.interrupt)?;
-        Ok(pipeline.map(|pipeline| pipeline.with_library(Arc::clone(library))))
-    }
-
-    fn count_cell(&mut self) {
-        let report = &self.report;
-        let done = report.made + report.kept + report.failed.len();
-        (self.on_event)(GridEvent::Cell { done, total: report.cells });
-    }
-
-    /// Lists a cell that could not be made; a damaged file in its place is removed.
-    fn fail(&mut self, number: usize, cell: &Cell, error: &Error) -> Result<()> {
-        self.store.remove(&self.entry(cell))?;
-        let labels =
-            self.plan.axes.iter().zip(&cell.place).map(|(axis, value)| axis.values[*value].label.clone());
-        let failed = FailedCell { cell: number + 1, labels: labels.collect(), reason: error.to_string() };
-        (self.on_event)(GridEvent::Failed(&failed));
-        self.report.failed.push(failed);
-        self.report.outcome = Outcome::Skipped;
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Writes the sheets, the table and the page.
@@ -490,16 +427,6 @@ impl fmt::Display for GridReport {
             write!(f, "\nnot made: cell {cell} ({}): {reason}", labels.join("; "))?;
         }
         Ok(())
-    }
-}
-
-/// The files that are read when a model is loaded.
-fn files(model: &ModelSource) -> Vec<PathBuf> {
-    match model {
-        ModelSource::Checkpoint(path) => vec![path.clone()],
-        ModelSource::Merge { plan, .. } => {
-            plan.graph.parents.iter().map(|parent| parent.path.clone()).collect()
-        }
     }
 }
 

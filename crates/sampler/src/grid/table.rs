@@ -9,7 +9,7 @@ use super::{
     look::{Look, MEASURES},
     run::{Run, prompt_of},
 };
-use crate::{Error, Result, parameters::model_name};
+use crate::{Error, Result, numbers::number_text, parameters::model_name};
 
 /// The columns behind those of the axes.
 const SETTINGS: [&str; 13] = [
@@ -162,12 +162,6 @@ pub(super) fn link(path: &str) -> String {
         }
     }
     link
-}
-
-/// Six digits are more than the measures are worth.
-pub(super) fn number_text(value: f64) -> String {
-    let text = format!("{value:.6}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@ use std::{
 
 /// A thread that brings files into the system's cache; it ends when this is dropped, finished or not.
 #[derive(Debug)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<u64>>,
 }
 
 impl Ahead {
     /// Starts reading; folders with all that is directly in them or one level below, as diffusers has it.
-    pub(super) fn start(files: Vec<PathBuf>) -> Self {
+    pub(crate) fn start(files: Vec<PathBuf>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let read = move || files.iter().map(|path| read(path, &flag, 2)).sum();

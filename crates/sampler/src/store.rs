@@ -23,36 +23,38 @@ const ARITHMETIC: u32 = 2;
 
 /// A store that no other run may write to.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(crate) struct Store {
     folder: PathBuf,
     _lock: FolderLock,
 }
 
 /// A cell in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// The file's name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The `parameters` text in it.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// Where the numbers of a cell are worked out, and how.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Arithmetic<'a> {
+pub(crate) struct Arithmetic<'a> {
     /// `cpu` or `cuda`.
-    pub(super) device_type: &'a str,
+    pub(crate) device_type: &'a str,
     /// Of text encoder and UNet.
-    pub(super) precision: Precision,
+    pub(crate) precision: Precision,
     /// Of the VAE.
-    pub(super) vae_precision: Precision,
+    pub(crate) vae_precision: Precision,
+    /// How many pictures are made at once, which may change the last bits of each.
+    pub(crate) batch: usize,
 }
 
 impl Entry {
     /// The cell that `settings` make of `model`, with the files that their prompts name, where and in how many bits
     /// `arithmetic` says.
-    pub(super) fn of(settings: &Settings, model: &ModelId, used: &Used, arithmetic: Arithmetic<'_>) -> Self {
-        let Arithmetic { device_type, precision, vae_precision } = arithmetic;
+    pub(crate) fn of(settings: &Settings, model: &ModelId, used: &Used, arithmetic: Arithmetic<'_>) -> Self {
+        let Arithmetic { device_type, precision, vae_precision, batch } = arithmetic;
         let text = settings.parameters_with(model, used).to_string();
         let settings = serde_json::to_string(settings).expect("settings are plain data");
         let mut hasher = Hasher::default();
@@ -60,6 +62,9 @@ impl Entry {
         hasher.piece(precision.to_string()).piece(vae_precision.to_string());
         let vae = model.vae.as_ref().map(|(_, sha256)| sha256.to_string()).unwrap_or_default();
         hasher.piece(model.sha256.to_string()).piece(vae).piece(settings).piece(&text);
+        if batch > 1 {
+            hasher.piece((batch as u64).to_le_bytes());
+        }
         Self { name: file_name(&hasher.finish()), text }
     }
 }
@@ -79,17 +84,17 @@ impl Store {
     ///
     /// # Errors
     /// Another run has it.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         create_dir(folder)?;
         Ok(Self { folder: folder.to_path_buf(), _lock: FolderLock::take(folder)? })
     }
 
-    pub(super) fn path(&self, entry: &Entry) -> PathBuf {
+    pub(crate) fn path(&self, entry: &Entry) -> PathBuf {
         self.folder.join(&entry.name)
     }
 
     /// The picture of a cell that is there: its text is the one that would be written, and its pixels can be read.
-    pub(super) fn find(&self, entry: &Entry) -> Option<RgbImage> {
+    pub(crate) fn find(&self, entry: &Entry) -> Option<RgbImage> {
         let path = self.path(entry);
         let is_it = matches!(read_parameters(&path), Ok(Some(found)) if found == entry.text);
         if is_it { read_rgb(&path).ok().flatten() } else { None }
@@ -99,7 +104,7 @@ impl Store {
     ///
     /// # Errors
     /// A file that was damaged or replaced since.
-    pub(super) fn get(&self, entry: &Entry) -> Result<Option<RgbImage>> {
+    pub(crate) fn get(&self, entry: &Entry) -> Result<Option<RgbImage>> {
         let path = self.path(entry);
         if !path.exists() {
             return Ok(None);
@@ -111,17 +116,17 @@ impl Store {
     }
 
     /// Puts a cell in, whole or not at all.
-    pub(super) fn put(&self, entry: &Entry, picture: &RgbImage) -> Result<()> {
+    pub(crate) fn put(&self, entry: &Entry, picture: &RgbImage) -> Result<()> {
         write_png(&self.path(entry), picture, &entry.text)
     }
 
     /// Takes a damaged cell out.
-    pub(super) fn remove(&self, entry: &Entry) -> Result<()> {
+    pub(crate) fn remove(&self, entry: &Entry) -> Result<()> {
         Ok(remove_all(&self.path(entry))?)
     }
 
     /// Takes out all cells but those that `keep` names, and what killed runs have left half written; other files stay.
-    pub(super) fn prune(&self, keep: &dyn Fn(&str) -> bool) -> Result<usize> {
+    pub(crate) fn prune(&self, keep: &dyn Fn(&str) -> bool) -> Result<usize> {
         let mut removed = 0;
         let failed = |source| vodka_stage::Error::Read { path: self.folder.clone(), source };
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
@@ -139,7 +144,7 @@ impl Store {
 }
 
 /// Whether a store has cells that are not of these names.
-pub(super) fn has_others(folder: &Path, names: &dyn Fn(&str) -> bool) -> bool {
+pub(crate) fn has_others(folder: &Path, names: &dyn Fn(&str) -> bool) -> bool {
     let entries = folder.read_dir().into_iter().flatten().flatten();
     entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -153,7 +158,7 @@ mod tests {
     use super::*;
 
     const CPU: Arithmetic<'_> =
-        Arithmetic { device_type: "cpu", precision: Precision::F32, vae_precision: Precision::F32 };
+        Arithmetic { device_type: "cpu", precision: Precision::F32, vae_precision: Precision::F32, batch: 1 };
 
     fn entry(settings: &Settings) -> Entry {
         Entry::of(settings, &ModelId::new(Path::new("a.safetensors"), hash_bytes("a")), &Used::default(), CPU)
@@ -184,6 +189,7 @@ mod tests {
                 &none,
                 Arithmetic { vae_precision: Precision::BF16, ..CPU },
             ),
+            Entry::of(&base, &model("a.safetensors", "a"), &none, Arithmetic { batch: 8, ..CPU }),
             entry(&Settings { seed: 1, ..base.clone() }),
             entry(&Settings { negative_prompt: "a".into(), ..base.clone() }),
             // The text does not tell these apart from the default.
@@ -192,7 +198,7 @@ mod tests {
         let mut names: Vec<_> = other.iter().chain([&entry(&base)]).map(|entry| entry.name.clone()).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 11);
+        assert_eq!(names.len(), 12);
         assert!(names.iter().all(|name| is_cell(name)), "{names:?}");
         assert_eq!(entry(&base), entry(&base.clone()));
     }

@@ -1,0 +1,20 @@
+//! What tags do to the pictures of models: with and without each tag, alone and in the negative prompt, by the same seeds.
+//!
+//! What a user writes is [`Probe`]; [`ProbeConfig`] adds what it reads. [`run`] makes the pictures, has the tagger score them,
+//! and writes tables, charts, galleries and a page. The numbers are those of [`statistics`], over seeds.
+
+mod chart;
+mod config;
+mod gallery;
+mod page;
+mod plan;
+mod response;
+mod run;
+pub mod statistics;
+mod table;
+
+pub use config::{Probe, ProbeConfig, ProbePrompt, Tags};
+pub use plan::{Condition, ProbePlan};
+pub use response::{Adherence, Diversity, Friedness, Response, Results, Verdict};
+pub use run::{ProbeEvent, ProbeReport, run};
+pub use statistics::Estimate;

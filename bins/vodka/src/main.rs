@@ -1,6 +1,7 @@
 //! The whole workflow, from one recipe.
 
 use std::{
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,8 +11,8 @@ use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, hash_cache, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{
-    Download, Error, HubConfig, ProbeConfig, ProbePlan, Progress, TEMPLATE, Workflow, WorkflowEvent,
-    WorkflowReport, of_probe,
+    Choose, ChooseConfig, Download, Error, HubConfig, ProbeConfig, ProbePlan, Progress, TEMPLATE, Workflow,
+    WorkflowEvent, WorkflowReport, choose::Rule, of_probe,
 };
 
 /// Tags, captions, fine-tunes, mixes, compares and measures, as one recipe says
@@ -54,6 +55,35 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
+    /// Choose one of the models of a probe, by its numbers
+    ///
+    /// Takes the candidate with the largest response to the tag, among those whose adherence and friedness are within the limits, and tells
+    /// which candidates the numbers do not tell apart from it.
+    Choose {
+        /// The folder of the probe
+        probe: PathBuf,
+        /// The tag whose response counts
+        #[arg(long)]
+        tag: String,
+        /// A candidate, again for more; without, all models but the reference
+        #[arg(long, value_name = "MODEL")]
+        among: Vec<String>,
+        /// The reference for adherence; without, the one that the probe compares with
+        #[arg(long, value_name = "MODEL")]
+        against: Option<String>,
+        /// So much less adherence than the reference a candidate may have [default: 0.05]
+        #[arg(long, value_name = "SHARE")]
+        max_adherence_loss: Option<f64>,
+        /// So much more fried than the training set a candidate may be [default: 0.1]
+        #[arg(long, value_name = "SHARE")]
+        max_fried: Option<f64>,
+        /// The model to take whatever the numbers say
+        #[arg(long, value_name = "MODEL")]
+        choose: Option<String>,
+        /// The folder to fill
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -64,6 +94,16 @@ fn main() -> ExitCode {
         Command::Run { recipe } => run(&session, recipe),
         Command::Status { recipe } => status(&session, recipe),
         Command::Probe { file, output } => probe(&session, file, output),
+        choose @ Command::Choose { .. } => session.stage_with(
+            choose_config(choose).plan(),
+            |plan, _| {
+                vodka_workflow::choose::run(plan).map_err(|source| Error::Stage {
+                    job: format!("choose {}", plan.config.choose.name),
+                    source,
+                })
+            },
+            Error::is_usage,
+        ),
     }
 }
 
@@ -181,6 +221,27 @@ fn probe(session: &Session, file: &Path, output: &Path) -> ExitCode {
         result.map_err(|source| Error::Stage { job: format!("probe {}", plan.config.probe.name), source })
     };
     session.stage_with(plan, run, Error::is_usage)
+}
+
+fn choose_config(command: &Command) -> ChooseConfig {
+    let Command::Choose { probe, tag, among, against, max_adherence_loss, max_fried, choose, output } =
+        command
+    else {
+        unreachable!("called for this command alone");
+    };
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let rule = Rule::default();
+    let choose = Choose {
+        name: name(output),
+        probe: name(probe),
+        tag: tag.clone(),
+        among: among.clone(),
+        against: against.clone(),
+        max_adherence_loss: max_adherence_loss.unwrap_or(rule.max_adherence_loss),
+        max_fried: max_fried.unwrap_or(rule.max_fried),
+        choose: choose.clone(),
+    };
+    ChooseConfig { choose, probe: probe.clone(), validation: BTreeMap::new(), output: output.clone() }
 }
 
 fn status(session: &Session, recipe: &Path) -> ExitCode {

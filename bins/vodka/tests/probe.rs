@@ -171,6 +171,7 @@ fn a_probe_is_made_once_gone_on_with_and_grown() {
 
     let text = lab.probe("out", 0);
     assert!(text.contains("is there already, with 120 pictures"), "{text}");
+    choices(&lab);
 
     killed(&lab);
     // A third word makes its own pictures alone.
@@ -178,6 +179,53 @@ fn a_probe_is_made_once_gone_on_with_and_grown() {
     let text = lab.probe("out", 0);
     // Of each model 2 more without a word, 6 more of blurry, 18 of solo.
     assert!(text.contains("172 pictures, 52 made"), "{text}");
+}
+
+/// One model is chosen of the probe in `out`.
+fn choices(lab: &Lab) {
+    let choose = |more: &[&str], code: i32| {
+        let mut vodka = Command::new(assert_cmd::cargo::cargo_bin!("vodka"));
+        vodka.arg("choose").arg(lab.at("out")).arg("--output").arg(lab.at("chosen/best")).args(more);
+        let output = vodka.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        text
+    };
+    let text = choose(&["--tag", "blurry", "--max-adherence-loss", "1", "--max-fried", "1"], 0);
+    assert!(
+        text.starts_with("v3: the candidate with the largest response to the tag, among those"),
+        "{text}"
+    );
+    let cards = lab.table("chosen/best/scorecard.csv");
+    assert_eq!(cards.iter().map(|card| &*card["model"]).collect::<Vec<_>>(), ["v3", "v2"]);
+    // What the card says is what the pictures say.
+    let pictures = lab.table("out/pictures.csv");
+    let of = |condition: &str, seed: usize| {
+        let is_it = |row: &&BTreeMap<String, String>| {
+            row["model"] == "v3"
+                && row["word"] == "blurry"
+                && row["condition"] == condition
+                && row["seed"] == seed.to_string()
+        };
+        pictures.iter().find(is_it).unwrap()["p:blurry"].parse::<f64>().unwrap()
+    };
+    let mut changes: Vec<f64> = (1..=6).map(|seed| of("with", seed) - of("negative", seed)).collect();
+    changes.sort_by(f64::total_cmp);
+    let response = cards[0]["response"].parse::<f64>().unwrap();
+    assert!((response - f64::midpoint(changes[2], changes[3])).abs() < 2e-6, "{response} {changes:?}");
+    assert!(lab.at("chosen/best/pareto.svg").exists() && lab.at("chosen/best.run.json").exists());
+    let page = fs::read_to_string(lab.at("chosen/best/index.html")).unwrap().replace("&#x2f;", "/");
+    assert!(page.contains("href=\"../../out/index.html\"") && page.contains("<svg"), "{page}");
+    let both = ["--tag", "blurry", "--among", "v2", "--among", "v3", "--choose", "v2"];
+    let text = choose(&both, 0);
+    assert!(text.starts_with("v2: chosen in the recipe"), "{text}");
+    assert_eq!(choose(&both, 0).lines().count(), 3);
+    assert!(choose(&["--tag", "night"], 2).contains("has not measured the tag `night`"));
+    assert!(choose(&["--tag", "blurry", "--among", "v4"], 2).contains("has no model `v4`, did you mean"));
+    assert!(choose(&["--tag", "blurry", "--choose", "v2"], 2).contains("none of its candidates"));
+    assert!(
+        choose(&["--tag", "blurry", "--max-fried", "2"], 2).contains("`max_fried` is 2, expected 0 to 1")
+    );
 }
 
 #[test]

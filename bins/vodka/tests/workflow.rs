@@ -178,6 +178,62 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
 }
 
 #[test]
+fn a_choice_is_a_model_for_what_comes_after_it() {
+    let lab = Lab::new();
+    let more = |choose: &str| {
+        format!(
+            r#"
+            [[probe]]
+            name = "response"
+            models = ["base", "v3@1", "v3@2"]
+            tags = ["blurry"]
+            placebo = ["glorp"]
+            size = "64x64"
+            steps = 1
+            seeds = 6
+            sample = 4
+            prompts = [{{ prompt = "a red circle", expect = ["circle"] }}]
+            [[choose]]
+            name = "best"
+            probe = "response"
+            tag = "blurry"
+            max_adherence_loss = 1.0
+            max_fried = 1.0
+            {choose}
+            [[merge]]
+            name = "best-with-v2"
+            method = "weighted-sum"
+            a = "best"
+            b = "v2"
+            multiplier = 0.5
+            "#
+        )
+    };
+    lab.write_recipe(0.3, 2, &more("choose = \"v3@1\""));
+    let text = lab.vodka("status", 0);
+    assert!(text.contains("waits  choose best: for `probe response`"), "{text}");
+    assert!(text.contains("waits  merge best-with-v2: for `choose best`"), "{text}");
+    let text = lab.vodka("run", 0);
+    assert!(line(&text, "choose best").contains("v3@1: chosen in the recipe"), "{text}");
+    assert!(text.contains("probes/response/index.html") && text.contains("chosen/best/index.html"), "{text}");
+    let first = lab.record("mixes/best-with-v2.safetensors");
+    assert!(lab.vodka("run", 0).contains("nothing to do"));
+
+    // Another choice makes another mix, and nothing else anew.
+    lab.write_recipe(0.3, 2, &more("choose = \"v3@2\""));
+    let text = lab.vodka("run", 0);
+    assert!(line(&text, "probe response").contains("unchanged"), "{text}");
+    assert_ne!(lab.record("mixes/best-with-v2.safetensors"), first);
+
+    lab.write_recipe(0.3, 2, &more("choose = \"v3@3\""));
+    assert!(lab.vodka("run", 2).contains("has no model `v3@3`, did you mean `v3@1`?"));
+    lab.write_recipe(0.3, 2, &more("").replace("probe = \"response\"", "probe = \"responce\""));
+    assert!(lab.vodka("run", 2).contains("asks for the probe `responce`"));
+    lab.write_recipe(0.3, 2, &more("").replace("\"base\", \"v3@1\"", "\"best\", \"v3@1\""));
+    assert!(lab.vodka("run", 2).contains("is made of itself"));
+}
+
+#[test]
 fn a_training_that_was_killed_ends_with_the_same_bytes() {
     let undisturbed = Lab::new();
     undisturbed.write_recipe(0.3, 12, "");

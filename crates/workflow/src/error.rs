@@ -51,12 +51,12 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Mixes that are made of each other.
-    #[error("`{recipe}`: the mix `{name}` is made of itself, through its parents")]
+    /// Mixes or choices that are made of each other.
+    #[error("`{recipe}`: `{name}` is made of itself, through its parents")]
     Circle {
         /// The recipe.
         recipe: PathBuf,
-        /// A mix of the circle.
+        /// One of the circle.
         name: String,
     },
     /// An epoch that leaves no checkpoint.
@@ -217,6 +217,90 @@ pub enum Error {
         /// The model that is most like it.
         nearest: Option<String>,
     },
+    /// A limit of a choice that is none.
+    #[error("the choice `{choose}`: `{key}` is {found}, expected 0 to 1")]
+    ChooseLimit {
+        /// Its name.
+        choose: String,
+        /// The key.
+        key: &'static str,
+        /// What it was given.
+        found: f64,
+    },
+    /// A probe that no recipe has.
+    #[error(
+        "`{recipe}`: the choice `{choose}` asks for the probe `{probe}`, and there is none of this name{}",
+        did_you_mean(nearest)
+    )]
+    ChooseProbe {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The choice.
+        choose: String,
+        /// The probe.
+        probe: String,
+        /// The probe that is most like it.
+        nearest: Option<String>,
+    },
+    /// A model that the probe has not measured.
+    #[error("the choice `{choose}`: the probe `{probe}` has no model `{name}`{}", did_you_mean(nearest))]
+    ChooseModel {
+        /// The choice.
+        choose: String,
+        /// The model.
+        name: String,
+        /// The folder of the probe.
+        probe: PathBuf,
+        /// The model that is most like it.
+        nearest: Option<String>,
+    },
+    /// A model chosen by the user that is no candidate.
+    #[error(
+        "the choice `{choose}`: `{model}`, which it is to take, is none of its candidates{}",
+        did_you_mean(nearest)
+    )]
+    ChooseOverride {
+        /// The choice.
+        choose: String,
+        /// The model.
+        model: String,
+        /// The candidate that is most like it.
+        nearest: Option<String>,
+    },
+    /// A tag that the probe has not measured.
+    #[error("the choice `{choose}`: the probe `{probe}` has not measured the tag `{tag}`")]
+    ChooseTag {
+        /// The choice.
+        choose: String,
+        /// The tag.
+        tag: String,
+        /// The folder of the probe.
+        probe: PathBuf,
+    },
+    /// No candidate has a number to be chosen by.
+    #[error("the choice `{choose}`: no candidate has pictures with `{tag}` in `{probe}`")]
+    ChooseNone {
+        /// The choice.
+        choose: String,
+        /// The tag.
+        tag: String,
+        /// The folder of the probe.
+        probe: PathBuf,
+    },
+    /// A folder whose record is none of a probe.
+    #[error("`{path}` is no probe of this version")]
+    NoProbe {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with its record.
+        source: serde_json::Error,
+    },
+    /// A choice is asked for before it is made.
+    #[error("there is no `{model}` yet: `choose {model}` makes it")]
+    NotChosen {
+        /// The choice.
+        model: String,
+    },
     /// A table cannot be read or written.
     #[error("cannot read or write the table `{path}`")]
     Table {
@@ -276,7 +360,11 @@ impl Error {
             | Self::ProbeSeedsOf { .. }
             | Self::ProbePlacebo { .. }
             | Self::ProbeTwice { .. }
-            | Self::ProbeAgainst { .. } => true,
+            | Self::ProbeAgainst { .. }
+            | Self::ChooseLimit { .. }
+            | Self::ChooseModel { .. }
+            | Self::ChooseOverride { .. }
+            | Self::ChooseTag { .. } => true,
             Self::Stage { source, .. } => {
                 source.downcast_ref::<vodka_captions::Error>().is_some_and(vodka_captions::Error::is_usage)
                     || source.downcast_ref::<Self>().is_some_and(Self::is_usage)

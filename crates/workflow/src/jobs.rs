@@ -11,7 +11,7 @@ use vodka_stage::{Interrupt, RunRecord, record_path};
 use vodka_tagger::hub::{self, Download, HubConfig, ModelRef};
 use vodka_trainer::TrainReport;
 
-use crate::{Error, Recipe, Result, probe::Tags, recipe::Captions};
+use crate::{ChooseReport, Error, Recipe, Result, probe::Tags, recipe::Captions};
 
 /// One run of one stage.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -37,6 +37,8 @@ pub enum Job {
     Judge(String),
     /// Measure what tags do, as the probe of this name says.
     Probe(String),
+    /// Choose a model, as the choice of this name says.
+    Choose(String),
 }
 
 impl fmt::Display for Job {
@@ -52,6 +54,7 @@ impl fmt::Display for Job {
             Self::Grid(name) => write!(f, "grid {name}"),
             Self::Judge(name) => write!(f, "judge {name}"),
             Self::Probe(name) => write!(f, "probe {name}"),
+            Self::Choose(name) => write!(f, "choose {name}"),
         }
     }
 }
@@ -146,6 +149,7 @@ impl Workflow {
             Job::Grid(name) => output.join("grids").join(name),
             Job::Judge(name) => output.join("judged").join(name),
             Job::Probe(name) => output.join("probes").join(name),
+            Job::Choose(name) => output.join("chosen").join(name),
         }
     }
 
@@ -164,6 +168,7 @@ impl Workflow {
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
             Job::Judge(name) => vec![Job::Grid(name.clone())],
+            Job::Choose(name) => vec![Job::Probe(self.recipe.choose_of(name).probe.clone())],
             Job::Probe(name) => {
                 let probe = self.recipe.probe_of(name);
                 let mut needs: Vec<Job> = makers(&mut probe.models.iter());
@@ -186,6 +191,9 @@ impl Workflow {
         let training = self.recipe.train.iter().find(|train| train.models().iter().any(|name| name == model));
         match training {
             _ if mixed => Some(Job::Merge(model.to_owned())),
+            _ if self.recipe.choose.iter().any(|choose| choose.name == model) => {
+                Some(Job::Choose(model.to_owned()))
+            }
             Some(train) => Some(Job::Train(train.name.clone())),
             None => None,
         }
@@ -198,8 +206,18 @@ impl Workflow {
         }
         match self.maker(name) {
             Some(Job::Train(training)) => self.trained(&training, name),
+            Some(Job::Choose(_)) => self.model(&self.chosen(name)?),
             _ => Ok(self.output_of(&Job::Merge(name.to_owned()))),
         }
+    }
+
+    /// The model that a choice has taken.
+    pub(crate) fn chosen(&self, name: &str) -> Result<String> {
+        let not_yet = || Error::NotChosen { model: name.to_owned() };
+        let record = record_path(&self.output_of(&Job::Choose(name.to_owned())));
+        let record = RunRecord::read(&record).map_err(|_| not_yet())?;
+        let report: ChooseReport = serde_json::from_value(record.report).map_err(|_| not_yet())?;
+        Ok(report.choice.model)
     }
 
     fn trained(&self, training: &str, name: &str) -> Result<PathBuf> {
@@ -219,7 +237,7 @@ impl Workflow {
     }
 }
 
-/// Each job after those it needs; of those that can run, grids before probes before mixes, else as the recipe has them.
+/// Each job after those it needs; of those that can run, grids before probes before choices before mixes, else as the recipe has them.
 fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     let mut jobs = vec![Job::Tag];
     jobs.extend(recipe.clean.is_some().then_some(Job::Clean));
@@ -233,7 +251,9 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     let mut grids: Vec<_> = recipe.grid.iter().collect();
     let mut probes: Vec<_> = recipe.probe.iter().collect();
     let mut merges: Vec<_> = recipe.merge.iter().collect();
-    while !grids.is_empty() || !probes.is_empty() || !merges.is_empty() {
+    let mut choices: Vec<_> = recipe.choose.iter().collect();
+    while !grids.is_empty() || !probes.is_empty() || !merges.is_empty() || !choices.is_empty() {
+        let is_made = |probe: &String| !probes.iter().any(|waiting| waiting.name == *probe);
         let are_there = |models: &[String]| models.iter().all(|model| there.contains(model));
         if let Some(i) = grids.iter().position(|grid| are_there(&grid.models)) {
             let grid = grids.remove(i);
@@ -241,13 +261,18 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
             jobs.extend(grid.judge.then(|| Job::Judge(grid.name.clone())));
         } else if let Some(i) = probes.iter().position(|probe| are_there(&probe.models)) {
             jobs.push(Job::Probe(probes.remove(i).name.clone()));
+        } else if let Some(i) = choices.iter().position(|choose| is_made(&choose.probe)) {
+            let choose = choices.remove(i);
+            there.insert(&choose.name);
+            jobs.push(Job::Choose(choose.name.clone()));
         } else if let Some(i) = merges.iter().position(|merge| merge.models().all(|m| there.contains(m))) {
             let merge = merges.remove(i);
             there.insert(&merge.name);
             jobs.push(Job::Merge(merge.name.clone()));
         } else {
             // Every name is known, so what is left waits for itself.
-            let name = merges.first().expect("grids and probes wait for a mix").name.clone();
+            let name = merges.first().map(|merge| &merge.name).or(choices.first().map(|choose| &choose.name));
+            let name = name.expect("grids and probes wait for a mix or a choice").clone();
             return Err(Error::Circle { recipe: path.to_path_buf(), name });
         }
     }

@@ -420,7 +420,7 @@ impl JudgePlan {
     }
 }
 
-fn column(path: &Path, columns: &csv::StringRecord, name: &str) -> Result<usize> {
+pub(crate) fn column(path: &Path, columns: &csv::StringRecord, name: &str) -> Result<usize> {
     let missing = || Error::Column { path: path.to_path_buf(), column: name.to_owned() };
     columns.iter().position(|column| column == name).ok_or_else(missing)
 }

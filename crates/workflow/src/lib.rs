@@ -3,15 +3,18 @@
 //! A [`Recipe`] names every stage of the V3 experiment. [`Workflow::open`] puts them in order as [`Job`]s; [`run`] makes
 //! those whose outputs are not what their inputs and settings would make; [`Workflow::status`] only looks.
 
+pub mod choose;
 mod error;
 mod jobs;
 mod judge;
+mod pages;
 pub mod probe;
 mod recipe;
 mod run;
 mod stages;
 mod status;
 
+pub use choose::{Choose, ChooseConfig, ChoosePlan, ChooseReport};
 pub use error::{Error, Result};
 pub use jobs::{Job, Workflow};
 pub use judge::{Effect, Found, JudgePlan, JudgeReport, Side};

@@ -10,11 +10,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, select::list_file};
 use vodka_merger::NamedMerge;
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
-use vodka_stage::{ConfigError, parse_toml};
+use vodka_stage::{ConfigError, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
-use crate::{Error, Probe, Result};
+use crate::{Choose, Error, Probe, Result};
 
 /// A recipe as it is written. Relative paths are relative to the folder of the recipe.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Recipe {
     /// What tags do to the pictures of models.
     #[serde(default)]
     pub probe: Vec<Probe>,
+    /// Models that are chosen by what probes measured, each a model of its own for mixes, grids and probes.
+    #[serde(default)]
+    pub choose: Vec<Choose>,
 }
 
 /// `[workflow]`
@@ -328,7 +331,11 @@ impl Recipe {
     /// Every model has one name, and every name that is used is that of a model.
     fn check_names(&self, path: &Path) -> Result<()> {
         let mut known: BTreeSet<String> = self.models.keys().cloned().collect();
-        for name in self.trained_names().chain(self.merge.iter().map(|merge| merge.name.clone())) {
+        for name in self
+            .trained_names()
+            .chain(self.merge.iter().map(|merge| merge.name.clone()))
+            .chain(self.choose.iter().map(|choose| choose.name.clone()))
+        {
             check_file_name(path, &name)?;
             if !known.insert(name.clone()) {
                 return Err(Error::NameTwice { recipe: path.to_path_buf(), name });
@@ -336,6 +343,9 @@ impl Recipe {
         }
         check_own_names(path, self.grid.iter().map(|grid| &grid.name))?;
         check_own_names(path, self.probe.iter().map(|probe| &probe.name))?;
+        for choose in &self.choose {
+            self.check_choose(choose, path)?;
+        }
         let used = self
             .merge
             .iter()
@@ -348,6 +358,35 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// A choice is among the models of its probe.
+    fn check_choose(&self, choose: &Choose, path: &Path) -> Result<()> {
+        let Choose { name, probe, among, against, .. } = choose;
+        let names = self.probe.iter().map(|probe| probe.name.as_str());
+        let Some(found) = self.probe.iter().find(|known| known.name == *probe) else {
+            return Err(Error::ChooseProbe {
+                recipe: path.to_path_buf(),
+                choose: name.clone(),
+                probe: probe.clone(),
+                nearest: nearest(probe, names).map(ToOwned::to_owned),
+            });
+        };
+        let mut used = among.iter().chain(against).chain(&choose.choose);
+        match used.find(|model| !found.models.contains(model)) {
+            Some(model) => Err(Error::ChooseModel {
+                choose: name.clone(),
+                name: model.clone(),
+                probe: probe.into(),
+                nearest: nearest(model, found.models.iter().map(String::as_str)).map(ToOwned::to_owned),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The choice of a name that has been checked.
+    pub(crate) fn choose_of(&self, name: &str) -> &Choose {
+        self.choose.iter().find(|choose| choose.name == name).expect("jobs have the names of the recipe")
     }
 
     /// Training starts from what is there already, and has a caption for each picture.
@@ -379,6 +418,17 @@ impl Recipe {
     /// The training of a name that has been checked.
     pub(crate) fn train_of(&self, name: &str) -> &Train {
         self.train.iter().find(|train| train.name == name).expect("jobs have the names of the recipe")
+    }
+
+    /// The training of a model, and the epoch after which it was saved; none for models that no training makes.
+    pub(crate) fn trained_at(&self, model: &str) -> Option<(&str, u64)> {
+        let train = self.train.iter().find(|train| train.models().iter().any(|name| name == model))?;
+        let last = || train.choose.or(train.saved_epochs().last().copied());
+        let epoch = match model.rsplit_once('@') {
+            Some((_, epoch)) => epoch.parse().ok(),
+            None => last(),
+        };
+        Some((&train.name, epoch?))
     }
 
     /// The names of all models that trainings make.

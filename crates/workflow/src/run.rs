@@ -111,7 +111,9 @@ impl Workflow {
     /// The files that a person will want to open.
     fn look_at(&self) -> Vec<PathBuf> {
         let sheets = self.jobs().iter().filter_map(|job| match job {
-            Job::Grid(_) | Job::Report | Job::Probe(_) => Some(self.output_of(job).join("index.html")),
+            Job::Grid(_) | Job::Report | Job::Probe(_) | Job::Choose(_) => {
+                Some(self.output_of(job).join("index.html"))
+            }
             _ => None,
         });
         sheets.collect()

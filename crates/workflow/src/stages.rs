@@ -17,7 +17,7 @@ use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
 
 use crate::{
-    Error, Job, JobReport, JudgePlan, Result, Workflow, judge,
+    ChooseConfig, ChoosePlan, Error, Job, JobReport, JudgePlan, Result, Workflow, choose, judge,
     probe::{self, ProbeConfig, ProbeEvent, ProbePlan},
     recipe::Captions,
 };
@@ -50,6 +50,7 @@ pub enum Plan {
     Grid(GridPlan),
     Judge(JudgePlan),
     Probe(Box<ProbePlan>),
+    Choose(ChoosePlan),
 }
 
 impl Workflow {
@@ -58,7 +59,7 @@ impl Workflow {
     pub fn check(&self) -> Result<Vec<(Job, Plan)>> {
         self.check_models()?;
         let model = |name: &str| match self.model(name) {
-            Err(Error::NotTrained { .. }) => {
+            Err(Error::NotTrained { .. } | Error::NotChosen { .. }) => {
                 Ok(self.output().join("train").join(format!("{name}.safetensors")))
             }
             found => found,
@@ -84,6 +85,7 @@ impl Workflow {
             Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
             Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
             Job::Judge(name) => Ok(Plan::Judge(self.judge(name))),
+            Job::Choose(name) => Ok(Plan::Choose(self.choose(name).plan()?)),
             // Its errors say themselves which probe they are about.
             Job::Probe(name) => Ok(Plan::Probe(Box::new(self.probe(name, model)?.plan()?))),
         };
@@ -245,6 +247,28 @@ impl Workflow {
     }
 }
 
+impl Workflow {
+    fn choose(&self, name: &str) -> ChooseConfig {
+        let choose = self.recipe.choose_of(name).clone();
+        let probe = self.recipe.probe_of(&choose.probe);
+        let validation =
+            probe.models.iter().filter_map(|model| Some((model.clone(), self.validation(model)?)));
+        ChooseConfig {
+            validation: validation.collect(),
+            probe: self.output_of(&Job::Probe(choose.probe.clone())),
+            output: self.output_of(&Job::Choose(name.to_owned())),
+            choose,
+        }
+    }
+
+    /// Where the validation loss of a trained model stands.
+    fn validation(&self, model: &str) -> Option<choose::Validation> {
+        let (training, epoch) = self.recipe.trained_at(model)?;
+        let table = self.output_of(&Job::Train(training.to_owned())).join("validation.csv");
+        Some(choose::Validation { table, epoch })
+    }
+}
+
 impl Plan {
     /// What the outputs depend on.
     pub(crate) fn key(&self) -> Result<RunKey, Cause> {
@@ -260,6 +284,7 @@ impl Plan {
             Self::Grid(plan) => plan.key()?,
             Self::Judge(plan) => plan.key()?,
             Self::Probe(plan) => plan.key()?,
+            Self::Choose(plan) => plan.key()?,
         })
     }
 
@@ -291,6 +316,7 @@ impl Plan {
             }
             Self::Grid(plan) => through(job, grid::run(plan, interrupt, &mut |event| tell(of_grid(event)))),
             Self::Judge(plan) => through(job, judge::run(plan, interrupt, &mut |event| tell(of_tag(event)))),
+            Self::Choose(plan) => through(job, choose::run(plan)),
             Self::Probe(plan) => {
                 through(job, probe::run(plan, interrupt, &mut |event| tell(of_probe(event))))
             }

@@ -1,9 +1,10 @@
 //! Forest plots: numbers with their intervals, a row for each tag and a mark for each model or condition.
 
 use serde::Serialize;
-use vodka_sampler::numbers::{decimals, short, ticks};
+use vodka_sampler::numbers::{decimals, ticks};
 
-use super::{Estimate, page::render};
+use super::Estimate;
+use crate::pages::{render, told};
 
 /// A forest plot.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,12 +112,6 @@ impl Forest {
         };
         render("forest.svg", context)
     }
-}
-
-/// A number and its interval, in words.
-pub(super) fn told(estimate: &Estimate) -> String {
-    let range = estimate.range.map(|[low, high]| format!(" ({} to {})", short(low), short(high)));
-    short(estimate.value) + &range.unwrap_or_default()
 }
 
 struct Axis {

@@ -1,57 +1,24 @@
 //! `index.html`, and the charts as files: one page that needs nothing beside it.
 
-use std::{error, sync::LazyLock};
+use std::error;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
+use minijinja::context;
 use serde::Serialize;
-use vodka_sampler::numbers::{short, signed};
-use vodka_stage::{ContentHash, Hasher, create_dir, remove_all, write_atomic};
+use vodka_sampler::numbers::short;
+use vodka_stage::{create_dir, remove_all, write_atomic};
 
 use super::{
     Adherence, Condition, Estimate, Response, Results, Tags, Verdict,
-    chart::{Forest, Scale, told},
+    chart::{Forest, Scale},
     gallery,
     plan::{ProbePlan, Set},
     response::{FOUND, RATIO, RESPONSE_MIN},
 };
+use crate::pages::{self, signed_told, told};
 
-/// Each template by its name.
-const TEMPLATES: [(&str, &str); 4] = [
-    ("index.html", include_str!("templates/index.html")),
-    ("forest.svg", include_str!("templates/forest.svg")),
-    ("page.css", include_str!("templates/page.css")),
-    ("chart.css", include_str!("templates/chart.css")),
-];
 /// Of the sheets in the page; the files are whole.
 const JPEG_QUALITY: u8 = 90;
-
-static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_global("style_of_charts", Value::from_safe_string(TEMPLATES[3].1.to_owned()));
-    for (name, text) in &TEMPLATES[..2] {
-        environment.add_template(name, text).expect("the templates are ours");
-    }
-    environment
-});
-
-pub(super) fn render(template: &str, context: impl Serialize) -> String {
-    let filled = ENVIRONMENT.get_template(template).and_then(|template| template.render(context));
-    filled.unwrap_or_else(|error| panic!("the template `{template}`: {error:#}"))
-}
-
-/// The hash of all templates: other templates make another page.
-pub(super) fn version() -> ContentHash {
-    let mut hasher = Hasher::default();
-    for (name, text) in TEMPLATES {
-        hasher.piece(name).piece(text);
-    }
-    hasher.finish()
-}
 
 /// A text that leads to the line it came from.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -61,10 +28,8 @@ struct Number {
 }
 
 impl Number {
-    /// `line` counts from 0, without the header; the fragment is RFC 7111's, in which the header is row 1.
     fn new(text: Option<String>, table: &str, line: usize) -> Self {
-        let text = text.unwrap_or_default();
-        Self { text, link: format!("{table}#row={}", line + 2) }
+        Self { text: text.unwrap_or_default(), link: pages::line(table, line) }
     }
 }
 
@@ -135,9 +100,9 @@ pub(super) fn write(
         found => FOUND.to_string(), against => plan.config.models[plan.against].0, adherence => view.adherence_rows(),
         sampled => view.sampled(), fried => view.fried_rows(), sheets, shown_prompts => quoted, how => view.how(),
         prompts => probe.prompts, files => view.files(), missing,
-        style => format!("{}\n{}", TEMPLATES[2].1, TEMPLATES[3].1),
+        style => pages::style(),
     };
-    Ok(write_atomic(output.join("index.html"), render("index.html", page))?)
+    Ok(write_atomic(output.join("index.html"), pages::render("probe.html", page))?)
 }
 
 /// What the page shows.
@@ -462,10 +427,4 @@ impl View<'_> {
 fn scaled(estimate: &Estimate, factor: f64) -> Estimate {
     let range = estimate.range.map(|range| range.map(|end| factor * end));
     Estimate { n: estimate.n, value: factor * estimate.value, range }
-}
-
-/// The same as [`told`] with the sign of the number.
-fn signed_told(estimate: &Estimate) -> String {
-    let range = estimate.range.map(|[low, high]| format!(" ({} to {})", signed(low), signed(high)));
-    signed(estimate.value) + &range.unwrap_or_default()
 }

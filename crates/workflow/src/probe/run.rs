@@ -61,6 +61,8 @@ pub struct ProbeReport {
     pub missing: Vec<String>,
     /// The models, in order.
     pub models: Vec<String>,
+    /// The one that the others are compared with.
+    pub against: String,
     /// All numbers.
     pub results: Results,
 }
@@ -101,7 +103,7 @@ impl ProbePlan {
         let tagger = &config.tagger;
         let key = Key {
             arithmetic: ARITHMETIC,
-            page: page::version().to_string(),
+            page: crate::pages::version().to_string(),
             probe: &config.probe,
             words: set.words.iter().map(|word| (word.name.as_str(), word.is_placebo, word.seeds)).collect(),
             batch: self.batch,
@@ -193,6 +195,7 @@ pub fn run(
         made: 0,
         missing: Vec::new(),
         models: plan.config.models.iter().map(|(name, _)| name.clone()).collect(),
+        against: plan.config.models[plan.against].0.clone(),
         results: Results::default(),
     };
     let mut missing = Missing::new();

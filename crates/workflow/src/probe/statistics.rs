@@ -19,7 +19,7 @@ pub struct Estimate {
 
 impl Estimate {
     /// What `statistic` makes of samples, which it gets by their numbers; none where that is NaN.
-    fn of(count: usize, mut statistic: impl FnMut(&[usize]) -> f64) -> Option<Self> {
+    pub(crate) fn of(count: usize, mut statistic: impl FnMut(&[usize]) -> f64) -> Option<Self> {
         let value = statistic(&(0..count).collect::<Vec<_>>());
         let range = bootstrap(count, SEED, &mut statistic).map(|(low, high)| [low, high]);
         (count > 0 && !value.is_nan()).then_some(Self { n: count, value, range })

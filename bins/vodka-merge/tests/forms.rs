@@ -161,6 +161,22 @@ fn files_of_other_kinds_are_told_as_well() {
 }
 
 #[test]
+fn what_does_not_fit_is_told_each_time() {
+    let world = World::new();
+    let header =
+        r#"{"lora_unet_x.lora_down.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.to_owned();
+    let values = [1e6_f32.to_le_bytes(), f32::NAN.to_le_bytes()].concat();
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &values].concat();
+    fs::write(world.at("lora.safetensors"), bytes).unwrap();
+    let lost = "the input holds 1 values that are NaN or infinite\n`lora_unet_x.lora_down.weight`: 1 values became \
+                infinite, the largest was 1000000\n";
+    let (_, said) = world.says("convert lora.safetensors out.safetensors --precision fp16", 3);
+    assert!(said.starts_with("wrote 1 tensors") && said.ends_with(lost), "{said}");
+    let (_, said) = world.says("convert lora.safetensors out.safetensors --precision fp16", 3);
+    assert_eq!(said, format!("`out.safetensors` is up to date\n{lost}"));
+}
+
+#[test]
 fn bad_files_end_with_1_and_are_named() {
     let world = World::new();
     let hostile = fixture("checkpoint/formats/hostile.ckpt");

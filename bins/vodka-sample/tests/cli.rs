@@ -238,8 +238,10 @@ fn a_merge_recipe_is_a_checkpoint() {
     of_recipe(dir.path(), "mix.toml#half", &[]).success();
     let half = pixels();
     let text = read_parameters(&path).unwrap().unwrap();
-    let hash =
-        |name: &str| vodka_sampler::ModelSource::Checkpoint(model(name)).id().unwrap().sha256.short(10);
+    let hash = |name: &str| {
+        let source = vodka_sampler::ModelSource::Checkpoint(model(name));
+        source.id(&mut Default::default(), &Default::default()).unwrap().sha256.short(10)
+    };
     let parents = format!("Merge parents: \"base: {}, v1: {}\"", hash("base"), hash("v1"));
     let merge = "Model: half, Merge hash: ";
     let steps = "Merge: \"half = weighted-sum(a: base, b: v1, multiplier: 0.5)\"";

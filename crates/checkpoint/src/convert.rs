@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, lossy, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunKey, RunRecord, hash_tree_until, lossy, record_path};
 
 use crate::{
     Architecture, Checkpoint, Dtype, Ema, Error, LoraNames, ModelConfig, Part, Precision, Result,
@@ -211,11 +211,21 @@ impl ConvertPlan {
     /// # Errors
     /// An input that cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        let key = RunKey::new(STAGE, &self.settings(), None).input("input", &self.input, |_| true)?;
-        Ok(match &self.vae {
-            Vae::Bake(path) => key.input("vae", path, |_| true)?,
-            Vae::Keep | Vae::Drop => key,
-        })
+        Ok(self.key_until(&Interrupt::new())?.expect("nobody has interrupted it"))
+    }
+
+    /// None where it was interrupted.
+    fn key_until(&self, interrupt: &Interrupt) -> Result<Option<RunKey>> {
+        let mut key = RunKey::new(STAGE, &self.settings(), None);
+        let vae = match &self.vae {
+            Vae::Bake(path) => Some(("vae", path)),
+            Vae::Keep | Vae::Drop => None,
+        };
+        for (name, path) in [("input", &self.input)].into_iter().chain(vae) {
+            let Some(hash) = hash_tree_until(path, |_| true, interrupt)? else { return Ok(None) };
+            key = key.input_hashed(name, path, hash);
+        }
+        Ok(Some(key))
     }
 }
 
@@ -256,7 +266,8 @@ pub enum PositionIds {
 /// What a conversion has done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConvertReport {
-    /// How it ended: [`Outcome::Skipped`] where values did not fit the precision.
+    /// How it ended: [`Outcome::Skipped`] where values did not fit the precision. Of one that is there already the report's
+    /// [`Report::outcome`] still says so.
     pub outcome: Outcome,
     /// The file or folder.
     #[serde(serialize_with = "lossy")]
@@ -311,7 +322,20 @@ impl ConvertReport {
 
 impl Report for ConvertReport {
     fn outcome(&self) -> Outcome {
-        self.outcome
+        self.outcome.with_skips(!self.overflowed.is_empty())
+    }
+}
+
+impl ConvertReport {
+    /// What the result lacks of the input's values, whenever it was made.
+    fn losses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.not_finite > 0 {
+            write!(f, "\nthe input holds {} values that are NaN or infinite", self.not_finite)?;
+        }
+        for Overflow { tensor, values, largest } in &self.overflowed {
+            write!(f, "\n`{tensor}`: {values} values became infinite, the largest was {largest}")?;
+        }
+        Ok(())
     }
 }
 
@@ -322,7 +346,8 @@ impl fmt::Display for ConvertReport {
             return write!(f, "stopped; `{output}` is as it was");
         }
         if self.outcome == Outcome::Unchanged {
-            return write!(f, "`{output}` is up to date");
+            write!(f, "`{output}` is up to date")?;
+            return self.losses(f);
         }
         write!(
             f,
@@ -354,13 +379,7 @@ impl fmt::Display for ConvertReport {
         if self.position_ids == PositionIds::Repaired {
             write!(f, "\nposition_ids were damaged and have been repaired")?;
         }
-        if self.not_finite > 0 {
-            write!(f, "\nthe input holds {} values that are NaN or infinite", self.not_finite)?;
-        }
-        for Overflow { tensor, values, largest } in &self.overflowed {
-            write!(f, "\n`{tensor}`: {values} values became infinite, the largest was {largest}")?;
-        }
-        Ok(())
+        self.losses(f)
     }
 }
 
@@ -425,7 +444,10 @@ pub fn run(
 ) -> Result<ConvertReport> {
     // What cannot be converted is told before anything is hashed.
     let work = if lora_convert::is_lora(&plan.input) { None } else { Some(open(plan)?) };
-    let (key, record) = (plan.key()?, record_path(&plan.output));
+    let Some(key) = plan.key_until(interrupt)? else {
+        return Ok(ConvertReport { outcome: Outcome::Interrupted, ..ConvertReport::new(plan) });
+    };
+    let record = record_path(&plan.output);
     if let Some(report) = key.made::<ConvertReport>(&record)? {
         return Ok(ConvertReport { outcome: Outcome::Unchanged, output: plan.output.clone(), ..report });
     }

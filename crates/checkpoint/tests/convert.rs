@@ -20,7 +20,7 @@ use vodka_checkpoint::{
     inspect::{Depth, inspect},
     keys,
 };
-use vodka_stage::{Interrupt, Outcome, RunRecord, hash_file, record_path};
+use vodka_stage::{Interrupt, Outcome, Report, RunRecord, hash_file, record_path};
 
 const POSITION_IDS: &str = "cond_stage_model.transformer.text_model.embeddings.position_ids";
 
@@ -196,6 +196,13 @@ fn precision_is_exact_where_it_can_be_and_told_where_not() {
         ),
         "{said}"
     );
+    // Found there another time, it lacks the same values, and is told so.
+    let again =
+        world.convert("large.safetensors", "small.safetensors", |c| c.precision = Some(Precision::F16));
+    assert_eq!((again.outcome, Report::outcome(&again)), (Outcome::Unchanged, Outcome::Skipped));
+    let lost = said.split_once("\nthe input holds").unwrap().1;
+    let small = world.at("small.safetensors");
+    assert_eq!(again.to_string(), format!("`{}` is up to date\nthe input holds{lost}", small.display()));
     let report =
         world.convert("large.safetensors", "bf.safetensors", |c| c.precision = Some(Precision::BF16));
     assert_eq!((report.outcome, report.overflowed.len()), (Outcome::Done, 0));

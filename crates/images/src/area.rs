@@ -6,10 +6,12 @@
 
 use std::ops::Range;
 
+use vodka_stage::for_avx2;
+
 use crate::{
     canvas::{Axis, Canvas},
     rows::Rows,
-    simd::{self, for_avx2},
+    simd,
 };
 
 const CHANNELS: usize = 3;

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, RgbaImage};
 
-use crate::simd::for_avx2;
+use vodka_stage::for_avx2;
 
 pub(crate) const WHITE: Rgb<u8> = Rgb([255; 3]);
 

@@ -2,12 +2,13 @@
 
 use std::f64::consts::PI;
 
+use vodka_stage::for_avx2;
+
 use crate::{
     Picture, area,
     pillow::{self, LANCZOS},
     resize::fitted,
     rows::Rows,
-    simd::for_avx2,
 };
 
 /// The longer side that pictures are reduced to before they are measured.

@@ -6,10 +6,12 @@
 
 use std::{f64::consts::PI, ops::Range};
 
+use vodka_stage::for_avx2;
+
 use crate::{
     canvas::{Axis, Canvas},
     rows::Rows,
-    simd::{SplitTaps, for_avx2},
+    simd::SplitTaps,
 };
 
 pub(crate) const WEIGHT_BITS: u32 = 22;

@@ -1,30 +1,4 @@
-//! Vector code: plain loops compiled a second time for AVX2, and the loops that are written for it by hand.
-
-/// Compiles a function of plain loops twice, and calls the one for AVX2 where the processor has it. Both give the same:
-/// nothing is reordered and nothing fused.
-macro_rules! for_avx2 {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($arg: $type),*) {
-            #[inline(always)]
-            fn plain($($arg: $type),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $type),*) {
-                    plain($($arg),*);
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            plain($($arg),*);
-        }
-    };
-}
-pub(crate) use for_avx2;
+//! Vector code: the loops that are written for AVX2 by hand.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{SplitTaps, grey_pixels, narrow};

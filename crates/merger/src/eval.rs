@@ -2,13 +2,14 @@
 //! but where a method needs it so.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     mem,
     path::PathBuf,
     sync::OnceLock,
 };
 
+use rayon::prelude::*;
 use vodka_checkpoint::{Checkpoint, Dtype, Lora, ModelConfig, TensorInfo, TensorView, all_below, keys};
 
 use crate::{
@@ -139,6 +140,8 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// A chunk of each operand that a method looks over.
+    static CHUNKS: Cell<Vec<Vec<f32>>> = Cell::default();
 }
 
 /// What is handed over for each block: its place, and the values of each operand asked for.
@@ -343,39 +346,57 @@ impl Evaluator {
 
     /// The share of A in each column, for the cosine methods. Tensors that were not looked at (the VAE) stay A's.
     fn shares(&self, step: usize, name: &str, alpha: f64) -> Result<State> {
-        let model = match self.models[step].get() {
-            Some(model) => model,
-            None => {
-                let model = self.model(step)?;
-                self.models[step].get_or_init(|| model)
-            }
-        };
+        self.look_over(&[Operand::Step(step)])?;
+        let model = self.models[step].get().expect("it was looked over");
         Ok(State::Columns(match (model.range, model.combined.get(name)) {
             (Some(range), Some(combined)) => range.shares(combined, alpha),
             _ => vec![1.0],
         }))
     }
 
-    /// Goes over the whole model, but for the VAE.
+    /// Goes over whole models for those of the operands, and of what they are made of, that need it.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a weight of a parent that is not finite.
+    pub(crate) fn look_over(&self, operands: &[Operand]) -> Result<()> {
+        // Steps come after those they take.
+        for step in self.graph.steps_of(operands) {
+            let passes = self.graph.steps[step].method.info().passes;
+            if passes == Passes::Model && self.models[step].get().is_none() {
+                let model = self.model(step)?;
+                self.models[step].get_or_init(|| model);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes over the whole model, but for the VAE, some tensors at a time, nearly in the order of the files.
     fn model(&self, step: usize) -> Result<Model> {
-        let Step { method, operands, .. } = &self.graph.steps[step];
+        let all = keys::all(self.config(self.graph.steps[step].operands[0]));
+        let mut names: Vec<_> = all.into_iter().map(|key| key.ldm).collect();
+        names.retain(|name| {
+            !name.starts_with(keys::VAE_PREFIX)
+                && self.resolve(name, Operand::Step(step), &mut None) == Operand::Step(step)
+        });
+        names.sort_unstable();
         let mut pooled = Vec::new();
         let mut combined = BTreeMap::new();
-        for key in keys::all(self.config(operands[0])) {
-            let name = &key.ldm;
-            if name.starts_with(keys::VAE_PREFIX)
-                || self.resolve(name, Operand::Step(step), &mut None) != Operand::Step(step)
-            {
-                continue;
+        for names in names.chunks(4 * rayon::current_num_threads()) {
+            let found =
+                names.par_iter().map(|name| self.similarities(step, name)).collect::<Result<Vec<_>>>()?;
+            for (name, of_key) in names.iter().zip(found) {
+                pooled.extend(of_key.pooled);
+                combined.insert(name.clone(), of_key.combined);
             }
-            let targets: Vec<_> = operands.iter().map(|operand| (*operand, false)).collect();
-            let plan = self.plan(name, &targets)?;
-            let reader = Reader { evaluator: self, plan: &plan, operands: &plan.targets };
-            let Similarities { combined: of_key, pooled: to_pool } = kernel::similarities(*method, &reader)?;
-            pooled.extend(to_pool);
-            combined.insert(name.clone(), of_key);
         }
         Ok(Model { range: Range::of(pooled), combined })
+    }
+
+    fn similarities(&self, step: usize, name: &str) -> Result<Similarities> {
+        let Step { method, operands, .. } = &self.graph.steps[step];
+        let targets: Vec<_> = operands.iter().map(|operand| (*operand, false)).collect();
+        let plan = self.plan(name, &targets)?;
+        kernel::similarities(*method, &Reader { evaluator: self, plan: &plan, operands: &plan.targets })
     }
 
     /// Works out a chunk of the results that a plan is for, or of other operands that it has.
@@ -532,8 +553,8 @@ impl Blocks for Reader<'_> {
         &self.plan.shape
     }
 
-    fn count(&self) -> usize {
-        self.plan.len().div_ceil(self.plan.chunk)
+    fn block_len(&self) -> usize {
+        self.plan.chunk
     }
 
     fn read(&self, index: usize, take: &mut dyn FnMut(usize, &[&[f32]])) -> Result<()> {
@@ -541,12 +562,15 @@ impl Blocks for Reader<'_> {
         let start = index * plan.chunk;
         let len = plan.chunk.min(plan.len() - start);
         // Methods take a chunk at once: what they count and sum is the same however long blocks are.
-        let mut whole: Vec<Vec<f32>> = operands.iter().map(|_| Vec::with_capacity(len)).collect();
+        let mut buffers = CHUNKS.take();
+        buffers.resize_with(buffers.len().max(operands.len()), Vec::new);
+        let whole = &mut buffers[..operands.len()];
+        whole.iter_mut().for_each(Vec::clear);
         evaluator.chunk(plan, operands, (start, len), &mut |_, values| {
             whole.iter_mut().zip(values).for_each(|(whole, values)| whole.extend_from_slice(values));
         })?;
-        let whole: Vec<&[f32]> = whole.iter().map(Vec::as_slice).collect();
-        take(start, &whole);
+        take(start, &whole.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        CHUNKS.set(buffers);
         Ok(())
     }
 }

@@ -15,11 +15,11 @@ use vodka_checkpoint::{
     keys::{self, Key},
     lora_name, same_file,
 };
-use vodka_stage::{Interrupt, Outcome, Report, RunKey, lossy, record_path};
+use vodka_stage::{HashCache, Interrupt, Outcome, Report, RunKey, lossy, record_path};
 
 use crate::{
     Error, Graph, MismatchPolicy, Operand, OutputPlan, Parent, Result, VaePolicy, eval::Evaluator,
-    hashes::Hashes, kernel::mix, run,
+    kernel::mix, run,
 };
 
 /// What to extract.
@@ -112,7 +112,8 @@ pub fn extract(
 ) -> Result<ExtractReport> {
     check(config)?;
     let evaluator = open(config)?;
-    let (key, record) = (key(config)?, record_path(&config.output));
+    let Some(key) = key(config, interrupt)? else { return Ok(interrupted(config)) };
+    let record = record_path(&config.output);
     if let Some(report) = key.made::<ExtractReport>(&record)? {
         let path = config.output.clone();
         return Ok(ExtractReport { outcome: Outcome::Unchanged, path, ..report });
@@ -124,14 +125,31 @@ pub fn extract(
     Ok(report)
 }
 
-/// All that a LoRA depends on.
-fn key(config: &ExtractConfig) -> Result<RunKey> {
-    let hashes = Hashes::open(config.hash_cache.as_deref()).of(&[&config.tuned, &config.base])?;
+/// Of an extraction that was ended: nothing is written.
+fn interrupted(config: &ExtractConfig) -> ExtractReport {
+    ExtractReport {
+        outcome: Outcome::Interrupted,
+        path: config.output.clone(),
+        modules: 0,
+        equal: 0,
+        without_text_encoder: false,
+        energy: 0.0,
+    }
+}
+
+/// All that a LoRA depends on; none where it was interrupted.
+fn key(config: &ExtractConfig, interrupt: &Interrupt) -> Result<Option<RunKey>> {
+    let mut cache = HashCache::open(config.hash_cache.as_deref());
+    let Some(hashes) = cache.of(&[&config.tuned, &config.base], interrupt)? else { return Ok(None) };
     let ExtractConfig { rank, conv_rank, precision, clamp_quantile, min_difference, .. } = config;
     let settings = json!({"rank": rank, "conv_rank": conv_rank, "precision": precision,
         "clamp_quantile": clamp_quantile, "min_difference": min_difference});
     let key = RunKey::new("extract-lora", &settings, None);
-    Ok(key.input_hashed("tuned", &config.tuned, hashes[0]).input_hashed("base", &config.base, hashes[1]))
+    Ok(Some(key.input_hashed("tuned", &config.tuned, hashes[0]).input_hashed(
+        "base",
+        &config.base,
+        hashes[1],
+    )))
 }
 
 fn extract_from(
@@ -147,11 +165,9 @@ fn extract_from(
         wanted.retain(|key| Part::of(&key.ldm) != Some(Part::TextEncoder));
     }
     let (mut modules, mut equal, mut energy, mut held) = (Vec::new(), 0, 0.0, 0.0);
-    let outcome = |outcome| (outcome, config.output.clone());
     for (i, keys) in wanted.chunks(rayon::current_num_threads()).enumerate() {
         if interrupt.is_raised() {
-            let (outcome, path) = outcome(Outcome::Interrupted);
-            return Ok(ExtractReport { outcome, path, modules: 0, equal, without_text_encoder, energy: 0.0 });
+            return Ok(ExtractReport { equal, without_text_encoder, ..interrupted(config) });
         }
         let done = keys.par_iter().map(|key| module(evaluator, config, key)).collect::<Result<Vec<_>>>()?;
         for (found, of_difference, of_file) in done {
@@ -165,7 +181,7 @@ fn extract_from(
         on_module((i * rayon::current_num_threads() + keys.len()) as u64, wanted.len() as u64);
     }
     write(config, &modules)?;
-    let (outcome, path) = outcome(Outcome::Done);
+    let (outcome, path) = (Outcome::Done, config.output.clone());
     let energy = if energy > 0.0 { held / energy } else { 1.0 };
     Ok(ExtractReport { outcome, path, modules: modules.len() as u64, equal, without_text_encoder, energy })
 }

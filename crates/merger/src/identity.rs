@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vodka_stage::{ContentHash, Hasher};
+use vodka_stage::{ContentHash, HashCache, Hasher, Interrupt};
 
 use crate::{
     Graph, MergePlan, Operand, Result,
     eval::Evaluator,
-    hashes::Hashes,
     merged::precision,
     run::{check_parents, hash_parents},
 };
@@ -46,10 +45,28 @@ impl MergePlan {
     /// # Panics
     /// When the plan has fewer outputs.
     pub fn identity(&self, output: usize) -> Result<Identity> {
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let identity = self.identity_by(output, &mut cache, &Interrupt::new())?;
+        Ok(identity.expect("nobody has interrupted it"))
+    }
+
+    /// As [`identity`](Self::identity), with a cache of hashes that is open already; none where it was interrupted.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn identity_by(
+        &self,
+        output: usize,
+        cache: &mut HashCache,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Identity>> {
         let output = &self.outputs[output];
         let evaluator = Evaluator::open(self.graph.clone())?;
         check_parents(&evaluator, output)?;
-        let hashes = hash_parents(self, &mut Hashes::open(self.hash_cache.as_deref()))?;
+        let Some(hashes) = hash_parents(self, cache, interrupt)? else { return Ok(None) };
         let mut hasher = Hasher::default();
         hasher.piece("merged").piece(content(&self.graph, &hashes, output.operand).to_string());
         hasher.piece(precision(&evaluator, output).to_string());
@@ -58,11 +75,11 @@ impl MergePlan {
             let parent = &self.graph.parents[index];
             ParentId { name: parent.name.clone(), path: parent.path.clone(), sha256: hashes[index] }
         };
-        Ok(Identity {
+        Ok(Some(Identity {
             sha256: hasher.finish(),
             parents: self.parents_of(output).into_iter().map(parent).collect(),
             steps: in_words(&self.graph, output.operand),
-        })
+        }))
     }
 }
 

@@ -13,7 +13,6 @@ mod error;
 mod eval;
 mod extract;
 mod graph;
-mod hashes;
 mod identity;
 pub mod kernel;
 mod lora;

@@ -4,12 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::json;
 use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, WrongShape, keys};
-use vodka_stage::{ContentHash, Interrupt, Outcome, RunKey, record_path};
+use vodka_stage::{ContentHash, HashCache, Interrupt, Outcome, RunKey, record_path};
 
 use crate::{
     Error, MergeEvent, MergePlan, MergeReport, MismatchPolicy, OutputPlan, OutputReport, Result, VaePolicy,
     eval::{Evaluator, is_wider_input},
-    hashes::Hashes,
     merged::{checkpoints_of, precision},
     metadata::recipe_text,
     write,
@@ -37,11 +36,15 @@ pub fn run(
     // Before the parents are read to be hashed: of what is not there at all.
     let new = plan.outputs.iter().filter(|output| !output.path.exists());
     write::check_space(new.map(|output| (output.path.as_path(), write::body_bytes(&evaluator, output))))?;
-    let mut cache = Hashes::open(plan.hash_cache.as_deref());
-    let hashes = hash_parents(plan, &mut cache)?;
+    let mut cache = HashCache::open(plan.hash_cache.as_deref());
+    let interrupted = || MergeReport { outcome: Outcome::Interrupted, outputs: Vec::new() };
+    let Some(hashes) = hash_parents(plan, &mut cache, interrupt)? else { return Ok(interrupted()) };
     let mut reports = BTreeMap::new();
     let mut left = Vec::new();
     for (index, output) in plan.outputs.iter().enumerate() {
+        if interrupt.is_raised() {
+            return Ok(interrupted());
+        }
         let key = key(plan, output, &evaluator, &hashes);
         match key.made::<OutputReport>(&record_path(&output.path))? {
             Some(report) => {
@@ -97,22 +100,27 @@ impl MergePlan {
     /// A parent that is not there, damaged, or not the file that the recipe means.
     pub fn keys(&self) -> Result<Vec<RunKey>> {
         let evaluator = Evaluator::open(self.graph.clone())?;
-        let hashes = hash_parents(self, &mut Hashes::open(self.hash_cache.as_deref()))?;
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let hashes = hash_parents(self, &mut cache, &Interrupt::new())?.expect("nobody has interrupted it");
         Ok(self.outputs.iter().map(|output| key(self, output, &evaluator, &hashes)).collect())
     }
 }
 
-/// The hashes of all parents, which must be those that the recipe asks for.
-pub(crate) fn hash_parents(plan: &MergePlan, cache: &mut Hashes) -> Result<Vec<ContentHash>> {
+/// The hashes of all parents, which must be those that the recipe asks for; none where it was interrupted.
+pub(crate) fn hash_parents(
+    plan: &MergePlan,
+    cache: &mut HashCache,
+    interrupt: &Interrupt,
+) -> Result<Option<Vec<ContentHash>>> {
     let parents = &plan.graph.parents;
     let paths: Vec<&Path> = parents.iter().map(|parent| parent.path.as_path()).collect();
-    let hashes = cache.of(&paths)?;
+    let Some(hashes) = cache.of(&paths, interrupt)? else { return Ok(None) };
     for (parent, found) in parents.iter().zip(&hashes) {
         if let Some(expected) = parent.sha256.filter(|expected| expected != found) {
             return Err(Error::ParentHash { path: parent.path.clone(), expected, found: *found });
         }
     }
-    Ok(hashes)
+    Ok(Some(hashes))
 }
 
 /// All that an output depends on. The parents' names are part of it, since the output's metadata holds them.

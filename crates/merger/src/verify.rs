@@ -7,9 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vodka_checkpoint::{Checkpoint, position_ids, position_ids_name};
-use vodka_stage::{Interrupt, Outcome, Report};
+use vodka_stage::{HashCache, Interrupt, Outcome, Report};
 
-use crate::{MergePlan, Merged, OutputPlan, Recipe, Result, hashes::Hashes, run};
+use crate::{MergePlan, Merged, OutputPlan, Recipe, Result, run};
 
 /// What came of looking at a merged file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,16 +66,21 @@ pub fn verify(
         output.file = path.with_extension("verify.safetensors");
     }
     let plan = MergePlan { hash_cache: hash_cache.map(Path::to_path_buf), ..recipe.plan()? };
-    run::hash_parents(&plan, &mut Hashes::open(hash_cache))?;
+    let mut report = VerifyReport {
+        outcome: Outcome::Interrupted,
+        path: path.to_path_buf(),
+        tensors: 0,
+        differing: Vec::new(),
+    };
+    if run::hash_parents(&plan, &mut HashCache::open(hash_cache), interrupt)?.is_none() {
+        return Ok(report);
+    }
     let file = Checkpoint::open(path)?;
     let output = OutputPlan { precision: Some(file.precision()), ..plan.outputs[0].clone() };
     let merged = Merged::open(&MergePlan { outputs: vec![output], ..plan }, 0)?;
     let names = merged.names();
-    let mut report =
-        VerifyReport { outcome: Outcome::Done, path: path.to_path_buf(), tensors: 0, differing: Vec::new() };
     for name in &names {
         if interrupt.is_raised() {
-            report.outcome = Outcome::Interrupted;
             return Ok(report);
         }
         let expected = merged.tensor(name)?;
@@ -96,5 +101,6 @@ pub fn verify(
     }
     let added = file.extras().map(|(name, _)| name).filter(|name| *name != positions);
     report.differing.extend(added.map(ToOwned::to_owned));
+    report.outcome = Outcome::Done;
     Ok(report)
 }

@@ -1,7 +1,7 @@
 //! The engine: reads, works out, writes and hashes side by side, in pieces of a fixed size.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -209,12 +209,19 @@ impl<'a> Producer<'a> {
         to_hasher: &SyncSender<Arc<Runs>>,
     ) -> Result<bool> {
         let specs = self.sinks[0].writer.specs().to_vec();
+        let operands: Vec<_> = self.sinks.iter().map(|sink| sink.operand).collect();
+        self.evaluator.look_over(&operands)?;
         let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut ready = VecDeque::new();
         for (tensor, spec) in specs.iter().enumerate() {
             if interrupt.is_raised() {
                 return Ok(false);
             }
-            bytes += self.queue(tensor, spec, &mut batch)?;
+            if ready.is_empty() {
+                ready = self.plans(&specs[tensor..])?;
+            }
+            let plan = ready.pop_front().expect("a group is not empty");
+            bytes += self.queue(tensor, spec, plan, &mut batch)?;
             let last = tensor + 1 == specs.len();
             // A large tensor is handed over in parts, so that no more than a batch is ever in memory.
             while bytes >= BATCH || (last && !batch.is_empty()) {
@@ -233,15 +240,46 @@ impl<'a> Producer<'a> {
         Ok(true)
     }
 
+    /// Gets the next few tensors ready side by side: methods that look over a tensor beforehand would else have but one small
+    /// one at a time. No more than a batch of them, for some of these methods keep a value for each element.
+    fn plans(&self, specs: &[TensorSpec]) -> Result<VecDeque<Option<Arc<KeyPlan>>>> {
+        let mut bytes = 0;
+        let is_in = |spec: &&TensorSpec| {
+            bytes += spec.bytes() as usize;
+            bytes <= BATCH
+        };
+        let few = specs.iter().take_while(is_in).count().max(1);
+        let plans = specs[..few].par_iter().map(|spec| self.plan(&spec.name));
+        Ok(plans.collect::<Result<Vec<_>>>()?.into())
+    }
+
+    /// A tensor that is worked out by chunks, for all outputs.
+    fn plan(&self, name: &str) -> Result<Option<Arc<KeyPlan>>> {
+        if name == position_ids_name() || self.sinks.iter().any(|sink| self.is_narrowed(sink, name)) {
+            return Ok(None);
+        }
+        let target = |sink: &Sink| (sink.operand, keeps_vae(sink.plan, name));
+        let targets: Vec<_> = self.sinks.iter().map(target).collect();
+        Ok(Some(Arc::new(self.evaluator.plan(name, &targets)?)))
+    }
+
     /// Puts a tensor's work into the batch and tells its bytes.
-    fn queue(&mut self, tensor: usize, spec: &TensorSpec, batch: &mut Vec<(usize, Work)>) -> Result<usize> {
+    fn queue(
+        &mut self,
+        tensor: usize,
+        spec: &TensorSpec,
+        plan: Option<Arc<KeyPlan>>,
+        batch: &mut Vec<(usize, Work)>,
+    ) -> Result<usize> {
         let before = batch.len();
-        if spec.name == position_ids_name() {
+        if let Some(plan) = plan {
+            self.chunks(tensor, &plan, batch);
+        } else if spec.name == position_ids_name() {
             for (output, sink) in self.sinks.iter().enumerate() {
                 let positions = self.evaluator.config(sink.operand).clip.max_positions;
                 self.ready(output, tensor, position_ids(positions), batch);
             }
-        } else if self.sinks.iter().any(|sink| self.is_narrowed(sink, &spec.name)) {
+        } else {
             for output in 0..self.sinks.len() {
                 let sink = &self.sinks[output];
                 let target = (sink.operand, keeps_vae(sink.plan, &spec.name));
@@ -250,8 +288,6 @@ impl<'a> Producer<'a> {
                 let (_, bytes) = whole(self.evaluator, &plan, sink.plan, sink.precision)?;
                 self.ready(output, tensor, bytes, batch);
             }
-        } else {
-            self.chunks(tensor, &spec.name, batch)?;
         }
         Ok(batch[before..].iter().map(|(bytes, _)| bytes).sum())
     }
@@ -267,18 +303,14 @@ impl<'a> Producer<'a> {
         name.ends_with("input_blocks.0.0.weight") && sink.checkpoints.iter().any(|parent| shape(*parent) != a)
     }
 
-    fn chunks(&mut self, tensor: usize, name: &str, batch: &mut Vec<(usize, Work)>) -> Result<()> {
-        let target = |sink: &Sink| (sink.operand, keeps_vae(sink.plan, name));
-        let targets: Vec<_> = self.sinks.iter().map(target).collect();
-        let plan = Arc::new(self.evaluator.plan(name, &targets)?);
+    fn chunks(&mut self, tensor: usize, plan: &Arc<KeyPlan>, batch: &mut Vec<(usize, Work)>) {
         for (output, kept) in plan.kept.iter().enumerate() {
-            self.note_kept(output, name, kept.clone());
+            self.note_kept(output, &plan.name, kept.clone());
         }
         let size: usize = self.sinks.iter().map(|sink| sink.precision.size()).sum();
         for range in plan.chunks() {
-            batch.push((range.1 * size, Work::Chunk { plan: Arc::clone(&plan), tensor, range }));
+            batch.push((range.1 * size, Work::Chunk { plan: Arc::clone(plan), tensor, range }));
         }
-        Ok(())
     }
 
     fn note_kept(&mut self, output: usize, name: &str, why: Option<Kept>) {

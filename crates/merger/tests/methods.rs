@@ -32,8 +32,8 @@ impl Blocks for Memory<'_> {
         self.shape
     }
 
-    fn count(&self) -> usize {
-        self.values[0].len().div_ceil(self.block)
+    fn block_len(&self) -> usize {
+        self.block
     }
 
     fn read(&self, index: usize, take: &mut dyn FnMut(usize, &[&[f32]])) -> vodka_merger::Result<()> {

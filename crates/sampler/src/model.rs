@@ -6,7 +6,7 @@ use serde::Serialize;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Weights};
 use vodka_merger::{Identity, MergePlan, Merged, Recipe, Weight};
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_stage::{ContentHash, RunKey, hash_tree, lossy};
+use vodka_stage::{ContentHash, HashCache, Interrupt, RunKey, lossy};
 
 use crate::{Result, parameters::model_name};
 
@@ -46,16 +46,6 @@ impl ModelSource {
         Ok(Self::Merge { recipe, plan: Box::new(plan) })
     }
 
-    /// The file that remembers hashes of a merge's parents by path, size and time of change; none, as at first, to hash
-    /// them every time.
-    #[must_use]
-    pub fn with_hash_cache(mut self, file: Option<PathBuf>) -> Self {
-        if let Self::Merge { plan, .. } = &mut self {
-            plan.hash_cache = file;
-        }
-        self
-    }
-
     /// Where it lies: the checkpoint, or the recipe.
     pub fn path(&self) -> &Path {
         match self {
@@ -72,21 +62,23 @@ impl ModelSource {
         }
     }
 
-    /// Hashes the file, or the merge's parents.
+    /// Hashes the file, or the merge's parents, but for those that the cache knows.
     ///
     /// # Errors
-    /// A file that cannot be read; parents of which no merge can be made.
-    pub fn id(&self) -> Result<ModelId> {
-        let (name, path) = (self.name(), self.path().to_path_buf());
-        Ok(match self {
-            Self::Checkpoint(_) => {
-                ModelId { name, sha256: hash_tree(&path, |_| true)?, path, merge: None, vae: None }
+    /// A file that cannot be read; parents of which no merge can be made; [`Error::Interrupted`](crate::Error::Interrupted).
+    pub fn id(&self, cache: &mut HashCache, interrupt: &Interrupt) -> Result<ModelId> {
+        let interrupted = crate::Error::Interrupted;
+        match self {
+            Self::Checkpoint(path) => {
+                let hashes = cache.of(&[path], interrupt)?.ok_or(interrupted)?;
+                Ok(ModelId::new(path, hashes[0]))
             }
-            Self::Merge { plan, .. } => {
-                let merge = plan.identity(0)?;
-                ModelId { name, path, sha256: merge.sha256, merge: Some(Box::new(merge)), vae: None }
+            Self::Merge { plan, recipe } => {
+                let merge = plan.identity_by(0, cache, interrupt)?.ok_or(interrupted)?;
+                let (name, path, sha256) = (self.name(), recipe.clone(), merge.sha256);
+                Ok(ModelId { name, path, sha256, merge: Some(Box::new(merge)), vae: None })
             }
-        })
+        }
     }
 
     /// Opens it. Weights are not read yet.
@@ -193,12 +185,10 @@ impl ModelId {
         Self { name: model_name(path), path: path.to_path_buf(), sha256, merge: None, vae: None }
     }
 
-    /// The same with the VAE at `path`, which is hashed.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn with_vae(self, path: &Path) -> Result<Self> {
-        Ok(Self { vae: Some((path.to_path_buf(), hash_tree(path, |_| true)?)), ..self })
+    /// The same with the VAE at `path`, whose hash this is.
+    #[must_use]
+    pub fn with_vae(self, path: &Path, sha256: ContentHash) -> Self {
+        Self { vae: Some((path.to_path_buf(), sha256)), ..self }
     }
 
     /// Adds it to what a run depends on, under `name`, and a merge's parents under names behind that.

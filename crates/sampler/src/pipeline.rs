@@ -24,6 +24,9 @@ use crate::{
     loras::Applied,
 };
 
+/// Counts up whenever the same settings make other pixels: what an older arithmetic has made is made anew.
+pub(crate) const ARITHMETIC: u32 = 2;
+
 /// The networks of one model on one device, ready to make pictures.
 #[derive(Debug)]
 pub struct Pipeline {

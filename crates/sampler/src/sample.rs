@@ -14,7 +14,7 @@ use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::{Emphasis, Parameters};
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{
-    Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, record_path, write_atomic,
+    HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, record_path, write_atomic,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     Result, Settings, Size, Used,
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
-    pipeline::kind,
+    pipeline::{ARITHMETIC, kind},
     texts::{Wildcards, apply_styles},
 };
 
@@ -143,7 +143,7 @@ pub struct SampleConfig {
     /// Where `cargo xtask setup` put libtorch.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
-    /// The file that remembers hashes of a merge's parents; none to hash them every time.
+    /// The file that remembers the hashes of models; none to hash them every time.
     #[serde(skip)]
     pub hash_cache: Option<PathBuf>,
 }
@@ -192,6 +192,9 @@ pub struct SamplePlan {
     /// LoRA files and embeddings.
     #[serde(skip)]
     pub library: Arc<Library>,
+    /// The file that remembers the hashes of models by path, size and time of change; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
     /// Where libtorch is.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
@@ -267,7 +270,7 @@ impl SampleConfig {
         });
         let weight = |(name, text): (&String, &String)| Ok((name.clone(), text.parse()?));
         let weights = self.weights.iter().map(weight).collect::<Result<Vec<_>>>()?;
-        let model = ModelSource::read(&self.checkpoint, &weights)?.with_hash_cache(self.hash_cache.clone());
+        let model = ModelSource::read(&self.checkpoint, &weights)?;
         Ok(SamplePlan {
             model,
             vae: self.vae.clone(),
@@ -281,6 +284,7 @@ impl SampleConfig {
             skipped_embeddings: library.skipped().to_vec(),
             output: self.output.clone(),
             library: Arc::new(library),
+            hash_cache: self.hash_cache.clone(),
             runtime_dir: self.runtime_dir.clone(),
         })
     }
@@ -377,12 +381,13 @@ fn numbered(output: &Path, i: u32, count: u32) -> PathBuf {
 impl SamplePlan {
     /// All that the pictures depend on.
     pub fn key(&self) -> Result<RunKey> {
-        self.key_of(&self.model()?)
+        self.key_of(&self.model(&Interrupt::new())?)
     }
 
     fn key_of(&self, model: &ModelId) -> Result<RunKey> {
         #[derive(Serialize)]
         struct Key<'a> {
+            arithmetic: u32,
             model: &'a str,
             device: &'a str,
             precision: Precision,
@@ -391,6 +396,7 @@ impl SamplePlan {
             pictures: Vec<(&'a Settings, &'a Used)>,
         }
         let key = Key {
+            arithmetic: ARITHMETIC,
             model: &model.name,
             device: device_type(&self.device),
             precision: self.precision,
@@ -406,12 +412,14 @@ impl SamplePlan {
         }
     }
 
-    fn model(&self) -> Result<ModelId> {
-        let model = self.model.id()?;
-        match &self.vae {
-            Some(vae) => model.with_vae(vae),
-            None => Ok(model),
-        }
+    /// # Errors
+    /// A file that cannot be read; [`Error::Interrupted`].
+    fn model(&self, interrupt: &Interrupt) -> Result<ModelId> {
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let model = self.model.id(&mut cache, interrupt)?;
+        let Some(vae) = &self.vae else { return Ok(model) };
+        let hashes = cache.of(&[vae], interrupt)?.ok_or(Error::Interrupted)?;
+        Ok(model.with_vae(vae, hashes[0]))
     }
 
     fn load(&self) -> Result<Load> {
@@ -443,13 +451,16 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(SampleEvent),
 ) -> Result<SampleReport> {
-    let model = plan.model()?;
+    let mut report = SampleReport::new(plan);
+    let model = match plan.model(interrupt) {
+        Err(Error::Interrupted) => return Ok(SampleReport { outcome: Outcome::Interrupted, ..report }),
+        model => model?,
+    };
     let key = plan.key_of(&model)?;
     let record = record_path(&plan.output);
     let text = |picture: &PlannedPicture| picture.settings.parameters_with(&model, &picture.used).to_string();
     let made =
         |picture: &PlannedPicture| MadePicture { output: picture.output.clone(), parameters: text(picture) };
-    let mut report = SampleReport::new(plan);
     // The record of a run that was ended has no outputs.
     if let Standing::Current(found) = key.standing(&record)?
         && found.outputs.len() == plan.pictures.len()
@@ -555,5 +566,40 @@ impl fmt::Display for SampleReport {
             write!(f, "\nno embedding: {}: {reason}", path.display())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vodka_stage::hash_bytes;
+
+    use super::*;
+
+    #[test]
+    fn pictures_depend_on_the_arithmetic_and_models_are_hashed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = dir.path().join("a.safetensors");
+        fs::write(&checkpoint, "weights").unwrap();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        fs::File::options().write(true).open(&checkpoint).unwrap().set_modified(long_ago).unwrap();
+        let text = format!("checkpoint = '{}'\nprompt = \"\"\noutput = \"a.png\"", checkpoint.display());
+        let mut config: SampleConfig = vodka_stage::parse_toml(&text, Path::new("a.toml")).unwrap();
+        let hash = |config: &SampleConfig| config.plan().unwrap().model(&Interrupt::new()).unwrap().sha256;
+        let key = config.plan().unwrap().key().unwrap();
+        assert_eq!(key.begun().settings["arithmetic"], ARITHMETIC);
+        assert_eq!(hash(&config), hash_bytes("weights"));
+        let cache = dir.path().join("hashes.json");
+        config.hash_cache = Some(cache.clone());
+        assert_eq!(hash(&config), hash_bytes("weights"));
+        let mut known = HashCache::open(Some(&cache));
+        known.remember(&checkpoint, hash_bytes("remembered"));
+        known.save();
+        assert_eq!(hash(&config), hash_bytes("remembered"));
+
+        let interrupt = Interrupt::new();
+        interrupt.raise();
+        config.hash_cache = None;
+        let report = run(&config.plan().unwrap(), &interrupt, &mut |_| {}).unwrap();
+        assert_eq!((report.outcome, report.pictures.len()), (Outcome::Interrupted, 0));
     }
 }

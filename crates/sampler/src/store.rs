@@ -16,10 +16,8 @@ use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir, remove_all};
 use crate::{
     Error, ModelId, Result, Settings, Used,
     picture_file::{read_parameters, read_rgb, write_png},
+    pipeline::ARITHMETIC,
 };
-
-/// Counts up whenever the same settings make other pixels: cells of an older arithmetic are made anew.
-const ARITHMETIC: u32 = 2;
 
 /// A store that no other run may write to.
 #[derive(Debug)]

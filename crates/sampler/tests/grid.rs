@@ -16,7 +16,7 @@ use vodka_sampler::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Load,
     ModelSource, Pipeline, Settings, Values, grid, read_parameters,
 };
-use vodka_stage::{FolderLock, Interrupt, Outcome, Spanned, parse_toml};
+use vodka_stage::{FolderLock, HashCache, Interrupt, Outcome, Spanned, parse_toml};
 use vodka_testkit::{fixture, model};
 
 fn config(checkpoints: &[PathBuf], output: &Path) -> GridConfig {
@@ -414,6 +414,28 @@ fn a_finished_grid_is_there_only_as_long_as_its_cells_are() {
     assert_eq!(outcome(&grid("second", &["v1"], true)), (Outcome::Done, 0, 4));
     assert_eq!(outcome(&grid("second", &["v1"], true)), (Outcome::Unchanged, 0, 0));
     assert_eq!(outcome(&grid("first", &["base"], false)), (Outcome::Done, 4, 0));
+}
+
+#[test]
+fn models_are_hashed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base"), model("v1")], &dir.path().join("grid"));
+    let key = |config: &GridConfig| config.plan().unwrap().key().unwrap().hash();
+    let hashed = key(&config);
+    let cache = dir.path().join("hashes.json");
+    config.hash_cache = Some(cache.clone());
+    assert_eq!(key(&config), hashed);
+    let mut known = HashCache::open(Some(&cache));
+    known.remember(&model("v1"), vodka_stage::hash_bytes("remembered"));
+    known.save();
+    assert_ne!(key(&config), hashed);
+
+    let interrupt = Interrupt::new();
+    interrupt.raise();
+    config.hash_cache = None;
+    let report = grid::run(&config.plan().unwrap(), &interrupt, &mut |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Interrupted);
+    assert!(!config.output.exists());
 }
 
 #[test]

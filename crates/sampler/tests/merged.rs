@@ -8,7 +8,7 @@ use image::RgbImage;
 use tch::{Device, Kind};
 use vodka_merger::Recipe;
 use vodka_sampler::{ModelSource, Pipeline, Settings, Weight};
-use vodka_stage::Interrupt;
+use vodka_stage::{HashCache, Interrupt};
 use vodka_testkit::model;
 
 /// A graph with block weights, a method that needs whole tensors, and one that needs the whole model.
@@ -109,7 +109,8 @@ fn a_merge_is_known_by_what_it_is_and_not_by_names_or_places() {
     let dir = tempfile::tempdir().unwrap();
     let id = |name: &str, text: &str, output: &str, weights: &[(String, Weight)]| {
         fs::write(dir.path().join(name), text).unwrap();
-        ModelSource::read(&dir.path().join(format!("{name}#{output}")), weights).unwrap().id().unwrap()
+        let source = ModelSource::read(&dir.path().join(format!("{name}#{output}")), weights).unwrap();
+        source.id(&mut HashCache::default(), &Interrupt::new()).unwrap()
     };
     let text = recipe(dir.path());
     let first = id("a.toml", &text, "mix", &[]);

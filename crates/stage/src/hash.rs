@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 
 /// A SHA-256 digest, written as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -130,17 +130,19 @@ pub fn hash_file(path: impl AsRef<Path>) -> Result<ContentHash> {
 /// Large files are hashed while they are read on: it takes the time of one hash on one core, if the disk keeps up.
 pub fn hash_file_from(path: impl AsRef<Path>, starts: &[u64]) -> Result<Vec<ContentHash>> {
     let path = path.as_ref();
-    digests(path, starts).map_err(Error::read(path))
+    let hashes = digests(path, starts, &Interrupt::new()).map_err(Error::read(path))?;
+    Ok(hashes.expect("nobody has interrupted it"))
 }
 
-fn digest(path: &Path) -> io::Result<ContentHash> {
-    Ok(digests(path, &[0])?[0])
+fn digest(path: &Path, interrupt: &Interrupt) -> io::Result<Option<ContentHash>> {
+    Ok(digests(path, &[0], interrupt)?.map(|hashes| hashes[0]))
 }
 
 /// Bytes that are read at a time: starting a thread for each costs nothing beside hashing them.
 const CHUNK: usize = 4 << 20;
 
-fn digests(path: &Path, starts: &[u64]) -> io::Result<Vec<ContentHash>> {
+/// `None` where it was interrupted.
+fn digests(path: &Path, starts: &[u64], interrupt: &Interrupt) -> io::Result<Option<Vec<ContentHash>>> {
     let mut file = File::open(path)?;
     let mut hashers: Vec<_> = starts.iter().map(|start| (*start, Sha256::new())).collect();
     let expected = file.metadata()?.len().min(CHUNK as u64) as usize;
@@ -149,6 +151,9 @@ fn digests(path: &Path, starts: &[u64]) -> io::Result<Vec<ContentHash>> {
     let mut at = 0;
     let mut length = read_all(&mut file, &mut full)?;
     while length > 0 {
+        if interrupt.is_raised() {
+            return Ok(None);
+        }
         let chunk = &full[..length];
         let last = length < full.len();
         let next = if last {
@@ -167,7 +172,7 @@ fn digests(path: &Path, starts: &[u64]) -> io::Result<Vec<ContentHash>> {
         length = next;
         mem::swap(&mut full, &mut empty);
     }
-    Ok(hashers.into_iter().map(|(_, hasher)| ContentHash(hasher.finalize().into())).collect())
+    Ok(Some(hashers.into_iter().map(|(_, hasher)| ContentHash(hasher.finalize().into())).collect()))
 }
 
 /// Adds what of a chunk is behind the start of the hash.
@@ -201,11 +206,26 @@ fn read_all(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// When the root cannot be read, or a folder below it.
 pub fn hash_tree(root: impl AsRef<Path>, keep: impl Fn(&Path) -> bool) -> Result<ContentHash> {
+    let hash = hash_tree_until(root, keep, &Interrupt::new())?;
+    Ok(hash.expect("nobody has interrupted it"))
+}
+
+/// As [`hash_tree`]; `None` where it was interrupted, which is seen within some megabytes.
+///
+/// # Errors
+/// As there.
+pub fn hash_tree_until(
+    root: impl AsRef<Path>,
+    keep: impl Fn(&Path) -> bool,
+    interrupt: &Interrupt,
+) -> Result<Option<ContentHash>> {
     let root = root.as_ref();
     if root.is_file() {
-        return hash_file(root);
+        return digest(root, interrupt).map_err(Error::read(root));
     }
-    Ok(hash_entries(root, keep, |path| digest(path).ok())?.0)
+    let (hash, _) = hash_entries(root, keep, |path| digest(path, interrupt).ok().flatten())?;
+    // What was not read any more is in this hash as unreadable.
+    Ok((!interrupt.is_raised()).then_some(hash))
 }
 
 /// As [`hash_tree`] of a folder, of stamps in the place of contents: where it is the same, so are the contents, unless

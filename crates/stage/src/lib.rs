@@ -8,6 +8,7 @@ mod atomic;
 mod config;
 mod error;
 mod hash;
+mod hash_cache;
 mod interrupt;
 mod journal;
 mod lock;
@@ -16,14 +17,16 @@ mod panics;
 mod record;
 mod report;
 mod space;
+mod vector;
 
 pub use atomic::{AtomicFile, beside, create_dir, remove_all, sync_folder_of, write_atomic};
 pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
 pub use hash::{
-    ContentHash, FileHasher, Hasher, Stamp, hash_bytes, hash_file, hash_file_from, hash_tree, is_hidden,
-    stamp_tree, unreadable,
+    ContentHash, FileHasher, Hasher, Stamp, hash_bytes, hash_file, hash_file_from, hash_tree,
+    hash_tree_until, is_hidden, stamp_tree, unreadable,
 };
+pub use hash_cache::HashCache;
 pub use interrupt::Interrupt;
 pub use journal::{Journal, Place};
 pub use lock::{FolderLock, try_lock};

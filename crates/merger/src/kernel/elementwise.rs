@@ -1,6 +1,8 @@
 //! Methods whose every element depends on the same element of the parents alone.
 
-use super::Context;
+use vodka_stage::for_avx2;
+
+use super::{Context, powers::mean_of_powers};
 
 /// `a = a * (1 - multiplier) + b * multiplier`, rounded to f32 after each operation, as A1111's `weighted_sum` is on
 /// f32 tensors. 0 keeps A and 1 gives B, bit for bit.
@@ -48,37 +50,46 @@ pub(super) fn triple_sum(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64, beta: 
     }
 }
 
-/// SuperMerger's `trainDifference`; the factor 1.8 is its own.
-pub(super) fn train_difference(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64) {
-    let factor = (alpha * 1.8) as f32;
-    for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
-        let difference = b - c;
-        let (of_c, of_a) = (difference.abs(), (b - *a).abs());
-        let sum = of_c + of_a;
-        let scale = if sum == 0.0 { 0.0 } else { of_a / sum };
-        let signed = if difference == 0.0 { 0.0 } else { scale.copysign(difference) };
-        *a += signed * of_c * factor;
+for_avx2! {
+    /// SuperMerger's `trainDifference`; the factor 1.8 is its own.
+    pub(super) fn train_difference(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64) {
+        let factor = (alpha * 1.8) as f32;
+        for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+            let difference = b - c;
+            let (of_c, of_a) = (difference.abs(), (b - *a).abs());
+            let sum = of_c + of_a;
+            let scale = if sum == 0.0 { 0.0 } else { of_a / sum };
+            let signed = if difference == 0.0 { 0.0 } else { scale.copysign(difference) };
+            *a += signed * of_c * factor;
+        }
     }
 }
 
-/// The real part of `a^(1 - alpha) b^alpha` for complex powers: a negative number has the angle pi.
-pub(super) fn geometric(a: &mut [f32], b: &[f32], alpha: f64) {
-    let angle = |negative: bool, share: f64| if negative { std::f64::consts::PI * share } else { 0.0 };
-    for (a, b) in a.iter_mut().zip(b) {
-        let (x, y) = (f64::from(*a), f64::from(*b));
-        let size = x.abs().powf(1.0 - alpha) * y.abs().powf(alpha);
-        *a = (size * (angle(x < 0.0, 1.0 - alpha) + angle(y < 0.0, alpha)).cos()) as f32;
+for_avx2! {
+    /// The real part of `a^(1 - alpha) b^alpha` for complex powers: a negative number has the angle pi.
+    pub(super) fn geometric(a: &mut [f32], b: &[f32], alpha: f64) {
+        let angle = |negative: bool, share: f64| if negative { std::f64::consts::PI * share } else { 0.0 };
+        let cos = |a: bool, b: bool| (angle(a, 1.0 - alpha) + angle(b, alpha)).cos();
+        let [neither, of_b, of_a, both] =
+            [cos(false, false), cos(false, true), cos(true, false), cos(true, true)];
+        for (a, b) in a.iter_mut().zip(b) {
+            let (x, y) = (f64::from(*a), f64::from(*b));
+            let size = mean_of_powers(x.abs(), y.abs(), alpha);
+            let (positive, negative) = if y < 0.0 { (of_b, both) } else { (neither, of_a) };
+            *a = (size * if x < 0.0 { negative } else { positive }) as f32;
+        }
     }
 }
 
-/// `c + copysign(|a - c|^(1 - alpha) |b - c|^alpha, (1 - beta) a + beta b - c)`.
-pub(super) fn multiply_difference(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64, beta: f64) {
-    let (keep, take) = ((1.0 - beta) as f32, beta as f32);
-    for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
-        let of_a = f64::from((*a - c).abs()).powf(1.0 - alpha);
-        let of_b = f64::from((b - c).abs()).powf(alpha);
-        let sign = (keep * *a + take * b) - c;
-        *a = c + ((of_a * of_b) as f32).copysign(sign);
+for_avx2! {
+    /// `c + copysign(|a - c|^(1 - alpha) |b - c|^alpha, (1 - beta) a + beta b - c)`.
+    pub(super) fn multiply_difference(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64, beta: f64) {
+        let (keep, take) = ((1.0 - beta) as f32, beta as f32);
+        for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+            let size = mean_of_powers(f64::from((*a - c).abs()), f64::from((b - c).abs()), alpha);
+            let sign = (keep * *a + take * b) - c;
+            *a = c + (size as f32).copysign(sign);
+        }
     }
 }
 
@@ -91,19 +102,41 @@ pub(super) fn tensor_sum(a: &mut [f32], b: &[f32], alpha: f64, beta: f64, contex
         true => (at(beta), at(alpha + beta), true),
         false => (at(alpha + beta - 1.0), at(beta), false),
     };
-    for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-        if (first..last).contains(&((context.start + i) / row)) == of_b {
-            *a = *b;
+    // The elements of the rows, in this block.
+    let within = |row_index: usize| (row_index * row).saturating_sub(context.start).min(a.len());
+    let (first, last) = (within(first), within(last).max(within(first)));
+    match of_b {
+        true => a[first..last].copy_from_slice(&b[first..last]),
+        false => {
+            a[..first].copy_from_slice(&b[..first]);
+            a[last..].copy_from_slice(&b[last..]);
         }
     }
 }
 
 /// Between the least and the largest of the bounds.
 pub(super) fn clip(a: &mut [f32], bounds: &[&[f32]]) {
-    for (i, a) in a.iter_mut().enumerate() {
-        let low = bounds.iter().map(|bound| bound[i]).fold(f32::INFINITY, f32::min);
-        let high = bounds.iter().map(|bound| bound[i]).fold(f32::NEG_INFINITY, f32::max);
-        *a = a.max(low).min(high);
+    const PART: usize = 1024;
+    let (mut low, mut high) = ([0.0; PART], [0.0; PART]);
+    for (part, a) in a.chunks_mut(PART).enumerate() {
+        let (low, high) = (&mut low[..a.len()], &mut high[..a.len()]);
+        low.fill(f32::INFINITY);
+        high.fill(f32::NEG_INFINITY);
+        for bound in bounds {
+            bounds_of(&bound[part * PART..][..a.len()], low, high);
+        }
+        for ((a, low), high) in a.iter_mut().zip(low).zip(high) {
+            *a = a.max(*low).min(*high);
+        }
+    }
+}
+
+for_avx2! {
+    fn bounds_of(bound: &[f32], low: &mut [f32], high: &mut [f32]) {
+        for ((bound, low), high) in bound.iter().zip(low).zip(high) {
+            *low = low.min(*bound);
+            *high = high.max(*bound);
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod elementwise;
 mod lora;
+mod median;
+mod powers;
 mod ranks;
 mod smooth;
 mod sparse;
@@ -26,8 +28,8 @@ use crate::{Method, Result};
 pub trait Blocks: Sync {
     /// The extent of each axis.
     fn shape(&self) -> &[usize];
-    /// How many blocks there are.
-    fn count(&self) -> usize;
+    /// The elements of a block; the last one may have fewer.
+    fn block_len(&self) -> usize;
     /// Reads block `index` and hands over its first element's place and, for each parent, the values.
     fn read(&self, index: usize, take: &mut dyn FnMut(usize, &[&[f32]])) -> Result<()>;
 }
@@ -140,7 +142,8 @@ fn fold<T: Send>(
 ) -> Result<()> {
     // A few blocks a thread at a time, so that what comes of all blocks is never in memory at once.
     let batch = 4 * rayon::current_num_threads();
-    let indices: Vec<_> = (0..blocks.count()).collect();
+    let elements: usize = blocks.shape().iter().product();
+    let indices: Vec<_> = (0..elements.div_ceil(blocks.block_len())).collect();
     for indices in indices.chunks(batch) {
         let results: Vec<_> = indices
             .par_iter()
@@ -153,19 +156,4 @@ fn fold<T: Send>(
         results.into_iter().for_each(&mut together);
     }
     Ok(())
-}
-
-/// One value for each element of a tensor, made block by block.
-fn whole(blocks: &dyn Blocks, of_block: impl Fn(&[&[f32]], &mut Vec<f32>) + Sync) -> Result<Vec<f32>> {
-    let mut all = Vec::with_capacity(blocks.shape().iter().product());
-    fold(
-        blocks,
-        |_, values| {
-            let mut made = Vec::with_capacity(values[0].len());
-            of_block(values, &mut made);
-            made
-        },
-        |made| all.extend_from_slice(&made),
-    )?;
-    Ok(all)
 }

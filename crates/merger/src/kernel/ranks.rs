@@ -1,45 +1,78 @@
 //! Methods that need an order or columns: top-k, and the mixes by cosine.
 
+use rayon::prelude::*;
+use vodka_stage::for_avx2;
+
 use super::{Blocks, Context, State, fold};
 use crate::{Method, Result};
 
 /// The whole result of top-k: A's values in the order of B's, where their ranks by size are in the region.
+///
+/// Beside the result it holds the places of B's elements and A's values in their order: one after the other, so that no
+/// more than twelve bytes an element are in memory at once.
 pub(super) fn top_k(blocks: &dyn Blocks, alpha: f64, beta: f64) -> Result<State> {
     let n: usize = blocks.shape().iter().product();
-    assert!(u32::try_from(n).is_ok(), "a tensor of {n} elements");
-    // B's elements with their places, in the order of the values: of equals the first one comes first.
-    let (mut order, mut result): (Vec<u64>, Vec<f32>) = (Vec::with_capacity(n), Vec::with_capacity(n));
-    fold(
-        blocks,
-        |start, values| {
-            let key = |(i, b): (usize, &f32)| u64::from(ordered(*b)) << 32 | (start + i) as u64;
-            (values[1].iter().enumerate().map(key).collect::<Vec<_>>(), values[0].to_vec())
-        },
-        |(keys, a)| {
-            order.extend_from_slice(&keys);
-            result.extend_from_slice(&a);
-        },
-    )?;
-    rayon::slice::ParallelSliceMut::par_sort_unstable(order.as_mut_slice());
-    let order: Vec<u32> = order.into_iter().map(|key| key as u32).collect();
-
-    let (first, last, inverted) = region(alpha, beta, n);
-    let (low, high) = {
-        let mut sizes: Vec<f32> = result.iter().map(|a| a.abs()).collect();
-        let mut at = |rank: usize| match rank.checked_sub(1) {
-            None => -1.0,
-            Some(index) => *sizes.select_nth_unstable_by(index, f32::total_cmp).1,
-        };
-        (at(first), at(last))
-    };
+    let order = Order::of(blocks, n)?;
+    let mut result = Vec::with_capacity(n);
+    fold(blocks, |_, values| values[0].to_vec(), |a| result.extend_from_slice(&a))?;
     let mut sorted = result.clone();
-    rayon::slice::ParallelSliceMut::par_sort_unstable_by(sorted.as_mut_slice(), f32::total_cmp);
-    for (a, place) in sorted.into_iter().zip(order) {
+    sorted.par_sort_unstable_by(f32::total_cmp);
+    let (first, last, inverted) = region(alpha, beta, n);
+    let at = |rank: usize| rank.checked_sub(1).map_or(-1.0, |index| size_of_rank(&sorted, index));
+    let (low, high) = (at(first), at(last));
+    for (rank, a) in sorted.into_iter().enumerate() {
         if (low < a.abs() && a.abs() <= high) != inverted {
-            result[place as usize] = a;
+            result[order.place(rank)] = a;
         }
     }
     Ok(State::Whole(result))
+}
+
+/// The size that so many of the sizes of sorted values come before.
+fn size_of_rank(sorted: &[f32], rank: usize) -> f32 {
+    let (negative, positive) = sorted.split_at(sorted.partition_point(|x| x.is_sign_negative()));
+    // Of `rank + 1` smallest sizes so many are of positive values: the first count at which the next of them is no smaller
+    // than the last of the others.
+    let others = |count: usize| rank + 1 - count;
+    let size =
+        |count: usize| count.checked_sub(1).map_or(0.0, |index| negative[negative.len() - 1 - index].abs());
+    let (mut low, mut high) = ((rank + 1).saturating_sub(negative.len()), positive.len().min(rank + 1));
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        match positive[middle] < size(others(middle)) {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    let of_positive = low.checked_sub(1).map_or(0.0, |index| positive[index]);
+    of_positive.max(size(others(low)))
+}
+
+/// The places of a tensor's elements in the order of their values; of equals the first one comes first.
+struct Order(Vec<u64>);
+
+impl Order {
+    /// Of B.
+    fn of(blocks: &dyn Blocks, n: usize) -> Result<Self> {
+        assert!(u32::try_from(n).is_ok(), "a tensor of {n} elements");
+        let mut keys: Vec<u64> = Vec::with_capacity(n);
+        let key = |(place, b): (usize, &f32)| u64::from(ordered(*b)) << 32 | place as u64;
+        let of_block = |start, values: &[&[f32]]| (start..).zip(values[1]).map(key).collect::<Vec<_>>();
+        fold(blocks, of_block, |of_block| keys.extend_from_slice(&of_block))?;
+        keys.par_sort_unstable();
+        // Only the places are left, two in the room of one key.
+        for i in 0..n.div_ceil(2) {
+            let place = |index: usize| keys.get(index).map_or(0, |key| key & u64::from(u32::MAX));
+            keys[i] = place(2 * i) | place(2 * i + 1) << 32;
+        }
+        keys.truncate(n.div_ceil(2));
+        keys.shrink_to_fit();
+        Ok(Self(keys))
+    }
+
+    fn place(&self, rank: usize) -> usize {
+        (self.0[rank / 2] >> (32 * (rank % 2))) as u32 as usize
+    }
 }
 
 /// The bits of a float in the order of the floats; zeros of both signs are equal.
@@ -79,38 +112,60 @@ pub fn similarities(method: Method, blocks: &dyn Blocks) -> Result<Similarities>
         [_, rest @ ..] => rest.iter().product::<usize>(),
         [] => 1,
     };
-    let mut sums = vec![[0.0_f64; 3]; columns];
+    let mut sums = Sums::new(columns);
     fold(
         blocks,
-        |start, values| of_columns(start, columns, values[0], values[1]),
-        |parts| {
-            for (first, part) in parts {
-                for (sum, part) in sums[first..].iter_mut().zip(part) {
-                    sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-                }
-            }
-        },
+        |start, values| of_columns(start % columns, columns, values[0], values[1]),
+        |parts| parts.iter().for_each(|(first, part)| sums.add(*first, part)),
     )?;
-    Ok(of_sums(method, &sums))
+    Ok(of_sums(method, &sums.rows()))
 }
 
-type Part = (usize, Vec<[f64; 3]>);
+/// For each of some columns that follow each other the sums of squares of A and of B and of their product.
+struct Sums([Vec<f64>; 3]);
 
-/// The sums of squares of A and B and of their product for each column that the block touches.
-fn of_columns(start: usize, columns: usize, a: &[f32], b: &[f32]) -> Vec<Part> {
-    let n = a.len().min(columns);
-    let first = start % columns;
-    let mut sums = vec![[0.0; 3]; n];
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        let (a, b) = (f64::from(*a), f64::from(*b));
-        let sum = &mut sums[i % columns % n];
-        sum[0] += a * a;
-        sum[1] += b * b;
-        sum[2] += a * b;
+impl Sums {
+    fn new(columns: usize) -> Self {
+        Self(std::array::from_fn(|_| vec![0.0; columns]))
     }
-    // What goes beyond the last column starts at the first again.
-    let rest = sums.split_off((columns - first).min(n));
-    vec![(first, sums), (0, rest)]
+
+    /// Adds those of a part of the columns, from `first` on.
+    fn add(&mut self, first: usize, part: &Self) {
+        for (sums, part) in self.0.iter_mut().zip(&part.0) {
+            sums[first..].iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+    }
+
+    fn rows(&self) -> Vec<[f64; 3]> {
+        let [a, b, ab] = &self.0;
+        a.iter().zip(b).zip(ab).map(|((a, b), ab)| [*a, *b, *ab]).collect()
+    }
+}
+
+/// The sums of a block that starts in the column `first`: of the columns from there to the last one, and where it goes on, from
+/// the first one on.
+fn of_columns(first: usize, columns: usize, a: &[f32], b: &[f32]) -> [(usize, Sums); 2] {
+    let n = a.len().min(columns);
+    let mut sums = Sums::new(n);
+    for (a, b) in a.chunks(n.max(1)).zip(b.chunks(n.max(1))) {
+        add_products(a, b, &mut sums.0);
+    }
+    let rest = Sums(sums.0.each_mut().map(|sums| sums.split_off((columns - first).min(n))));
+    [(first, sums), (0, rest)]
+}
+
+for_avx2! {
+    fn add_products(a: &[f32], b: &[f32], sums: &mut [Vec<f64>; 3]) {
+        let n = a.len();
+        let [of_a, of_b, of_ab] = sums.each_mut().map(|sums| &mut sums[..n]);
+        let b = &b[..n];
+        for i in 0..n {
+            let (a, b) = (f64::from(a[i]), f64::from(b[i]));
+            of_a[i] += a * a;
+            of_b[i] += b * b;
+            of_ab[i] += a * b;
+        }
+    }
 }
 
 fn of_sums(method: Method, sums: &[[f64; 3]]) -> Similarities {
@@ -177,8 +232,43 @@ fn percentile(sorted: &[f32], part: f64) -> Option<f64> {
 /// A and B by the share of A in each column.
 pub(super) fn mix_columns(a: &mut [f32], b: &[f32], context: &Context) {
     let State::Columns(shares) = context.state else { panic!("prepared: {:?}", context.state) };
-    for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-        let share = shares[(context.start + i) % shares.len()];
-        *a = b * (1.0 - share) + *a * share;
+    if let [share] = shares.as_slice() {
+        return a.iter_mut().zip(b).for_each(|(a, b)| *a = b * (1.0 - share) + *a * share);
+    }
+    let column = context.start % shares.len();
+    let head = (shares.len() - column).min(a.len());
+    let ((head_a, a), (head_b, b)) = (a.split_at_mut(head), b.split_at(head));
+    mix(head_a, head_b, &shares[column..]);
+    for (a, b) in a.chunks_mut(shares.len()).zip(b.chunks(shares.len())) {
+        mix(a, b, shares);
+    }
+}
+
+for_avx2! {
+    fn mix(a: &mut [f32], b: &[f32], shares: &[f32]) {
+        for ((a, b), share) in a.iter_mut().zip(b).zip(shares) {
+            *a = b * (1.0 - share) + *a * share;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn sizes_of_ranks_are_those_of_sorted_sizes(
+            values in vec(prop_oneof![Just(0.0_f32), Just(-0.0_f32), Just(-2.5), Just(2.5), -9.0_f32..9.0], 1..40),
+        ) {
+            let (mut sorted, mut sizes) = (values.clone(), values);
+            sorted.sort_unstable_by(f32::total_cmp);
+            sizes.iter_mut().for_each(|x| *x = x.abs());
+            sizes.sort_unstable_by(f32::total_cmp);
+            let found: Vec<f32> = (0..sizes.len()).map(|rank| size_of_rank(&sorted, rank)).collect();
+            prop_assert_eq!(found, sizes);
+        }
     }
 }

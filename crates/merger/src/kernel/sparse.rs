@@ -1,5 +1,7 @@
 //! Methods that keep some elements of the others' differences from A.
 
+use vodka_stage::for_avx2;
+
 use super::{Blocks, Context, State, fold};
 use crate::Result;
 
@@ -37,7 +39,7 @@ pub(super) fn breadcrumbs_limits(blocks: &dyn Blocks, density: f64, gamma: f64) 
 
 fn others_of(blocks: &dyn Blocks) -> Result<usize> {
     let mut others = 0;
-    if blocks.count() > 0 {
+    if blocks.shape().iter().product::<usize>() > 0 {
         blocks.read(0, &mut |_, values| others = values.len() - 1)?;
     }
     Ok(others)
@@ -81,7 +83,10 @@ fn sizes_of_ranks(blocks: &dyn Blocks, ranks: &[usize]) -> Result<Vec<Vec<f32>>>
             for (x, a) in x.iter().zip(values[0]) {
                 let bits = size_bits(*x, *a);
                 for (bins, (upper, _)) in bins.iter_mut().zip(found) {
-                    bins[bits % BINS] += u32::from(bits >> 16 == *upper);
+                    // Seldom: no more than a hundredth of the elements, unless many are equal.
+                    if bits >> 16 == *upper {
+                        bins[bits % BINS] += 1;
+                    }
                 }
             }
         }
@@ -113,25 +118,49 @@ pub(super) fn ties(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &
     agreeing(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
 }
 
+/// Elements that are worked out together.
+const PART: usize = 1024;
+
 /// A and the mean of those differences that have the sign of their sum.
 fn agreeing(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
     let multiplier = multiplier as f32;
-    let mut deltas = vec![0.0_f32; others.len()];
-    for (i, a) in a.iter_mut().enumerate() {
-        let mut sum = 0.0;
-        for (other, (delta, x)) in deltas.iter_mut().zip(others).enumerate() {
-            *delta = keep(other, i, x[i] - *a);
-            sum += *delta;
+    let mut deltas = vec![[0.0_f32; PART]; others.len()];
+    let (mut sums, mut mixed, mut counts) = ([0.0_f32; PART], [0.0_f32; PART], [0.0_f32; PART]);
+    for (part, a) in a.chunks_mut(PART).enumerate() {
+        let (start, n) = (part * PART, a.len());
+        sums[..n].fill(0.0);
+        for (other, (deltas, x)) in deltas.iter_mut().zip(others).enumerate() {
+            for (i, ((delta, x), a)) in deltas.iter_mut().zip(&x[start..start + n]).zip(&*a).enumerate() {
+                *delta = keep(other, start + i, x - a);
+            }
+            add_to(&mut sums[..n], &deltas[..n]);
         }
-        let sign = if sum >= 0.0 { 1.0 } else { -1.0 };
-        let (mut mixed, mut count) = (0.0, 0.0);
-        for delta in &deltas {
-            let agrees = *delta != 0.0 && delta.signum() == sign;
-            mixed += if agrees { *delta } else { 0.0 };
-            count += f32::from(u8::from(agrees));
+        mixed[..n].fill(0.0);
+        counts[..n].fill(0.0);
+        for deltas in &deltas {
+            add_agreeing(&deltas[..n], &sums[..n], &mut mixed[..n], &mut counts[..n]);
         }
-        if count > 0.0 {
-            *a += mixed / count * multiplier;
+        for ((a, mixed), count) in a.iter_mut().zip(&mixed).zip(&counts) {
+            if *count > 0.0 {
+                *a += mixed / count * multiplier;
+            }
+        }
+    }
+}
+
+for_avx2! {
+    fn add_to(sums: &mut [f32], deltas: &[f32]) {
+        sums.iter_mut().zip(deltas).for_each(|(sum, delta)| *sum += delta);
+    }
+}
+
+for_avx2! {
+    /// Adds and counts what has the sign of the sum.
+    fn add_agreeing(deltas: &[f32], sums: &[f32], mixed: &mut [f32], counts: &mut [f32]) {
+        for (((delta, sum), mixed), count) in deltas.iter().zip(sums).zip(mixed).zip(counts) {
+            let agrees = if *sum >= 0.0 { *delta > 0.0 } else { *delta < 0.0 };
+            *mixed += if agrees { *delta } else { 0.0 };
+            *count += if agrees { 1.0 } else { 0.0 };
         }
     }
 }
@@ -148,9 +177,9 @@ pub(super) fn breadcrumbs(a: &mut [f32], others: &[&[f32]], multiplier: f64, con
 /// A and the mean of the differences, each of which `keep` may turn into another.
 fn mean(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
     let (multiplier, count) = (multiplier as f32, others.len() as f32);
-    let mut sums = [0.0_f32; 1024];
-    for (part, a) in a.chunks_mut(sums.len()).enumerate() {
-        let (start, sums) = (part * 1024, &mut sums[..a.len()]);
+    let mut sums = [0.0_f32; PART];
+    for (part, a) in a.chunks_mut(PART).enumerate() {
+        let (start, sums) = (part * PART, &mut sums[..a.len()]);
         // The zero that changes nothing: of no differences the sum is what A's -0 stays -0 with.
         sums.fill(-0.0);
         // One of the others after the other: the loop over elements is the inner one, and vector code.

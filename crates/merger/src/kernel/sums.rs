@@ -1,5 +1,7 @@
 //! Methods that need lengths and products of whole tensors.
 
+use vodka_stage::for_avx2;
+
 use super::{Blocks, Context, State, fold};
 use crate::Result;
 
@@ -17,25 +19,36 @@ fn sums(blocks: &dyn Blocks, of_block: impl Fn(&[&[f32]]) -> Vec<f64> + Sync) ->
     Ok(total)
 }
 
-/// The sum of the products of what two functions make of each element, in eight partial sums, so that it is vector code.
-fn product(n: usize, x: impl Fn(usize) -> f64, y: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 8;
-    let mut lanes = [0.0; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += x(start + lane) * y(start + lane);
+/// The sum of the products of elements, in eight partial sums, so that it is vector code.
+fn product(x: &[f32], y: &[f32]) -> f64 {
+    let mut sum = 0.0;
+    add_product(x, y, &mut sum);
+    sum
+}
+
+for_avx2! {
+    fn add_product(x: &[f32], y: &[f32], sum: &mut f64) {
+        let mut lanes = [0.0; 8];
+        let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+        for (x, y) in x.iter().zip(y) {
+            for (lane, sum) in lanes.iter_mut().enumerate() {
+                *sum += f64::from(x[lane]) * f64::from(y[lane]);
+            }
         }
+        let rest = x_rest.iter().zip(y_rest).map(|(x, y)| f64::from(*x) * f64::from(*y));
+        *sum += lanes.iter().sum::<f64>() + rest.sum::<f64>();
     }
-    lanes.iter().sum::<f64>() + (whole..n).map(|i| x(i) * y(i)).sum::<f64>()
+}
+
+fn difference(x: &[f32], y: &[f32]) -> Vec<f32> {
+    x.iter().zip(y).map(|(x, y)| x - y).collect()
 }
 
 /// The shares of A and B: numbers by which the two are multiplied.
 pub(super) fn slerp(blocks: &dyn Blocks, alpha: f64) -> Result<State> {
     let sums = sums(blocks, |values| {
         let [a, b] = [values[0], values[1]];
-        let (at_a, at_b) = (|i: usize| f64::from(a[i]), |i: usize| f64::from(b[i]));
-        vec![product(a.len(), at_a, at_a), product(a.len(), at_b, at_b), product(a.len(), at_a, at_b)]
+        vec![product(a, a), product(b, b), product(a, b)]
     })?;
     let (a, b) = (sums[0].sqrt(), sums[1].sqrt());
     let omega = (sums[2] / (a * b)).clamp(-1.0, 1.0).acos();
@@ -58,9 +71,8 @@ pub(super) fn blend(a: &mut [f32], b: &[f32], context: &Context) {
 pub(super) fn perpendicular(blocks: &dyn Blocks) -> Result<State> {
     let sums = sums(blocks, |values| {
         let [a, b, c] = [values[0], values[1], values[2]];
-        let of_a = |i: usize| f64::from(a[i] - c[i]);
-        let of_b = |i: usize| f64::from(b[i] - c[i]);
-        vec![product(a.len(), of_a, of_a), product(a.len(), of_a, of_b)]
+        let (of_a, of_b) = (difference(a, c), difference(b, c));
+        vec![product(&of_a, &of_a), product(&of_a, &of_b)]
     })?;
     // No direction of A: nothing is added.
     Ok(State::Numbers(vec![sums[1] / sums[0]]))
@@ -81,15 +93,9 @@ pub(super) fn add_perpendicular(a: &mut [f32], b: &[f32], c: &[f32], alpha: f64,
 /// The share of the mean.
 pub(super) fn model_stock(blocks: &dyn Blocks) -> Result<State> {
     let sums = sums(blocks, |values| {
-        let (base, models) = (values[0], &values[1..]);
-        let mut sums = Vec::new();
-        for (i, x) in models.iter().enumerate() {
-            let of_x = |k: usize| f64::from(x[k] - base[k]);
-            for y in &models[i..] {
-                sums.push(product(base.len(), of_x, |k| f64::from(y[k] - base[k])));
-            }
-        }
-        sums
+        let deltas: Vec<_> = values[1..].iter().map(|model| difference(model, values[0])).collect();
+        let of_x = |(i, x): (usize, &Vec<f32>)| deltas[i..].iter().map(|y| product(x, y)).collect::<Vec<_>>();
+        deltas.iter().enumerate().flat_map(of_x).collect()
     })?;
     Ok(State::Numbers(vec![stock_share(&sums)]))
 }
@@ -113,9 +119,23 @@ fn stock_share(products: &[f64]) -> f64 {
 
 pub(super) fn stock(a: &mut [f32], others: &[&[f32]], context: &Context) {
     let State::Numbers(numbers) = context.state else { panic!("prepared: {:?}", context.state) };
-    let share = numbers[0];
-    for (i, a) in a.iter_mut().enumerate() {
-        let mean = others.iter().map(|other| f64::from(other[i])).sum::<f64>() / others.len() as f64;
-        *a = (share * mean + (1.0 - share) * f64::from(*a)) as f32;
+    let (share, count) = (numbers[0], others.len() as f64);
+    const PART: usize = 1024;
+    let mut sums = [0.0; PART];
+    for (part, a) in a.chunks_mut(PART).enumerate() {
+        let sums = &mut sums[..a.len()];
+        sums.fill(-0.0);
+        for other in others {
+            add_to(sums, &other[part * PART..][..a.len()]);
+        }
+        for (a, sum) in a.iter_mut().zip(sums) {
+            *a = (share * (*sum / count) + (1.0 - share) * f64::from(*a)) as f32;
+        }
+    }
+}
+
+for_avx2! {
+    fn add_to(sums: &mut [f64], values: &[f32]) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(*value));
     }
 }

@@ -120,7 +120,7 @@ pub struct GridConfig {
     /// Take cells that are not of this grid out of the store; not part of `grid.toml`.
     #[serde(skip)]
     pub prune: bool,
-    /// The file that remembers hashes of a merge's parents; none to hash them every time; not part of `grid.toml`.
+    /// The file that remembers the hashes of models; none to hash them every time; not part of `grid.toml`.
     #[serde(skip)]
     pub hash_cache: Option<PathBuf>,
     /// Where `cargo xtask setup` put libtorch; not part of `grid.toml`.

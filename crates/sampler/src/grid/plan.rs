@@ -55,6 +55,9 @@ pub struct GridPlan {
     pub store: PathBuf,
     /// Whether cells that are not of this grid are taken out of the store.
     pub prune: bool,
+    /// The file that remembers the hashes of models by path, size and time of change; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
     /// Where libtorch is.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
@@ -122,6 +125,7 @@ impl GridConfig {
             precision: self.precision,
             vae_precision: self.vae_precision,
             library: Arc::new(Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?),
+            hash_cache: self.hash_cache.clone(),
             runtime_dir: self.runtime_dir.clone(),
         };
         plan.check()?;
@@ -132,7 +136,7 @@ impl GridConfig {
     fn models(&self) -> Result<(Vec<String>, Vec<ModelSource>)> {
         let mut models = Vec::new();
         for checkpoint in &self.checkpoints {
-            models.extend(checkpoint.models(self.hash_cache.as_ref(), models.len())?);
+            models.extend(checkpoint.models(models.len())?);
         }
         Ok(models.into_iter().unzip())
     }
@@ -264,7 +268,7 @@ fn labelled_apart(labels: &[String], models: &[ModelSource]) -> Result<()> {
 
 impl GridCheckpoint {
     /// A model for each combination of its weights, with its label; `before` are there already.
-    fn models(&self, hash_cache: Option<&PathBuf>, before: usize) -> Result<Vec<(String, ModelSource)>> {
+    fn models(&self, before: usize) -> Result<Vec<(String, ModelSource)>> {
         let spread = |(name, values): (&String, &super::Values)| {
             let fault = |message| Error::Axis { axis: format!("weights.{name}"), line: None, message };
             Ok((name.clone(), values.spread().map_err(fault)?))
@@ -290,7 +294,7 @@ impl GridCheckpoint {
             all = next;
         }
         let model = |(label, weights): (String, Vec<(String, Weight)>)| {
-            let model = ModelSource::read(&self.path, &weights)?.with_hash_cache(hash_cache.cloned());
+            let model = ModelSource::read(&self.path, &weights)?;
             Ok((self.label.clone().unwrap_or_else(|| model.name()) + &label, model))
         };
         all.into_iter().map(model).collect()

@@ -11,7 +11,7 @@ use tch::Device;
 use vodka_checkpoint::Precision;
 use vodka_sd15::{device_type, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, hash_tree, lossy,
+    ContentHash, FolderLock, HashCache, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, lossy,
     record_path,
 };
 
@@ -90,16 +90,30 @@ impl GridPlan {
     /// # Errors
     /// A checkpoint that cannot be read.
     pub fn key(&self) -> Result<RunKey> {
-        Ok(self.key_of(&self.ids()?))
+        Ok(self.key_of(&self.ids(&Interrupt::new())?))
     }
 
-    fn ids(&self) -> Result<Ids> {
-        let models = self.models.iter().map(ModelSource::id).collect::<Result<Vec<_>>>()?;
+    /// # Errors
+    /// A model that cannot be read; [`Error::Interrupted`].
+    fn ids(&self, interrupt: &Interrupt) -> Result<Ids> {
         let mut vaes: BTreeSet<_> = self.vae.iter().cloned().collect();
         let axis = self.axis_of(AxisType::Vae).map(|axis| self.axes[axis].values.len());
         vaes.extend((0..axis.unwrap_or(0)).filter_map(|value| self.vae_of(value)));
-        let hash = |path: PathBuf| Ok((path.clone(), hash_tree(&path, |_| true)?));
-        Ok(Ids { models, vaes: vaes.into_iter().map(hash).collect::<Result<_>>()? })
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let checkpoints = self.models.iter().filter_map(|model| match model {
+            ModelSource::Checkpoint(path) => Some(path),
+            ModelSource::Merge { .. } => None,
+        });
+        // All at once: they are hashed side by side.
+        let paths: Vec<&Path> = checkpoints.chain(&vaes).map(PathBuf::as_path).collect();
+        let hashes = cache.of(&paths, interrupt)?.ok_or(Error::Interrupted)?;
+        let hashes: BTreeMap<_, _> = paths.into_iter().zip(hashes).collect();
+        let id = |model: &ModelSource| match model {
+            ModelSource::Checkpoint(path) => Ok(ModelId::new(path, hashes[path.as_path()])),
+            merge @ ModelSource::Merge { .. } => merge.id(&mut cache, interrupt),
+        };
+        let models = self.models.iter().map(id).collect::<Result<_>>()?;
+        Ok(Ids { models, vaes: vaes.iter().map(|path| (path.clone(), hashes[path.as_path()])).collect() })
     }
 
     /// LoRA files and embeddings by their names, with the hashes that pictures state.
@@ -230,7 +244,12 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(GridEvent<'_>),
 ) -> Result<GridReport> {
-    let ids = plan.ids()?;
+    let ids = match plan.ids(interrupt) {
+        Err(Error::Interrupted) => {
+            return Ok(GridReport { outcome: Outcome::Interrupted, ..GridReport::new(plan) });
+        }
+        ids => ids?,
+    };
     let key = plan.key_of(&ids);
     let record = record_path(&plan.output);
     let made = key.made::<GridReport>(&record)?;

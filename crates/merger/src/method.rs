@@ -262,7 +262,7 @@ pub static METHODS: [Info; 21] = [
         method: Method::SmoothAdd,
         name: "smooth-add",
         title: "smoothAdd",
-        summary: "A, and the smoothed difference of B and C; slow",
+        summary: "A, and the smoothed difference of B and C",
         formula: "A + M gauss(median(B - C)): the median of 3 along every axis, then a Gaussian of sigma 1 cut at 4 (f64),\n\
                   edges mirrored",
         parents: Parents::Three,

@@ -121,6 +121,55 @@ fn methods_are_those_of_their_originals() {
     }
 }
 
+/// The same parents through the original packages, not through formulas restated.
+#[test]
+fn methods_are_those_of_the_original_packages() {
+    let (inputs, case) = (Case::open("merger/methods"), Case::open("merger/originals"));
+    let (alpha, beta) = (0.3, 0.25);
+    for tensor in TENSORS {
+        let [a, b, c] = ["a", "b", "c"].map(|name| inputs.array(&format!("{name}/{tensor}")));
+        let found = |method: Method, params: &[f64]| {
+            let two = method.info().parents == Parents::Two;
+            let parents: &[&[f32]] = if two { &[&a.data, &b.data] } else { &[&a.data, &b.data, &c.data] };
+            let expected = case.array(&format!("{method}/{tensor}")).data;
+            (merged(method, &a.shape, parents, params, None), expected)
+        };
+        for (method, params, ulps) in [
+            (Method::WeightedSum, &[alpha][..], 0),
+            (Method::AddDifference, &[alpha], 0),
+            (Method::SumTwice, &[alpha, beta], 0),
+            (Method::TripleSum, &[alpha, beta], 0),
+            (Method::TensorSum, &[alpha, beta], 0),
+            (Method::TopK, &[alpha, beta], 0),
+            (Method::Clip, &[], 0),
+            (Method::Ties, &[alpha, beta], 0),
+            (Method::Breadcrumbs, &[alpha, beta, 0.1], 0),
+            (Method::Slerp, &[alpha], 1),
+            (Method::Geometric, &[alpha], 1),
+            (Method::Perpendicular, &[alpha], 1),
+            (Method::ModelStock, &[], 1),
+        ] {
+            let (found, expected) = found(method, params);
+            check(&format!("{method}/{tensor}"), &found, &expected, ulps);
+        }
+        // The one has its powers in fp32, the other divides in another order: some units of the largest number involved.
+        for (method, params) in
+            [(Method::MultiplyDifference, &[alpha, beta][..]), (Method::TrainDifference, &[alpha])]
+        {
+            let (found, expected) = found(method, params);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let size =
+                    [a.data[i], b.data[i], c.data[i]].into_iter().fold(expected.abs(), |n, x| n.max(x.abs()));
+                let apart = (found - expected).abs();
+                assert!(
+                    apart <= 4.0 * f32::EPSILON * size,
+                    "{method}/{tensor} {i}: {found}, expected {expected}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_dropped_at_random_is_dropped_as_in_the_originals() {
     let case = Case::open("merger/methods");

@@ -17,7 +17,11 @@ pub fn parse_device(text: &str, runtime_dir: &Path) -> Result<Device> {
     let Some(ordinal) = ordinal(text)? else { return Ok(Device::Cpu) };
     load_cuda(text, runtime_dir)?;
     crate::cuda::open();
-    let count = Cuda::device_count();
+    of_count(text, ordinal, Cuda::device_count())
+}
+
+/// The device of this number, where libtorch finds so many.
+fn of_count(text: &str, ordinal: usize, count: i64) -> Result<Device> {
     if ordinal as i64 >= count {
         return Err(Error::DeviceCount { device: text.to_owned(), count });
     }
@@ -97,6 +101,13 @@ mod tests {
     #[test]
     fn the_processor_needs_no_runtime_folder() {
         assert_eq!(parse_device("cpu", Path::new("nowhere")).unwrap(), Device::Cpu);
+    }
+
+    #[test]
+    fn no_more_devices_than_there_are() {
+        assert_eq!(of_count("cuda:1", 1, 2).unwrap(), Device::Cuda(1));
+        let said = of_count("cuda:2", 2, 2).unwrap_err().to_string();
+        assert_eq!(said, "there is no device `cuda:2`: libtorch finds 2 CUDA devices");
     }
 
     #[test]

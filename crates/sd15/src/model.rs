@@ -82,6 +82,24 @@ fn values(name: &str, tensor: &Tensor) -> Result<(Vec<usize>, Vec<f32>)> {
     let shape = tensor.size().iter().map(|n| *n as usize).collect();
     let mut values = vec![0.0; tensor.numel()];
     let tensor = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(Kind::Float)).map_err(download)?;
-    tensor.contiguous().f_copy_data(&mut values, tensor.numel()).map_err(download)?;
+    let tensor = tensor.f_contiguous().map_err(download)?;
+    tensor.f_copy_data(&mut values, tensor.numel()).map_err(download)?;
     Ok((shape, values))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_come_back_is_told() {
+        let dense = Tensor::from_slice(&[1.0_f32, 2.0]);
+        assert_eq!(values("a.weight", &dense).unwrap(), (vec![2], vec![1.0, 2.0]));
+        // A sparse tensor has no elements in a row.
+        let error = values("a.weight", &dense.to_sparse_sparse_dim(1)).unwrap_err();
+        assert_eq!(error.to_string(), "cannot copy `a.weight` from its device");
+        assert!(error.source().is_some());
+    }
 }

@@ -231,7 +231,7 @@ impl Bounds {
         Some(Self { bounds: Tensor::from_slice(bounds), firsts })
     }
 
-    /// For each value how many of the bounds are less than it; all of them for NaN. 32-bit on a processor to `Uint8`, in
+    /// For each value how many of the bounds are less than it; all of them for a quiet NaN. 32-bit on a processor to `Uint8`, in
     /// the same shape.
     ///
     /// # Errors

@@ -190,3 +190,53 @@ fn tch_kind(name: &str, dtype: Dtype) -> Result<Kind> {
         other => Err(Error::Dtype { name: name.to_owned(), found: format!("{other:?}") }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error;
+
+    use vodka_checkpoint::ModelConfig;
+
+    use super::*;
+
+    /// A tensor of this type under every name.
+    struct One(ModelConfig, Dtype);
+
+    impl Weights for One {
+        fn config(&self) -> &ModelConfig {
+            &self.0
+        }
+
+        fn tensor(&self, _: &str) -> Result<TensorView<'_>, Box<dyn error::Error + Send + Sync>> {
+            let data = vec![0; self.1.size()].into();
+            Ok(TensorView { dtype: self.1, shape: vec![1], data })
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_brought_to_a_device_is_told() {
+        let key = Key {
+            ldm: "a.weight".into(),
+            diffusers: "b.weight".into(),
+            shape: vec![1],
+            diffusers_shape: vec![1],
+        };
+        let said = |dtype, device, shape: &[i64]| {
+            let weights = One(ModelConfig::sd15(), dtype);
+            let result = read(&weights, vec![key.clone()], device, Kind::Float)("b.weight", shape);
+            result.map_err(|error| error.to_string())
+        };
+        assert!(said(Dtype::BF16, Device::Cpu, &[1]).is_ok());
+        assert_eq!(
+            said(Dtype::I64, Device::Cpu, &[1]).unwrap_err(),
+            "`a.weight` is stored as I64, expected F16, BF16, F32 or F64"
+        );
+        assert_eq!(
+            said(Dtype::F32, Device::Cpu, &[2]).unwrap_err(),
+            "`a.weight` has the shape [1], expected [2]"
+        );
+        // Without its other half libtorch knows no such device.
+        let said = said(Dtype::F32, Device::Cuda(99), &[1]).unwrap_err();
+        assert_eq!(said, "cannot bring `a.weight` to the device Cuda(99)");
+    }
+}

@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_is_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (mut journal, _) = open(&path, "run");
+        let place = journal.append(&"entry").unwrap();
+        assert_eq!(journal.read::<String>(place).unwrap(), "entry");
+        File::options().write(true).open(&path).unwrap().set_len(place).unwrap();
+        let said = journal.read::<String>(place).unwrap_err().to_string();
+        let expected =
+            format!("`{}` was changed while it was in use: no entry at byte {place}", path.display());
+        assert_eq!(said, expected);
+    }
+
+    #[test]
     fn the_longest_name_can_be_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("n".repeat(255));

@@ -337,6 +337,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_record_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = dir.path().join("a.run.json");
+        fs::write(&record, "{\"stage\": 1}").unwrap();
+        let error = RunRecord::read(&record).unwrap_err();
+        assert_eq!(error.to_string(), format!("`{}` is not a valid run record", record.display()));
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert!(reason.contains("line 1 column 11"), "{reason}");
+        let said = RunRecord::read(&dir.path().join("b.run.json")).unwrap_err().to_string();
+        assert!(said.starts_with("cannot read `"), "{said}");
+    }
+
+    #[test]
     fn a_record_tells_what_changed() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

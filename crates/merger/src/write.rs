@@ -397,7 +397,9 @@ fn chunk(
         .zip(&plan.kept)
         .map(|(sink, kept)| {
             let has: Vec<_> = sink.checkpoints.iter().map(|parent| plan.has(*parent)).collect();
-            kept.is_none().then(|| (has.clone(), !has.contains(&false)))
+            // Of one alone (a LoRA has no such values) nothing is to be said.
+            let are_several = has.len() > 1;
+            kept.is_none().then(|| (has.clone(), are_several && !has.contains(&false)))
         })
         .collect();
     // The parents' values too, to be compared with.

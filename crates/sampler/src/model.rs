@@ -1,6 +1,9 @@
 //! What pictures are made with: a checkpoint on disk, or a merge that is worked out while it is loaded.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Weights};
@@ -177,6 +180,32 @@ pub struct ModelId {
     pub merge: Option<Box<Identity>>,
     /// Path and hash of the VAE, where it is another file.
     pub vae: Option<(PathBuf, ContentHash)>,
+}
+
+/// What models are known by, and the hashes of VAEs: all files are hashed side by side, but for those that the cache knows.
+///
+/// # Errors
+/// As [`ModelSource::id`].
+pub(crate) fn ids(
+    models: &[ModelSource],
+    vaes: &BTreeSet<PathBuf>,
+    hash_cache: Option<&Path>,
+    interrupt: &Interrupt,
+) -> Result<(Vec<ModelId>, BTreeMap<PathBuf, ContentHash>)> {
+    let mut cache = HashCache::open(hash_cache);
+    let checkpoints = models.iter().filter_map(|model| match model {
+        ModelSource::Checkpoint(path) => Some(path),
+        ModelSource::Merge { .. } => None,
+    });
+    let paths: Vec<&Path> = checkpoints.chain(vaes).map(PathBuf::as_path).collect();
+    let hashes = cache.of(&paths, interrupt)?.ok_or(crate::Error::Interrupted)?;
+    let hashes: BTreeMap<_, _> = paths.into_iter().zip(hashes).collect();
+    let id = |model: &ModelSource| match model {
+        ModelSource::Checkpoint(path) => Ok(ModelId::new(path, hashes[path.as_path()])),
+        merge @ ModelSource::Merge { .. } => merge.id(&mut cache, interrupt),
+    };
+    let models = models.iter().map(id).collect::<Result<_>>()?;
+    Ok((models, vaes.iter().map(|path| (path.clone(), hashes[path.as_path()])).collect()))
 }
 
 impl ModelId {

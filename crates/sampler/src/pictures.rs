@@ -15,6 +15,7 @@ use vodka_stage::{Interrupt, lossy};
 use crate::{
     Error, Library, ModelId, ModelSource, Result, Settings, Used,
     making::{Made, Making, Wanted},
+    model::ids,
     store::{Arithmetic, Entry, Store, has_others},
 };
 
@@ -37,6 +38,9 @@ pub struct Pictures {
     /// The folder that keeps them, and nothing else.
     #[serde(serialize_with = "lossy")]
     pub store: PathBuf,
+    /// The file that remembers the hashes of models by path, size and time of change; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
     /// Where libtorch is.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
@@ -88,12 +92,12 @@ impl Pictures {
         })
     }
 
-    /// Hashes the models.
+    /// Hashes the models, but for those that the cache knows.
     ///
     /// # Errors
-    /// A model that cannot be read.
-    pub fn ids(&self) -> Result<Vec<ModelId>> {
-        self.models.iter().map(ModelSource::id).collect()
+    /// A model that cannot be read; [`Error::Interrupted`].
+    pub fn ids(&self, interrupt: &Interrupt) -> Result<Vec<ModelId>> {
+        Ok(ids(&self.models, &BTreeSet::new(), self.hash_cache.as_deref(), interrupt)?.0)
     }
 
     /// The names of the files in the store, in order; of equal settings there is one file.

@@ -149,12 +149,13 @@ fn a_set_of_pictures_grows_and_goes_on_and_is_to_the_bit_what_it_would_be() {
             vae_precision: Precision::F32,
             batch: 3,
             store: dir.path().join(name),
+            hash_cache: None,
             runtime_dir: vodka_testkit::runtime_dir(),
         }
     };
     // Makes it, until so many are made; tells how many were made, and whether it is through.
     let make = |set: &Pictures, stop: usize| {
-        let (interrupt, ids) = (Interrupt::new(), set.ids().unwrap());
+        let (interrupt, ids) = (Interrupt::new(), set.ids(&Interrupt::new()).unwrap());
         let (mut made, mut seen) = (0, Vec::new());
         let through = set.make(&ids, &interrupt, &mut |event| {
             if let PictureEvent::Picture { number, is_new, .. } = event {
@@ -183,7 +184,7 @@ fn a_set_of_pictures_grows_and_goes_on_and_is_to_the_bit_what_it_would_be() {
     let grown = set("grown", &all[..2]);
     assert_eq!(make(&grown, usize::MAX), (4, true));
     assert_eq!(make(&set("grown", &all), usize::MAX), (10, true));
-    for name in whole.names(&whole.ids().unwrap()) {
+    for name in whole.names(&whole.ids(&Interrupt::new()).unwrap()) {
         let read = |folder: &str| std::fs::read(dir.path().join(folder).join(&name)).unwrap();
         assert!(read("whole") == read("part") && read("whole") == read("grown"), "{name}");
     }

@@ -11,8 +11,7 @@ use tch::Device;
 use vodka_checkpoint::Precision;
 use vodka_sd15::{device_type, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, HashCache, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, lossy,
-    record_path,
+    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, lossy, record_path,
 };
 
 use super::{
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     Error, ModelId, ModelSource, Result, Used,
     making::{Made, Making, Wanted},
+    model::ids,
     store::{Arithmetic, Entry, Store, has_others},
 };
 
@@ -99,21 +99,8 @@ impl GridPlan {
         let mut vaes: BTreeSet<_> = self.vae.iter().cloned().collect();
         let axis = self.axis_of(AxisType::Vae).map(|axis| self.axes[axis].values.len());
         vaes.extend((0..axis.unwrap_or(0)).filter_map(|value| self.vae_of(value)));
-        let mut cache = HashCache::open(self.hash_cache.as_deref());
-        let checkpoints = self.models.iter().filter_map(|model| match model {
-            ModelSource::Checkpoint(path) => Some(path),
-            ModelSource::Merge { .. } => None,
-        });
-        // All at once: they are hashed side by side.
-        let paths: Vec<&Path> = checkpoints.chain(&vaes).map(PathBuf::as_path).collect();
-        let hashes = cache.of(&paths, interrupt)?.ok_or(Error::Interrupted)?;
-        let hashes: BTreeMap<_, _> = paths.into_iter().zip(hashes).collect();
-        let id = |model: &ModelSource| match model {
-            ModelSource::Checkpoint(path) => Ok(ModelId::new(path, hashes[path.as_path()])),
-            merge @ ModelSource::Merge { .. } => merge.id(&mut cache, interrupt),
-        };
-        let models = self.models.iter().map(id).collect::<Result<_>>()?;
-        Ok(Ids { models, vaes: vaes.iter().map(|path| (path.clone(), hashes[path.as_path()])).collect() })
+        let (models, vaes) = ids(&self.models, &vaes, self.hash_cache.as_deref(), interrupt)?;
+        Ok(Ids { models, vaes })
     }
 
     /// LoRA files and embeddings by their names, with the hashes that pictures state.

@@ -126,8 +126,7 @@ impl ProbeConfig {
     pub fn plan(&self) -> Result<ProbePlan> {
         let probe = &self.probe;
         let source = |(_, path): &(String, PathBuf)| {
-            let source = ModelSource::read(path, &[]).map_err(|source| self.settings_fault(source.into()))?;
-            Ok(source.with_hash_cache(self.hash_cache.clone()))
+            ModelSource::read(path, &[]).map_err(|source| self.settings_fault(source.into()))
         };
         let models = self.models.iter().map(source).collect::<Result<Vec<_>>>()?;
         let against = match &probe.against {
@@ -304,6 +303,7 @@ impl ProbePlan {
             vae_precision: probe.vae_precision,
             batch: self.batch,
             store: self.config.output.join("cells"),
+            hash_cache: self.config.hash_cache.clone(),
             runtime_dir: self.config.runtime_dir.clone(),
         };
         let expected = expected.collect();

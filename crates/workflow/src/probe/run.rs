@@ -74,7 +74,7 @@ impl ProbePlan {
     /// A model, a selection or a tagger that cannot be read.
     pub fn key(&self) -> Result<RunKey> {
         let set = self.set()?;
-        let ids = set.pictures.ids()?;
+        let ids = set.pictures.ids(&Interrupt::new())?;
         self.key_of(&set, &ids)
     }
 
@@ -177,10 +177,25 @@ pub fn run(
 ) -> Result<ProbeReport> {
     plan.check_placebos()?;
     let set = plan.set()?;
-    let ids = set.pictures.ids()?;
+    let output = &plan.config.output;
+    let mut report = ProbeReport {
+        outcome: Outcome::Done,
+        output: output.clone(),
+        pictures: set.pictures.wanted.len(),
+        made: 0,
+        missing: Vec::new(),
+        models: plan.config.models.iter().map(|(name, _)| name.clone()).collect(),
+        against: plan.config.models[plan.against].0.clone(),
+        results: Results::default(),
+    };
+    let ids = match set.pictures.ids(interrupt) {
+        Err(vodka_sampler::Error::Interrupted) => {
+            return Ok(ProbeReport { outcome: Outcome::Interrupted, ..report });
+        }
+        ids => ids?,
+    };
     let key = plan.key_of(&set, &ids)?;
     let files = set.pictures.names(&ids);
-    let output = &plan.config.output;
     let record = record_path(output);
     if let Some(report) = key.made::<ProbeReport>(&record)? {
         let outcome = Outcome::Unchanged.with_skips(!report.missing.is_empty());
@@ -188,16 +203,6 @@ pub fn run(
     }
     create_dir(output)?;
     let _output = FolderLock::take(output)?;
-    let mut report = ProbeReport {
-        outcome: Outcome::Done,
-        output: output.clone(),
-        pictures: files.len(),
-        made: 0,
-        missing: Vec::new(),
-        models: plan.config.models.iter().map(|(name, _)| name.clone()).collect(),
-        against: plan.config.models[plan.against].0.clone(),
-        results: Results::default(),
-    };
     let mut missing = Missing::new();
     let Some(looks) = make(&set, &ids, (&mut report, &mut missing), interrupt, on_event)? else {
         return Ok(ProbeReport { outcome: Outcome::Interrupted, ..report });

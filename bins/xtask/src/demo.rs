@@ -1,6 +1,8 @@
-//! The V3 experiment in small: composes the models, builds the binary, runs the recipe.
+//! The V3 experiment in small: draws the pictures, composes the models, builds the binary, runs the recipe.
 
 use std::{path::PathBuf, time::Instant};
+
+use vodka_world::WorldConfig;
 
 use crate::{
     Result,
@@ -17,10 +19,19 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result {
     setup::run(&setup::Options::default())?;
+    let started = Instant::now();
     for name in vodka_testkit::MODELS {
         let file = root().join(format!("demo/models/{name}.safetensors"));
-        vodka_testkit::compose_model(name, &file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let composed = vodka_testkit::compose_demo_model(name, &file);
+        composed.map_err(|error| format!("{}: {error}", file.display()))?;
     }
+    vodka_world::write(&WorldConfig {
+        count: 5000,
+        seed: 2023,
+        size_px: 64,
+        output: root().join("demo/world"),
+    })?;
+    say(&format!("drew the pictures in {} s", started.elapsed().as_secs()));
     let started = Instant::now();
     run_command(cargo().args(["build", "--package", "vodka"]))?;
     say(&format!("built in {} s", started.elapsed().as_secs()));

@@ -1,4 +1,4 @@
-//! Complete checkpoints from `fixtures/models`, which holds what the three generations share only once.
+//! Complete checkpoints from `fixtures/models` and `fixtures/demo`, which hold what the generations share only once.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use safetensors::{Dtype, SafeTensors};
+use half::f16;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
 use crate::fixture;
@@ -40,7 +41,23 @@ pub fn model(name: &str) -> PathBuf {
 /// # Panics
 /// When there is no such generation.
 pub fn compose_model(name: &str, target: &Path) -> io::Result<()> {
-    let bytes = compose(name);
+    write(&compose(name), target)
+}
+
+/// Writes a generation of the demo's model, which has learnt what the picture world looks like, in the same way.
+///
+/// The generations share `vae.safetensors` and CLIP's token table, which nobody trains: it is made by a formula.
+///
+/// # Errors
+/// When the target cannot be written.
+///
+/// # Panics
+/// When there is no such generation.
+pub fn compose_demo_model(name: &str, target: &Path) -> io::Result<()> {
+    write(&compose_demo(name), target)
+}
+
+fn write(bytes: &[u8], target: &Path) -> io::Result<()> {
     if fs::read(target).is_ok_and(|found| found == bytes) {
         return Ok(());
     }
@@ -55,33 +72,63 @@ pub fn compose_model(name: &str, target: &Path) -> io::Result<()> {
     fs::rename(&partial, target)
 }
 
+fn compose(name: &str) -> Vec<u8> {
+    let files = ["shared", name].map(|file| read(&format!("models/{file}.safetensors")));
+    let tensors = files.iter().flat_map(|bytes| tensors(bytes)).collect();
+    checkpoint(&read("models/config.json"), &tensors)
+}
+
+fn compose_demo(name: &str) -> Vec<u8> {
+    let files = ["vae", name].map(|file| read(&format!("demo/{file}.safetensors")));
+    let config = read("demo/config.json");
+    let clip = &serde_json::from_slice::<Value>(&config).expect("a fixture is well-formed")["clip"];
+    let shape = ["vocab_size", "hidden_size"].map(|key| clip[key].as_u64().expect("a number") as usize);
+    let table = token_table(shape[0] * shape[1]);
+    let table = TensorView::new(Dtype::F16, shape.to_vec(), &table).expect("two bytes a number");
+    let name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let tensors = files.iter().flat_map(|bytes| tensors(bytes)).chain([(name.to_owned(), table)]).collect();
+    checkpoint(&config, &tensors)
+}
+
+/// So many numbers with a standard deviation of one half, fp16: each the sum of four uniform ones, which are SplitMix64
+/// of their index. `token_table` in `fixtures/demo/generate.py` makes the same.
+fn token_table(count: usize) -> Vec<u8> {
+    let uniform = |index: u64| {
+        let z = (index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 24) - 0.5
+    };
+    let numbers = (0..count as u64).map(|i| (4 * i..4 * i + 4).map(uniform).sum::<f64>());
+    numbers.flat_map(|sum| f16::from_f32((sum * 3_f64.sqrt() / 2.0) as f32).to_le_bytes()).collect()
+}
+
+fn read(file: &str) -> Vec<u8> {
+    fs::read(fixture(file)).expect("a fixture is readable")
+}
+
+fn tensors(file: &[u8]) -> Vec<(String, TensorView<'_>)> {
+    SafeTensors::deserialize(file).expect("a fixture is well-formed").tensors()
+}
+
 /// The bytes of a checkpoint. The safetensors crate writes metadata in an order that varies from run to run, so the
 /// header is put together here.
-fn compose(name: &str) -> Vec<u8> {
-    let read =
-        |file: &str| fs::read(fixture(&format!("models/{file}.safetensors"))).expect("a fixture is readable");
-    let (shared, own) = (read("shared"), read(name));
-    let parts =
-        [&shared, &own].map(|bytes| SafeTensors::deserialize(bytes).expect("a fixture is well-formed"));
-    let tensors: BTreeMap<_, _> = parts.iter().flat_map(SafeTensors::iter).collect();
-    let config = fs::read_to_string(fixture("models/config.json")).expect("a fixture is readable");
-
+fn checkpoint(config: &[u8], tensors: &BTreeMap<String, TensorView<'_>>) -> Vec<u8> {
+    let config = str::from_utf8(config).expect("a configuration is text");
     let metadata = json!({"format": "pt", "vodka.config": config.trim_end()});
     let mut header = Map::from_iter([("__metadata__".to_owned(), metadata)]);
     let mut start = 0;
-    for (name, view) in &tensors {
+    for (name, view) in tensors {
         assert_eq!(view.dtype(), Dtype::F16, "{name}");
         let end = start + view.data().len();
-        header.insert(
-            (*name).to_owned(),
-            json!({"dtype": "F16", "shape": view.shape(), "data_offsets": [start, end]}),
-        );
+        let entry = json!({"dtype": "F16", "shape": view.shape(), "data_offsets": [start, end]});
+        header.insert(name.clone(), entry);
         start = end;
     }
     let mut json = Value::Object(header).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
     let length = (json.len() as u64).to_le_bytes();
-    let data = tensors.values().flat_map(|view| view.data()).copied();
+    let data = tensors.values().flat_map(TensorView::data).copied();
     length.into_iter().chain(json).chain(data).collect()
 }
 
@@ -112,5 +159,17 @@ mod tests {
         let (_, metadata) = SafeTensors::read_metadata(&compose("v2")).unwrap();
         let metadata = metadata.metadata().clone().unwrap();
         assert!(metadata["vodka.config"].contains("\"attention_heads\""), "{metadata:?}");
+    }
+
+    #[test]
+    fn the_token_table_is_that_of_the_generator() {
+        let table = token_table(1 << 16);
+        let numbers: Vec<f64> =
+            table.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64()).collect();
+        // Of `token_table(1024, 64)` in Python.
+        let known: Vec<f64> = numbers[..4].to_vec();
+        assert_eq!(known, [0.270263671875, -0.53759765625, 0.3076171875, 0.264892578125]);
+        let variance = numbers.iter().map(|x| x * x).sum::<f64>() / numbers.len() as f64;
+        assert!((variance - 0.25).abs() < 0.005, "{variance}");
     }
 }

@@ -1,14 +1,15 @@
 //! The world as a folder of pictures and captions, with the true tags apart.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Cursor},
     path::{Path, PathBuf},
 };
 
 use image::ImageFormat;
 use rayon::prelude::*;
 
-use crate::Picture;
+use crate::{Picture, Strengths};
 
 /// What to draw, and where.
 #[derive(Debug, Clone)]
@@ -29,13 +30,13 @@ pub struct WorldConfig {
 pub enum Error {
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
-    #[error("cannot write {path}: {source}")]
-    Picture { path: PathBuf, source: image::ImageError },
-    #[error("cannot write {path}: {source}")]
-    Truth { path: PathBuf, source: csv::Error },
+    #[error("cannot write a picture as PNG: {0}")]
+    Picture(image::ImageError),
+    #[error("cannot write the table of true tags: {0}")]
+    Truth(csv::Error),
 }
 
-/// Draws the pictures that are not there yet, and writes `truth.csv` last.
+/// Draws the world. Files that are there already with the same content are not touched.
 ///
 /// # Errors
 /// Where a file cannot be written.
@@ -47,25 +48,34 @@ pub fn write(config: &WorldConfig) -> Result<(), Error> {
         .map(|index| {
             let picture = Picture::draw(config.seed, index, config.size_px);
             let path = images.join(format!("{index:05}.png"));
-            save(&path, &picture)?;
+            save(&path, &png(&picture)?)?;
+            save(&path.with_extension("txt"), format!("{}\n", picture.caption).as_bytes())?;
             Ok((format!("{index:05}.png"), picture.tags))
         })
         .collect();
-    let path = config.output.join("truth.csv");
-    let truth = |source| Error::Truth { path: path.clone(), source };
-    let mut writer = csv::Writer::from_path(&path).map_err(truth)?;
-    writer.write_record(["image", "tag", "strength"]).map_err(truth)?;
-    for (image, tags) in pictures? {
-        for (tag, strength) in tags {
-            writer.write_record([image.as_str(), tag, &format!("{strength:.3}")]).map_err(truth)?;
-        }
-    }
-    writer.flush().map_err(|source| Error::Write { path: path.clone(), source })
+    save(&config.output.join("truth.csv"), &truth(&pictures?)?)
 }
 
-fn save(path: &Path, picture: &Picture) -> Result<(), Error> {
-    let save = picture.image.save_with_format(path, ImageFormat::Png);
-    save.map_err(|source| Error::Picture { path: path.to_path_buf(), source })?;
-    let path = path.with_extension("txt");
-    fs::write(&path, format!("{}\n", picture.caption)).map_err(|source| Error::Write { path, source })
+fn png(picture: &Picture) -> Result<Vec<u8>, Error> {
+    let mut file = Cursor::new(Vec::new());
+    picture.image.write_to(&mut file, ImageFormat::Png).map_err(Error::Picture)?;
+    Ok(file.into_inner())
+}
+
+fn truth(pictures: &[(String, Strengths)]) -> Result<Vec<u8>, Error> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(["image", "tag", "strength"]).map_err(Error::Truth)?;
+    for (image, tags) in pictures {
+        for (tag, strength) in tags {
+            writer.write_record([image.as_str(), tag, &format!("{strength:.3}")]).map_err(Error::Truth)?;
+        }
+    }
+    writer.into_inner().map_err(|error| Error::Truth(error.into_error().into()))
+}
+
+fn save(path: &Path, content: &[u8]) -> Result<(), Error> {
+    if fs::read(path).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    fs::write(path, content).map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }

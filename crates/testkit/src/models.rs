@@ -91,7 +91,7 @@ fn compose_demo(name: &str) -> Vec<u8> {
 }
 
 /// So many numbers with a standard deviation of one half, fp16: each the sum of four uniform ones, which are SplitMix64
-/// of their index. `token_table` in `fixtures/demo/generate.py` makes the same.
+/// of their index. `token_table` in `fixtures/demo/train.py` makes the same.
 fn token_table(count: usize) -> Vec<u8> {
     let uniform = |index: u64| {
         let z = (index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);

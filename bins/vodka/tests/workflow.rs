@@ -153,10 +153,20 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     assert!(judged("effects.csv").contains("mix,blurry,negative,1,"), "{}", judged("effects.csv"));
     assert!(judged("requested.csv").contains("v3@1,circle,2,"), "{}", judged("requested.csv"));
     assert_eq!(lab.checkpoints().len(), 2);
+    let notebook = |name: &str| fs::read_to_string(lab.at(&format!("out/notebook.{name}"))).unwrap();
+    let (page, markdown) = (notebook("html"), notebook("md"));
+    for told in
+        ["train v3", "merge mix", "grids/mixes/grid.png", "data:image/jpeg;base64,", "train/v3.run.json"]
+    {
+        assert!(page.contains(told), "{told}");
+    }
+    assert!(markdown.contains("![grids/mixes/grid.png](grids/mixes/grid.png)"), "{markdown}");
+    assert!(text.contains("notebook.html"), "{text}");
     let before = (lab.record("train/v3"), lab.record("grids/mixes"));
 
     let text = lab.vodka("run", 0);
     assert!(text.contains("nothing to do: all 8 jobs are done already"), "{text}");
+    assert_eq!((notebook("html"), notebook("md")), (page, markdown));
     assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
 
     lab.write_recipe(0.95, 2, "");

@@ -51,6 +51,14 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The notebook, or a file of a job that it shows.
+    #[error("the notebook: `{path}`: {source}")]
+    Notebook {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read or written.
+        source: Box<dyn error::Error + Send + Sync>,
+    },
     /// Mixes or choices that are made of each other.
     #[error("`{recipe}`: `{name}` is made of itself, through its parents")]
     Circle {

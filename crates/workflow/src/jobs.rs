@@ -119,6 +119,11 @@ impl Workflow {
         &self.jobs
     }
 
+    /// The file of the recipe.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The folder of everything that is made.
     pub fn output(&self) -> &Path {
         &self.recipe.workflow.output

@@ -7,6 +7,7 @@ pub mod choose;
 mod error;
 mod jobs;
 mod judge;
+mod notebook;
 mod pages;
 pub mod probe;
 mod recipe;

@@ -24,14 +24,22 @@ const TEMPLATES: [(&str, &str); 5] = [
     ("variables.css", include_str!("templates/variables.css")),
 ];
 
+/// Of the notebook, which is written after every run: they decide no stage's outputs.
+const NOTEBOOK: [(&str, &str); 2] = [
+    ("notebook.html", include_str!("templates/notebook.html")),
+    ("notebook.md", include_str!("templates/notebook.md")),
+];
+
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_auto_escape_callback(|name| {
+        if name.ends_with(".md") { AutoEscape::None } else { AutoEscape::Html }
+    });
     environment.add_global("style_of_charts", Value::from_safe_string(CHART_STYLE.to_owned()));
-    for (name, text) in TEMPLATES {
+    for (name, text) in TEMPLATES.into_iter().chain(NOTEBOOK) {
         environment.add_template(name, text).expect("the templates are ours");
     }
     environment
@@ -42,7 +50,7 @@ pub(crate) fn render(template: &str, context: impl Serialize) -> String {
     filled.unwrap_or_else(|error| panic!("the template `{template}`: {error:#}"))
 }
 
-/// The hash of all templates: other templates make another page.
+/// The hash of the stages' templates: other templates make another page.
 pub(crate) fn version() -> ContentHash {
     let mut hasher = Hasher::default();
     hasher.piece(PAGE_STYLE).piece(CHART_STYLE);

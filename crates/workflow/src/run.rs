@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use vodka_stage::{Interrupt, Outcome, Report, create_dir};
 
-use crate::{Error, Job, Result, Workflow, stages::Progress};
+use crate::{Error, Job, Result, Workflow, notebook, stages::Progress};
 
 /// Something that happened in a workflow.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct WorkflowReport {
     pub outcome: Outcome,
     /// The jobs that ran or were found done.
     pub jobs: Vec<JobReport>,
-    /// What to look at: the pages of the grids, and the report.
+    /// What to look at: the notebook, the report, and the pages of grids and probes.
     pub look_at: Vec<PathBuf>,
 }
 
@@ -81,6 +81,7 @@ pub fn run(
             return Ok(WorkflowReport { outcome: Outcome::Interrupted, jobs, look_at: Vec::new() });
         }
     }
+    notebook::write(workflow)?;
     Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
 }
 
@@ -116,7 +117,7 @@ impl Workflow {
             }
             _ => None,
         });
-        sheets.collect()
+        std::iter::once(self.output().join(notebook::PAGE)).chain(sheets).collect()
     }
 }
 

@@ -169,7 +169,7 @@ fn outline(shape: Shape, [cx, cy]: [f32; 2], r: f32) -> Box<dyn Fn([f32; 2]) -> 
         Shape::Triangle => Box::new(polygon(vec![at(0.0, -0.95), at(1.0, 0.85), at(-1.0, 0.85)])),
         Shape::Star => {
             let corner = |i: u32| {
-                let (angle, reach) = (PI * i as f32 / 5.0, if i % 2 == 0 { 1.0 } else { 0.44 });
+                let (angle, reach) = (PI * i as f32 / 5.0, if i.is_multiple_of(2) { 1.0 } else { 0.44 });
                 at(reach * angle.sin(), 0.06 - reach * angle.cos())
             };
             Box::new(polygon((0..10).map(corner).collect()))

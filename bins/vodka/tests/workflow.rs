@@ -158,7 +158,7 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     for told in
         ["train v3", "merge mix", "grids/mixes/grid.png", "data:image/jpeg;base64,", "train/v3.run.json"]
     {
-        assert!(page.contains(told), "{told}");
+        assert!(shown.contains(told), "{told}");
     }
     assert!(markdown.contains("![grids/mixes/grid.png](grids/mixes/grid.png)"), "{markdown}");
     assert!(text.contains("notebook.html"), "{text}");

@@ -193,13 +193,12 @@ impl Workflow {
     /// The job that makes a model; none for those that are there already.
     fn maker(&self, model: &str) -> Option<Job> {
         let mixed = self.recipe.merge.iter().any(|merge| merge.name == model);
-        let training = self.recipe.train.iter().find(|train| train.models().iter().any(|name| name == model));
-        match training {
+        match self.recipe.trained_at(model) {
             _ if mixed => Some(Job::Merge(model.to_owned())),
             _ if self.recipe.choose.iter().any(|choose| choose.name == model) => {
                 Some(Job::Choose(model.to_owned()))
             }
-            Some(train) => Some(Job::Train(train.name.clone())),
+            Some((training, _)) => Some(Job::Train(training.to_owned())),
             None => None,
         }
     }
@@ -230,13 +229,9 @@ impl Workflow {
         let folder = self.output_of(&Job::Train(training.to_owned()));
         let record = RunRecord::read(&record_path(&folder)).map_err(|_| not_yet())?;
         let report: TrainReport = serde_json::from_value(record.report).map_err(|_| not_yet())?;
-        let train = self.recipe.train_of(training);
-        let epochs = train.saved_epochs();
-        let epoch = match name.rsplit_once('@') {
-            Some((_, epoch)) => epoch.parse().ok(),
-            None => train.choose.or(epochs.last().copied()),
-        };
-        let place = epochs.iter().position(|saved| Some(*saved) == epoch).ok_or_else(not_yet)?;
+        let (_, epoch) = self.recipe.trained_at(name).ok_or_else(not_yet)?;
+        let epochs = self.recipe.train_of(training).saved_epochs();
+        let place = epochs.iter().position(|saved| *saved == epoch).ok_or_else(not_yet)?;
         let file = report.checkpoints.get(place).and_then(|path| path.file_name()).ok_or_else(not_yet)?;
         Ok(folder.join(file))
     }

@@ -278,15 +278,15 @@ fn default_seeds() -> Vec<u32> {
     vec![1]
 }
 
-fn default_steps() -> u32 {
+pub(crate) fn default_steps() -> u32 {
     20
 }
 
-fn default_cfg() -> f64 {
+pub(crate) fn default_cfg() -> f64 {
     7.0
 }
 
-fn last_layer() -> u32 {
+pub(crate) fn last_layer() -> u32 {
     1
 }
 

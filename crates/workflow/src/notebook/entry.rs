@@ -79,7 +79,7 @@ impl Entry {
                     [name.clone(), input.path.display().to_string(), input.sha256.to_string()]
                 })
                 .collect(),
-            pictures: reader.pictures(&pictures(job, &output)?)?,
+            pictures: reader.pictures(&pictures(job, &output))?,
             tables: reader.tables(&tables(job, &output))?,
         }))
     }
@@ -102,7 +102,7 @@ fn told(job: &Job) -> &'static str {
 }
 
 /// The pictures that a job made to be looked at.
-fn pictures(job: &Job, output: &Path) -> Result<Vec<PathBuf>> {
+fn pictures(job: &Job, output: &Path) -> Vec<PathBuf> {
     let all_in = |folder: &str, ending: &str, most: usize| {
         let mut files: Vec<PathBuf> = fs::read_dir(output.join(folder))
             .map(|entries| entries.filter_map(|entry| entry.ok()).map(|entry| entry.path()).collect())
@@ -112,13 +112,13 @@ fn pictures(job: &Job, output: &Path) -> Result<Vec<PathBuf>> {
         files.truncate(most);
         files
     };
-    Ok(match job {
+    match job {
         Job::Train(_) => [output.join("losses.svg")].into_iter().filter(|path| path.exists()).collect(),
         Job::Grid(_) => all_in("", "png", 4),
         Job::Probe(_) => [all_in("charts", "svg", 8), all_in("gallery", "png", 3)].concat(),
         Job::Choose(_) => all_in("", "svg", 1),
         _ => Vec::new(),
-    })
+    }
 }
 
 /// The tables of a job that are short enough to be read.

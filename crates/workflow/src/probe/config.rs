@@ -45,10 +45,10 @@ pub struct Probe {
     #[serde(default = "one")]
     pub first_seed: u32,
     /// Sampling steps. Default: 20.
-    #[serde(default = "default_steps")]
+    #[serde(default = "recipe::default_steps")]
     pub steps: u32,
     /// Guidance scale. Default: 7.
-    #[serde(default = "default_cfg")]
+    #[serde(default = "recipe::default_cfg")]
     pub cfg: f64,
     /// Width and height in pixels. Default: `512x512`.
     #[serde(default)]
@@ -60,7 +60,7 @@ pub struct Probe {
     #[serde(default)]
     pub schedule: ScheduleName,
     /// The layer of the text encoder, counted from the end. Default: 1, the last.
-    #[serde(default = "one")]
+    #[serde(default = "recipe::last_layer")]
     pub clip_skip: u32,
     /// How many pictures are made at once. Default: as many as are 32 of 64x64 pixels, at most 32 and at least one.
     #[serde(default)]
@@ -132,14 +132,6 @@ fn default_seeds() -> u32 {
 
 fn one() -> u32 {
     1
-}
-
-fn default_steps() -> u32 {
-    20
-}
-
-fn default_cfg() -> f64 {
-    7.0
 }
 
 fn default_precision() -> Precision {

@@ -30,6 +30,9 @@ pub struct Caption {
     /// The table of kohya-json, jsonl, parquet or csv [default: meta_cap.json, metadata.jsonl, .parquet or .csv in --images]
     #[arg(long, value_name = "FILE", help_heading = "Reading")]
     source_file: Option<PathBuf>,
+    /// The folder of txt, caption or ed2-yaml, in which they lie as the pictures do in --images, as `mix` writes them [default: --images]
+    #[arg(long, value_name = "DIR", conflicts_with = "source_file", help_heading = "Reading")]
+    source_folder: Option<PathBuf>,
     /// The column of the table that names pictures, if it has an unusual name
     #[arg(long, value_name = "NAME", help_heading = "Reading")]
     image_column: Option<String>,
@@ -163,8 +166,8 @@ impl Caption {
         };
         let (auto, format) = self.source;
         let Self { image_column, caption_column, encoding, without, .. } = self;
-        let source =
-            CaptionSource { format, auto, file: self.source_file, image_column, caption_column, encoding };
+        let (file, folder) = (self.source_file, self.source_folder);
+        let source = CaptionSource { format, auto, file, folder, image_column, caption_column, encoding };
         let Self { separator, marker, escape, fixed, template, .. } = self;
         let (thresholds, category_thresholds) =
             (self.thresholds.into_iter().collect(), self.category_thresholds.into_iter().collect());

@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, hash_cache, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{
-    Choose, ChooseConfig, Download, Error, HubConfig, ProbeConfig, ProbePlan, Progress, TEMPLATE, Workflow,
-    WorkflowEvent, WorkflowReport, choose::Rule, of_probe,
+    Choose, ChooseConfig, CompareConfig, ComparePlan, Download, Error, HubConfig, ProbeConfig, ProbePlan,
+    Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport, choose::Rule, of_probe,
 };
 
 /// Tags, captions, fine-tunes, mixes, compares and measures, as one recipe says
@@ -34,15 +34,9 @@ enum Command {
         recipe: PathBuf,
     },
     /// Make what is not there yet, or not as the recipe has it
-    Run {
-        /// The recipe
-        recipe: PathBuf,
-    },
+    Run(Which),
     /// Tell how every job stands; run nothing
-    Status {
-        /// The recipe
-        recipe: PathBuf,
-    },
+    Status(Which),
     /// Measure what tags do to the pictures of models
     ///
     /// For each tag and each model, pictures of the same seeds: the tag alone, before a prompt, not there, and in the
@@ -51,6 +45,24 @@ enum Command {
     Probe {
         /// Models, tagger and `[probe]`: docs/probing.md has all keys
         file: PathBuf,
+        /// The folder to fill
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Put experiments beside each other: what was done differently, and what came out
+    ///
+    /// Reads the records of the runs, and the pictures of one probe of each. Numbers are compared with the first run's, by pictures of the same seeds
+    /// and prompts.
+    Compare {
+        /// The output folders of runs, or folders of probes; the others are compared with the first
+        #[arg(required = true, num_args = 2.., value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// The probe of each run, where there are several
+        #[arg(long, value_name = "NAME")]
+        probe: Option<String>,
+        /// A model to show, again for more; without, all of them, each file once
+        #[arg(long = "model", value_name = "NAME")]
+        models: Vec<String>,
         /// The folder to fill
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
@@ -86,14 +98,36 @@ enum Command {
     },
 }
 
+/// A recipe, and what this run has else than it says.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The recipe
+    recipe: PathBuf,
+    /// Another folder for everything that is made: a second run beside the first
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Another seed for every training
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let session = Session::start(args.common);
     match &args.command {
         Command::Init { recipe } => init(&session, recipe),
-        Command::Run { recipe } => run(&session, recipe),
-        Command::Status { recipe } => status(&session, recipe),
+        Command::Run(which) => run(&session, which),
+        Command::Status(which) => status(&session, which),
         Command::Probe { file, output } => probe(&session, file, output),
+        Command::Compare { runs, probe, models, output } => compare(
+            &session,
+            &CompareConfig {
+                runs: runs.clone(),
+                probe: probe.clone(),
+                models: models.clone(),
+                output: output.clone(),
+            },
+        ),
         choose @ Command::Choose { .. } => session.stage_with(
             choose_config(choose).plan(),
             |plan, _| {
@@ -125,8 +159,14 @@ fn init(session: &Session, recipe: &Path) -> ExitCode {
 }
 
 /// Reads a recipe; of taggers on the hub only a run downloads what is not here.
-fn open(session: &Session, recipe: &Path, downloads: bool) -> vodka_workflow::Result<Workflow> {
-    let mut workflow = Workflow::open(recipe, runtime_dir())?.with_hash_cache(hash_cache());
+fn open(session: &Session, which: &Which, downloads: bool) -> vodka_workflow::Result<Workflow> {
+    let mut workflow = Workflow::open(&which.recipe, runtime_dir())?.with_hash_cache(hash_cache());
+    if let Some(output) = &which.output {
+        workflow = workflow.with_output(output.clone());
+    }
+    if let Some(seed) = which.seed {
+        workflow = workflow.with_seed(seed.into());
+    }
     let mut hub = HubConfig::from_vars(|name| env::var_os(name));
     hub.offline |= !downloads;
     let mut bar: Option<(String, Bar)> = None;
@@ -142,8 +182,8 @@ fn open(session: &Session, recipe: &Path, downloads: bool) -> vodka_workflow::Re
     Ok(workflow)
 }
 
-fn run(session: &Session, recipe: &Path) -> ExitCode {
-    let workflow = match open(session, recipe, !session.common().dry_run) {
+fn run(session: &Session, which: &Which) -> ExitCode {
+    let workflow = match open(session, which, !session.common().dry_run) {
         Ok(workflow) => workflow,
         Err(error @ Error::Interrupted { .. }) => return session.fail(&error, Exit::Interrupted),
         Err(error) => return session.fail(&error, Exit::Usage),
@@ -223,6 +263,14 @@ fn probe(session: &Session, file: &Path, output: &Path) -> ExitCode {
     session.stage_with(plan, run, Error::is_usage)
 }
 
+fn compare(session: &Session, config: &CompareConfig) -> ExitCode {
+    let run = |plan: &ComparePlan, _: &Session| {
+        vodka_workflow::compare::run(plan)
+            .map_err(|source| Error::Stage { job: "compare".to_owned(), source })
+    };
+    session.stage_with(config.plan(), run, Error::is_usage)
+}
+
 fn choose_config(command: &Command) -> ChooseConfig {
     let Command::Choose { probe, tag, among, against, max_adherence_loss, max_fried, choose, output } =
         command
@@ -244,8 +292,8 @@ fn choose_config(command: &Command) -> ChooseConfig {
     ChooseConfig { choose, probe: probe.clone(), validation: BTreeMap::new(), output: output.clone() }
 }
 
-fn status(session: &Session, recipe: &Path) -> ExitCode {
-    let workflow = match open(session, recipe, false) {
+fn status(session: &Session, which: &Which) -> ExitCode {
+    let workflow = match open(session, which, false) {
         Ok(workflow) => workflow,
         Err(error) => return session.fail(&error, Exit::Usage),
     };

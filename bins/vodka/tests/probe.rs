@@ -266,3 +266,76 @@ fn what_is_wrong_is_told_before_anything_is_made() {
     fs::remove_file(lab.at("probe.toml")).unwrap();
     assert!(lab.probe("out", 2).contains("cannot read the configuration"));
 }
+
+fn compare(lab: &Lab, arguments: &[&str], code: i32) -> String {
+    let mut vodka = Command::new(assert_cmd::cargo::cargo_bin!("vodka"));
+    vodka.current_dir(lab.dir.path()).arg("compare").args(arguments).args(["--output", "compared"]);
+    let output = vodka.output().unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+#[test]
+fn experiments_are_put_beside_each_other() {
+    let lab = Lab::new();
+    lab.probe("first", 0);
+    lab.write("tags = [\"blurry\"]");
+    lab.probe("part", 0);
+    // As a run has it.
+    lab.write("cfg = 2.0");
+    lab.probe("other/probes/response", 0);
+
+    let text = compare(&lab, &["first", "part", "other"], 0);
+    for told in ["part/v2 is first/v2", "part/v3 is first/v3", "4 models of 3 runs"] {
+        assert!(text.contains(told), "{told} in {text}");
+    }
+    let rows = lab.table("compared/comparison.csv");
+    let of = |run: &str, measure: &str, tag: &str| {
+        let is_it = |row: &&BTreeMap<String, String>| {
+            row["run"] == run && row["model"] == "v3" && row["measure"] == measure && row["tag"] == tag
+        };
+        rows.iter().find(is_it).unwrap_or_else(|| panic!("no {measure} of {run}")).clone()
+    };
+    // What the probe itself has told of that model.
+    let responses = lab.table("other/probes/response/responses.csv");
+    let own = responses.iter().find(|row| {
+        [("model", "v3"), ("word", "blurry"), ("condition", "with"), ("measure", "probability")]
+            .iter()
+            .all(|(column, wanted)| row[*column] == *wanted)
+    });
+    let own = own.unwrap();
+    let asked = of("other", "probability with the tag", "blurry");
+    assert_eq!((&asked["value"], &asked["low"]), (&own["difference"], &own["low"]));
+    assert!(!asked["difference"].is_empty() && !asked["difference_low"].is_empty(), "{asked:?}");
+    assert_eq!(of("first", "sharpness ratio with the tag", "monochrome")["difference"], "");
+    assert_ne!(of("other", "adherence", "")["difference"], "");
+    let page = fs::read_to_string(lab.at("compared/index.html")).unwrap();
+    assert!(
+        page.contains("first&#x2f;v2") && page.contains("<svg") && page.contains("comparison.csv#row="),
+        "{page}"
+    );
+    let markdown = fs::read_to_string(lab.at("compared/comparison.md")).unwrap();
+    assert!(markdown.contains("| first/v2 | first/v3 | other/v2 | other/v3 |"), "{markdown}");
+    let before = fs::read(lab.at("compared/index.html")).unwrap();
+    compare(&lab, &["first", "part", "other"], 0);
+    assert_eq!(fs::read(lab.at("compared/index.html")).unwrap(), before);
+    assert!(compare(&lab, &["first", "other", "--model", "v3"], 0).contains("2 models of 2 runs"));
+
+    assert!(compare(&lab, &["first", "captions"], 2).contains("neither a probe nor a run with one"));
+    assert!(compare(&lab, &["first", "other", "--model", "v4"], 2).contains("did you mean `v"));
+    assert!(compare(&lab, &["first", "first"], 2).contains("both called `first`"));
+    assert!(
+        compare(&lab, &["first", "other", "--probe", "responce"], 2).contains("did you mean `response`?")
+    );
+    assert!(compare(&lab, &["first"], 2).contains("2"));
+    lab.write("tags = [\"blurry\"]");
+    lab.probe("other/probes/second", 0);
+    assert!(
+        compare(&lab, &["first", "other"], 2)
+            .contains("has several probes, expected the name of one of `response`, `second`")
+    );
+    fs::write(lab.at("first/pictures.csv"), "model,word\n").unwrap();
+    assert!(compare(&lab, &["first", "part"], 1).contains("has no column `placebo`"));
+}

@@ -170,6 +170,23 @@ fn a_recipe_is_run_once_and_again_only_where_a_number_changed() {
     assert_eq!((notebook("html"), notebook("md")), (page, markdown));
     assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
 
+    // Another seed in another folder: the training is made anew, and nothing here is touched.
+    let output = lab.at("out-2");
+    let other = |command: &str| {
+        let mut vodka = lab.command(command);
+        vodka.args(["--seed", "7", "--output"]).arg(&output);
+        said(&vodka.output().unwrap(), 0)
+    };
+    assert!(line(&other("status"), "due    tag").contains("not made yet"));
+    other("run");
+    let seed_of = |output: &str| {
+        let record = fs::read_to_string(lab.at(output).join("train/v3.run.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&record).unwrap()["seed"].clone()
+    };
+    assert_eq!((seed_of("out-2"), seed_of("out")), (7.into(), 555.into()));
+    assert!(other("status").lines().all(|line| line.starts_with("done")));
+    assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
+
     lab.write_recipe(0.95, 2, "");
     let text = lab.vodka("status", 0);
     assert!(
@@ -242,6 +259,58 @@ fn a_choice_is_a_model_for_what_comes_after_it() {
     assert!(lab.vodka("run", 2).contains("asks for the probe `responce`"));
     lab.write_recipe(0.3, 2, &more("").replace("\"base\", \"v3@1\"", "\"best\", \"v3@1\""));
     assert!(lab.vodka("run", 2).contains("is made of itself"));
+}
+
+#[test]
+fn pictures_are_left_out_and_a_captioner_s_captions_mixed_in() {
+    let lab = Lab::new();
+    fs::create_dir(lab.at("theirs")).unwrap();
+    let names = || fs::read_dir(lab.at("pictures")).unwrap().map(|entry| entry.unwrap().path());
+    let pictures: Vec<_> = names().filter(|path| path.extension().unwrap() != "txt").collect();
+    for picture in &pictures {
+        let caption = lab.at("theirs").join(picture.with_extension("txt").file_name().unwrap());
+        fs::write(caption, "in other words").unwrap();
+    }
+    let out = pictures[0].file_name().unwrap().to_str().unwrap();
+    let more = |share: f64| {
+        let query = format!("not name:\"{out}\"");
+        format!(
+            "[filter]\nquery = {query:?}\n[recaption]\ncaptions = \"theirs\"\nmodel = \"blip\"\nshare = {share}\n"
+        )
+    };
+    lab.write_recipe(0.3, 2, &more(1.0));
+    assert!(lab.vodka("status", 0).contains("waits  caption: for `tag`"));
+    let text = lab.vodka("run", 0);
+    assert!(line(&text, "filter").contains("7"), "{text}");
+    let captions = || -> Vec<String> {
+        let files = fs::read_dir(lab.at("out/captions")).unwrap().map(|entry| entry.unwrap().path());
+        let files = files.filter(|path| path.extension().is_some_and(|ending| ending == "txt"));
+        files.map(|path| fs::read_to_string(path).unwrap()).collect()
+    };
+    assert_eq!(captions().len(), 7);
+    assert!(
+        captions().iter().all(|caption| caption.trim_end().ends_with("in other words")),
+        "{:?}",
+        captions()
+    );
+    let audit = fs::read_to_string(lab.at("out/train/v3/audit.csv")).unwrap();
+    assert!(!audit.contains(out), "{audit}");
+    assert!(lab.vodka("run", 0).contains("nothing to do"));
+    assert!(lab.vodka("status", 0).lines().all(|line| line.starts_with("done")));
+
+    lab.write_recipe(0.3, 2, &more(0.0));
+    let text = lab.vodka("run", 0);
+    assert!(
+        line(&text, "filter").contains("unchanged") && line(&text, "recaption").contains("unchanged"),
+        "{text}"
+    );
+    assert!(captions().iter().all(|caption| !caption.contains("in other words")), "{:?}", captions());
+
+    lab.write_recipe(0.3, 2, &more(1.5));
+    assert!(lab.vodka("run", 2).contains("the settings of `mix` are wrong"));
+    lab.write_recipe(0.3, 2, "[filter]\nquery = \"not tag:blury>0.9\"\n");
+    let text = lab.vodka("run", 2);
+    assert!(text.contains("blury") && text.contains("did you mean"), "{text}");
 }
 
 #[test]

@@ -1,24 +1,83 @@
 //! The V3 experiment in small: draws the pictures, composes the models, builds the binary, runs the recipe.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use vodka_world::WorldConfig;
 
 use crate::{
-    Result,
+    Result, claims,
     process::{cargo, one_thread, run as run_command, say},
     root, setup,
 };
 
+const RECIPE: &str = "docs/recipes/v3-demo.toml";
+const QUICK: &str = "docs/recipes/v3-quick.toml";
+
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Run this recipe instead
-    #[arg(long, default_value = "docs/recipes/v3-demo.toml")]
-    recipe: PathBuf,
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// A first look: less training, fewer pictures, one probe
+    #[arg(long, conflicts_with = "recipe")]
+    quick: bool,
+    /// Train with another seed, into demo/<recipe>-seed-<N>
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
+    /// Make everything anew in demo/check, and check what the experiment must show
+    #[arg(long, conflicts_with_all = ["recipe", "quick", "seed"])]
+    check: bool,
+}
+
+impl Options {
+    fn recipe(&self) -> PathBuf {
+        let of = if self.quick { QUICK } else { RECIPE };
+        root().join(self.recipe.as_deref().unwrap_or(Path::new(of)))
+    }
+
+    /// Another folder than the recipe's.
+    fn output(&self) -> Option<PathBuf> {
+        let recipe = self.recipe();
+        let name = recipe.file_stem().unwrap_or_default().to_string_lossy();
+        let of_seed = |seed| format!("{}-seed-{seed}", name.trim_end_matches("-demo"));
+        let folder = if self.check { Some("check".to_owned()) } else { self.seed.map(of_seed) };
+        folder.map(|folder| root().join("demo").join(folder))
+    }
 }
 
 pub fn run(options: &Options) -> Result {
     setup::run(&setup::Options::default())?;
+    make_inputs()?;
+    let started = Instant::now();
+    run_command(cargo().args(["build", "--package", "vodka"]))?;
+    say(&format!("built in {} s", started.elapsed().as_secs()));
+    let output = options.output();
+    let started = Instant::now();
+    let mut vodka = cargo();
+    vodka.args(["run", "--quiet", "--package", "vodka", "--", "run"]).arg(options.recipe());
+    if let Some(output) = &output {
+        if options.check && output.exists() {
+            fs::remove_dir_all(output).map_err(|error| format!("{}: {error}", output.display()))?;
+        }
+        vodka.arg("--output").arg(output);
+    }
+    if let Some(seed) = options.seed {
+        vodka.args(["--seed", &seed.to_string()]);
+    }
+    run_command(one_thread(&mut vodka))?;
+    say(&format!("ran the recipe in {} s", started.elapsed().as_secs()));
+    match output {
+        Some(output) if options.check => check(&output),
+        _ => Ok(()),
+    }
+}
+
+/// Draws the pictures and composes the models.
+fn make_inputs() -> Result {
     let started = Instant::now();
     for name in vodka_testkit::MODELS {
         let file = root().join(format!("demo/models/{name}.safetensors"));
@@ -32,14 +91,14 @@ pub fn run(options: &Options) -> Result {
         output: root().join("demo/world"),
     })?;
     say(&format!("drew the pictures in {} s", started.elapsed().as_secs()));
-    let started = Instant::now();
-    run_command(cargo().args(["build", "--package", "vodka"]))?;
-    say(&format!("built in {} s", started.elapsed().as_secs()));
-    let started = Instant::now();
-    let recipe = root().join(&options.recipe);
-    let mut vodka = cargo();
-    vodka.args(["run", "--quiet", "--package", "vodka", "--", "run"]).arg(&recipe);
-    run_command(one_thread(&mut vodka))?;
-    say(&format!("ran the recipe in {} s", started.elapsed().as_secs()));
     Ok(())
+}
+
+fn check(run: &Path) -> Result {
+    let claims = claims::check(run)?;
+    claims.iter().for_each(|claim| say(&claim.to_string()));
+    match claims.iter().filter(|claim| !claim.holds).count() {
+        0 => Ok(()),
+        failed => Err(format!("{failed} of {} claims fail", claims.len()).into()),
+    }
 }

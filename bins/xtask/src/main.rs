@@ -1,5 +1,6 @@
 //! Set-up, demo, tests, fixtures and tidiness of this repository: `cargo xtask <task>`.
 
+mod claims;
 mod demo;
 mod fixtures;
 mod gpu_bench;

@@ -17,7 +17,7 @@ pub struct Options {
     /// Width and height in pixels
     #[arg(long, default_value_t = 64)]
     size: u32,
-    /// Folder for images/ and truth.csv
+    /// Folder for images/, captioner/ and truth.csv
     #[arg(long)]
     output: PathBuf,
 }

@@ -135,7 +135,7 @@ impl FilterPlan {
     fn asked(&self) -> Result<Asked> {
         let needs = Needs::of([&self.query]);
         let on_disk = self.dataset.on_disk(needs)?;
-        let key = self.output().map(|_| self.key(&on_disk.pictures, needs)).transpose()?;
+        let key = self.output().map(|_| self.key_of(&on_disk.pictures, needs)).transpose()?;
         if let (Some(key), Action::Exclude { output }) = (&key, &self.action)
             && let Some(report) = key.made::<FilterReport>(&record_path(output))?
         {
@@ -149,8 +149,16 @@ impl FilterPlan {
         Ok(Asked::Loaded(key, self.dataset.complete(&[&self.query], needs, on_disk)?))
     }
 
-    /// Of the list that is written; folders are compared file by file.
-    fn key(&self, pictures: &[Facts], needs: Needs) -> Result<RunKey> {
+    /// All that the list or the folder depends on; what lies in a folder is compared file by file when it runs.
+    ///
+    /// # Errors
+    /// The dataset cannot be read.
+    pub fn key(&self) -> Result<RunKey> {
+        let needs = Needs::of([&self.query]);
+        self.key_of(&self.dataset.on_disk(needs)?.pictures, needs)
+    }
+
+    fn key_of(&self, pictures: &[Facts], needs: Needs) -> Result<RunKey> {
         let Dataset { min_score, lenient, .. } = self.dataset.dataset();
         let settings = json!({
             "query": self.query,

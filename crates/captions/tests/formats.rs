@@ -415,6 +415,35 @@ fn in_a_table_nothing_changes_but_the_captions() {
 }
 
 #[test]
+fn captions_may_lie_in_a_folder_apart() {
+    let dir = world();
+    write(&dir, "images/a.txt", "beside the picture");
+    write(&dir, "apart/a.txt", "apart");
+    write(&dir, "apart/sub/b.txt", "also apart");
+    let folder = Some(dir.path().join("apart"));
+    let source = CaptionSource { folder: folder.clone(), ..CaptionSource::default() };
+    let config = CaptionConfig { source: source.clone(), max_tags: 1, ..config(&dir) };
+    run(&config).unwrap();
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, apart\n");
+    assert!(read(&dir, "captions/sub/b.txt").contains("also apart"));
+    assert_eq!(run(&config).unwrap().outcome, Outcome::Unchanged);
+    write(&dir, "apart/a.txt", "other words");
+    run(&config).unwrap();
+    assert_eq!(read(&dir, "captions/a.txt"), "blurry, other words\n");
+
+    let said = |config: &CaptionConfig| run(config).unwrap_err().to_string();
+    let png = CaptionSource { format: CaptionFormat::Png, ..source.clone() };
+    assert!(
+        said(&CaptionConfig { source: png, ..config.clone() })
+            .contains("source folder: expected one only with txt")
+    );
+    assert!(said(&in_place(&dir, source)).contains("source folder: expected none: in place"));
+    assert!(said(&CaptionConfig { output: folder, ..config.clone() }).contains("lie in each other"));
+    let gone = CaptionSource { folder: Some(dir.path().join("gone")), ..CaptionSource::default() };
+    assert!(said(&CaptionConfig { source: gone, ..config }).contains("cannot read"));
+}
+
+#[test]
 fn pictures_can_hold_captions_in_them_and_in_their_names() {
     let dir = world();
     write(&dir, "images/a.txt", "a heart ♥");

@@ -1,6 +1,9 @@
 //! What can go wrong with a recipe.
 
-use std::{error, path::PathBuf};
+use std::{
+    error,
+    path::{Path, PathBuf},
+};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -303,6 +306,42 @@ pub enum Error {
         /// What is wrong with its record.
         source: serde_json::Error,
     },
+    /// A comparison has nothing to compare.
+    #[error("expected two runs or more to compare, found {found}")]
+    CompareFew {
+        /// How many.
+        found: usize,
+    },
+    /// Two runs are called the same.
+    #[error("`{}` and `{}` are both called `{name}`: each folder needs a name of its own", first.display(), second.display())]
+    CompareTwice {
+        /// The name.
+        name: String,
+        /// The one.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// It is not clear which probe of a run is meant, or it has none.
+    #[error("{}", compare_probe(folder, wanted, found, nearest))]
+    CompareProbe {
+        /// The run.
+        folder: PathBuf,
+        /// The probe that was asked for.
+        wanted: Option<String>,
+        /// Those that there are.
+        found: Vec<String>,
+        /// The nearest of them.
+        nearest: Option<String>,
+    },
+    /// No run has such a model.
+    #[error("no probe of these runs has a model `{name}`{}", did_you_mean(nearest))]
+    CompareModel {
+        /// Its name.
+        name: String,
+        /// The nearest that there is.
+        nearest: Option<String>,
+    },
     /// A choice is asked for before it is made.
     #[error("there is no `{model}` yet: `choose {model}` makes it")]
     NotChosen {
@@ -347,7 +386,7 @@ pub enum Error {
 impl Error {
     /// A model that is none of those of `file`.
     pub(crate) fn unknown_model<'k>(
-        file: &std::path::Path,
+        file: &Path,
         name: &str,
         known: impl Iterator<Item = &'k String>,
     ) -> Self {
@@ -369,6 +408,10 @@ impl Error {
             | Self::ProbePlacebo { .. }
             | Self::ProbeTwice { .. }
             | Self::ProbeAgainst { .. }
+            | Self::CompareFew { .. }
+            | Self::CompareTwice { .. }
+            | Self::CompareProbe { .. }
+            | Self::CompareModel { .. }
             | Self::ChooseLimit { .. }
             | Self::ChooseModel { .. }
             | Self::ChooseOverride { .. }
@@ -378,6 +421,25 @@ impl Error {
                     || source.downcast_ref::<Self>().is_some_and(Self::is_usage)
             }
             _ => false,
+        }
+    }
+}
+
+fn compare_probe(
+    folder: &Path,
+    wanted: &Option<String>,
+    found: &[String],
+    nearest: &Option<String>,
+) -> String {
+    let folder = folder.display();
+    let quoted: Vec<_> = found.iter().map(|name| format!("`{name}`")).collect();
+    match (wanted, found) {
+        (_, []) => format!(
+            "`{folder}` is neither a probe nor a run with one: no `pictures.csv` with a record in it or in `probes/*`"
+        ),
+        (Some(wanted), _) => format!("`{folder}` has no probe `{wanted}`{}", did_you_mean(nearest)),
+        (None, _) => {
+            format!("`{folder}` has several probes, expected the name of one of {}", quoted.join(", "))
         }
     }
 }

@@ -21,10 +21,16 @@ pub enum Job {
     Tag,
     /// Put the scores through rules.
     Clean,
+    /// Leave pictures out.
+    Filter,
     /// Choose tags.
     Select,
     /// Show what the tags do.
     Report,
+    /// Put a captioner's captions beside those of the pictures.
+    Recaption,
+    /// Take of each picture the one or the other.
+    Mix,
     /// Write captions.
     Caption,
     /// Train the model of this name.
@@ -46,8 +52,11 @@ impl fmt::Display for Job {
         match self {
             Self::Tag => f.write_str("tag"),
             Self::Clean => f.write_str("clean"),
+            Self::Filter => f.write_str("filter"),
             Self::Select => f.write_str("select"),
             Self::Report => f.write_str("report"),
+            Self::Recaption => f.write_str("recaption"),
+            Self::Mix => f.write_str("mix"),
             Self::Caption => f.write_str("caption"),
             Self::Train(name) => write!(f, "train {name}"),
             Self::Merge(name) => write!(f, "merge {name}"),
@@ -81,6 +90,20 @@ impl Workflow {
         let recipe = Recipe::read(path)?;
         let jobs = order(&recipe, path)?;
         Ok(Self { recipe, runtime_dir, hash_cache: None, path: path.to_path_buf(), jobs })
+    }
+
+    /// The same with another folder for everything that is made: a second run beside the first.
+    #[must_use]
+    pub fn with_output(mut self, output: PathBuf) -> Self {
+        self.recipe.workflow.output = output;
+        self
+    }
+
+    /// The same with this seed for every training; -1 draws one.
+    #[must_use]
+    pub fn with_seed(mut self, seed: i64) -> Self {
+        self.recipe.train.iter_mut().for_each(|train| train.config.seed = seed);
+        self
     }
 
     /// The same with a file that remembers hashes of checkpoints by path, size and time of change; none, as at first, to
@@ -146,8 +169,11 @@ impl Workflow {
         match job {
             Job::Tag => output.join("tags.parquet"),
             Job::Clean => output.join("cleaned.parquet"),
+            Job::Filter => output.join("pictures"),
             Job::Select => output.join("selection.csv"),
             Job::Report => output.join("report"),
+            Job::Recaption => output.join("recaptions.csv"),
+            Job::Mix => output.join("mixed"),
             Job::Caption => output.join("captions"),
             Job::Train(name) => output.join("train").join(name),
             Job::Merge(name) => output.join("mixes").join(format!("{name}.safetensors")),
@@ -165,10 +191,17 @@ impl Workflow {
         match job {
             Job::Tag | Job::Select => Vec::new(),
             Job::Clean => vec![Job::Tag],
-            Job::Report | Job::Caption => vec![self.table(), Job::Select],
+            Job::Report => vec![self.table(), Job::Select],
+            Job::Filter => vec![self.table()],
+            Job::Recaption => self.filter().collect(),
+            Job::Mix => vec![Job::Recaption],
+            Job::Caption => {
+                let mix = self.recipe.recaption.as_ref().map(|_| Job::Mix);
+                [self.table(), Job::Select].into_iter().chain(self.filter()).chain(mix).collect()
+            }
             Job::Train(name) => match self.recipe.train_of(name).captions {
                 Captions::Tagged => vec![Job::Caption],
-                Captions::Original => Vec::new(),
+                Captions::Original => self.filter().collect(),
             },
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
@@ -188,6 +221,16 @@ impl Workflow {
     /// The job that makes the tag table which reports and captions read.
     pub(crate) fn table(&self) -> Job {
         if self.recipe.clean.is_some() { Job::Clean } else { Job::Tag }
+    }
+
+    /// The job that leaves pictures out, if any are.
+    fn filter(&self) -> impl Iterator<Item = Job> {
+        self.recipe.filter.iter().map(|_| Job::Filter)
+    }
+
+    /// The folder of the pictures that are captioned and trained on.
+    pub(crate) fn pictures(&self) -> PathBuf {
+        self.filter().next().map_or_else(|| self.recipe.workflow.images.clone(), |job| self.output_of(&job))
     }
 
     /// The job that makes a model; none for those that are there already.
@@ -243,6 +286,8 @@ fn order(recipe: &Recipe, path: &Path) -> Result<Vec<Job>> {
     jobs.extend(recipe.clean.is_some().then_some(Job::Clean));
     jobs.push(Job::Select);
     jobs.extend(recipe.report.is_some().then_some(Job::Report));
+    jobs.extend(recipe.filter.is_some().then_some(Job::Filter));
+    jobs.extend(recipe.recaption.iter().flat_map(|_| [Job::Recaption, Job::Mix]));
     jobs.push(Job::Caption);
     jobs.extend(recipe.train.iter().map(|train| Job::Train(train.name.clone())));
     let mut there: BTreeSet<&String> = recipe.models.keys().collect();

@@ -4,6 +4,7 @@
 //! those whose outputs are not what their inputs and settings would make; [`Workflow::status`] only looks.
 
 pub mod choose;
+pub mod compare;
 mod error;
 mod jobs;
 mod judge;
@@ -16,6 +17,7 @@ mod stages;
 mod status;
 
 pub use choose::{Choose, ChooseConfig, ChoosePlan, ChooseReport};
+pub use compare::{CompareConfig, ComparePlan, CompareReport};
 pub use error::{Error, Result};
 pub use jobs::{Job, Workflow};
 pub use judge::{Effect, Found, JudgePlan, JudgeReport, Side};

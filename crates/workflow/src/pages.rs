@@ -16,9 +16,11 @@ const PAGE_STYLE: &str = include_str!("templates/page.css");
 const CHART_STYLE: &str = include_str!("templates/chart.css");
 
 /// Each template by its name.
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 7] = [
     ("probe.html", include_str!("templates/probe.html")),
     ("choose.html", include_str!("templates/choose.html")),
+    ("compare.html", include_str!("templates/compare.html")),
+    ("compare.md", include_str!("templates/compare.md")),
     ("forest.svg", include_str!("templates/forest.svg")),
     ("scatter.svg", include_str!("templates/scatter.svg")),
     ("variables.css", include_str!("templates/variables.css")),

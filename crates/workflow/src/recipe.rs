@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, de::IgnoredAny};
-use vodka_captions::{Position, caption::Missing, select::list_file};
+use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
 use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
 use vodka_stage::{ConfigError, nearest, parse_toml};
@@ -29,12 +29,18 @@ pub struct Recipe {
     /// Putting the tag table through rules, before anything reads it. Default: not.
     #[serde(default)]
     pub clean: Option<Clean>,
+    /// Leaving pictures out, of captions and training. Default: none.
+    #[serde(default)]
+    pub filter: Option<Filter>,
     /// Choosing the tags worth having.
     #[serde(default)]
     pub select: Select,
     /// Tables to look at before captions are written.
     #[serde(default)]
     pub report: Option<Report>,
+    /// Mixing a captioner's captions into those of the pictures, before tags are written. Default: not.
+    #[serde(default)]
+    pub recaption: Option<Recaption>,
     /// Writing the captions.
     #[serde(default)]
     pub caption: Caption,
@@ -161,6 +167,41 @@ impl Default for Select {
 pub struct Clean {
     /// The file of rules: aliases, implications, blacklist, replacements, regular expressions (docs/cleaning.md).
     pub rules: PathBuf,
+}
+
+/// `[filter]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// Which pictures stay: `not tag:blurry>0.9` (docs/query.md).
+    pub query: String,
+    /// How those get into the folder that captions and training read: `hard_link`, `symlink` or `copy`. Default: `hard_link`.
+    #[serde(default = "hard_link")]
+    pub method: Method,
+}
+
+fn hard_link() -> Method {
+    Method::HardLink
+}
+
+/// `[recaption]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recaption {
+    /// What a captioner has made: a folder of `.txt` files in the same subfolders as the pictures, or a table
+    /// (docs/recaptioning.md).
+    pub captions: PathBuf,
+    /// The captioner's name.
+    pub model: Option<String>,
+    /// The share of pictures that get its caption, 0 to 1.
+    pub share: f64,
+    /// Other seeds choose other pictures. Default: 1.
+    #[serde(default = "one")]
+    pub seed: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// `[report]`
@@ -317,7 +358,9 @@ impl Recipe {
         }
         let given = [&mut self.workflow.images, &mut self.workflow.output].into_iter();
         let rules = self.clean.as_mut().map(|clean| &mut clean.rules);
-        let given = given.chain(&mut self.select.labels).chain(&mut self.select.list).chain(rules);
+        let theirs = self.recaption.as_mut().map(|recaption| &mut recaption.captions);
+        let given =
+            given.chain(&mut self.select.labels).chain(&mut self.select.list).chain(rules).chain(theirs);
         for path in given.chain(self.models.values_mut()) {
             *path = tidy(&folder.join(&*path));
         }
@@ -398,6 +441,11 @@ impl Recipe {
             Missing::Skip => Err(Error::MissingSkip { recipe: path.to_path_buf() }),
             Missing::Empty | Missing::Error => Ok(()),
         }
+    }
+
+    /// The recaptioning, of recipes that have one.
+    pub(crate) fn recaption_of(&self) -> &Recaption {
+        self.recaption.as_ref().expect("only a recipe with `[recaption]` has such a job")
     }
 
     /// The mix of a name that has been checked.

@@ -7,6 +7,10 @@ use vodka_captions::{
     CaptionSource,
     caption::{self, CaptionConfig, CaptionEvent, CaptionPlan, Style},
     clean::{self, CleanConfig, CleanEvent, CleanPlan},
+    filter::{self, Action, FilterConfig, FilterEvent, FilterPlan},
+    mix::{self, MixConfig, MixEvent, MixPlan},
+    query::Dataset,
+    recaption::{self, RecaptionConfig, RecaptionEvent, RecaptionPlan},
     report::{self, GalleryConfig, ReportConfig, ReportPlan},
     select::{self, SelectConfig, SelectPlan},
 };
@@ -42,12 +46,15 @@ pub enum Progress {
 pub enum Plan {
     Tag(TagPlan),
     Clean(CleanPlan),
+    Filter(Box<FilterPlan>),
     Select(SelectPlan),
     Report(ReportPlan),
-    Caption(CaptionPlan),
+    Recaption(Box<RecaptionPlan>),
+    Mix(MixPlan),
+    Caption(Box<CaptionPlan>),
     Train(Box<TrainPlan>),
     Merge(MergePlan),
-    Grid(GridPlan),
+    Grid(Box<GridPlan>),
     Judge(JudgePlan),
     Probe(Box<ProbePlan>),
     Choose(ChoosePlan),
@@ -78,12 +85,19 @@ impl Workflow {
             Job::Clean => self.clean().plan().map(Plan::Clean).map_err(Into::into),
             Job::Select => self.select().plan().map(Plan::Select).map_err(Into::into),
             Job::Report => self.report().plan().map(Plan::Report).map_err(Into::into),
-            Job::Caption => self.caption().plan().map(Plan::Caption).map_err(Into::into),
+            Job::Filter => self.filter_config().plan().map(|p| Plan::Filter(Box::new(p))).map_err(Into::into),
+            Job::Recaption => {
+                self.recaption().plan().map(|plan| Plan::Recaption(Box::new(plan))).map_err(Into::into)
+            }
+            Job::Mix => self.mix().plan().map(Plan::Mix).map_err(Into::into),
+            Job::Caption => self.caption().plan().map(|p| Plan::Caption(Box::new(p))).map_err(Into::into),
             Job::Train(name) => {
                 self.train(name, model)?.plan().map(|plan| Plan::Train(Box::new(plan))).map_err(Into::into)
             }
             Job::Merge(name) => self.merge(name, model)?.map(Plan::Merge).map_err(Into::into),
-            Job::Grid(name) => self.grid(name, model)?.plan().map(Plan::Grid).map_err(Into::into),
+            Job::Grid(name) => {
+                self.grid(name, model)?.plan().map(|plan| Plan::Grid(Box::new(plan))).map_err(Into::into)
+            }
             Job::Judge(name) => Ok(Plan::Judge(self.judge(name))),
             Job::Choose(name) => Ok(Plan::Choose(self.choose(name).plan()?)),
             // Its errors say themselves which probe they are about.
@@ -100,6 +114,44 @@ impl Workflow {
     fn clean(&self) -> CleanConfig {
         let rules = self.recipe.clean.as_ref().map(|clean| clean.rules.clone()).unwrap_or_default();
         CleanConfig { tags: self.output_of(&Job::Tag), rules, output: self.output_of(&Job::Clean) }
+    }
+
+    fn filter_config(&self) -> FilterConfig {
+        let filter = self.recipe.filter.clone();
+        let (query, method) = filter.map(|filter| (filter.query, filter.method)).unzip();
+        FilterConfig {
+            dataset: Dataset {
+                images: Some(self.recipe.workflow.images.clone()),
+                tags: Some(self.output_of(&self.table())),
+                labels: Some(self.select().labels),
+                min_score: self.recipe.caption.min_score,
+                ..Dataset::default()
+            },
+            query,
+            query_file: None,
+            action: Action::Place {
+                output: self.output_of(&Job::Filter),
+                method: method.unwrap_or_default(),
+            },
+            explain: false,
+        }
+    }
+
+    fn recaption(&self) -> RecaptionConfig {
+        let recaption = self.recipe.recaption_of();
+        let (captions, model) = (recaption.captions.clone(), recaption.model.clone());
+        let output = self.output_of(&Job::Recaption);
+        RecaptionConfig { model, ..RecaptionConfig::from_file(self.pictures(), captions, output) }
+    }
+
+    fn mix(&self) -> MixConfig {
+        let recaption = self.recipe.recaption_of();
+        MixConfig {
+            captions: self.output_of(&Job::Recaption),
+            share: recaption.share,
+            seed: recaption.seed,
+            output: self.output_of(&Job::Mix),
+        }
     }
 
     fn select(&self) -> SelectConfig {
@@ -133,17 +185,18 @@ impl Workflow {
 
     fn caption(&self) -> CaptionConfig {
         let recipe = &self.recipe.caption;
+        let mixed = self.recipe.recaption.as_ref().map(|_| self.output_of(&Job::Mix));
         CaptionConfig {
             tags: self.output_of(&self.table()),
             selection: self.output_of(&Job::Select),
-            images: self.recipe.workflow.images.clone(),
+            images: self.pictures(),
             output: Some(self.output_of(&Job::Caption)),
             in_place: false,
             max_tags: recipe.max_tags,
             min_score: recipe.min_score,
             position: recipe.position,
             missing: recipe.missing,
-            source: CaptionSource::default(),
+            source: CaptionSource { folder: mixed, ..CaptionSource::default() },
             format: None,
             style: Style::default(),
             without: Vec::new(),
@@ -157,7 +210,7 @@ impl Workflow {
             Captions::Original => None,
         };
         Ok(TrainConfig {
-            data_root: self.recipe.workflow.images.clone().into(),
+            data_root: self.pictures().into(),
             caption_root,
             resume_ckpt: Some(model(&recipe.base)?),
             output: Some(self.output_of(&Job::Train(name.to_owned()))),
@@ -275,6 +328,9 @@ impl Plan {
         Ok(match self {
             Self::Tag(plan) => plan.key()?,
             Self::Clean(plan) => plan.key()?,
+            Self::Filter(plan) => plan.key()?,
+            Self::Recaption(plan) => plan.key()?,
+            Self::Mix(plan) => plan.key()?,
             Self::Select(plan) => plan.key()?,
             Self::Report(plan) => plan.key()?,
             Self::Caption(plan) => plan.key()?,
@@ -302,6 +358,15 @@ impl Plan {
             }
             Self::Clean(plan) => {
                 through(job, clean::run(plan, interrupt, &mut |event| tell(Some(of_clean(event)))))
+            }
+            Self::Filter(plan) => {
+                through(job, filter::run(plan, interrupt, &mut |event| tell(of_filter(&event))))
+            }
+            Self::Recaption(plan) => {
+                through(job, recaption::run(plan, interrupt, &mut |event| tell(Some(of_recaption(event)))))
+            }
+            Self::Mix(plan) => {
+                through(job, mix::run(plan, interrupt, &mut |event| tell(Some(of_mix(&event)))))
             }
             Self::Select(plan) => through(job, select::run(plan, interrupt, &mut |_| {})),
             Self::Report(plan) => through(job, report::run(plan, interrupt, &mut |_| {})),
@@ -348,6 +413,31 @@ fn of_clean(event: CleanEvent) -> Progress {
     match event {
         CleanEvent::Started { images } => Progress::Units(0, images),
         CleanEvent::Cleaned { images } => Progress::Done(images),
+    }
+}
+
+fn of_filter(event: &FilterEvent) -> Option<Progress> {
+    match event {
+        FilterEvent::Fits { .. } => None,
+        FilterEvent::Placing { files } => Some(Progress::Units(0, *files)),
+        FilterEvent::Placed { files } => Some(Progress::Done(*files)),
+    }
+}
+
+fn of_recaption(event: RecaptionEvent) -> Progress {
+    match event {
+        RecaptionEvent::Started { images, answered } => Progress::Units(answered, images),
+        RecaptionEvent::Answered { images } => Progress::Done(images),
+        RecaptionEvent::Skipped(skipped) => {
+            Progress::Note(format!("skipped {}: {}", skipped.image, skipped.reason))
+        }
+    }
+}
+
+fn of_mix(event: &MixEvent) -> Progress {
+    match event {
+        MixEvent::Started { images } => Progress::Units(0, *images),
+        MixEvent::Wrote { images } => Progress::Done(*images),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct WorldConfig {
     pub seed: u64,
     /// Width and height of each.
     pub size_px: u32,
-    /// The folder for `images/` (PNG, a caption beside each) and `truth.csv` (`image`, `tag`, `strength` in 0..1).
+    /// The folder for `images/` (PNG, a caption beside each), `captioner/` (what a captioner would say of each) and `truth.csv` (`image`, `tag`, `strength` in 0..1).
     pub output: PathBuf,
 }
 
@@ -42,7 +42,10 @@ pub enum Error {
 /// Where a file cannot be written.
 pub fn write(config: &WorldConfig) -> Result<(), Error> {
     let images = config.output.join("images");
-    fs::create_dir_all(&images).map_err(|source| Error::Write { path: images.clone(), source })?;
+    let captioner = config.output.join("captioner");
+    for folder in [&images, &captioner] {
+        fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+    }
     let pictures: Result<Vec<_>, _> = (0..config.count)
         .into_par_iter()
         .map(|index| {
@@ -50,6 +53,8 @@ pub fn write(config: &WorldConfig) -> Result<(), Error> {
             let path = images.join(format!("{index:05}.png"));
             save(&path, &png(&picture)?)?;
             save(&path.with_extension("txt"), format!("{}\n", picture.caption).as_bytes())?;
+            let theirs = captioner.join(format!("{index:05}.txt"));
+            save(&theirs, format!("{}\n", picture.described).as_bytes())?;
             Ok((format!("{index:05}.png"), picture.tags))
         })
         .collect();

@@ -33,6 +33,8 @@ pub struct Picture {
     pub image: RgbImage,
     /// One line, lower case, ASCII.
     pub caption: String,
+    /// What an image captioner would say of it: longer, in other words. One line, lower case, ASCII.
+    pub described: String,
     /// The tags that apply.
     pub tags: Strengths,
     /// What was decided before any pixel was drawn.
@@ -47,6 +49,7 @@ impl Picture {
         let scene = Scene::decide(&mut rng);
         let caption = caption::caption(&mut rng, &scene);
         let image = render::render(&mut rng, &scene, size_px);
-        Self { image, caption, tags: tags::tags(&scene), scene }
+        let described = caption::described(&scene);
+        Self { image, caption, described, tags: tags::tags(&scene), scene }
     }
 }

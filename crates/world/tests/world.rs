@@ -66,6 +66,22 @@ fn captions_name_what_is_there_and_never_how_the_picture_is_made() {
 }
 
 #[test]
+fn a_captioner_says_all_that_is_there_and_nothing_of_focus() {
+    for Picture { described, scene, .. } in many() {
+        assert!(!described.contains("blur") && !described.contains("focus"), "{described}");
+        assert_eq!(described.contains("black and white"), scene.monochrome, "{described}");
+        for thing in scene.things {
+            assert!(described.contains(thing.shape.name()), "{described}");
+            assert_eq!(
+                described.contains(&format!("{} {}", thing.colour.name, thing.shape.name())),
+                !scene.monochrome,
+                "{described}"
+            );
+        }
+    }
+}
+
+#[test]
 fn tags_are_of_the_vocabulary_and_each_of_it_applies_somewhere() {
     let mut found: BTreeMap<&str, usize> = BTreeMap::new();
     for picture in many() {

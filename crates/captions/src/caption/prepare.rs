@@ -16,8 +16,8 @@ use super::{
     vocabulary::Vocabulary,
 };
 use crate::{
-    CaptionFormat, CaptionSource, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result,
-    TagScore, TagTable, choose_by, displayed, gather, named, new_key,
+    CaptionFormat, Error, Facts, FoundCaption, Gathered, Joining, Picture, Position, Result, TagScore,
+    TagTable, choose_by, displayed, gather, named, new_key,
     query::read_all_exclusions,
     sidecar::{all_pictures, check_shared},
     table::{About, below_floor, missing_tags, other_vocabulary},
@@ -67,7 +67,7 @@ impl Read {
             "missing": plan.missing,
             "in_place": plan.in_place(),
             "format": plan.format,
-            "source": CaptionSource { file: None, ..plan.source.clone() },
+            "source": plan.source.settings(),
             "style": plan.style,
         });
         let mut key = RunKey::new("caption", &settings, None).input("tags", &plan.tags, |_| true)?.input(

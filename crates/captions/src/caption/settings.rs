@@ -167,7 +167,10 @@ impl CaptionConfig {
         };
         self.source.check()?;
         match &destination {
-            Destination::Folder(output) => check_apart(output, &self.images)?,
+            Destination::Folder(output) => {
+                check_apart(output, &self.images)?;
+                self.source.folder.as_ref().map_or(Ok(()), |folder| check_apart(output, folder))?;
+            }
             Destination::InPlace => self.check_in_place()?,
         }
         self.style.check(self.position)?;
@@ -192,6 +195,13 @@ impl CaptionConfig {
     }
 
     fn check_in_place(&self) -> Result<()> {
+        if let Some(folder) = &self.source.folder {
+            return Err(Error::Setting {
+                setting: "source folder",
+                expected: "none: in place captions are changed where they are".to_owned(),
+                found: folder.display().to_string(),
+            });
+        }
         let wrong = |expected: &str, found: &dyn ToString| {
             Err(Error::Setting { setting: "format", expected: expected.to_owned(), found: found.to_string() })
         };

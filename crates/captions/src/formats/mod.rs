@@ -129,6 +129,8 @@ pub struct CaptionSource {
     pub auto: bool,
     /// The table of kohya-json, jsonl, parquet and csv. Without it the file with the usual name in the folder of pictures.
     pub file: Option<PathBuf>,
+    /// The folder of txt, caption and ed2-yaml, in which they lie as the pictures do in theirs. Without it that of the pictures.
+    pub folder: Option<PathBuf>,
     /// The column of a table that names pictures, where that is not one of the usual.
     pub image_column: Option<String>,
     /// The column of a table that has captions, where that is not one of the usual.
@@ -141,7 +143,7 @@ impl CaptionSource {
     /// Checks what can be checked without reading.
     ///
     /// # Errors
-    /// An encoding that does not exist; a file for a format that has none.
+    /// An encoding that does not exist; a file or a folder for a format that has none.
     pub fn check(&self) -> Result<()> {
         self.encoding.as_deref().map(encoding::encoding_named).transpose()?;
         if let Some(file) = &self.file
@@ -154,7 +156,22 @@ impl CaptionSource {
                 found: file.display().to_string(),
             });
         }
+        if let Some(folder) = &self.folder
+            && (self.auto || self.format.extensions().is_empty())
+        {
+            return Err(Error::Setting {
+                setting: "source folder",
+                expected: "one only with txt, caption and ed2-yaml, which are files beside pictures"
+                    .to_owned(),
+                found: folder.display().to_string(),
+            });
+        }
         self.table().map(drop)
+    }
+
+    /// The same without places: what a run depends on beside the captions themselves.
+    pub(crate) fn settings(&self) -> Self {
+        Self { file: None, folder: None, ..self.clone() }
     }
 
     /// The table that captions may be in: the one that is named; or, by the format, the one with the usual name.

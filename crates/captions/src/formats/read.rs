@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -92,6 +93,12 @@ pub(crate) fn gather(
     written: Option<&Written>,
 ) -> Result<Gathered> {
     let encoding = source.encoding.as_deref().map(encoding_named).transpose()?;
+    if let Some(folder) = &source.folder {
+        fs::read_dir(folder).map_err(|error| Error::Read { path: folder.clone(), source: error })?;
+    }
+    // Runs in place have changed nothing in a folder apart.
+    let written = written.filter(|_| source.folder.is_none());
+    let root = source.folder.as_deref().unwrap_or(root);
     let reader = Reader { source, root, written, encoding };
     let table = reader.table(pictures)?;
     let read: Vec<_> = pictures

@@ -186,6 +186,30 @@ impl RecaptionConfig {
     pub const PROMPT: &str =
         "Describe this picture in one sentence, as a caption: what it shows, and how it is made.";
 
+    /// Captions from a file, all else as it is by default.
+    pub fn from_file(images: PathBuf, captions: PathBuf, output: PathBuf) -> Self {
+        Self {
+            images,
+            captions: Some(captions),
+            format: None,
+            image_column: None,
+            caption_column: None,
+            encoding: None,
+            endpoint: None,
+            model: None,
+            prompt: default_prompt(),
+            api_key: None,
+            concurrency: four(),
+            timeout_s: two_minutes(),
+            retries: five(),
+            pause_ms: a_second(),
+            max_side: default_max_side(),
+            max_tokens: None,
+            temperature: None,
+            output,
+        }
+    }
+
     /// Checks what can be checked without reading.
     ///
     /// # Errors
@@ -225,8 +249,9 @@ impl RecaptionConfig {
             });
         }
         let Self { image_column, caption_column, encoding, .. } = self.clone();
-        let file = (!is_folder).then(|| path.clone());
-        let source = CaptionSource { format, auto: false, file, image_column, caption_column, encoding };
+        let (file, folder) = if is_folder { (None, Some(path.clone())) } else { (Some(path.clone()), None) };
+        let source =
+            CaptionSource { format, auto: false, file, folder, image_column, caption_column, encoding };
         source.check()?;
         Ok(Theirs { path, source })
     }
@@ -282,8 +307,7 @@ impl RecaptionPlan {
         let form = self.output.extension().map(|ending| ending.to_string_lossy());
         let key = match &self.source {
             Source::File(Theirs { path, source }) => {
-                let reading = CaptionSource { file: None, ..source.clone() };
-                let settings = json!({ "model": self.model, "form": form, "source": reading });
+                let settings = json!({ "model": self.model, "form": form, "source": source.settings() });
                 let endings = source.format.extensions();
                 let is_caption = |path: &Path| {
                     endings.is_empty()
@@ -507,8 +531,7 @@ fn answer(
 impl Theirs {
     fn read(&self, images: &Path, tasks: &[Task], interrupt: &Interrupt) -> Result<CaptionSet> {
         let pictures: Vec<_> = tasks.iter().map(|task| task.picture.clone()).collect();
-        let root = if self.source.file.is_some() { images } else { &self.path };
-        let (source, root) = (self.source.clone(), root.to_path_buf());
+        let (source, root) = (self.source.clone(), images.to_path_buf());
         heard(interrupt, move || read_captions(&source, &root, &pictures))
     }
 

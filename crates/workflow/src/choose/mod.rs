@@ -10,4 +10,5 @@ mod run;
 
 pub use card::{By, Card, Choice, Pair, Rule};
 pub use config::{Choose, ChooseConfig, ChoosePlan, Validation};
+pub(crate) use run::probe_report;
 pub use run::{ChooseReport, run};

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Error, ProbeReport,
     judge::{column, write_table},
-    probe::{Estimate, statistics::Count},
+    probe::{Condition, Estimate, rows::Rows},
 };
 
 /// What the stage's functions return: any stage's error.
@@ -168,49 +168,26 @@ impl ChoosePlan {
     }
 
     fn read_pictures(&self) -> Result<Measured> {
-        let path = &self.config.probe.join("pictures.csv");
-        let failed = |source| Error::Table { path: path.clone(), source };
-        let mut table = csv::Reader::from_path(path).map_err(failed)?;
-        let columns = table.headers().map_err(failed)?.clone();
-        let place = |name: &str| column(path, &columns, name);
-        let probability = columns.iter().position(|column| *column == format!("p:{}", self.tag));
-        let probability = probability.ok_or_else(|| Error::ChooseTag {
+        let rows = Rows::read(&self.config.probe.join("pictures.csv"))?;
+        let probability = rows.place(&format!("p:{}", self.tag)).ok_or_else(|| Error::ChooseTag {
             choose: self.config.choose.name.clone(),
             tag: self.config.choose.tag.clone(),
             probe: self.config.probe.clone(),
         })?;
-        let [model, word, condition, seed] =
-            [place("model")?, place("word")?, place("condition")?, place("seed")?];
-        let (found, requested) = (place("found")?, place("requested")?);
-        let looks = FRIED.iter().map(|name| place(name)).collect::<Result<Vec<_>, _>>()?;
+        let looks = [rows.column(FRIED[0])?, rows.column(FRIED[1])?, rows.column(FRIED[2])?];
         let mut measured = Measured::default();
-        for row in table.records() {
-            let row = row.map_err(failed)?;
-            // Of a picture that is missing.
-            if row[found].is_empty() {
-                continue;
-            }
-            let number = |place: usize| {
-                let number = row[place].parse::<f64>().ok().filter(|number| number.is_finite());
-                number.ok_or_else(|| Error::Cell {
-                    path: path.clone(),
-                    line: row.position().map_or(0, csv::Position::line),
-                    column: columns[place].to_owned(),
-                    expected: "a number",
-                    found: row[place].to_owned(),
-                })
-            };
-            let seeds = measured.seeds.entry(row[model].to_owned()).or_default();
-            let of: &mut Seed = seeds.entry(number(seed)? as u64).or_default();
-            match &row[condition] {
-                "without" => {
-                    let count = |place| number(place).map(|number| number as usize);
-                    of.count = Some(Count { found: count(found)?, requested: count(requested)? });
-                    of.looks = Some([number(looks[0])?, number(looks[1])?, number(looks[2])?]);
+        for row in &rows.rows {
+            let seeds = measured.seeds.entry(row.model.clone()).or_default();
+            let of: &mut Seed = seeds.entry(row.seed).or_default();
+            let is_tag = row.word.as_ref() == Some(&self.tag);
+            match row.condition {
+                Condition::Without => {
+                    of.count = Some(row.count);
+                    of.looks = Some(looks.map(|place| row.numbers[place]));
                 }
-                "with" if row[word] == *self.tag => of.with = Some(number(probability)?),
-                "negative" if row[word] == *self.tag => of.negative = Some(number(probability)?),
-                _ => {}
+                Condition::With if is_tag => of.with = Some(row.numbers[probability]),
+                Condition::Negative if is_tag => of.negative = Some(row.numbers[probability]),
+                Condition::With | Condition::Negative | Condition::Alone => {}
             }
         }
         Ok(measured)

@@ -89,6 +89,9 @@ fn told(job: &Job) -> &'static str {
     match job {
         Job::Tag => "The tagger scores every picture.",
         Job::Clean => "The scores go through the rules.",
+        Job::Filter => "Pictures are left out.",
+        Job::Recaption => "A captioner's captions are put beside those of the pictures.",
+        Job::Mix => "Each picture gets the captioner's caption or its own.",
         Job::Select => "The tags worth having are chosen.",
         Job::Report => "What the tags do in the data set, to look at.",
         Job::Caption => "The best tags of each picture go into its caption.",

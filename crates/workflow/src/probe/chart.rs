@@ -8,20 +8,20 @@ use crate::pages::{render, told};
 
 /// A forest plot.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Forest {
-    pub(super) title: String,
+pub(crate) struct Forest {
+    pub(crate) title: String,
     /// What the horizontal axis counts.
-    pub(super) axis: String,
-    pub(super) scale: Scale,
+    pub(crate) axis: String,
+    pub(crate) scale: Scale,
     /// What the marks of a row are, in order.
-    pub(super) series: Vec<String>,
+    pub(crate) series: Vec<String>,
     /// Labels, and a number for each series.
-    pub(super) rows: Vec<(String, Vec<Option<Estimate>>)>,
+    pub(crate) rows: Vec<(String, Vec<Option<Estimate>>)>,
 }
 
 /// How the axis goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     /// In equal steps; no change is 0.
     Linear,
     /// By factors of 2; no change is 1. For ratios, which are not below 0.
@@ -70,12 +70,12 @@ struct Key {
 
 impl Forest {
     /// Whether there is any number in it.
-    pub(super) fn has_marks(&self) -> bool {
+    pub(crate) fn has_marks(&self) -> bool {
         self.rows.iter().any(|(_, marks)| marks.iter().any(Option::is_some))
     }
 
     /// As an SVG document, or for a page that has the style.
-    pub(super) fn svg(&self, is_file: bool) -> String {
+    pub(crate) fn svg(&self, is_file: bool) -> String {
         let axis = Axis::of(self);
         let height = |marks: usize| ROW_PX + MARK_PX * marks as f64;
         let mut y = TOP;

@@ -3,12 +3,13 @@
 //! What a user writes is [`Probe`]; [`ProbeConfig`] adds what it reads. [`run`] makes the pictures, has the tagger score them,
 //! and writes tables, charts, galleries and a page. The numbers are those of [`statistics`], over seeds.
 
-mod chart;
+pub(crate) mod chart;
 mod config;
 mod gallery;
 mod page;
 mod plan;
 mod response;
+pub(crate) mod rows;
 mod run;
 pub mod statistics;
 mod table;

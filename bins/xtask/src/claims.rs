@@ -1,0 +1,210 @@
+//! What the demo must show, checked on the tables of a run: the question of V3, in numbers.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use crate::Result;
+
+/// A line of a table, by column.
+type Row = BTreeMap<String, String>;
+
+/// What was expected, and what was found.
+#[derive(Debug)]
+pub struct Claim {
+    text: String,
+    found: String,
+    pub holds: bool,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.holds { "holds" } else { "FAILS" };
+        write!(f, "{verdict}  {}: {}", self.text, self.found)
+    }
+}
+
+fn claim(text: impl Into<String>, holds: bool, found: impl Into<String>) -> Claim {
+    Claim { text: text.into(), found: found.into(), holds }
+}
+
+/// A number with its interval.
+#[derive(Debug, Clone, Copy)]
+struct Number {
+    n: usize,
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ({:.3} to {:.3}), {} seeds", self.value, self.low, self.high, self.n)
+    }
+}
+
+/// The tables of the probe that has all tags.
+struct Tables {
+    responses: Vec<Row>,
+    verdicts: Vec<Row>,
+    adherence: Vec<Row>,
+}
+
+/// Checks the run in a folder.
+///
+/// # Errors
+/// A table that cannot be read, or without a line or a number that must be there.
+pub fn check(run: &Path) -> Result<Vec<Claim>> {
+    let probe = run.join("probes/tags");
+    let table = |name: &str| read(&probe.join(name));
+    let tables = Tables {
+        responses: table("responses.csv")?,
+        verdicts: table("verdicts.csv")?,
+        adherence: table("adherence.csv")?,
+    };
+    let mut claims = tables.blur()?;
+    claims.extend(tables.control()?);
+    claims.push(tables.others()?);
+    claims.push(tables.adherence()?);
+    Ok(claims)
+}
+
+fn read(path: &Path) -> Result<Vec<Row>> {
+    let wrong = |error: csv::Error| format!("{}: {error}", path.display());
+    let mut table = csv::Reader::from_path(path).map_err(wrong)?;
+    Ok(table.deserialize().collect::<csv::Result<_>>().map_err(wrong)?)
+}
+
+fn find<'a>(rows: &'a [Row], wanted: &[(&str, &str)]) -> Result<&'a Row> {
+    let is_it =
+        |row: &&Row| wanted.iter().all(|(column, value)| row.get(*column).is_some_and(|v| v == value));
+    Ok(rows.iter().find(is_it).ok_or_else(|| format!("no line with {wanted:?}"))?)
+}
+
+fn number(row: &Row, columns: [&str; 4]) -> Result<Number> {
+    let of = |column: &str| -> Result<f64> {
+        let text = row.get(column).ok_or_else(|| format!("no column {column}"))?;
+        Ok(text.parse().map_err(|_| format!("{column}: expected a number, found {text:?} in {row:?}"))?)
+    };
+    let [n, value, low, high] = columns.map(of);
+    Ok(Number { n: n? as usize, value: value?, low: low?, high: high? })
+}
+
+impl Tables {
+    fn response(&self, model: &str, word: &str, condition: &str, measure: &str) -> Result<&Row> {
+        let tag = if measure == "probability" { "blurry" } else { "" };
+        let wanted =
+            [("model", model), ("word", word), ("condition", condition), ("measure", measure), ("tag", tag)];
+        find(&self.responses, &wanted)
+    }
+
+    fn level(&self, model: &str, condition: &str) -> Result<Number> {
+        let row = self.response(model, "blurry", condition, "probability")?;
+        number(row, ["n", "level", "level_low", "level_high"])
+    }
+
+    fn change(&self, model: &str, word: &str, condition: &str) -> Result<Number> {
+        number(self.response(model, word, condition, "probability")?, ["pairs", "difference", "low", "high"])
+    }
+
+    fn ratio(&self, model: &str, word: &str, condition: &str) -> Result<Number> {
+        number(
+            self.response(model, word, condition, "sharpness")?,
+            ["pairs", "ratio", "ratio_low", "ratio_high"],
+        )
+    }
+
+    /// V3 knows what blur is.
+    fn blur(&self) -> Result<Vec<Claim>> {
+        let (with, negative) = (self.ratio("v3", "blurry", "with")?, self.ratio("v3", "blurry", "negative")?);
+        let (asked, refused) = (self.level("v3", "with")?, self.level("v3", "negative")?);
+        let least = [with.n, negative.n, asked.n, refused.n].into_iter().min().unwrap_or_default();
+        Ok(vec![
+            claim("V3 was measured with 64 seeds at least", least >= 64, least.to_string()),
+            claim(
+                "V3's sharpness with `blurry` is at most half that without",
+                with.value <= 0.5,
+                with.to_string(),
+            ),
+            claim(
+                "with `blurry` in the negative prompt it is at least double",
+                negative.value >= 2.0,
+                negative.to_string(),
+            ),
+            claim(
+                "and the two intervals lie apart",
+                with.high < negative.low,
+                format!("{:.3} < {:.3}", with.high, negative.low),
+            ),
+            claim("the tagger sees blur with the tag: 0.8 at least", asked.value >= 0.8, asked.to_string()),
+            claim(
+                "and none with it in the negative prompt: 0.1 at most",
+                refused.value <= 0.1,
+                refused.to_string(),
+            ),
+        ])
+    }
+
+    /// The words that stand in no caption.
+    fn placebos(&self) -> Vec<&str> {
+        let of = self.responses.iter().filter(|row| row["placebo"] == "1" && row["model"] == "control");
+        let mut words: Vec<&str> = of.map(|row| row["word"].as_str()).collect();
+        words.dedup();
+        words
+    }
+
+    /// The control, which saw the same pictures as often, does not.
+    fn control(&self) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for (condition, told) in [("with", "before the prompt"), ("negative", "in the negative prompt")] {
+            let own = self.change("control", "blurry", condition)?;
+            let v3 = self.change("v3", "blurry", condition)?;
+            let mut most = 0.0_f64;
+            for word in self.placebos() {
+                let change = self.change("control", word, condition)?;
+                most = most.max(change.low.abs()).max(change.high.abs());
+            }
+            let text =
+                format!("`blurry` {told} changes the control's probability of blur no more than placebos do");
+            claims.push(claim(text, own.value.abs() <= most, format!("{own}; placebos {most:.3}")));
+            if condition == "with" {
+                claims.push(claim(
+                    "and its interval lies apart from V3's",
+                    own.high < v3.low,
+                    format!("{own}; V3 {v3}"),
+                ));
+            }
+            let log = |number: Number| [number.value, number.low, number.high].map(|ratio| ratio.ln().abs());
+            let ratio = self.ratio("control", "blurry", condition)?;
+            let mut most = 0.0_f64;
+            for word in self.placebos() {
+                most = log(self.ratio("control", word, condition)?).into_iter().fold(most, f64::max);
+            }
+            let text = format!(
+                "`blurry` {told} changes the control's sharpness by no larger factor than placebos do"
+            );
+            claims.push(claim(text, log(ratio)[0] <= most, format!("{ratio}; placebos {:.2}", most.exp())));
+            let other = self.ratio("v3", "blurry", condition)?;
+            let apart = ratio.high < other.low || other.high < ratio.low;
+            claims.push(claim(
+                "and its interval lies apart from V3's",
+                apart,
+                format!("{ratio}; V3 {other}"),
+            ));
+        }
+        Ok(claims)
+    }
+
+    /// Tags that are not about blur.
+    fn others(&self) -> Result<Claim> {
+        let of = |row: &&Row| row["model"] == "v3" && row["tag"] != "blurry" && row["responds"] == "1";
+        let tags: Vec<&str> = self.verdicts.iter().filter(of).map(|row| row["tag"].as_str()).collect();
+        Ok(claim("five tags besides respond in V3 at least", tags.len() >= 5, tags.join(", ")))
+    }
+
+    fn adherence(&self) -> Result<Claim> {
+        let wanted = [("model", "v3"), ("word", ""), ("condition", "without"), ("thing", "all")];
+        let row = find(&self.adherence, &wanted)?;
+        let change = number(row, ["requested", "difference", "difference_low", "difference_high"])?;
+        let found = format!("{:+.3} ({:+.3} to {:+.3})", change.value, change.low, change.high);
+        Ok(claim("V3 does what is asked as well as V2, within 5 points", change.value >= -0.05, found))
+    }
+}

@@ -1,0 +1,124 @@
+//! What was done differently: the settings in the records of runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vodka_stage::RunRecord;
+
+use crate::Result;
+
+/// A setting that is not the same in all runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The job, by its output: `captions`, `train/v3`.
+    pub job: String,
+    /// The setting: `unet.optimizer.lr`; empty where a run has no such job.
+    pub setting: String,
+    /// What it is in each run, in order; none where the job or the setting is not there.
+    pub values: Vec<Option<String>>,
+}
+
+/// The settings of a run's jobs before it measures: by job and key.
+pub(super) type Settings = BTreeMap<String, BTreeMap<String, String>>;
+
+/// Reads the records of a run: of all that it makes before pictures are made and measured.
+///
+/// # Errors
+/// A record that cannot be read.
+pub(super) fn read(run: &Path) -> Result<Settings> {
+    let mut settings = Settings::new();
+    for (prefix, folder) in [("", run.to_path_buf()), ("train/", run.join("train"))] {
+        for (name, path) in records(&folder) {
+            let record = RunRecord::read(&path)?;
+            let mut flat = BTreeMap::new();
+            flatten(String::new(), &record.settings, &mut flat);
+            if let Some(seed) = record.seed {
+                flat.insert("seed".to_owned(), seed.to_string());
+            }
+            settings.insert(format!("{prefix}{name}"), flat);
+        }
+    }
+    Ok(settings)
+}
+
+fn records(folder: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".run.json")?.to_owned();
+        Some((name, path))
+    };
+    entries.filter_map(|entry| named(entry.path())).collect()
+}
+
+/// `{"a": {"b": 1}}` is `a.b` = `1`; lists are one value.
+fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
+    let Value::Object(fields) = value else {
+        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        into.insert(key, text);
+        return;
+    };
+    for (name, value) in fields {
+        let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+        flatten(key, value, into);
+    }
+}
+
+/// What is not the same in all of them.
+pub(super) fn differences(all: &[Settings]) -> Vec<Difference> {
+    let jobs: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
+    let mut differences = Vec::new();
+    for job in jobs {
+        if all.iter().any(|settings| !settings.contains_key(job)) {
+            let there = |settings: &Settings| settings.get(job).map(|_| "there".to_owned());
+            let values = all.iter().map(there).collect();
+            differences.push(Difference { job: job.clone(), setting: String::new(), values });
+        }
+        let of = |settings: &Settings, key: &String| settings.get(job).and_then(|job| job.get(key)).cloned();
+        let keys: BTreeSet<&String> =
+            all.iter().filter_map(|s| s.get(job)).flat_map(BTreeMap::keys).collect();
+        for key in keys {
+            let values: Vec<_> = all.iter().map(|settings| of(settings, key)).collect();
+            let mut there =
+                all.iter().zip(&values).filter(|(settings, _)| settings.contains_key(job)).map(|(_, v)| v);
+            let first = there.next();
+            if there.any(|value| Some(value) != first) || values.iter().flatten().count() == 1 {
+                differences.push(Difference { job: job.clone(), setting: key.clone(), values });
+            }
+        }
+    }
+    differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(job: &str, json: &str) -> Settings {
+        let mut flat = BTreeMap::new();
+        flatten(String::new(), &serde_json::from_str(json).unwrap(), &mut flat);
+        Settings::from([(job.to_owned(), flat)])
+    }
+
+    #[test]
+    fn only_what_differs_is_told_by_job_and_key() {
+        let a = settings("train/v3", r#"{"unet": {"lr": 1e-3, "betas": [0.9, 0.999]}, "seed": 1}"#);
+        let b = settings("train/v3", r#"{"unet": {"lr": 2e-3, "betas": [0.9, 0.999]}, "seed": 1}"#);
+        let found = differences(&[a.clone(), b]);
+        let value = |text: &str| Some(text.to_owned());
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].setting.as_str(), &found[0].values[..]),
+            ("unet.lr", &[value("0.001"), value("0.002")][..])
+        );
+        assert!(differences(&[a.clone(), a]).is_empty());
+        // A job that only one has is told with what it does.
+        let found = differences(&[Settings::new(), settings("pictures", r#"{"query": "not x"}"#)]);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[1].setting.as_str(), &found[1].values[..]), ("query", &[None, value("not x")][..]));
+    }
+}

@@ -5,12 +5,18 @@
 //! ```
 //!
 //! Writes eight Stable Diffusion 1.5 files of random fp16 weights (2.13 GB each; a folder named by `VODKA_BENCH_FOLDER` keeps
-//! them for the next time), then takes turns, five times: the floor (three files read and one written with plain calls of 8 MiB,
-//! synced), add difference of three files by `vodka-merge`'s library with the parents' hashes known, three times without
-//! (beside the time that hashing them takes one core), and, where
-//! `VODKA_BENCH_PEER` names it (`python peer_merge.py`), the peer in fp16 and with `--fp32`. Then a merge of eight parents, and
-//! every method of the table once (`VODKA_BENCH_METHODS` names others, with commas; `none` for none). Linux only: memory is read
-//! from `/proc`.
+//! them for the next time), and measures, each in a process of its own (`VODKA_BENCH_ONLY` names some of it, with commas):
+//!
+//! * `floor`: in turns, five times, three files read and one written with plain calls of 8 MiB, synced; add difference of three
+//!   files with the parents' hashes known; three times without, beside the time that hashing them takes one core; and, where
+//!   `VODKA_BENCH_PEER` names it (`python peer_merge.py`), the peer in fp16 and with `--fp32`;
+//! * every method of the table by its name, once, of as few files as it takes;
+//! * `many`: of three, five and eight files a method that reads them once, and one that reads them twice;
+//! * `lazy`: all tensors of a weighted sum that is in no file;
+//! * `extract-lora`: of rank 64, from the difference of two files;
+//! * `inspect`: without hashes, and whole, three times each.
+//!
+//! Linux only: memory is read from `/proc`.
 
 #![allow(
     clippy::print_stdout,
@@ -28,18 +34,25 @@ use std::{
     time::Instant,
 };
 
-use vodka_checkpoint::{ModelConfig, Precision, keys, write_checkpoint};
-use vodka_merger::{METHODS, MergePlan, Method, Parents, Recipe, run};
+use vodka_checkpoint::{Depth, ModelConfig, Precision, inspect, keys, write_checkpoint};
+use vodka_merger::{ExtractConfig, METHODS, MergePlan, Merged, Method, Parents, Recipe, extract, run};
 use vodka_stage::{Interrupt, Outcome, hash_file};
 
-/// The first argument of a process that merges.
-const CHILD: &str = "merge";
+/// What a process of its own does with the arguments behind its name.
+type Job = fn(&[String]);
+const JOBS: [(&str, Job); 4] =
+    [("merge", merge), ("lazy", lazy), ("extract-lora", extract_lora), ("inspect", look_into)];
 const ROUNDS: usize = 5;
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
-    if arguments.get(1).is_some_and(|word| word == CHILD) {
-        return merge(&arguments[2..]);
+    let job = JOBS.iter().find(|(name, _)| arguments.get(1).is_some_and(|word| word == name));
+    if let Some((_, job)) = job {
+        job(&arguments[2..]);
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        return println!("{}", kilobytes / 1e3);
     }
     let kept = env::var_os("VODKA_BENCH_FOLDER").map(PathBuf::from);
     let temporary = tempfile::tempdir().unwrap();
@@ -47,20 +60,44 @@ fn main() {
     let files: Vec<_> = (0..8).map(|i| generate(folder, i)).collect();
     let gigabytes = fs::metadata(&files[0]).unwrap().len() as f64 / 1e9;
     println!("{} files of {gigabytes:.2} GB", files.len());
-    against_the_floor(folder, &files[..3], gigabytes);
-    let (seconds, megabytes) = timed(folder, Method::Dare, &files);
-    show("dare of 8", seconds, 9.0 * gigabytes, megabytes);
-    let wanted = env::var("VODKA_BENCH_METHODS").unwrap_or_default();
-    for info in METHODS.iter().filter(|info| info.parents != Parents::Loras) {
-        if wanted.is_empty() || wanted.split(',').any(|name| name == info.name) {
-            let parents = info.parents.least();
-            let (seconds, megabytes) = timed(folder, info.method, &files[..parents]);
-            show(info.name, seconds, (parents + 1) as f64 * gigabytes, megabytes);
+    let only = env::var("VODKA_BENCH_ONLY").ok();
+    let wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|word| word == name));
+    if wanted("floor") {
+        against_the_floor(folder, &files[..3], gigabytes);
+    }
+    if wanted("extract-lora") || wanted("apply-lora") {
+        let made = timed("extract-lora", folder, &files[..2]);
+        show("extract-lora", made, 2.0 * gigabytes);
+    }
+    for info in METHODS.iter().filter(|info| wanted(info.name)) {
+        let least = info.parents.least();
+        let (files, all) = match info.parents {
+            Parents::Loras => (vec![files[0].clone(), folder.join(LORA)], 2),
+            _ => (files[..least].to_vec(), least + 1),
+        };
+        show(info.name, merged(folder, info.method, &files), all as f64 * gigabytes);
+    }
+    if wanted("many") {
+        for (method, n) in
+            [Method::Clip, Method::ModelStock].into_iter().flat_map(|m| [3, 5, 8].map(|n| (m, n)))
+        {
+            let passes = if method == Method::Clip { 1 } else { 2 };
+            let name = format!("{method} of {n}");
+            show(&name, merged(folder, method, &files[..n]), (passes * n + 1) as f64 * gigabytes);
+        }
+    }
+    if wanted("lazy") {
+        show("weighted-sum without a file", timed("lazy", folder, &files[..2]), 2.0 * gigabytes);
+    }
+    if wanted("inspect") {
+        for (name, depth) in [("inspect without hashes", "values"), ("inspect", "all")] {
+            let turn = || timed(&format!("inspect {depth}"), folder, &files[..1]);
+            (0..3).for_each(|_| show(name, turn(), gigabytes));
         }
     }
 }
 
-fn show(name: &str, seconds: f64, gigabytes: f64, megabytes: f64) {
+fn show(name: &str, (seconds, megabytes): (f64, f64), gigabytes: f64) {
     println!("{name:<33} {seconds:7.2} s  {:6.2} GB/s  {megabytes:5.0} MB", gigabytes / seconds);
 }
 
@@ -74,15 +111,15 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
     let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut memory = BTreeMap::new();
     let mut most: f64 = 0.0;
-    timed(folder, Method::AddDifference, files);
+    merged(folder, Method::AddDifference, files);
     for round in 0..ROUNDS {
         times.entry("floor").or_default().push(floor(folder, files));
-        let (seconds, megabytes) = timed(folder, Method::AddDifference, files);
+        let (seconds, megabytes) = merged(folder, Method::AddDifference, files);
         times.entry("add-difference").or_default().push(seconds);
         most = most.max(megabytes);
         if round < 3 {
             fs::remove_file(folder.join("hashes.json")).unwrap();
-            let (seconds, _) = timed(folder, Method::AddDifference, files);
+            let (seconds, _) = merged(folder, Method::AddDifference, files);
             times.entry("the same, parents unhashed").or_default().push(seconds);
             let start = Instant::now();
             for file in files {
@@ -101,7 +138,7 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
     memory.insert("add-difference", most);
     for (name, times) in times {
         let turns: Vec<_> = times.iter().map(|seconds| format!("{seconds:.2}")).collect();
-        show(name, median(times), 4.0 * gigabytes, memory.get(name).copied().unwrap_or_default());
+        show(name, (median(times), memory.get(name).copied().unwrap_or_default()), 4.0 * gigabytes);
         println!("    turns: {}", turns.join(", "));
     }
 }
@@ -149,38 +186,76 @@ fn peer_merge(peer: &str, folder: &Path, files: &[PathBuf], options: &[&str]) ->
     (seconds, numbers[1] * 1e3)
 }
 
-/// Seconds and peak resident megabytes of a merge in a process of its own.
-fn timed(folder: &Path, method: Method, files: &[PathBuf]) -> (f64, f64) {
+/// Seconds and peak resident megabytes of a merge; its file is removed.
+fn merged(folder: &Path, method: Method, files: &[PathBuf]) -> (f64, f64) {
+    let found = timed(&format!("merge {method}"), folder, files);
+    fs::remove_file(folder.join(OUTPUT)).unwrap();
+    found
+}
+
+/// Seconds and peak resident megabytes of a job in a process of its own.
+fn timed(job: &str, folder: &Path, files: &[PathBuf]) -> (f64, f64) {
     let start = Instant::now();
-    let output = Command::new(env::current_exe().unwrap())
-        .args([CHILD, &method.to_string()])
-        .arg(folder)
-        .args(files)
-        .output()
-        .unwrap();
+    let mut command = Command::new(env::current_exe().unwrap());
+    let output = command.args(job.split(' ')).arg(folder).args(files).output().unwrap();
     let seconds = start.elapsed().as_secs_f64();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::remove_file(folder.join("merged.safetensors")).unwrap();
     (seconds, said.trim().parse().unwrap())
 }
 
-/// Merges, and prints the most memory that this process has had, in megabytes.
-fn merge(arguments: &[String]) {
-    let method: Method = arguments[0].parse().unwrap();
-    let folder = Path::new(&arguments[1]);
-    let paths = arguments[2..].iter().map(PathBuf::from).collect();
+const OUTPUT: &str = "merged.safetensors";
+const LORA: &str = "lora.safetensors";
+
+fn plan(method: Method, folder: &str, files: &[String]) -> MergePlan {
+    let paths = files.iter().map(PathBuf::from).collect();
     let params = method.info().params.iter().map(|param| (param.name.to_owned(), vec![0.3.into()]));
     let params: Vec<_> = params.collect();
-    let output = folder.join("merged.safetensors");
-    let recipe = Recipe::of_one(method, paths, &params, None, output).unwrap();
-    let plan = MergePlan { hash_cache: Some(folder.join("hashes.json")), ..recipe.plan().unwrap() };
-    let report = run(&plan, &Interrupt::new(), &mut |_| ()).unwrap();
+    let recipe = Recipe::of_one(method, paths, &params, None, Path::new(folder).join(OUTPUT)).unwrap();
+    MergePlan { hash_cache: Some(Path::new(folder).join("hashes.json")), ..recipe.plan().unwrap() }
+}
+
+fn merge(arguments: &[String]) {
+    let [method, folder, files @ ..] = arguments else { panic!("a method and a folder") };
+    let report = run(&plan(method.parse().unwrap(), folder, files), &Interrupt::new(), &mut |_| ()).unwrap();
     assert_eq!(report.outcome, Outcome::Done);
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    println!("{}", kilobytes / 1e3);
+}
+
+/// All tensors, one after the other, as a sampler loads them.
+fn lazy(arguments: &[String]) {
+    let merged = Merged::open(&plan(Method::WeightedSum, &arguments[0], &arguments[1..]), 0).unwrap();
+    for name in merged.names() {
+        std::hint::black_box(merged.tensor(&name).unwrap());
+    }
+}
+
+fn extract_lora(arguments: &[String]) {
+    let [folder, base, tuned] = arguments else { panic!("a folder and two files") };
+    let output = Path::new(folder).join(LORA);
+    fs::remove_file(&output)
+        .or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })
+        .unwrap();
+    let config = ExtractConfig {
+        tuned: tuned.into(),
+        base: base.into(),
+        output,
+        rank: 64,
+        conv_rank: None,
+        precision: Precision::F16,
+        clamp_quantile: 0.99,
+        min_difference: 0.01,
+        hash_cache: Some(Path::new(folder).join("hashes.json")),
+    };
+    let report = extract(&config, &Interrupt::new(), &mut |_, _| ()).unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+}
+
+fn look_into(arguments: &[String]) {
+    let depth = Depth { hashes: arguments[0] == "all", values: true };
+    std::hint::black_box(inspect(&arguments[2], depth).unwrap());
 }
 
 /// A file of random weights, unless it is there.

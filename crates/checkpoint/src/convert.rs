@@ -621,7 +621,7 @@ impl Work {
             let info = self.input.extra_info(name);
             let became_unet = is_ema && matches!(self.input.ema(), Ema::Used | Ema::Only);
             if !keep || became_unet || is_vae && plan.vae != Vae::Keep {
-                if !(became_unet && is_ema) {
+                if !became_unet {
                     self.report.dropped.push(name.to_owned());
                     self.report.dropped_bytes += info.map_or(0, |info| info.bytes());
                 }

@@ -18,7 +18,7 @@ use vodka_checkpoint::{
 use vodka_stage::{ContentHash, FileHasher, Interrupt, Outcome};
 
 use crate::{
-    Error, Kept, KeptTensors, MergeEvent, MergePlan, Operand, OutputPlan, OutputReport, Result,
+    Error, Kept, KeptTensors, MergeEvent, MergePlan, Method, Operand, OutputPlan, OutputReport, Result,
     eval::{Evaluator, KeyPlan, Opened},
     merged::{checkpoints_of, encode, keeps_vae, precision, whole},
     metadata::metadata,
@@ -211,6 +211,10 @@ impl<'a> Producer<'a> {
         let specs = self.sinks[0].writer.specs().to_vec();
         let operands: Vec<_> = self.sinks.iter().map(|sink| sink.operand).collect();
         self.evaluator.look_over(&operands)?;
+        let is_whole = |step: &usize| {
+            matches!(self.evaluator.graph.steps[*step].method, Method::SmoothAdd | Method::TopK)
+        };
+        let keeps_whole = self.evaluator.graph.steps_of(&operands).iter().any(is_whole);
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut ready = VecDeque::new();
         for (tensor, spec) in specs.iter().enumerate() {
@@ -223,8 +227,10 @@ impl<'a> Producer<'a> {
             let plan = ready.pop_front().expect("a group is not empty");
             bytes += self.queue(tensor, spec, plan, &mut batch)?;
             let last = tensor + 1 == specs.len();
+            // What is kept of whole tensors goes before the next ones are got ready.
+            let all = last || (keeps_whole && ready.is_empty());
             // A large tensor is handed over in parts, so that no more than a batch is ever in memory.
-            while bytes >= BATCH || (last && !batch.is_empty()) {
+            while bytes >= BATCH || (all && !batch.is_empty()) {
                 let part = take(&mut batch, &mut bytes);
                 let runs = Arc::new(self.work_out(&part)?);
                 self.done += runs.iter().map(|run| run.bytes.len() as u64).sum::<u64>();
@@ -552,7 +558,7 @@ mod tests {
     use vodka_testkit::model;
 
     use super::*;
-    use crate::{Method, Recipe};
+    use crate::Recipe;
 
     #[test]
     fn what_reads_back_otherwise_is_told() {

@@ -140,9 +140,10 @@ fn read(file: &Path) -> BTreeMap<PathBuf, Entry> {
     read(file).unwrap_or_default()
 }
 
-/// What a function makes of each path, by as many threads as there are cores.
+/// What a function makes of each path, by twice as many threads as there are cores: a hash is never more than one core's
+/// work, and of three files on two cores the last would else be alone.
 fn side_by_side<T: Send>(paths: &[&Path], of: impl Fn(&Path) -> T + Sync) -> Vec<T> {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(paths.len());
+    let threads = (2 * thread::available_parallelism().map_or(1, NonZero::get)).min(paths.len());
     let next = AtomicUsize::new(0);
     let work = || {
         let mut made = Vec::new();

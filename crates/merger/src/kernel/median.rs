@@ -163,7 +163,10 @@ impl Join {
         work.clear();
         let network = match meeting {
             Meeting::Edge([twice, once]) => {
-                work.extend(lists(*twice).iter().flat_map(|value| [*value, *value]));
+                for value in lists(*twice) {
+                    work.push(*value);
+                    work.push(*value);
+                }
                 work.extend_from_slice(lists(*once));
                 &self.edge
             }
@@ -273,7 +276,9 @@ impl Median {
                     let middle = self.first.order[work.len() / 2];
                     put(&work[usize::from(middle)], &mut out[plane * lanes + start..][..n]);
                 }
-                lists.extend(self.first.order.iter().map(|place| work[usize::from(*place)]));
+                for place in &self.first.order {
+                    lists.push(work[usize::from(*place)]);
+                }
             }
             let Some(pick) = &self.pick else { continue };
             let mut stride = 1;

@@ -157,3 +157,36 @@ fn fold<T: Send>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tensors in memory, in blocks of any length.
+    pub(super) struct Memory {
+        pub(super) shape: Vec<usize>,
+        pub(super) values: Vec<Vec<f32>>,
+        pub(super) block: usize,
+    }
+
+    impl Blocks for Memory {
+        fn shape(&self) -> &[usize] {
+            &self.shape
+        }
+
+        fn block_len(&self) -> usize {
+            self.block
+        }
+
+        fn read(&self, index: usize, take: &mut dyn FnMut(usize, &[&[f32]])) -> Result<()> {
+            let start = index * self.block;
+            let end = (start + self.block).min(self.values[0].len());
+            take(start, &self.values.iter().map(|values| &values[start..end]).collect::<Vec<_>>());
+            Ok(())
+        }
+    }
+
+    pub(super) fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+}

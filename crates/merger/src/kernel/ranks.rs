@@ -1,31 +1,42 @@
 //! Methods that need an order or columns: top-k, and the mixes by cosine.
 
+mod counting;
+
 use rayon::prelude::*;
 use vodka_stage::for_avx2;
 
+use self::counting::BINS;
 use super::{Blocks, Context, State, fold};
 use crate::{Method, Result};
 
 /// The whole result of top-k: A's values in the order of B's, where their ranks by size are in the region.
-///
-/// Beside the result it holds the places of B's elements and A's values in their order: one after the other, so that no
-/// more than twelve bytes an element are in memory at once.
 pub(super) fn top_k(blocks: &dyn Blocks, alpha: f64, beta: f64) -> Result<State> {
     let n: usize = blocks.shape().iter().product();
+    assert!(u32::try_from(n).is_ok(), "a tensor of {n} elements");
+    let region = Region::new(alpha, beta, n);
+    // Counting goes over all values that there may be, however few there are.
+    let counted = if n < BINS { None } else { counting::by_counting(blocks, n, &region)? };
+    Ok(State::Whole(match counted {
+        Some(result) => result,
+        None => by_sorting(blocks, n, &region)?,
+    }))
+}
+
+/// Of any values. Beside the result it holds the places of B's elements and A's values in their order: one after the other,
+/// so that no more than twelve bytes an element are in memory at once.
+fn by_sorting(blocks: &dyn Blocks, n: usize, region: &Region) -> Result<Vec<f32>> {
     let order = Order::of(blocks, n)?;
     let mut result = Vec::with_capacity(n);
     fold(blocks, |_, values| values[0].to_vec(), |a| result.extend_from_slice(&a))?;
     let mut sorted = result.clone();
     sorted.par_sort_unstable_by(f32::total_cmp);
-    let (first, last, inverted) = region(alpha, beta, n);
-    let at = |rank: usize| rank.checked_sub(1).map_or(-1.0, |index| size_of_rank(&sorted, index));
-    let (low, high) = (at(first), at(last));
+    let sizes = region.sizes(|rank| size_of_rank(&sorted, rank));
     for (rank, a) in sorted.into_iter().enumerate() {
-        if (low < a.abs() && a.abs() <= high) != inverted {
+        if sizes.has(a) {
             result[order.place(rank)] = a;
         }
     }
-    Ok(State::Whole(result))
+    Ok(result)
 }
 
 /// The size that so many of the sizes of sorted values come before.
@@ -54,7 +65,6 @@ struct Order(Vec<u64>);
 impl Order {
     /// Of B.
     fn of(blocks: &dyn Blocks, n: usize) -> Result<Self> {
-        assert!(u32::try_from(n).is_ok(), "a tensor of {n} elements");
         let mut keys: Vec<u64> = Vec::with_capacity(n);
         let key = |(place, b): (usize, &f32)| u64::from(ordered(*b)) << 32 | place as u64;
         let of_block = |start, values: &[&[f32]]| (start..).zip(values[1]).map(key).collect::<Vec<_>>();
@@ -81,13 +91,41 @@ fn ordered(x: f32) -> u32 {
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
-/// The ranks from `offset` on, as many as `width` says, and whether it is those that are not meant.
-fn region(width: f64, offset: f64, n: usize) -> (usize, usize, bool) {
-    let (width, offset) = (width.min(1.0), offset % 1.0);
-    let at = |share: f64| (share * n as f64).round_ties_even() as usize;
-    match width + offset <= 1.0 {
-        true => (at(offset), at(width + offset), false),
-        false => (at(width + offset - 1.0), at(offset), true),
+/// The ranks by size from `first` up to `last`, or those that are not.
+struct Region {
+    first: usize,
+    last: usize,
+    inverted: bool,
+}
+
+impl Region {
+    /// From `offset` on, as many as `width` says, both shares of `n`; what goes over the end goes on at the beginning.
+    fn new(width: f64, offset: f64, n: usize) -> Self {
+        let (width, offset) = (width.min(1.0), offset % 1.0);
+        let at = |share: f64| (share * n as f64).round_ties_even() as usize;
+        match width + offset <= 1.0 {
+            true => Self { first: at(offset), last: at(width + offset), inverted: false },
+            false => Self { first: at(width + offset - 1.0), last: at(offset), inverted: true },
+        }
+    }
+
+    /// The sizes of its ranks, where `size` tells that of a rank (0 is the smallest).
+    fn sizes(&self, size: impl Fn(usize) -> f32) -> Sizes {
+        let at = |rank: usize| rank.checked_sub(1).map_or(-1.0, &size);
+        Sizes { low: at(self.first), high: at(self.last), inverted: self.inverted }
+    }
+}
+
+/// Sizes above `low` and up to `high`, or those that are not.
+struct Sizes {
+    low: f32,
+    high: f32,
+    inverted: bool,
+}
+
+impl Sizes {
+    fn has(&self, a: f32) -> bool {
+        (self.low < a.abs() && a.abs() <= self.high) != self.inverted
     }
 }
 
@@ -257,8 +295,33 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::kernel::tests::{Memory, bits};
+
+    /// Values of fp16 or bf16, some of them often.
+    fn few_bits() -> impl Strategy<Value = f32> {
+        let half = any::<u16>().prop_map(|bits| half::f16::from_bits(bits).to_f32());
+        let brain = any::<u16>().prop_map(|bits| half::bf16::from_bits(bits).to_f32());
+        prop_oneof![Just(0.0_f32), Just(-0.0), Just(1.5), Just(-1.5), half, brain]
+            .prop_filter("finite", |x| x.is_finite())
+    }
 
     proptest! {
+        #[test]
+        fn counting_makes_what_sorting_makes(
+            values in vec((few_bits(), few_bits()), 1..300),
+            block in 1..100_usize,
+            width in 0.0..1.0_f64,
+            offset in 0.0..1.0_f64,
+        ) {
+            let n = values.len();
+            let (a, b): (Vec<_>, Vec<_>) = values.into_iter().unzip();
+            let memory = Memory { shape: vec![n], values: vec![a, b], block };
+            let region = Region::new(width, offset, n);
+            let counted = counting::by_counting(&memory, n, &region).unwrap().expect("few bits");
+            let sorted = by_sorting(&memory, n, &region).unwrap();
+            prop_assert_eq!(bits(&counted), bits(&sorted));
+        }
+
         #[test]
         fn sizes_of_ranks_are_those_of_sorted_sizes(
             values in vec(prop_oneof![Just(0.0_f32), Just(-0.0_f32), Just(-2.5), Just(2.5), -9.0_f32..9.0], 1..40),
@@ -270,5 +333,11 @@ mod tests {
             let found: Vec<f32> = (0..sizes.len()).map(|rank| size_of_rank(&sorted, rank)).collect();
             prop_assert_eq!(found, sizes);
         }
+    }
+
+    #[test]
+    fn values_of_more_bits_are_not_counted() {
+        let memory = Memory { shape: vec![2], values: vec![vec![0.5, 0.1], vec![0.5, 0.25]], block: 1 };
+        assert_eq!(counting::by_counting(&memory, 2, &Region::new(0.5, 0.0, 2)).unwrap(), None);
     }
 }

@@ -219,12 +219,13 @@ fn along_lanes(form: &Form, row: usize, slab: &mut Slab<f32>) {
 fn along_kernel(form: &Form, row: usize, slab: &mut Slab<f32>) {
     let (weights, lanes) = (gaussian_weights(), form.lanes);
     let mut stride = slab.planes;
+    let mut lines = Vec::new();
     for extent in &form.kernel {
         stride /= extent;
         for first in (0..slab.planes).filter(|plane| (plane / stride).is_multiple_of(*extent)) {
             let plane = |i: usize| first + i * stride;
-            let lines: Vec<f32> =
-                (0..*extent).flat_map(|i| slab.line(row, plane(i), lanes)).copied().collect();
+            lines.clear();
+            (0..*extent).for_each(|i| lines.extend_from_slice(slab.line(row, plane(i), lanes)));
             for i in 0..*extent {
                 let around =
                     std::array::from_fn(|place| &lines[mirror(i + place, *extent) * lanes..][..lanes]);
@@ -254,31 +255,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-
-    /// Of two tensors, in blocks of any length.
-    struct Memory {
-        shape: Vec<usize>,
-        b: Vec<f32>,
-        c: Vec<f32>,
-        block: usize,
-    }
-
-    impl Blocks for Memory {
-        fn shape(&self) -> &[usize] {
-            &self.shape
-        }
-
-        fn block_len(&self) -> usize {
-            self.block
-        }
-
-        fn read(&self, index: usize, take: &mut dyn FnMut(usize, &[&[f32]])) -> Result<()> {
-            let start = index * self.block;
-            let end = (start + self.block).min(self.b.len());
-            take(start, &[&[], &self.b[start..end], &self.c[start..end]]);
-            Ok(())
-        }
-    }
+    use crate::kernel::tests::{Memory, bits};
 
     /// Places at a distance of at most 1 along each axis; an edge is its own neighbour.
     fn neighbours(place: usize, shape: &[usize]) -> Vec<usize> {
@@ -296,7 +273,8 @@ mod tests {
     /// The same, an element after the other.
     fn plain(memory: &Memory) -> Vec<f32> {
         let shape: Vec<_> = memory.shape.iter().copied().filter(|extent| *extent != 1).collect();
-        let difference: Vec<f32> = memory.b.iter().zip(&memory.c).map(|(b, c)| b - c).collect();
+        let [_, b, c] = memory.values.as_slice() else { panic!("three tensors") };
+        let difference: Vec<f32> = b.iter().zip(c).map(|(b, c)| b - c).collect();
         let median = |place| {
             let mut around: Vec<f32> =
                 neighbours(place, &shape).into_iter().map(|place| difference[place]).collect();
@@ -323,10 +301,6 @@ mod tests {
         values
     }
 
-    fn bits(values: &[f32]) -> Vec<u32> {
-        values.iter().map(|x| x.to_bits()).collect()
-    }
-
     fn check(memory: &Memory) {
         let State::Whole(found) = smoothed_difference(memory).unwrap() else { panic!("a value an element") };
         assert_eq!(bits(&found), bits(&plain(memory)), "{:?}", memory.shape);
@@ -334,8 +308,8 @@ mod tests {
 
     fn memory(shape: &[usize], block: usize, mut value: impl FnMut() -> f32) -> Memory {
         let n: usize = shape.iter().product();
-        let values: Vec<f32> = (0..2 * n).map(|_| value()).collect();
-        Memory { shape: shape.to_vec(), b: values[..n].to_vec(), c: values[n..].to_vec(), block }
+        let values = (0..3).map(|_| (0..n).map(|_| value()).collect()).collect();
+        Memory { shape: shape.to_vec(), values, block }
     }
 
     /// Numbers that are all over the place, and often equal.

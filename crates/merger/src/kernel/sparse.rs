@@ -101,7 +101,7 @@ fn sizes_of_ranks(blocks: &dyn Blocks, ranks: &[usize]) -> Result<Vec<Vec<f32>>>
 }
 
 /// The bin that holds the element of this rank, and the element's rank within it.
-fn bin_of(bins: &[u32], rank: usize) -> (usize, usize) {
+pub(super) fn bin_of(bins: &[u32], rank: usize) -> (usize, usize) {
     let mut left = rank;
     for (bin, count) in bins.iter().enumerate() {
         match left.checked_sub(*count as usize) {
@@ -114,15 +114,19 @@ fn bin_of(bins: &[u32], rank: usize) -> (usize, usize) {
 
 pub(super) fn ties(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &Context) {
     let State::Numbers(limits) = context.state else { panic!("prepared: {:?}", context.state) };
-    let kept = |other: usize, delta: f32| limits.get(other).is_none_or(|limit| delta.abs() >= *limit as f32);
-    agreeing(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
+    agreeing(a, others, multiplier, |other, _, deltas| {
+        if let Some(limit) = limits.get(other) {
+            trim(deltas, *limit as f32, f32::INFINITY);
+        }
+    });
 }
 
 /// Elements that are worked out together.
 const PART: usize = 1024;
 
-/// A and the mean of those differences that have the sign of their sum.
-fn agreeing(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
+/// A and the mean of those differences that have the sign of their sum, once `change` has been over those of each of the others,
+/// from an element of the block on.
+fn agreeing(a: &mut [f32], others: &[&[f32]], multiplier: f64, change: impl Fn(usize, usize, &mut [f32])) {
     let multiplier = multiplier as f32;
     let mut deltas = vec![[0.0_f32; PART]; others.len()];
     let (mut sums, mut mixed, mut counts) = ([0.0_f32; PART], [0.0_f32; PART], [0.0_f32; PART]);
@@ -130,20 +134,33 @@ fn agreeing(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usi
         let (start, n) = (part * PART, a.len());
         sums[..n].fill(0.0);
         for (other, (deltas, x)) in deltas.iter_mut().zip(others).enumerate() {
-            for (i, ((delta, x), a)) in deltas.iter_mut().zip(&x[start..start + n]).zip(&*a).enumerate() {
-                *delta = keep(other, start + i, x - a);
-            }
-            add_to(&mut sums[..n], &deltas[..n]);
+            let deltas = &mut deltas[..n];
+            subtract(&x[start..start + n], a, deltas);
+            change(other, start, deltas);
+            add_to(&mut sums[..n], deltas);
         }
         mixed[..n].fill(0.0);
         counts[..n].fill(0.0);
         for deltas in &deltas {
             add_agreeing(&deltas[..n], &sums[..n], &mut mixed[..n], &mut counts[..n]);
         }
-        for ((a, mixed), count) in a.iter_mut().zip(&mixed).zip(&counts) {
-            if *count > 0.0 {
-                *a += mixed / count * multiplier;
-            }
+        add_means(a, &mixed[..n], &counts[..n], multiplier);
+    }
+}
+
+for_avx2! {
+    fn subtract(x: &[f32], a: &[f32], deltas: &mut [f32]) {
+        deltas.iter_mut().zip(x).zip(a).for_each(|((delta, x), a)| *delta = x - a);
+    }
+}
+
+for_avx2! {
+    /// Leaves the differences whose size is from the one to the other, and nothing of the rest.
+    fn trim(deltas: &mut [f32], low: f32, high: f32) {
+        for delta in deltas {
+            // Without a branch: which elements stay is as good as random.
+            let is_kept = (delta.abs() >= low) & (delta.abs() <= high);
+            *delta = if is_kept { *delta } else { 0.0 };
         }
     }
 }
@@ -165,29 +182,37 @@ for_avx2! {
     }
 }
 
-pub(super) fn breadcrumbs(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &Context) {
-    let State::Numbers(limits) = context.state else { panic!("prepared: {:?}", context.state) };
-    let kept = |other: usize, delta: f32| match limits.get(2 * other..2 * other + 2) {
-        Some([low, high]) => (*low as f32..=*high as f32).contains(&delta.abs()),
-        _ => true,
-    };
-    mean(a, others, multiplier, |other, _, delta| if kept(other, delta) { delta } else { 0.0 });
+for_avx2! {
+    fn add_means(a: &mut [f32], mixed: &[f32], counts: &[f32], multiplier: f32) {
+        for ((a, mixed), count) in a.iter_mut().zip(mixed).zip(counts) {
+            let moved = *a + mixed / count * multiplier;
+            *a = if *count > 0.0 { moved } else { *a };
+        }
+    }
 }
 
-/// A and the mean of the differences, each of which `keep` may turn into another.
-fn mean(a: &mut [f32], others: &[&[f32]], multiplier: f64, keep: impl Fn(usize, usize, f32) -> f32) {
+pub(super) fn breadcrumbs(a: &mut [f32], others: &[&[f32]], multiplier: f64, context: &Context) {
+    let State::Numbers(limits) = context.state else { panic!("prepared: {:?}", context.state) };
+    mean(a, others, multiplier, |other, _, deltas| {
+        if let Some([low, high]) = limits.get(2 * other..2 * other + 2) {
+            trim(deltas, *low as f32, *high as f32);
+        }
+    });
+}
+
+/// A and the mean of the differences, once `change` has been over those of each of the others, from an element of the block on.
+fn mean(a: &mut [f32], others: &[&[f32]], multiplier: f64, change: impl Fn(usize, usize, &mut [f32])) {
     let (multiplier, count) = (multiplier as f32, others.len() as f32);
-    let mut sums = [0.0_f32; PART];
+    let (mut sums, mut deltas) = ([0.0_f32; PART], [0.0_f32; PART]);
     for (part, a) in a.chunks_mut(PART).enumerate() {
-        let (start, sums) = (part * PART, &mut sums[..a.len()]);
+        let (start, n) = (part * PART, a.len());
+        let (sums, deltas) = (&mut sums[..n], &mut deltas[..n]);
         // The zero that changes nothing: of no differences the sum is what A's -0 stays -0 with.
         sums.fill(-0.0);
-        // One of the others after the other: the loop over elements is the inner one, and vector code.
         for (other, x) in others.iter().enumerate() {
-            let x = &x[start..start + a.len()];
-            for (i, ((sum, x), a)) in sums.iter_mut().zip(x).zip(&*a).enumerate() {
-                *sum += keep(other, start + i, x - *a);
-            }
+            subtract(&x[start..start + n], a, deltas);
+            change(other, start, deltas);
+            add_to(sums, deltas);
         }
         for (a, sum) in a.iter_mut().zip(sums) {
             *a += *sum / count * multiplier;
@@ -208,7 +233,11 @@ pub fn dare(
         return;
     }
     let scale = density as f32;
-    mean(a, others, multiplier, |other, i, delta| if keep(other, i) { delta / scale } else { 0.0 });
+    mean(a, others, multiplier, |other, start, deltas| {
+        for (i, delta) in (start..).zip(deltas) {
+            *delta = if keep(other, i) { *delta / scale } else { 0.0 };
+        }
+    });
 }
 
 /// Numbers of DELLA.
@@ -242,9 +271,11 @@ pub fn della(
     assert_eq!(a.len() % row, 0, "whole rows of {row}");
     let chances: Vec<Vec<f32>> =
         others.iter().map(|other| chances(a, other, row, density, epsilon)).collect();
-    agreeing(a, others, multiplier, |other, i, delta| {
-        let chance = chances[other][i];
-        if keep(other, i, chance) { delta / chance } else { 0.0 }
+    agreeing(a, others, multiplier, |other, start, deltas| {
+        for (i, delta) in (start..).zip(deltas) {
+            let chance = chances[other][i];
+            *delta = if keep(other, i, chance) { *delta / chance } else { 0.0 };
+        }
     });
 }
 
@@ -260,18 +291,23 @@ fn chances(a: &[f32], other: &[f32], row: usize, density: f64, epsilon: f64) -> 
         return vec![1.0; a.len()];
     }
     let mut chances = vec![density as f32; a.len()];
-    let mut order: Vec<usize> = Vec::with_capacity(row);
-    for start in (0..a.len()).step_by(row) {
-        if row < 2 {
-            break;
-        }
+    if row < 2 {
+        return chances;
+    }
+    let of_rank = |rank: usize| {
+        let part = rank as f32 / (row - 1) as f32;
+        let chance = (density - epsilon) as f32 + part * 2.0 * epsilon as f32;
+        chance.clamp(f32::MIN_POSITIVE, 1.0)
+    };
+    let of_ranks: Vec<f32> = (0..row).map(of_rank).collect();
+    let mut order: Vec<u64> = Vec::with_capacity(row);
+    for ((a, other), chances) in a.chunks(row).zip(other.chunks(row)).zip(chances.chunks_mut(row)) {
         order.clear();
-        order.extend(start..start + row);
-        order.sort_by_key(|i| size_bits(other[*i], a[*i]));
-        for (rank, i) in order.iter().enumerate() {
-            let part = rank as f32 / (row - 1) as f32;
-            let chance = (density - epsilon) as f32 + part * 2.0 * epsilon as f32;
-            chances[*i] = chance.clamp(f32::MIN_POSITIVE, 1.0);
+        let key = |(i, (a, x)): (usize, (&f32, &f32))| (size_bits(*x, *a) as u64) << 32 | i as u64;
+        order.extend(a.iter().zip(other).enumerate().map(key));
+        order.sort_unstable();
+        for (key, chance) in order.iter().zip(&of_ranks) {
+            chances[*key as u32 as usize] = *chance;
         }
     }
     chances

@@ -8,8 +8,9 @@
 //! them for the next time), and measures, each in a process of its own (`VODKA_BENCH_ONLY` names some of it, with commas):
 //!
 //! * `floor`: in turns, five times, three files read and one written with plain calls of 8 MiB, synced; add difference of three
-//!   files with the parents' hashes known; three times without, beside the time that hashing them takes one core; and, where
-//!   `VODKA_BENCH_PEER` names it (`python peer_merge.py`), the peer in fp16 and with `--fp32`;
+//!   files with the parents' hashes known; three times without, beside the time that hashing them takes one core;
+//! * `peer`, where `VODKA_BENCH_PEER` names it (`python peer_merge.py`): add difference, the peer in fp16 and with `--fp32`, in
+//!   turns, three times;
 //! * every method of the table by its name, once, of as few files as it takes;
 //! * `many`: of three, five and eight files a method that reads them once, and one that reads them twice;
 //! * `lazy`: all tensors of a weighted sum that is in no file;
@@ -34,7 +35,11 @@ use std::{
     time::Instant,
 };
 
-use vodka_checkpoint::{Depth, ModelConfig, Precision, inspect, keys, write_checkpoint};
+use vodka_checkpoint::{
+    ModelConfig, Precision,
+    inspect::{Depth, inspect},
+    keys, write_checkpoint,
+};
 use vodka_merger::{ExtractConfig, METHODS, MergePlan, Merged, Method, Parents, Recipe, extract, run};
 use vodka_stage::{Interrupt, Outcome, hash_file};
 
@@ -64,6 +69,9 @@ fn main() {
     let wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|word| word == name));
     if wanted("floor") {
         against_the_floor(folder, &files[..3], gigabytes);
+    }
+    if let Some(peer) = env::var("VODKA_BENCH_PEER").ok().filter(|_| wanted("peer")) {
+        beside_the_peer(&peer, folder, &files[..3], gigabytes);
     }
     if wanted("extract-lora") || wanted("apply-lora") {
         let made = timed("extract-lora", folder, &files[..2]);
@@ -101,46 +109,54 @@ fn show(name: &str, (seconds, megabytes): (f64, f64), gigabytes: f64) {
     println!("{name:<33} {seconds:7.2} s  {:6.2} GB/s  {megabytes:5.0} MB", gigabytes / seconds);
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+/// What was measured in turns: seconds, and the most memory in megabytes.
+#[derive(Default)]
+struct Turns(BTreeMap<&'static str, (Vec<f64>, f64)>);
+
+impl Turns {
+    /// Told at once: whoever ends a long run has what there is.
+    fn add(&mut self, name: &'static str, (seconds, megabytes): (f64, f64)) {
+        println!("    {name}: {seconds:.2} s");
+        let (all, most) = self.0.entry(name).or_default();
+        all.push(seconds);
+        *most = most.max(megabytes);
+    }
+
+    fn show_medians(self, gigabytes: f64) {
+        for (name, (mut seconds, megabytes)) in self.0 {
+            seconds.sort_by(f64::total_cmp);
+            show(name, (seconds[seconds.len() / 2], megabytes), gigabytes);
+        }
+    }
 }
 
 fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
-    let peer = env::var("VODKA_BENCH_PEER").ok();
-    let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut memory = BTreeMap::new();
-    let mut most: f64 = 0.0;
+    let mut turns = Turns::default();
     merged(folder, Method::AddDifference, files);
     for round in 0..ROUNDS {
-        times.entry("floor").or_default().push(floor(folder, files));
-        let (seconds, megabytes) = merged(folder, Method::AddDifference, files);
-        times.entry("add-difference").or_default().push(seconds);
-        most = most.max(megabytes);
+        turns.add("floor", (floor(folder, files), 0.0));
+        turns.add("add-difference", merged(folder, Method::AddDifference, files));
         if round < 3 {
             fs::remove_file(folder.join("hashes.json")).unwrap();
-            let (seconds, _) = merged(folder, Method::AddDifference, files);
-            times.entry("the same, parents unhashed").or_default().push(seconds);
+            turns.add("the same, parents unhashed", merged(folder, Method::AddDifference, files));
             let start = Instant::now();
             for file in files {
                 std::hint::black_box(hash_file(file).unwrap());
             }
-            times.entry("SHA-256 of the parents, one core").or_default().push(start.elapsed().as_secs_f64());
-        }
-        if let Some(peer) = peer.as_deref().filter(|_| round < 3) {
-            for (name, options) in [("peer, fp16", &[][..]), ("peer, fp32", &["--fp32"])] {
-                let (seconds, megabytes) = peer_merge(peer, folder, files, options);
-                times.entry(name).or_default().push(seconds);
-                memory.insert(name, megabytes);
-            }
+            turns.add("SHA-256 of the parents, one core", (start.elapsed().as_secs_f64(), 0.0));
         }
     }
-    memory.insert("add-difference", most);
-    for (name, times) in times {
-        let turns: Vec<_> = times.iter().map(|seconds| format!("{seconds:.2}")).collect();
-        show(name, (median(times), memory.get(name).copied().unwrap_or_default()), 4.0 * gigabytes);
-        println!("    turns: {}", turns.join(", "));
+    turns.show_medians(4.0 * gigabytes);
+}
+
+fn beside_the_peer(peer: &str, folder: &Path, files: &[PathBuf], gigabytes: f64) {
+    let mut turns = Turns::default();
+    for _ in 0..3 {
+        turns.add("add-difference", merged(folder, Method::AddDifference, files));
+        turns.add("peer, fp16", peer_merge(peer, folder, files, &[]));
+        turns.add("peer, fp32", peer_merge(peer, folder, files, &["--fp32"]));
     }
+    turns.show_medians(4.0 * gigabytes);
 }
 
 /// Reads the files and writes as much as one of them, with plain calls, and brings it to the disk.

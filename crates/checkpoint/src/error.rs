@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
-use crate::{Part, PickleError, Precision};
+use crate::{Misfit, Part, PickleError, Precision};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -123,6 +123,14 @@ pub enum Error {
         path: PathBuf,
         /// What the parser says.
         source: safetensors::SafeTensorError,
+    },
+    /// A tensor has another size in the header than its type and shape give it.
+    #[error("`{path}`: {misfit}")]
+    TensorBytes {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, and what was expected.
+        misfit: Box<Misfit>,
     },
     /// The file is shorter or longer than its header says.
     #[error("`{path}` is {}: its header asks for {expected} bytes, the file has {found}",

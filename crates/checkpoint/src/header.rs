@@ -95,6 +95,12 @@ fn why(path: &Path, bytes: &[u8], source: SafeTensorError) -> Error {
             Some(end) => Error::Truncated { path, expected: 8 + size + end, found },
             None => Error::Header { path, source },
         },
+        SafeTensorError::TensorInvalidInfo | SafeTensorError::ValidationOverflow => {
+            match misfit(&rest[..size as usize]) {
+                Some(misfit) => Error::TensorBytes { path, misfit: Box::new(misfit) },
+                None => Error::Header { path, source },
+            }
+        }
         _ => Error::Header { path, source },
     }
 }
@@ -103,4 +109,45 @@ fn why(path: &Path, bytes: &[u8], source: SafeTensorError) -> Error {
 fn data_end(header: &[u8]) -> Option<u64> {
     let header: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
     header.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max()
+}
+
+/// A tensor whose place in the file is not as long as its type and shape say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misfit {
+    /// Its name.
+    pub tensor: String,
+    /// Its type, in safetensors' words.
+    pub dtype: String,
+    /// The extent of each axis.
+    pub shape: Vec<u64>,
+    /// Bytes that such a tensor takes; none where they are more than a number holds.
+    pub expected: Option<u64>,
+    /// Bytes that the header gives it.
+    pub found: u64,
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tensor, dtype, shape, expected, found } = self;
+        write!(f, "the tensor `{tensor}` has {found} bytes, expected ")?;
+        match expected {
+            Some(expected) => write!(f, "{expected}")?,
+            None => f.write_str("more than any file has")?,
+        }
+        write!(f, " ({dtype}, {shape:?})")
+    }
+}
+
+/// The first tensor of a header that is a misfit.
+fn misfit(header: &[u8]) -> Option<Misfit> {
+    let header: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
+    header.into_iter().filter(|(name, _)| name != "__metadata__").find_map(|(tensor, info)| {
+        let dtype: safetensors::Dtype = serde_json::from_value(info.get("dtype")?.clone()).ok()?;
+        let shape: Vec<u64> = serde_json::from_value(info.get("shape")?.clone()).ok()?;
+        let [start, end]: [u64; 2] = serde_json::from_value(info.get("data_offsets")?.clone()).ok()?;
+        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, extent| bits.checked_mul(*extent));
+        let (expected, found) = (bits.map(|bits| bits.div_ceil(8)), end.saturating_sub(start));
+        let dtype = dtype.to_string();
+        (expected != Some(found)).then_some(Misfit { tensor, dtype, shape, expected, found })
+    })
 }

@@ -39,6 +39,7 @@ pub use error::{Architecture, Error, LoraShapes, Mismatch, Result, StorageFault,
 pub use file::{Format, WeightFile, same_file};
 pub use half_floats::all_below;
 pub use hashes::{Hashes, known};
+pub use header::Misfit;
 pub use layout::{
     SafetensorsWriter, TensorSpec, check_free_space, config_entry, in_file_order, model_spec, position_ids,
     position_ids_name, single_file_tensors,

@@ -317,9 +317,15 @@ fn headers_that_lie_are_told_apart() {
     assert_eq!(two(a.clone(), entry("a", "[2]", 4, 8)), "`FILE` has two tensors named `a`");
     assert_eq!(said_of_header(format!("{{{a},{a}}}"), 4), "`FILE` has two tensors named `a`");
     starts(two(a.clone(), entry("b", "[2000]", 4, 4004)), "`FILE` is truncated: its header asks for ");
-    starts(two(a.clone(), entry("b", "[3]", 4, 8)), "`FILE` is not a safetensors file: ");
+    assert_eq!(
+        two(a.clone(), entry("b", "[3]", 4, 8)),
+        "`FILE`: the tensor `b` has 4 bytes, expected 6 (F16, [3])"
+    );
     let absurd = entry("b", "[4294967296,4294967296,4294967296]", 4, 8);
-    starts(two(a.clone(), absurd), "`FILE` is not a safetensors file: ");
+    starts(
+        two(a.clone(), absurd),
+        "`FILE`: the tensor `b` has 4 bytes, expected more than any file has (F16, [4294967296, ",
+    );
     starts(two(a.clone(), entry("b", "[-1]", 4, 8)), "`FILE` is not a safetensors file: ");
     starts(two(a, entry("b", "[2]", 4, 8).replace("F16", "F12")), "`FILE` is not a safetensors file: ");
     starts(said_of_header(b"{\"\xff\xfe\":{}}", 8), "`FILE` is not a safetensors file: ");

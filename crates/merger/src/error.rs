@@ -159,6 +159,16 @@ pub enum Error {
         /// What the parent's says.
         found: String,
     },
+    /// A selector of a weight means no tensor of the model.
+    #[error("the selector {selector} of the step `{step}` matches no tensor of `{path}`")]
+    Selector {
+        /// The selector, as TOML.
+        selector: String,
+        /// The step.
+        step: String,
+        /// The first parent.
+        path: PathBuf,
+    },
     /// A parent has other tensors than A.
     #[error("`{path}` does not fit `{a}`: {mismatch}")]
     Unlike {

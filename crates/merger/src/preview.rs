@@ -1,18 +1,15 @@
 //! What a merge would do, without doing it.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 use serde::Serialize;
-use vodka_checkpoint::{check_free_space, keys, single_file_tensors};
+use vodka_checkpoint::{Precision, keys};
 
 use crate::{
     MergePlan, Method, Passes, Result,
     eval::Evaluator,
     merged::{keeps_vae, precision, whole},
-    run,
+    run, write,
 };
 
 /// A plan with what it costs; the parents have been opened and fit.
@@ -39,7 +36,7 @@ pub struct PreviewOutput {
     /// The file.
     pub path: PathBuf,
     /// Its element type.
-    pub precision: vodka_checkpoint::Precision,
+    pub precision: Precision,
     /// Its size, but for its header.
     pub bytes: u64,
 }
@@ -57,16 +54,14 @@ impl Preview {
         let mut outputs = Vec::new();
         for output in &plan.outputs {
             run::check_parents(&evaluator, output)?;
-            let precision = precision(&evaluator, output);
-            let tensors = single_file_tensors(evaluator.config(output.operand), precision);
-            let bytes = tensors.iter().map(vodka_checkpoint::TensorSpec::bytes).sum();
-            outputs.push(PreviewOutput { path: output.path.clone(), precision, bytes });
+            outputs.push(PreviewOutput {
+                path: output.path.clone(),
+                precision: precision(&evaluator, output),
+                bytes: write::body_bytes(&evaluator, output),
+            });
         }
         let write_bytes: u64 = outputs.iter().map(|output| output.bytes).sum();
-        let folder = plan.outputs[0].path.parent().filter(|folder| folder.is_dir());
-        if folder.is_some() || plan.outputs[0].path.parent() == Some(Path::new("")) {
-            check_free_space(&plan.outputs[0].path, write_bytes)?;
-        }
+        write::check_space(outputs.iter().map(|output| (output.path.as_path(), output.bytes)))?;
         let operands: Vec<_> = plan.outputs.iter().map(|output| output.operand).collect();
         let methods = plan.graph.steps_of(&operands).into_iter().map(|step| plan.graph.steps[step].method);
         let passes = methods.map(passes).max().unwrap_or(1);

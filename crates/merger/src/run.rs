@@ -8,6 +8,7 @@ use vodka_stage::{ContentHash, HashCache, Interrupt, Outcome, RunKey, record_pat
 
 use crate::{
     Error, MergeEvent, MergePlan, MergeReport, MismatchPolicy, OutputPlan, OutputReport, Result, VaePolicy,
+    Weight,
     eval::{Evaluator, is_wider_input},
     merged::{checkpoints_of, precision},
     metadata::recipe_text,
@@ -22,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 /// A parent that is damaged, of another architecture or shape than A, not the file that the recipe means, or holds a weight
-/// that is not finite; a result that is not finite or too large for its type; an output that cannot be written. What is in its
+/// that is not finite; a selector that matches no tensor; a result that is not finite or too large for its type; an output that cannot be written. What is in its
 /// place by then is whole and has its record; of the rest nothing is left behind.
 pub fn run(
     plan: &MergePlan,
@@ -133,12 +134,27 @@ fn key(plan: &MergePlan, output: &OutputPlan, evaluator: &Evaluator, hashes: &[C
     })
 }
 
-/// Checks that the parents of an output fit each other.
+/// Checks that the parents of an output fit each other, and its weights the model.
 pub(crate) fn check_parents(evaluator: &Evaluator, output: &OutputPlan) -> Result<()> {
     let a = evaluator.graph.first(output.operand);
     evaluator.checkpoint(a).check_names()?;
+    check_selectors(evaluator, output)?;
     let mut others = checkpoints_of(evaluator, output).into_iter().filter(|parent| *parent != a);
     others.try_for_each(|other| check_fit(evaluator, output, a, other))
+}
+
+/// A selector that means nothing is a slip of the pen.
+fn check_selectors(evaluator: &Evaluator, output: &OutputPlan) -> Result<()> {
+    let a = evaluator.checkpoint(evaluator.graph.first(output.operand));
+    for step in evaluator.graph.steps_of(&[output.operand]) {
+        let step = &evaluator.graph.steps[step];
+        let mut selectors = step.params.iter().flat_map(Weight::selectors);
+        if let Some(selector) = selectors.find(|selector| !a.names().any(|name| selector.matches(name))) {
+            let (selector, step) = (selector.to_string(), step.name.clone());
+            return Err(Error::Selector { selector, step, path: a.path().to_path_buf() });
+        }
+    }
+    Ok(())
 }
 
 /// Checks that a parent fits A.

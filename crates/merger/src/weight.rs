@@ -37,7 +37,8 @@ pub struct Selector {
 }
 
 impl Selector {
-    fn matches(&self, name: &str) -> bool {
+    /// Whether it means a tensor, by its LDM name.
+    pub(crate) fn matches(&self, name: &str) -> bool {
         let block = |glob: &String| matches(glob, &block_name(block_of(name)));
         matches(&self.keys, name) && self.block.as_ref().is_none_or(block)
     }
@@ -93,6 +94,11 @@ impl Weight {
             Part::Vae => self.vae,
         });
         part.unwrap_or_else(|| self.blocks.as_ref().map_or(self.all, |(_, blocks)| blocks[block_of(name)]))
+    }
+
+    /// The selectors, in the order in which they were put.
+    pub(crate) fn selectors(&self) -> &[Selector] {
+        &self.selectors
     }
 
     /// All numbers that it may give.

@@ -372,6 +372,29 @@ fn block_weights_tell_tensors_apart() {
 }
 
 #[test]
+fn a_selector_that_matches_nothing_is_told() {
+    let world = World::new();
+    let recipe = |select: &str| {
+        let text = format!(
+            "method = 'weighted-sum'\na = '{}'\nb = '{}'\noutput = '{}'\n\
+             multiplier = {{ value = 0.5, select = [{{ {select}, value = 1 }}] }}\n",
+            world.at("a").display(),
+            world.at("b").display(),
+            world.at("out").display()
+        );
+        let plan = Recipe::parse(&text, Path::new("recipe.toml")).unwrap().plan().unwrap();
+        let said = run(&plan, &Interrupt::new(), &mut |_| ()).err().map(|error| error.to_string());
+        said.map(|said| said.replace(&world.at("a").display().to_string(), "FILE"))
+    };
+    assert_eq!(
+        recipe("keys = '*atn2*'").unwrap(),
+        "the selector { keys = \"*atn2*\", value = 1.0 } of the step `merge` matches no tensor of `FILE`"
+    );
+    assert!(recipe("keys = '*norm*', block = 'OUT99'").unwrap().contains("block = \"OUT99\""));
+    assert_eq!(recipe("keys = '*norm*', block = 'M00'"), None);
+}
+
+#[test]
 fn a_result_without_a_file_is_what_the_file_would_hold() {
     let world = World::new();
     let config = world.difference(0.75);

@@ -1,5 +1,7 @@
 //! Methods that keep some elements of the others' differences from A.
 
+use std::mem;
+
 use vodka_stage::for_avx2;
 
 use super::{Blocks, Context, State, fold};
@@ -300,17 +302,35 @@ fn chances(a: &[f32], other: &[f32], row: usize, density: f64, epsilon: f64) -> 
         chance.clamp(f32::MIN_POSITIVE, 1.0)
     };
     let of_ranks: Vec<f32> = (0..row).map(of_rank).collect();
-    let mut order: Vec<u64> = Vec::with_capacity(row);
+    let (mut order, mut spare) = (Vec::with_capacity(row), Vec::with_capacity(row));
     for ((a, other), chances) in a.chunks(row).zip(other.chunks(row)).zip(chances.chunks_mut(row)) {
         order.clear();
         let key = |(i, (a, x)): (usize, (&f32, &f32))| (size_bits(*x, *a) as u64) << 32 | i as u64;
         order.extend(a.iter().zip(other).enumerate().map(key));
-        order.sort_unstable();
+        sort_by_upper(&mut order, &mut spare);
         for (key, chance) in order.iter().zip(&of_ranks) {
             chances[*key as u32 as usize] = *chance;
         }
     }
     chances
+}
+
+/// Sorts by the upper half, a byte at a time from the lowest on; equals stay in their order.
+fn sort_by_upper(keys: &mut Vec<u64>, spare: &mut Vec<u64>) {
+    spare.resize(keys.len(), 0);
+    for shift in (32..64).step_by(8) {
+        let digit = |key: u64| usize::from((key >> shift) as u8);
+        let mut places = [0; 256];
+        keys.iter().for_each(|key| places[digit(*key)] += 1);
+        let mut next = 0;
+        places.iter_mut().for_each(|place| next += mem::replace(place, next));
+        for key in &*keys {
+            let place = &mut places[digit(*key)];
+            spare[*place] = *key;
+            *place += 1;
+        }
+        mem::swap(keys, spare);
+    }
 }
 
 /// A number from 0 to below 1 for an element of one of the others: SplitMix64's mix of seed, other and place, so that it
@@ -331,7 +351,21 @@ pub(crate) fn mix(state: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn keys_are_sorted_by_their_upper_halves(halves in vec(prop_oneof![0..3_u32, any::<u32>()], 0..300)) {
+            let keys = (0..).zip(&halves).map(|(i, half)| u64::from(*half) << 32 | i);
+            let mut keys: Vec<u64> = keys.collect();
+            let mut sorted = keys.clone();
+            sorted.sort_unstable();
+            sort_by_upper(&mut keys, &mut vec![7; 5]);
+            prop_assert_eq!(keys, sorted);
+        }
+    }
 
     #[test]
     fn random_numbers_are_even_and_depend_on_everything() {

@@ -338,8 +338,11 @@ fn a_training_that_was_killed_ends_with_the_same_bytes() {
         }
     };
     assert!(line(&lab.vodka("status", 0), "due    train v3").contains("not made yet"));
+    let notebook = || fs::read_to_string(lab.at("out/notebook.html")).unwrap();
+    assert!(notebook().contains("At work: train v3") && notebook().contains("http-equiv=\"refresh\""));
 
     lab.vodka("run", 0);
+    assert!(!notebook().contains("At work") && !notebook().contains("http-equiv=\"refresh\""));
     let hashes = |lab: &Lab| -> Vec<_> {
         lab.checkpoints().iter().map(|path| vodka_stage::hash_file(path).unwrap()).collect()
     };

@@ -208,3 +208,86 @@ impl Tables {
         Ok(claim("V3 does what is asked as well as V2, within 5 points", change.value >= -0.05, found))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// What a run of the shipped recipe made.
+    fn results() -> PathBuf {
+        crate::root().join("docs/results/v3")
+    }
+
+    #[test]
+    fn the_shipped_results_show_what_they_must() {
+        let claims = check(&results()).unwrap();
+        let told: Vec<_> = claims.iter().map(ToString::to_string).collect();
+        assert!(claims.len() >= 15 && claims.iter().all(|claim| claim.holds), "{}", told.join("\n"));
+    }
+
+    fn median(mut values: Vec<f64>) -> f64 {
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+    }
+
+    /// Level, difference and ratio in the table of responses are those of the pictures.
+    #[test]
+    fn the_shipped_numbers_are_those_of_the_shipped_pictures() {
+        let probe = results().join("probes/tags");
+        let [pictures, responses] =
+            ["pictures.csv", "responses.csv"].map(|name| read(&probe.join(name)).unwrap());
+        let seed = |row: &Row| row["seed"].parse::<u64>().unwrap();
+        let of = |row: &Row, column: &str| row[column].parse::<f64>().unwrap();
+        for response in responses.iter().filter(|row| row["condition"] != "without") {
+            let column = match response["measure"].as_str() {
+                "probability" => format!("p:{}", response["tag"]),
+                measure => measure.to_owned(),
+            };
+            let own = pictures.iter().filter(|row| row["model"] == response["model"]);
+            let (plain, own): (Vec<&Row>, Vec<&Row>) = own.partition(|row| row["condition"] == "without");
+            let plain: BTreeMap<u64, f64> =
+                plain.into_iter().map(|row| (seed(row), of(row, &column))).collect();
+            let is_it =
+                |row: &&&Row| row["word"] == response["word"] && row["condition"] == response["condition"];
+            let pairs: Vec<_> =
+                own.iter().filter(is_it).map(|row| (of(row, &column), plain[&seed(row)])).collect();
+            let near = |name: &str, value: f64| {
+                let told = of(response, name);
+                assert!(
+                    (told - value).abs() <= 2e-6 * value.abs().max(1.0),
+                    "{name} of {response:?}: {value}"
+                );
+            };
+            near("level", median(pairs.iter().map(|pair| pair.0).collect()));
+            near("difference", median(pairs.iter().map(|pair| pair.0 - pair.1).collect()));
+            if !response["ratio"].is_empty() {
+                let (with, without): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+                near("ratio", median(with) / median(without));
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_shows_nothing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe = dir.path().join("probes/tags");
+        std::fs::create_dir_all(&probe).unwrap();
+        assert!(check(dir.path()).unwrap_err().to_string().contains("responses.csv"));
+        for name in ["responses.csv", "verdicts.csv", "adherence.csv"] {
+            std::fs::copy(results().join("probes/tags").join(name), probe.join(name)).unwrap();
+        }
+        // As if V3 were the control, and the other way round.
+        for name in ["responses.csv", "verdicts.csv"] {
+            let text = std::fs::read_to_string(probe.join(name)).unwrap();
+            let text =
+                text.replace("\ncontrol,", "\nx,").replace("\nv3,", "\ncontrol,").replace("\nx,", "\nv3,");
+            std::fs::write(probe.join(name), text).unwrap();
+        }
+        let claims = check(dir.path()).unwrap();
+        assert!(claims.iter().filter(|claim| !claim.holds).count() >= 6, "{claims:?}");
+        assert!(claims.iter().any(|claim| claim.to_string().starts_with("FAILS")));
+    }
+}

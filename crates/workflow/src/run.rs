@@ -10,7 +10,11 @@ use serde::Serialize;
 use serde_json::Value;
 use vodka_stage::{Interrupt, Outcome, Report, create_dir};
 
-use crate::{Error, Job, Result, Workflow, notebook, stages::Progress};
+use crate::{
+    Error, Job, Result, Workflow,
+    notebook::{self, Stand},
+    stages::Progress,
+};
 
 /// Something that happened in a workflow.
 #[derive(Debug)]
@@ -72,16 +76,31 @@ pub fn run(
     let mut jobs: Vec<JobReport> = Vec::new();
     for (number, job) in (1..).zip(workflow.jobs()) {
         on_event(WorkflowEvent::Begins { job, number, of });
-        let plan = workflow.plan(job)?;
-        let report = plan.run(job, interrupt, &mut |progress| on_event(WorkflowEvent::Progress(progress)))?;
+        let mut told = None;
+        let mut on_progress = |progress| {
+            // Of jobs that are found done there is no progress.
+            told.get_or_insert_with(|| notebook::write(workflow, Stand::AtWork(job)));
+            on_event(WorkflowEvent::Progress(progress));
+        };
+        let result = workflow.plan(job).and_then(|plan| plan.run(job, interrupt, &mut on_progress));
+        told.transpose()?;
+        let report = match result {
+            Ok(report) => report,
+            Err(error) => {
+                notebook::write(workflow, Stand::Stopped(job))?;
+                return Err(error);
+            }
+        };
         on_event(WorkflowEvent::Ends { report: &report });
         let interrupted = report.outcome == Outcome::Interrupted;
         jobs.push(report);
         if interrupted || (interrupt.is_raised() && number < of) {
+            let at = if interrupted { job } else { &workflow.jobs()[number] };
+            notebook::write(workflow, Stand::Stopped(at))?;
             return Ok(WorkflowReport { outcome: Outcome::Interrupted, jobs, look_at: Vec::new() });
         }
     }
-    notebook::write(workflow)?;
+    notebook::write(workflow, Stand::Done)?;
     Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
 }
 

@@ -1,17 +1,25 @@
 //! What the notebook tells of one job.
 
 use std::{
-    error, fs,
+    error, fmt, fs,
     path::{Path, PathBuf},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ImageFormat, imageops::FilterType};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use vodka_captions::{
+    caption::CaptionReport, clean::CleanReport, filter::FilterReport, mix::MixReport,
+    recaption::RecaptionReport, report::ReportSummary, select::SelectReport,
+};
+use vodka_merger::MergeReport;
+use vodka_sampler::GridReport;
 use vodka_stage::{RunRecord, record_path};
+use vodka_tagger::TagReport;
+use vodka_trainer::TrainReport;
 
-use crate::{Error, Job, Result, Workflow, pages};
+use crate::{ChooseReport, Error, Job, JudgeReport, ProbeReport, Result, Workflow, pages};
 
 /// The widest that a picture stands in the page, in pixels; the file that it leads to is whole.
 const PICTURE_PX: u32 = 1400;
@@ -28,6 +36,10 @@ pub(super) struct Entry {
     record: String,
     /// The page that the job made.
     page: Option<String>,
+    /// What came of it, in the stage's own words, a line each.
+    said: Vec<String>,
+    /// Whether that belongs into the summary: what was measured and chosen.
+    is_finding: bool,
     /// What it reported, in single values.
     results: Vec<[String; 2]>,
     settings: String,
@@ -70,6 +82,8 @@ impl Entry {
             told: told(job).to_owned(),
             record: reader.link(&record),
             page: page.exists().then(|| reader.link(&page)),
+            said: said(job, &found.report, workflow.output()),
+            is_finding: matches!(job, Job::Probe(_) | Job::Choose(_)),
             results: single_values(&found.report),
             settings: serde_json::to_string_pretty(&found.settings).expect("it was JSON"),
             inputs: found
@@ -102,6 +116,32 @@ fn told(job: &Job) -> &'static str {
         Job::Probe(_) => "What tags do to the pictures of models is measured.",
         Job::Choose(_) => "One of the models is chosen by what was measured.",
     }
+}
+
+/// What a report says to people, with paths relative to the folder of the workflow. Nothing of one that cannot be read: its
+/// values are there.
+fn said(job: &Job, report: &Value, output: &Path) -> Vec<String> {
+    fn of<R: DeserializeOwned + fmt::Display>(report: &Value) -> Option<String> {
+        R::deserialize(report).ok().map(|report| report.to_string())
+    }
+    let text = match job {
+        Job::Tag => of::<TagReport>(report),
+        Job::Clean => of::<CleanReport>(report),
+        Job::Filter => of::<FilterReport>(report),
+        Job::Select => of::<SelectReport>(report),
+        Job::Report => of::<ReportSummary>(report),
+        Job::Recaption => of::<RecaptionReport>(report),
+        Job::Mix => of::<MixReport>(report),
+        Job::Caption => of::<CaptionReport>(report),
+        Job::Train(_) => of::<TrainReport>(report),
+        Job::Merge(_) => of::<MergeReport>(report),
+        Job::Grid(_) => of::<GridReport>(report),
+        Job::Judge(_) => of::<JudgeReport>(report),
+        Job::Probe(_) => of::<ProbeReport>(report),
+        Job::Choose(_) => of::<ChooseReport>(report),
+    };
+    let text = text.unwrap_or_default().replace(&format!("{}/", output.display()), "");
+    text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
 /// The pictures that a job made to be looked at.

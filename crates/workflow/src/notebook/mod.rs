@@ -9,7 +9,7 @@ use std::fs;
 use minijinja::context;
 use vodka_stage::write_atomic;
 
-use crate::{Error, Result, Workflow, pages};
+use crate::{Error, Job, Result, Workflow, pages};
 
 use entry::Entry;
 
@@ -17,18 +17,38 @@ use entry::Entry;
 pub(crate) const PAGE: &str = "notebook.html";
 const MARKDOWN: &str = "notebook.md";
 
+/// How a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stand<'a> {
+    /// A job is at work; a browser looks again every few seconds.
+    AtWork(&'a Job),
+    /// It ended in a job: that failed, or was interrupted.
+    Stopped(&'a Job),
+    /// All jobs are through.
+    Done,
+}
+
 /// Writes page and Markdown into the folder of the workflow, of the jobs that have left a record.
 ///
 /// # Errors
 /// A file of a job that cannot be read, or one that cannot be written.
-pub(crate) fn write(workflow: &Workflow) -> Result<()> {
+pub(crate) fn write(workflow: &Workflow, stand: Stand<'_>) -> Result<()> {
     let entries = workflow.jobs().iter().filter_map(|job| Entry::read(workflow, job).transpose());
     let entries: Vec<Entry> = entries.collect::<Result<_>>()?;
     let path = workflow.path();
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let recipe = fs::read_to_string(path)
         .map_err(|source| Error::Notebook { path: path.to_path_buf(), source: source.into() })?;
-    let filled = context! { name, entries, recipe, style => pages::style() };
+    let (state, at) = match stand {
+        Stand::AtWork(job) => ("at work", Some(job)),
+        Stand::Stopped(job) => ("stopped", Some(job)),
+        Stand::Done => ("done", None),
+    };
+    let place = at.and_then(|job| workflow.jobs().iter().position(|known| known == job));
+    let left = place.map_or(&[][..], |place| &workflow.jobs()[place..]);
+    let left: Vec<_> = left.iter().map(ToString::to_string).collect();
+    let filled =
+        context! { name, entries, recipe, state, left, of => workflow.jobs().len(), style => pages::style() };
     for file in [PAGE, MARKDOWN] {
         let text = pages::render(file, &filled);
         let path = workflow.output().join(file);

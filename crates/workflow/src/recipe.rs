@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
-use vodka_sampler::{GridPrompt, SamplerName, ScheduleName, Size};
+use vodka_sampler::{GridPrompt, Precision, SamplerName, ScheduleName, Size};
 use vodka_stage::{ConfigError, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
@@ -305,6 +305,12 @@ pub struct Grid {
     /// The layer of the text encoder, counted from the end. Default: 1, the last.
     #[serde(default = "last_layer")]
     pub clip_skip: u32,
+    /// What text encoder and UNet compute in. Default: `fp32`.
+    #[serde(default = "fp32")]
+    pub precision: Precision,
+    /// What the VAE computes in. Default: `fp32`.
+    #[serde(default = "fp32")]
+    pub vae_precision: Precision,
 }
 
 pub(crate) fn cpu() -> String {
@@ -329,6 +335,10 @@ pub(crate) fn default_cfg() -> f64 {
 
 pub(crate) fn last_layer() -> u32 {
     1
+}
+
+pub(crate) fn fp32() -> Precision {
+    Precision::F32
 }
 
 impl Recipe {

@@ -15,7 +15,7 @@ use vodka_captions::{
     select::{self, SelectConfig, SelectPlan},
 };
 use vodka_merger::{MergeEvent, MergePlan};
-use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, Precision, grid};
+use vodka_sampler::{GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, grid};
 use vodka_stage::{Interrupt, Report, RunKey};
 use vodka_tagger::{TagConfig, TagEvent, TagPlan};
 use vodka_trainer::{Flaw, TrainConfig, TrainEvent, TrainPlan};
@@ -258,8 +258,8 @@ impl Workflow {
             prune: true,
             hash_cache: self.hash_cache.clone(),
             vae: None,
-            precision: Precision::F32,
-            vae_precision: Precision::F32,
+            precision: recipe.precision,
+            vae_precision: recipe.vae_precision,
             lora_dir: None,
             embedding_dir: None,
             runtime_dir: self.runtime_dir.clone(),
@@ -498,6 +498,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use vodka_merger::{Graph, VaePolicy};
+    use vodka_sampler::Precision;
 
     use super::*;
     use crate::TEMPLATE;
@@ -540,6 +541,21 @@ mod tests {
 
     fn parents(graph: &Graph) -> Vec<(&str, String)> {
         graph.parents.iter().map(|parent| (parent.name.as_str(), parent.path.display().to_string())).collect()
+    }
+
+    #[test]
+    fn a_grid_is_made_in_as_many_bits_as_its_keys_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = |name: &str| Ok(PathBuf::from(format!("{name}.safetensors")));
+        let keys = "[[grid]]\nname = \"half\"\nmodels = [\"v3\"]\nprompts = [{ prompt = \"x\" }]\n\
+                    precision = \"fp16\"\nvae_precision = \"bf16\"";
+        let workflow = open(dir.path(), keys).unwrap();
+        let precisions = |name: &str| {
+            let grid = workflow.grid(name, &model).unwrap();
+            (grid.precision, grid.vae_precision)
+        };
+        assert_eq!(precisions("half"), (Precision::F16, Precision::BF16));
+        assert_eq!(precisions("checkpoints"), (Precision::F32, Precision::F32));
     }
 
     #[test]

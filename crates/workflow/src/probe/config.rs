@@ -66,10 +66,10 @@ pub struct Probe {
     #[serde(default)]
     pub batch: Option<u32>,
     /// What text encoder and UNet compute in. Default: `fp32`.
-    #[serde(default = "default_precision")]
+    #[serde(default = "recipe::fp32")]
     pub precision: Precision,
     /// What the VAE computes in. Default: `fp32`.
-    #[serde(default = "default_precision")]
+    #[serde(default = "recipe::fp32")]
     pub vae_precision: Precision,
     /// How many pictures of the training set are measured, for comparison. Default: 256.
     #[serde(default = "default_sample")]
@@ -132,10 +132,6 @@ fn default_seeds() -> u32 {
 
 fn one() -> u32 {
     1
-}
-
-fn default_precision() -> Precision {
-    Precision::F32
 }
 
 fn default_sample() -> usize {

@@ -230,7 +230,7 @@
     looking.pair = pair;
     var shown = pair ? [picked.a, picked.b] : [n];
     var size = DATA.cells[shown[0]].size;
-    stage.style.setProperty("--aspect", size[0] / size[1]);
+    viewer.style.setProperty("--aspect", size[0] / size[1]);
     stage.className = pair ? looking.mode : "";
     stage.replaceChildren.apply(stage, shown.map(view));
     byId("told").replaceChildren.apply(byId("told"), shown.map(function (n, i) { return facts(n, pair ? "AB"[i] : ""); }));

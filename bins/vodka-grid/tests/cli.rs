@@ -127,6 +127,33 @@ fn a_grid_that_was_killed_three_times_is_the_one_that_was_not() {
     }
 }
 
+#[test]
+fn a_cell_that_cannot_be_made_is_left_out_and_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = format!("\n[[prompts]]\nlabel = \"deep\"\nprompt = \"{}star\"\n", "(".repeat(1000));
+    let text = toml(&model("base"), "") + &deep;
+    let reason = "the prompt weighs words by inf, and its picture is not finite; no picture was made";
+    let made = grid(dir.path(), &text, &[]);
+    fails(
+        made,
+        3,
+        &["6 cells, 4 made, 0 kept", "not made: cell 3 (before; deep; ", "not made: cell 6 (", reason],
+    );
+    let made = tree(dir.path());
+    let table = String::from_utf8(made[Path::new("grid/cells.csv")].clone()).unwrap();
+    // No file, no measures.
+    assert_eq!(table.lines().filter(|line| line.ends_with(&",".repeat(10))).count(), 2, "{table}");
+    let page = String::from_utf8_lossy(&made[Path::new("grid/index.html")]);
+    assert!(page.contains(reason) && made.contains_key(Path::new("grid/grid.png")));
+    // As long as they are missing, scripts are told of it.
+    let again = grid(dir.path(), &text, &["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&again.get_output().stdout).unwrap();
+    fails(again, 3, &[]);
+    assert_eq!((&report["made"], &report["kept"]), (&0.into(), &4.into()), "{report}");
+    assert_eq!(report["failed"][0]["cell"], 3);
+    assert_eq!(tree(dir.path()), made);
+}
+
 /// A limit on the size of files fails a write as a full disk does, once the signal that comes with it is ignored.
 #[cfg(target_os = "linux")]
 #[test]

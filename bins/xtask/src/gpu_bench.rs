@@ -1,6 +1,6 @@
-//! The training step on a GPU beside PyTorch's, in one table: needs Python with torch, and the folder of the peers.
+//! The training step, or pictures, on a GPU beside PyTorch's, in one table: needs Python with torch, and the folder of the peers.
 //!
-//! Where this program lies beside `vodka-bench-train`, it needs no cargo, no checkout and no network.
+//! Where this program lies beside `vodka-bench-train` and `vodka-bench-sample`, it needs no cargo, no checkout and no network.
 
 use std::{
     env, fs,
@@ -19,9 +19,12 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Folder with peer_train.py and make_sd.py, and with the wheels that the Python lacks (diffusers, say)
+    /// Folder with peer_train.py, peer_sample.py and make_sd.py, and with the wheels that the Python lacks (diffusers, say)
     #[arg(long)]
     peers: PathBuf,
+    /// What is measured
+    #[arg(long, value_enum, default_value_t = What::Training)]
+    what: What,
     /// cuda, cuda:N, or cpu to try it
     #[arg(long, default_value = "cuda")]
     device: String,
@@ -37,9 +40,18 @@ pub struct Options {
     /// What does not fit into this time is left out, and said to be
     #[arg(long, default_value_t = 8)]
     minutes: u64,
-    /// Steps that are timed, beside three before them
+    /// Training steps that are timed, beside three before them; or steps of a picture
     #[arg(long, default_value_t = 20)]
     steps: usize,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// The training step, at batches of 4 and 16
+    Training,
+    /// Pictures in 16 bits, 1 and 8 at once: DPM++ 2M Karras, and the peer's DDIM, which calls the UNet as often
+    Sampling,
 }
 
 /// Operations of one picture forth and back through the UNet of SD 1.5 at 512 pixels: three times 857 thousand million.
@@ -61,19 +73,28 @@ pub fn run(options: &Options) -> Result {
     let until = Instant::now() + Duration::from_secs(60 * options.minutes);
     let bench = Bench::new(options, until)?;
     let on_gpu = options.device != "cpu";
-    let batches: &[u32] = if on_gpu { &[4, 16] } else { &[4] };
+    let batches: &[u32] = match (options.what, on_gpu) {
+        (What::Training, true) => &[4, 16],
+        (What::Training, false) => &[4],
+        (What::Sampling, true) => &[1, 8],
+        (What::Sampling, false) => &[1],
+    };
+    let (eager, compiled): (&[&str], &[&str]) = (&["--channels-last"], &["--channels-last", "--compile"]);
+    // First what is asked for: time may run out.
+    let (asked, other) = match options.what {
+        What::Sampling if on_gpu => (compiled, eager),
+        _ => (eager, compiled),
+    };
     let mut rows = Vec::new();
     for &batch in batches {
         rows.push(bench.ours(batch, &[]));
-        rows.push(bench.peer(batch, &["--channels-last"]));
+        rows.push(bench.peer(batch, asked));
     }
     if on_gpu {
-        for &batch in batches {
-            rows.push(bench.peer(batch, &["--channels-last", "--compile"]));
-        }
+        rows.extend(batches.iter().map(|batch| bench.peer(*batch, other)));
         rows.extend(batches.iter().map(|batch| bench.ours(*batch, &["--no-graphs"])));
     }
-    print(&rows, options);
+    print(&rows, options, &format!("PyTorch {}", asked.join(" ")));
     let failed = rows.iter().filter(|row| row.images_per_s.is_err()).count();
     match failed {
         0 => Ok(()),
@@ -107,7 +128,7 @@ impl<'o> Bench<'o> {
                 run_command(unpack.args(["-m", "zipfile", "-e"]).arg(&path).arg(&packages))?;
             }
         }
-        let program = program()?;
+        let program = program(options.what)?;
         let mut bench = Self {
             options,
             until,
@@ -145,33 +166,53 @@ impl<'o> Bench<'o> {
         command
     }
 
-    /// What both sides are asked for.
+    /// What both sides are asked for, beside the model.
     fn common(&self, command: &mut Command, batch: u32, more: &[&str]) {
-        let Options { device, steps, size, .. } = self.options;
-        let (dtype, resolution) = if device == "cpu" { ("fp32", "256") } else { ("bf16", "512") };
+        let Options { device, steps, size, what, .. } = self.options;
+        let (dtype, resolution) = match (device.as_str(), what) {
+            ("cpu", _) => ("fp32", "256"),
+            (_, What::Training) => ("bf16", "512"),
+            (_, What::Sampling) => ("fp16", "512"),
+        };
         let resolution = if size == "full" { "512" } else { resolution };
-        command.arg(&self.model).args(["--device", device, "--dtype", dtype, "--resolution", resolution]);
-        command.args(["--text-encoder", "--steps", &steps.to_string(), "--batch", &batch.to_string()]);
+        command.args(["--device", device, "--dtype", dtype]);
+        command.args(["--steps", &steps.to_string(), "--batch", &batch.to_string()]);
+        match what {
+            What::Training => command.args(["--text-encoder", "--resolution", resolution]),
+            What::Sampling => command.args(["--size", resolution]),
+        };
         command.args(more);
     }
 
     fn ours(&self, batch: u32, more: &[&str]) -> Row {
         let mut command = Command::new(&self.program);
+        match self.options.what {
+            What::Training => command.arg(&self.model),
+            What::Sampling => {
+                command.args(["pictures", "--sampler", "DPM++ 2M", "--schedule", "Karras", "--model"]);
+                command.arg(&self.model)
+            }
+        };
         self.common(&mut command, batch, more);
         command.arg("--runtime").arg(&self.runtime).env("LD_LIBRARY_PATH", &self.libraries);
         let name = format!("vodka {}", more.join(" "));
+        // Seconds, the limit, bytes.
         self.measured(name.trim_end(), batch, &mut command, |text| {
             let mut numbers = text.split_whitespace().map(str::parse::<f64>);
-            let (step, _, peak) = (numbers.next()?.ok()?, numbers.next(), numbers.next()?.ok()?);
-            Some((f64::from(batch) / step, Some(peak / f64::from(1 << 30))))
+            let (seconds, _, peak) = (numbers.next()?.ok()?, numbers.next(), numbers.next()?.ok()?);
+            Some((f64::from(batch) / seconds, Some(peak / f64::from(1 << 30))))
         })
     }
 
     fn peer(&self, batch: u32, more: &[&str]) -> Row {
         let mut command = self.python();
-        command.arg(self.options.peers.join("peer_train.py"));
+        let (script, cached): (_, &[&str]) = match self.options.what {
+            What::Training => ("peer_train.py", &["--cached"]),
+            What::Sampling => ("peer_sample.py", &[]),
+        };
+        command.arg(self.options.peers.join(script)).arg(&self.model);
         self.common(&mut command, batch, more);
-        command.arg("--cached");
+        command.args(cached);
         self.measured(&format!("PyTorch {}", more.join(" ")), batch, &mut command, |text| {
             let number =
                 |word: &str, end: &str| text.rsplit_once(word)?.1.split_once(end)?.0.trim().parse().ok();
@@ -233,9 +274,13 @@ impl<'o> Bench<'o> {
     }
 }
 
-/// `vodka-bench-train`: beside this program; or built, where cargo started this or there is none.
-fn program() -> Result<PathBuf> {
-    let name = format!("vodka-bench-train{}", env::consts::EXE_SUFFIX);
+/// `vodka-bench-train` or `vodka-bench-sample`: beside this program; or built, where cargo started this or there is none.
+fn program(what: What) -> Result<PathBuf> {
+    let name = match what {
+        What::Training => "vodka-bench-train",
+        What::Sampling => "vodka-bench-sample",
+    };
+    let name = format!("{name}{}", env::consts::EXE_SUFFIX);
     let beside = env::current_exe()?.with_file_name(&name);
     // What lies beside a program that cargo has just built may be older than the checkout.
     if beside.exists() && env::var_os("CARGO").is_none() {
@@ -246,8 +291,8 @@ fn program() -> Result<PathBuf> {
     Ok(Path::new(&target).join("release").join(name))
 }
 
-fn print(rows: &[Row], options: &Options) {
-    say("\n| | batch | images/s | to PyTorch | peak GiB | of the chip |");
+fn print(rows: &[Row], options: &Options, peer_name: &str) {
+    say(&format!("\n| | batch | images/s | to {peer_name} | peak GiB | of the chip |"));
     say("|---|---|---|---|---|---|");
     for Row { name, batch, images_per_s, peak_gib } in rows {
         let speed = match images_per_s {
@@ -257,16 +302,13 @@ fn print(rows: &[Row], options: &Options) {
                 continue;
             }
         };
-        let peer = rows.iter().find(|row| row.batch == *batch && row.name == "PyTorch --channels-last");
+        let peer = rows.iter().find(|row| row.batch == *batch && row.name == peer_name);
         let ratio = peer.and_then(|peer| peer.images_per_s.as_ref().ok()).map(|peer| speed / peer);
         let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let peak = peak_gib.map_or(String::new(), |peak| format!("{peak:.1}"));
         let share = 100.0 * speed * OPERATIONS / CHIP;
-        let share = if options.size == "full" && options.device != "cpu" {
-            format!("{share:.0} %")
-        } else {
-            String::new()
-        };
+        let is_known = options.what == What::Training && options.size == "full" && options.device != "cpu";
+        let share = if is_known { format!("{share:.0} %") } else { String::new() };
         say(&format!("| {name} | {batch} | {speed:.2} | {ratio} | {peak} | {share} |"));
     }
 }

@@ -118,6 +118,19 @@ impl Prompts {
         }
     }
 
+    /// The largest weight of a word, without its sign, and which prompt has it.
+    pub(crate) fn heaviest(&self) -> (&'static str, f32) {
+        let of = |timeline: &Timeline| {
+            let chunks = timeline.iter().flat_map(|(_, place)| &self.texts[*place]);
+            let weights = chunks.flat_map(|chunk| chunk.weights).map(f32::abs);
+            // NaN is what becomes of infinity that is taken back again.
+            weights.map(|weight| if weight.is_nan() { f32::INFINITY } else { weight }).fold(0.0, f32::max)
+        };
+        let prompt = self.parts.iter().map(|(_, timeline)| of(timeline)).fold(0.0, f32::max);
+        let negative = self.negative.as_ref().map_or(0.0, of);
+        if negative > prompt { ("negative prompt", negative) } else { ("prompt", prompt) }
+    }
+
     /// The names of embeddings in use, some of them more than once.
     pub(crate) fn embeddings(&self) -> impl Iterator<Item = &str> {
         let placed = self.texts.iter().flatten().flat_map(|chunk| &chunk.embeddings);

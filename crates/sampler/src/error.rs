@@ -201,6 +201,15 @@ pub enum Error {
         /// Where they were found: latents or pixels.
         what: &'static str,
     },
+    /// NaN or infinity instead of a picture, although the weights are finite, of a prompt whose words weigh as nothing does
+    /// that works: of 900 brackets around a word, say.
+    #[error("the {prompt} weighs words by {weight:e}, and its picture is not finite; no picture was made")]
+    PromptWeight {
+        /// Which of both.
+        prompt: &'static str,
+        /// The largest of its weights.
+        weight: f32,
+    },
     /// A picture of which nothing can be seen.
     #[error("`{checkpoint}` gave a picture that is black everywhere; no picture was made")]
     Black {
@@ -360,6 +369,6 @@ impl Error {
     /// Whether one picture could not be made, and others from the same checkpoint may: values that are not finite although
     /// the weights are, or nothing but black.
     pub fn is_of_one_picture(&self) -> bool {
-        matches!(self, Self::NotFinite { .. } | Self::Black { .. })
+        matches!(self, Self::NotFinite { .. } | Self::PromptWeight { .. } | Self::Black { .. })
     }
 }

@@ -11,6 +11,7 @@ mod conditioning;
 mod embedding;
 mod error;
 mod fit;
+mod graph;
 pub mod grid;
 mod items;
 mod library;

@@ -223,7 +223,7 @@ impl Making<'_> {
         vae: Option<PathBuf>,
     ) -> Result<Option<Pipeline>> {
         let Self { device, precision, vae_precision, .. } = *self;
-        let load = Load { device, kind: kind(precision), vae_kind: kind(vae_precision), vae };
+        let load = Load { vae_kind: kind(vae_precision), vae, ..Load::new(device, kind(precision)) };
         let pipeline = Pipeline::load_unless(before, model.open()?, &load, self.interrupt)?;
         Ok(pipeline.map(|pipeline| pipeline.with_library(Arc::clone(self.library))))
     }

@@ -21,11 +21,15 @@ use crate::{
     Error, Library, Model, ModelSource, Result, Settings, Size,
     conditioning::{Conditioning, Lengths, Now, Prompts, States},
     fit::fit,
+    graph::{Inputs, Recorder},
     loras::Applied,
 };
 
 /// Counts up whenever the same settings make other pixels: what an older arithmetic has made is made anew.
 pub(crate) const ARITHMETIC: u32 = 2;
+
+/// Words of no prompt that works weigh more.
+const WEIGHT_MAX: f32 = 1000.0;
 
 /// The networks of one model on one device, ready to make pictures.
 #[derive(Debug)]
@@ -39,6 +43,7 @@ pub struct Pipeline {
     library: Arc<Library>,
     loras: RefCell<Applied>,
     states: RefCell<States>,
+    recorder: RefCell<Recorder>,
     load: Load,
 }
 
@@ -53,12 +58,14 @@ pub struct Load {
     pub vae_kind: Kind,
     /// Another file or folder with a VAE; the checkpoint's own where absent.
     pub vae: Option<PathBuf>,
+    /// Whether a GPU is told of calls of the UNet once, to do them again (CUDA graphs).
+    pub graphs: bool,
 }
 
 impl Load {
-    /// All in `kind` but the VAE, which is in fp32 and the checkpoint's.
+    /// All in `kind` but the VAE, which is in fp32 and the checkpoint's; with graphs.
     pub fn new(device: Device, kind: Kind) -> Self {
-        Self { device, kind, vae_kind: Kind::Float, vae: None }
+        Self { device, kind, vae_kind: Kind::Float, vae: None, graphs: true }
     }
 }
 
@@ -184,7 +191,7 @@ impl Pipeline {
     }
 
     fn load_through(model: Model, load: &Load, interrupt: &Interrupt) -> Result<Self> {
-        let Load { device, kind, vae_kind, ref vae } = *load;
+        let Load { device, kind, vae_kind, ref vae, graphs } = *load;
         let weights = &Interruptible { weights: model.weights(), interrupt };
         let vae_file = vae.as_deref().map(|path| open_vae(path, &weights.config().vae)).transpose()?;
         let vae_weights: &dyn Weights = vae_file.as_ref().map_or(weights, |file| file);
@@ -201,6 +208,7 @@ impl Pipeline {
             library: Arc::default(),
             loras: RefCell::default(),
             states: RefCell::default(),
+            recorder: RefCell::new(Recorder::new(graphs)),
             load: load.clone(),
         })
     }
@@ -216,12 +224,12 @@ impl Pipeline {
     }
 
     fn replace_through(mut self, model: Model, load: &Load, interrupt: &Interrupt) -> Result<Self> {
-        let form = |load: &Load| (load.device, load.kind, load.vae_kind);
+        let form = |load: &Load| (load.device, load.kind, load.vae_kind, load.graphs);
         let [before, after] = [&self.model, &model].map(Model::config);
         if form(load) != form(&self.load) || (&before.clip, &before.unet) != (&after.clip, &after.unet) {
             let library = self.library;
             // Two models may be too many for the memory.
-            drop((self.clip, self.unet, self.vae));
+            drop((self.clip, self.unet, self.vae, self.recorder));
             return Ok(Self::load_through(model, load, interrupt)?.with_library(library));
         }
         let weights: &dyn Weights = &Interruptible { weights: model.weights(), interrupt };
@@ -315,13 +323,25 @@ impl Pipeline {
             self.states.take();
         }
         let path = self.model.path();
-        let run = Run { path, batch, library: &self.library, interrupt, states: &self.states };
+        let (library, states, recorder) = (&*self.library, &self.states, &self.recorder);
+        let run = Run { path, batch, library, interrupt, states, recorder };
         let result = self.networks().generate_batch(run, on_step);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
             self.vae_file.iter().try_for_each(check_finite)?;
+            batch.settings.iter().try_for_each(|settings| self.check_weights(settings))?;
         }
         result
+    }
+
+    /// Of a picture that is not finite: whether the weights in its prompts can have been its end.
+    fn check_weights(&self, settings: &Settings) -> Result<()> {
+        let names = self.library.names(self.clip.config().hidden_size as usize);
+        let (prompt, weight) = Prompts::parse(settings, &names)?.heaviest();
+        match weight <= WEIGHT_MAX {
+            true => Ok(()),
+            false => Err(Error::PromptWeight { prompt, weight }),
+        }
     }
 
     fn networks(&self) -> Networks<'_> {
@@ -364,6 +384,7 @@ struct Run<'a> {
     library: &'a Library,
     interrupt: &'a Interrupt,
     states: &'a RefCell<States>,
+    recorder: &'a RefCell<Recorder>,
 }
 
 impl Networks<'_> {
@@ -378,9 +399,9 @@ impl Networks<'_> {
         let library = Library::default();
         library.loras(settings)?;
         let batch = Batch { settings: std::slice::from_ref(settings), image: None };
-        // Its weights may have changed since the last call.
-        let states = RefCell::default();
-        let run = Run { path, batch, library: &library, interrupt, states: &states };
+        // Its weights, and their places, may have changed since the last call.
+        let (states, recorder) = (RefCell::default(), RefCell::new(Recorder::new(false)));
+        let run = Run { path, batch, library: &library, interrupt, states: &states, recorder: &recorder };
         let pictures = self.generate_batch(run, on_step)?;
         Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
     }
@@ -482,7 +503,8 @@ impl Networks<'_> {
         let mut predict = |input: &Tensor, timestep: f64| {
             let now = Now::of(&conditionings, call, all.len() as i64);
             call += 1;
-            self.guided(input, timestep, &now, settings.guidance())
+            let forward = &mut |inputs| run.recorder.borrow_mut().call(self.unet, &inputs);
+            guided(input, timestep, &now, settings.guidance(), forward)
         };
         let count = solver.calls();
         let mut go_on = |done| {
@@ -491,34 +513,6 @@ impl Networks<'_> {
         };
         let calls = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
         Ok(solve_from(&solver, self.prediction, first, calls))
-    }
-
-    /// One call of the denoiser for all prompts, or one for the prompt and one for the negative prompt where these are not
-    /// equally long. `input (B, 4, h, w)`
-    fn guided(&self, input: &Tensor, timestep: f64, now: &Now, guidance: f64) -> Output<Tensor> {
-        let kind = now.parts.kind();
-        let pictures = input.size()[0];
-        let call = |context: &Tensor| {
-            let rows = context.size()[0];
-            let input = input.to_kind(kind).repeat([rows / pictures, 1, 1, 1]);
-            let timesteps = Tensor::full([rows], timestep, (Kind::Float, context.device()));
-            self.unet.forward(&input, &timesteps, context).to_kind(Kind::Float)
-        };
-        let parts = now.weights.len() as i64;
-        let of = |all: &Tensor, first: i64, count: i64| all.narrow(0, first * pictures, count * pictures);
-        let (with, without) = match &now.negative {
-            None => return Output { guided: call(&now.parts), unguided: None },
-            Some(negative) if negative.size()[1] == now.parts.size()[1] => {
-                let both = call(&Tensor::cat(&[&now.parts, negative], 0));
-                (of(&both, 0, parts), of(&both, parts, 1))
-            }
-            Some(negative) => (call(&now.parts), call(negative)),
-        };
-        let towards = |guided: Tensor, (i, weight): (usize, &f64)| {
-            guided + (of(&with, i as i64, 1) - &without) * (weight * guidance)
-        };
-        let guided = now.weights.iter().enumerate().fold(without.shallow_clone(), towards);
-        Output { guided, unguided: Some(without) } // (B, 4, h, w)
     }
 
     /// The shape of the latents, `[4, H/8, W/8]`.
@@ -548,6 +542,40 @@ impl Networks<'_> {
         };
         all[..if is_shared { 1 } else { all.len() }].iter().map(of).collect()
     }
+}
+
+/// One call of the denoiser for all prompts, or one for the prompt and one for the negative prompt where these are not
+/// equally long. `input (B, 4, h, w)`; `forward` gives fp32.
+fn guided(
+    input: &Tensor,
+    timestep: f64,
+    now: &Now,
+    guidance: f64,
+    forward: &mut dyn FnMut(Inputs) -> Tensor,
+) -> Output<Tensor> {
+    let kind = now.parts.kind();
+    let pictures = input.size()[0];
+    let mut call = |context: Tensor| {
+        let rows = context.size()[0];
+        let latents = input.to_kind(kind).repeat([rows / pictures, 1, 1, 1]);
+        let timesteps = Tensor::full([rows], timestep, (Kind::Float, context.device()));
+        forward(Inputs { latents, timesteps, context })
+    };
+    let parts = now.weights.len() as i64;
+    let of = |all: &Tensor, first: i64, count: i64| all.narrow(0, first * pictures, count * pictures);
+    let (with, without) = match &now.negative {
+        None => return Output { guided: call(now.parts.shallow_clone()), unguided: None },
+        Some(negative) if negative.size()[1] == now.parts.size()[1] => {
+            let both = call(Tensor::cat(&[&now.parts, negative], 0));
+            (of(&both, 0, parts), of(&both, parts, 1))
+        }
+        Some(negative) => (call(now.parts.shallow_clone()), call(negative.shallow_clone())),
+    };
+    let towards = |guided: Tensor, (i, weight): (usize, &f64)| {
+        guided + (of(&with, i as i64, 1) - &without) * (weight * guidance)
+    };
+    let guided = now.weights.iter().enumerate().fold(without.shallow_clone(), towards);
+    Output { guided, unguided: Some(without) } // (B, 4, h, w)
 }
 
 impl Settings {

@@ -423,12 +423,9 @@ impl SamplePlan {
     }
 
     fn load(&self) -> Result<Load> {
-        Ok(Load {
-            device: parse_device(&self.device, &self.runtime_dir)?,
-            kind: kind(self.precision),
-            vae_kind: kind(self.vae_precision),
-            vae: self.vae.clone(),
-        })
+        let device = parse_device(&self.device, &self.runtime_dir)?;
+        let (vae_kind, vae) = (kind(self.vae_precision), self.vae.clone());
+        Ok(Load { vae_kind, vae, ..Load::new(device, kind(self.precision)) })
     }
 
     /// The picture that the others are made from.

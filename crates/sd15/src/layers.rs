@@ -48,6 +48,11 @@ impl Tiling {
     pub fn enter(on: bool) -> Self {
         Self { before: TILING.replace(on) }
     }
+
+    /// Whether it is on, on this thread.
+    pub fn is_on() -> bool {
+        TILING.get()
+    }
 }
 
 impl Drop for Tiling {

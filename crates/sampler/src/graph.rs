@@ -1,0 +1,126 @@
+//! Calls of the denoiser, of which a GPU is told once for each shape: they are written down, and done again on other numbers.
+
+use std::collections::VecDeque;
+
+use tch::{Kind, TchError, Tensor};
+use vodka_sd15::{Network, UNet, layers::Tiling, native::Graph};
+
+/// How often a call of some shape is made before it is written down: libtorch sets itself up.
+const WARM_UP: u32 = 2;
+/// So many shapes are kept, those that were used latest: each has memory of its own.
+const MOST: usize = 8;
+
+/// Calls the denoiser of one pipeline; on a GPU those of a shape that comes again from a record of what was done. Weights may
+/// change between calls, but not their places.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    on: bool,
+    /// The latest one last.
+    shapes: VecDeque<Shape>,
+}
+
+/// What one call of the denoiser is made on.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    /// `(B, 4, h, w)`
+    pub(crate) latents: Tensor,
+    /// `(B)`, fp32
+    pub(crate) timesteps: Tensor,
+    /// `(B, L, C)`
+    pub(crate) context: Tensor,
+}
+
+#[derive(Debug)]
+struct Shape {
+    sizes: [Vec<i64>; 2],
+    tiling: bool,
+    seen: u32,
+    graph: Graph,
+    recorded: Option<Recorded>,
+}
+
+/// What a record reads and writes: always in the same places.
+#[derive(Debug)]
+struct Recorded {
+    inputs: Inputs,
+    output: Tensor,
+}
+
+impl Inputs {
+    fn tensors(&self) -> [&Tensor; 3] {
+        [&self.latents, &self.timesteps, &self.context]
+    }
+
+    fn of_its_own(&self) -> Self {
+        let [latents, timesteps, context] = self.tensors().map(Tensor::copy);
+        Self { latents, timesteps, context }
+    }
+
+    /// What the denoiser makes of them, in fp32. `(B, 4, h, w)`
+    pub(crate) fn through(&self, unet: &UNet) -> Tensor {
+        unet.forward(&self.latents, &self.timesteps, &self.context).to_kind(Kind::Float)
+    }
+}
+
+impl Recorder {
+    /// Records where it is asked to, on a GPU whose library can.
+    pub(crate) fn new(on: bool) -> Self {
+        Self { on, shapes: VecDeque::new() }
+    }
+
+    /// As [`Inputs::through`]; where libtorch cannot record, without records from then on.
+    pub(crate) fn call(&mut self, unet: &UNet, inputs: &Inputs) -> Tensor {
+        if !self.on || !unet.vars().device().is_cuda() {
+            return inputs.through(unet);
+        }
+        match self.replayed(unet, inputs) {
+            Some(Ok(output)) => output,
+            Some(Err(_)) | None => {
+                *self = Self::new(false);
+                inputs.through(unet)
+            }
+        }
+    }
+
+    /// `None` where there are no records.
+    fn replayed(&mut self, unet: &UNet, inputs: &Inputs) -> Option<Result<Tensor, TchError>> {
+        let sizes = [inputs.latents.size(), inputs.context.size()];
+        let tiling = Tiling::is_on();
+        let is_it = |shape: &Shape| shape.sizes == sizes && shape.tiling == tiling;
+        let place = self.shapes.iter().position(is_it);
+        let shape = match place.and_then(|place| self.shapes.remove(place)) {
+            Some(shape) => shape,
+            None => match Graph::new(unet.vars().device())? {
+                Ok(graph) => Shape { sizes, tiling, seen: 0, graph, recorded: None },
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        if self.shapes.len() == MOST {
+            self.shapes.pop_front();
+        }
+        self.shapes.push_back(shape);
+        self.shapes.back_mut().map(|shape| shape.call(unet, inputs))
+    }
+}
+
+impl Shape {
+    fn call(&mut self, unet: &UNet, inputs: &Inputs) -> Result<Tensor, TchError> {
+        if self.seen < WARM_UP {
+            self.seen += 1;
+            return self.graph.warm_up(|| inputs.through(unet));
+        }
+        if let Some(recorded) = &self.recorded {
+            for (to, from) in recorded.inputs.tensors().into_iter().zip(inputs.tensors()) {
+                to.shallow_clone().copy_(from);
+            }
+        } else {
+            // What is written over again and again must be nobody else's.
+            let inputs = inputs.of_its_own();
+            let output = self.graph.record(|| inputs.through(unet))?;
+            self.recorded = Some(Recorded { inputs, output });
+        }
+        self.graph.replay()?;
+        // The next replay overwrites it.
+        Ok(self.recorded.as_ref().expect("it was just made").output.copy())
+    }
+}

@@ -52,9 +52,8 @@ impl Bench {
         let steps = self.steps as f64;
         let (mut ours, mut limits, mut peers, mut plain) = (vec![], vec![], vec![], vec![]);
         for _ in 0..self.turns {
-            let numbers = self.ours(&["pictures"]);
-            ours.push(numbers[0] / steps);
-            limits.push(numbers[1] / steps);
+            ours.push(self.ours(&["pictures"])[0] / steps);
+            limits.push(self.ours(&["networks"])[0] / steps);
             peers.extend(self.peer(&["--channels-last"]).map(|seconds| seconds / steps));
             plain.extend(self.peer(&[]).map(|seconds| seconds / steps));
         }

@@ -58,7 +58,7 @@ pub struct Options {
 /// What is timed.
 #[derive(Debug, Clone, Subcommand)]
 pub enum What {
-    /// Pictures of one prompt: seconds for all, seconds that the networks alone would take, bytes at most
+    /// Pictures of one prompt: seconds for all, bytes at most
     Pictures {
         /// Pictures at once
         #[arg(long, default_value_t = 1)]
@@ -66,6 +66,13 @@ pub enum What {
         /// How often, each with other seeds
         #[arg(long, default_value_t = 1)]
         count: u32,
+    },
+    /// What the networks alone take for so many pictures at once, of ready tensors: seconds. In a process of its own, for what was
+    /// loaded and dropped before changes how memory is had
+    Networks {
+        /// Pictures at once
+        #[arg(long, default_value_t = 1)]
+        batch: u32,
     },
     /// Another checkpoint in the networks' place: seconds to read its files, to load it, to put it in their place
     Change {
@@ -117,6 +124,7 @@ pub fn measure(options: &Options) -> Result<Vec<f64>, Box<dyn Error>> {
     let load = options.load()?;
     match &options.what {
         What::Pictures { batch, count } => pictures(options, &load, *batch, *count),
+        What::Networks { batch } => Ok(vec![networks(options, &load, (*batch).into())?]),
         What::Change { other } => change(options, &load, other),
         What::Grid { folder } => in_grid(options, &load, folder),
     }
@@ -144,8 +152,7 @@ fn pictures(options: &Options, load: &Load, batch: u32, count: u32) -> Result<Ve
     synchronise(load.device);
     let all = start.elapsed().as_secs_f64();
     let peak = native::peak_bytes(load.device).unwrap_or_else(peak_of_process);
-    drop(pipeline);
-    Ok(vec![all, f64::from(count) * networks(options, load, batch.into())?, peak as f64])
+    Ok(vec![all, peak as f64])
 }
 
 /// What a batch takes in UNet and VAE alone, of ready tensors.

@@ -196,10 +196,10 @@ impl<'o> Bench<'o> {
         self.common(&mut command, batch, more);
         command.arg("--runtime").arg(&self.runtime).env("LD_LIBRARY_PATH", &self.libraries);
         let name = format!("vodka {}", more.join(" "));
-        // Seconds, the limit, bytes.
+        // Seconds first, bytes last.
         self.measured(name.trim_end(), batch, &mut command, |text| {
-            let mut numbers = text.split_whitespace().map(str::parse::<f64>);
-            let (seconds, _, peak) = (numbers.next()?.ok()?, numbers.next(), numbers.next()?.ok()?);
+            let numbers: Vec<f64> = text.split_whitespace().map_while(|number| number.parse().ok()).collect();
+            let (seconds, peak) = (*numbers.first()?, *numbers.last()?);
             Some((f64::from(batch) / seconds, Some(peak / f64::from(1 << 30))))
         })
     }

@@ -54,10 +54,7 @@ fn main() {
     let job = JOBS.iter().find(|(name, _)| arguments.get(1).is_some_and(|word| word == name));
     if let Some((_, job)) = job {
         job(&arguments[2..]);
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-        let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        return println!("{}", kilobytes / 1e3);
+        return print_cost();
     }
     let kept = env::var_os("VODKA_BENCH_FOLDER").map(PathBuf::from);
     let temporary = tempfile::tempdir().unwrap();
@@ -105,27 +102,53 @@ fn main() {
     }
 }
 
-fn show(name: &str, (seconds, megabytes): (f64, f64), gigabytes: f64) {
-    println!("{name:<33} {seconds:7.2} s  {:6.2} GB/s  {megabytes:5.0} MB", gigabytes / seconds);
+/// What something took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    seconds: f64,
+    /// Of all cores together.
+    processor_s: f64,
+    /// The most memory.
+    megabytes: f64,
+}
+
+/// Prints what this process has cost so far, for its parent.
+fn print_cost() {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // proc(5): user and system time are the 14th and 15th field, in hundredths of a second; names may hold spaces.
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split_whitespace().skip(11).take(2);
+    let ticks: f64 = fields.map(|ticks| ticks.parse::<f64>().unwrap()).sum();
+    println!("{} {}", kilobytes / 1e3, ticks / 100.0);
+}
+
+fn show(name: &str, cost: Cost, gigabytes: f64) {
+    let Cost { seconds, processor_s, megabytes } = cost;
+    let speed = gigabytes / seconds;
+    println!(
+        "{name:<33} {seconds:7.2} s  {speed:6.2} GB/s  {processor_s:6.2} s of cores  {megabytes:5.0} MB"
+    );
 }
 
 /// What was measured in turns: seconds, and the most memory in megabytes.
 #[derive(Default)]
-struct Turns(BTreeMap<&'static str, (Vec<f64>, f64)>);
+struct Turns(BTreeMap<&'static str, Vec<Cost>>);
 
 impl Turns {
     /// Told at once: whoever ends a long run has what there is.
-    fn add(&mut self, name: &'static str, (seconds, megabytes): (f64, f64)) {
-        println!("    {name}: {seconds:.2} s");
-        let (all, most) = self.0.entry(name).or_default();
-        all.push(seconds);
-        *most = most.max(megabytes);
+    fn add(&mut self, name: &'static str, cost: Cost) {
+        println!("    {name}: {:.2} s", cost.seconds);
+        self.0.entry(name).or_default().push(cost);
     }
 
+    /// The median by its seconds, with the most memory of all turns.
     fn show_medians(self, gigabytes: f64) {
-        for (name, (mut seconds, megabytes)) in self.0 {
-            seconds.sort_by(f64::total_cmp);
-            show(name, (seconds[seconds.len() / 2], megabytes), gigabytes);
+        for (name, mut costs) in self.0 {
+            costs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+            let megabytes = costs.iter().map(|cost| cost.megabytes).fold(0.0, f64::max);
+            show(name, Cost { megabytes, ..costs[costs.len() / 2] }, gigabytes);
         }
     }
 }
@@ -134,7 +157,7 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
     let mut turns = Turns::default();
     merged(folder, Method::AddDifference, files);
     for round in 0..ROUNDS {
-        turns.add("floor", (floor(folder, files), 0.0));
+        turns.add("floor", Cost { seconds: floor(folder, files), ..Cost::default() });
         turns.add("add-difference", merged(folder, Method::AddDifference, files));
         if round < 3 {
             fs::remove_file(folder.join("hashes.json")).unwrap();
@@ -143,7 +166,8 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
             for file in files {
                 std::hint::black_box(hash_file(file).unwrap());
             }
-            turns.add("SHA-256 of the parents, one core", (start.elapsed().as_secs_f64(), 0.0));
+            let seconds = start.elapsed().as_secs_f64();
+            turns.add("SHA-256 of the parents, one core", Cost { seconds, ..Cost::default() });
         }
     }
     turns.show_medians(4.0 * gigabytes);
@@ -187,7 +211,7 @@ fn floor(folder: &Path, files: &[PathBuf]) -> f64 {
 }
 
 /// Seconds by the peer's own clock (without the start of Python) and what the disk takes after it, and its peak in megabytes.
-fn peer_merge(peer: &str, folder: &Path, files: &[PathBuf], options: &[&str]) -> (f64, f64) {
+fn peer_merge(peer: &str, folder: &Path, files: &[PathBuf], options: &[&str]) -> Cost {
     let target = folder.join("peer.safetensors");
     let mut words = peer.split_whitespace();
     let mut command = Command::new(words.next().unwrap());
@@ -199,25 +223,27 @@ fn peer_merge(peer: &str, folder: &Path, files: &[PathBuf], options: &[&str]) ->
     File::open(&target).unwrap().sync_all().unwrap();
     let seconds = numbers[0] + start.elapsed().as_secs_f64();
     fs::remove_file(target).unwrap();
-    (seconds, numbers[1] * 1e3)
+    Cost { seconds, megabytes: numbers[1] * 1e3, ..Cost::default() }
 }
 
-/// Seconds and peak resident megabytes of a merge; its file is removed.
-fn merged(folder: &Path, method: Method, files: &[PathBuf]) -> (f64, f64) {
+/// What a merge costs; its file is removed.
+fn merged(folder: &Path, method: Method, files: &[PathBuf]) -> Cost {
     let found = timed(&format!("merge {method}"), folder, files);
     fs::remove_file(folder.join(OUTPUT)).unwrap();
     found
 }
 
-/// Seconds and peak resident megabytes of a job in a process of its own.
-fn timed(job: &str, folder: &Path, files: &[PathBuf]) -> (f64, f64) {
+/// What a job costs in a process of its own.
+fn timed(job: &str, folder: &Path, files: &[PathBuf]) -> Cost {
     let start = Instant::now();
     let mut command = Command::new(env::current_exe().unwrap());
     let output = command.args(job.split(' ')).arg(folder).args(files).output().unwrap();
     let seconds = start.elapsed().as_secs_f64();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    (seconds, said.trim().parse().unwrap())
+    let (megabytes, processor_s) = said.trim().split_once(' ').unwrap();
+    let [megabytes, processor_s] = [megabytes, processor_s].map(|number| number.parse().unwrap());
+    Cost { seconds, processor_s, megabytes }
 }
 
 const OUTPUT: &str = "merged.safetensors";

@@ -1,18 +1,39 @@
 //! What the demo must show, checked on the tables of a run: the question of V3, in numbers.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
-use crate::Result;
+use crate::{Result, process::say};
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The folder of the run
+    #[arg(default_value = "demo/v3")]
+    pub run: PathBuf,
+}
+
+/// Tells each claim, and fails where one does not hold.
+pub fn run(options: &Options) -> Result {
+    let claims = check(&options.run)?;
+    claims.iter().for_each(|claim| say(&claim.to_string()));
+    match claims.iter().filter(|claim| !claim.holds).count() {
+        0 => Ok(()),
+        failed => Err(format!("{failed} of {} claims fail", claims.len()).into()),
+    }
+}
 
 /// A line of a table, by column.
 type Row = BTreeMap<String, String>;
 
 /// What was expected, and what was found.
 #[derive(Debug)]
-pub struct Claim {
+struct Claim {
     text: String,
     found: String,
-    pub holds: bool,
+    holds: bool,
 }
 
 impl fmt::Display for Claim {
@@ -52,7 +73,7 @@ struct Tables {
 ///
 /// # Errors
 /// A table that cannot be read, or without a line or a number that must be there.
-pub fn check(run: &Path) -> Result<Vec<Claim>> {
+fn check(run: &Path) -> Result<Vec<Claim>> {
     let probe = run.join("probes/tags");
     let table = |name: &str| read(&probe.join(name));
     let tables = Tables {

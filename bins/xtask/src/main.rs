@@ -28,6 +28,8 @@ enum Task {
     Setup(setup::Options),
     /// Run the V3 experiment in small, from tagging to the grid of the mixes
     Demo(demo::Options),
+    /// Check what a run of the demo shows: the claims of docs/experiment.md, with their numbers
+    Claims(claims::Options),
     /// Draw the picture world: pictures, captions, and the true tags apart
     World(world::Options),
     /// Run every test (sets up and builds what is needed)
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Setup(options) => setup::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Claims(options) => claims::run(&options),
         Task::World(options) => world::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Lint => test::lint(),

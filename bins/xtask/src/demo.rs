@@ -25,7 +25,7 @@ pub struct Options {
     /// A first look: less training, fewer pictures, one probe
     #[arg(long, conflicts_with = "recipe")]
     quick: bool,
-    /// Train with another seed, into demo/<recipe>-seed-<N>
+    /// Train with another seed, into demo/NAME-seed-N
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
     /// Make everything anew in demo/check, and check what the experiment must show

@@ -76,18 +76,20 @@ pub fn run(
     let mut jobs: Vec<JobReport> = Vec::new();
     for (number, job) in (1..).zip(workflow.jobs()) {
         on_event(WorkflowEvent::Begins { job, number, of });
-        let mut told = None;
+        let mut is_told = false;
         let mut on_progress = |progress| {
             // Of jobs that are found done there is no progress.
-            told.get_or_insert_with(|| notebook::write(workflow, Stand::AtWork(job)));
+            if !is_told {
+                is_told = true;
+                tell(workflow, Stand::AtWork(job));
+            }
             on_event(WorkflowEvent::Progress(progress));
         };
         let result = workflow.plan(job).and_then(|plan| plan.run(job, interrupt, &mut on_progress));
-        told.transpose()?;
         let report = match result {
             Ok(report) => report,
             Err(error) => {
-                notebook::write(workflow, Stand::Stopped(job))?;
+                tell(workflow, Stand::Stopped(job));
                 return Err(error);
             }
         };
@@ -96,12 +98,17 @@ pub fn run(
         jobs.push(report);
         if interrupted || (interrupt.is_raised() && number < of) {
             let at = if interrupted { job } else { &workflow.jobs()[number] };
-            notebook::write(workflow, Stand::Stopped(at))?;
+            tell(workflow, Stand::Stopped(at));
             return Ok(WorkflowReport { outcome: Outcome::Interrupted, jobs, look_at: Vec::new() });
         }
     }
     notebook::write(workflow, Stand::Done)?;
     Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
+}
+
+/// Writes the notebook of a run that is not through: a page that cannot be written is not worth a night's work.
+fn tell(workflow: &Workflow, stand: Stand<'_>) {
+    notebook::write(workflow, stand).ok();
 }
 
 /// Keeps a second run out of the folder, for as long as the file is open: a killed run leaves no lock behind.

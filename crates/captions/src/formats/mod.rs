@@ -130,6 +130,7 @@ pub struct CaptionSource {
     /// The table of kohya-json, jsonl, parquet and csv. Without it the file with the usual name in the folder of pictures.
     pub file: Option<PathBuf>,
     /// The folder of txt, caption and ed2-yaml, in which they lie as the pictures do in theirs. Without it that of the pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
     /// The column of a table that names pictures, where that is not one of the usual.
     pub image_column: Option<String>,

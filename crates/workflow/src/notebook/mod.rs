@@ -33,12 +33,6 @@ pub(crate) enum Stand<'a> {
 /// # Errors
 /// A file of a job that cannot be read, or one that cannot be written.
 pub(crate) fn write(workflow: &Workflow, stand: Stand<'_>) -> Result<()> {
-    let entries = workflow.jobs().iter().filter_map(|job| Entry::read(workflow, job).transpose());
-    let entries: Vec<Entry> = entries.collect::<Result<_>>()?;
-    let path = workflow.path();
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let recipe = fs::read_to_string(path)
-        .map_err(|source| Error::Notebook { path: path.to_path_buf(), source: source.into() })?;
     let (state, at) = match stand {
         Stand::AtWork(job) => ("at work", Some(job)),
         Stand::Stopped(job) => ("stopped", Some(job)),
@@ -46,6 +40,14 @@ pub(crate) fn write(workflow: &Workflow, stand: Stand<'_>) -> Result<()> {
     };
     let place = at.and_then(|job| workflow.jobs().iter().position(|known| known == job));
     let left = place.map_or(&[][..], |place| &workflow.jobs()[place..]);
+    // What later jobs have left is of an earlier run.
+    let through = workflow.jobs().len() - left.len();
+    let entries = workflow.jobs()[..through].iter().filter_map(|job| Entry::read(workflow, job).transpose());
+    let entries: Vec<Entry> = entries.collect::<Result<_>>()?;
+    let path = workflow.path();
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let recipe = fs::read_to_string(path)
+        .map_err(|source| Error::Notebook { path: path.to_path_buf(), source: source.into() })?;
     let left: Vec<_> = left.iter().map(ToString::to_string).collect();
     let filled =
         context! { name, entries, recipe, state, left, of => workflow.jobs().len(), style => pages::style() };

@@ -232,8 +232,6 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     /// What a run of the shipped recipe made.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Error, ProbeReport,
     judge::{column, write_table},
-    probe::{Condition, Estimate, rows::Rows},
+    probe::{Condition, Estimate, rows::Rows, table::told},
 };
 
 /// What the stage's functions return: any stage's error.
@@ -263,13 +263,6 @@ pub(crate) fn probe_report(folder: &Path) -> Result<ProbeReport, Error> {
     let record = RunRecord::read(&record_path(folder))?;
     serde_json::from_value(record.report)
         .map_err(|source| Error::NoProbe { path: folder.to_path_buf(), source })
-}
-
-fn told(estimate: Option<Estimate>) -> [String; 3] {
-    let number = |value: f64| format!("{:.6}", value + 0.0);
-    let range = estimate.and_then(|estimate| estimate.range).map(|range| range.map(number));
-    let [low, high] = range.unwrap_or_default();
-    [estimate.map(|estimate| number(estimate.value)).unwrap_or_default(), low, high]
 }
 
 fn write_cards(path: &Path, report: &ChooseReport) -> Result<(), Error> {

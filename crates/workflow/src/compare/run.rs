@@ -19,7 +19,7 @@ use crate::{
     choose::probe_report,
     judge::write_table,
     pages::told,
-    probe::{Estimate, rows::Rows},
+    probe::{rows::Rows, table::told as cells},
 };
 
 /// What the stage's functions return: any stage's error.
@@ -189,11 +189,6 @@ fn write_numbers(path: &Path, report: &CompareReport) -> Result<(), Error> {
         "difference_high",
         "responds",
     ];
-    let number = |value: f64| format!("{:.6}", value + 0.0);
-    let three = |estimate: Option<Estimate>| {
-        let [low, high] = estimate.and_then(|e| e.range).map(|range| range.map(number)).unwrap_or_default();
-        [estimate.map(|estimate| number(estimate.value)).unwrap_or_default(), low, high]
-    };
     let rows = report.lines.iter().map(|line| {
         let names = [
             line.subject.run.clone(),
@@ -203,7 +198,7 @@ fn write_numbers(path: &Path, report: &CompareReport) -> Result<(), Error> {
             line.value.map_or(0, |value| value.n).to_string(),
         ];
         let responds = line.responds.map(|responds| u8::from(responds).to_string()).unwrap_or_default();
-        let numbers = three(line.value).into_iter().chain(three(line.difference)).chain([responds]);
+        let numbers = cells(line.value).into_iter().chain(cells(line.difference)).chain([responds]);
         names.into_iter().chain(numbers).collect()
     });
     write_table(path, &head, rows)

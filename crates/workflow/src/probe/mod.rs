@@ -12,7 +12,7 @@ mod response;
 pub(crate) mod rows;
 mod run;
 pub mod statistics;
-mod table;
+pub(crate) mod table;
 
 pub use config::{Probe, ProbeConfig, ProbePrompt, Tags};
 pub use plan::{Condition, ProbePlan};

@@ -6,7 +6,7 @@ use super::{Condition, statistics::Count};
 use crate::{Error, Result, judge::column};
 
 /// The columns before the numbers.
-const HEAD: [&str; 11] = [
+pub(super) const HEAD: [&str; 11] = [
     "model",
     "word",
     "placebo",

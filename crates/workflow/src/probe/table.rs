@@ -8,6 +8,7 @@ use super::{
     Estimate, Results,
     plan::{ProbePlan, Set},
     response::{Observations, Seen},
+    rows::HEAD,
 };
 use crate::{Result, judge::write_table};
 
@@ -45,7 +46,7 @@ fn flag(flag: bool) -> String {
 }
 
 /// The number and the ends of its interval, empty where there is none.
-fn told(estimate: Option<Estimate>) -> [String; 3] {
+pub(crate) fn told(estimate: Option<Estimate>) -> [String; 3] {
     let low = estimate.as_ref().and_then(Estimate::low).map(number).unwrap_or_default();
     let high = estimate.as_ref().and_then(Estimate::high).map(number).unwrap_or_default();
     [estimate.map(|estimate| number(estimate.value)).unwrap_or_default(), low, high]
@@ -64,22 +65,12 @@ fn pictures(
     missing: &Missing,
 ) -> Result<()> {
     let scored = set.scored();
-    let head = [
-        "model",
-        "word",
-        "placebo",
-        "condition",
-        "seed",
-        "prompt",
-        "negative_prompt",
-        "file",
-        "missing",
-        "requested",
-        "found",
-    ];
-    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
     let measures = MEASURES.iter().map(|measure| measure.key.to_owned());
-    let head = head.into_iter().chain(measures).chain(scored.iter().map(|tag| format!("p:{tag}")));
+    let head = HEAD
+        .map(ToOwned::to_owned)
+        .into_iter()
+        .chain(measures)
+        .chain(scored.iter().map(|tag| format!("p:{tag}")));
     let rows = set.shots.iter().enumerate().map(|(place, shot)| {
         let settings = &set.pictures.wanted[place].settings;
         let word = shot.word.map(|word| &set.words[word]);

@@ -196,12 +196,11 @@ impl Workflow {
             Job::Recaption => self.filter().collect(),
             Job::Mix => vec![Job::Recaption],
             Job::Caption => {
-                let mix = self.recipe.recaption.as_ref().map(|_| Job::Mix);
-                [self.table(), Job::Select].into_iter().chain(self.filter()).chain(mix).collect()
+                [self.table(), Job::Select].into_iter().chain(self.filter()).chain(self.mixing()).collect()
             }
             Job::Train(name) => match self.recipe.train_of(name).captions {
                 Captions::Tagged => vec![Job::Caption],
-                Captions::Original => self.filter().collect(),
+                Captions::Original => self.filter().chain(self.mixing()).collect(),
             },
             Job::Merge(name) => makers(&mut self.recipe.merge_of(name).models()),
             Job::Grid(name) => makers(&mut self.recipe.grid_of(name).models.iter()),
@@ -213,6 +212,8 @@ impl Workflow {
                 needs.extend((probe.tags == Tags::Selection).then_some(Job::Select));
                 // No placebo may stand in them.
                 needs.extend((!probe.placebo.is_empty()).then_some(Job::Caption));
+                // How its pictures look is told beside those of the training set.
+                needs.extend(self.filter());
                 needs
             }
         }
@@ -226,6 +227,16 @@ impl Workflow {
     /// The job that leaves pictures out, if any are.
     fn filter(&self) -> impl Iterator<Item = Job> {
         self.recipe.filter.iter().map(|_| Job::Filter)
+    }
+
+    /// The job that mixes a captioner's captions in, if any are.
+    fn mixing(&self) -> impl Iterator<Item = Job> {
+        self.recipe.recaption.iter().map(|_| Job::Mix)
+    }
+
+    /// The captions before tags; none where they stand beside the pictures.
+    pub(crate) fn untagged(&self) -> Option<PathBuf> {
+        self.mixing().next().map(|job| self.output_of(&job))
     }
 
     /// The folder of the pictures that are captioned and trained on.

@@ -185,7 +185,6 @@ impl Workflow {
 
     fn caption(&self) -> CaptionConfig {
         let recipe = &self.recipe.caption;
-        let mixed = self.recipe.recaption.as_ref().map(|_| self.output_of(&Job::Mix));
         CaptionConfig {
             tags: self.output_of(&self.table()),
             selection: self.output_of(&Job::Select),
@@ -196,7 +195,7 @@ impl Workflow {
             min_score: recipe.min_score,
             position: recipe.position,
             missing: recipe.missing,
-            source: CaptionSource { folder: mixed, ..CaptionSource::default() },
+            source: CaptionSource { folder: self.untagged(), ..CaptionSource::default() },
             format: None,
             style: Style::default(),
             without: Vec::new(),
@@ -207,7 +206,7 @@ impl Workflow {
         let recipe = self.recipe.train_of(name);
         let caption_root = match recipe.captions {
             Captions::Tagged => Some(self.output_of(&Job::Caption)),
-            Captions::Original => None,
+            Captions::Original => self.untagged(),
         };
         Ok(TrainConfig {
             data_root: self.pictures().into(),
@@ -290,7 +289,7 @@ impl Workflow {
             labels: self.select().labels,
             selection: Some(self.output_of(&Job::Select)),
             captions: captions.into_iter().filter(|folder| folder.is_dir()).collect(),
-            data: Some(images),
+            data: Some(self.pictures()),
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Probe(name.to_owned())),
             hash_cache: self.hash_cache.clone(),

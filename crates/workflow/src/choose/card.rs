@@ -48,7 +48,7 @@ pub(super) struct Measured {
 pub struct Card {
     /// The model.
     pub model: String,
-    /// How far the tag moves its own probability: the median, over seeds, of that with the tag before the prompt less that with
+    /// How far the tag moves its own probability: the mean, over seeds, of that with the tag before the prompt less that with
     /// the tag in the negative prompt. -1 to 1.
     pub response: Option<Estimate>,
     /// The share of what plain prompts ask for that is found.
@@ -159,7 +159,7 @@ impl Measured {
         let looks: Vec<_> = self.seeds(model).filter_map(|seed| seed.looks).collect();
         let mut card = Card {
             model: model.to_owned(),
-            response: statistics::level(self.seeds(model).filter_map(Seed::response)),
+            response: statistics::mean(self.seeds(model).filter_map(Seed::response)),
             adherence: statistics::share(&counts),
             adherence_difference: self.difference(model, against, "adherence"),
             friedness: Estimate::of(looks.len(), |drawn| {
@@ -193,7 +193,7 @@ impl Measured {
         match measure {
             "response" => {
                 let of = |(a, b): &(Seed, Seed)| Some((a.response()?, b.response()?));
-                statistics::difference(&both.iter().filter_map(of).collect::<Vec<_>>())
+                statistics::mean_difference(&both.iter().filter_map(of).collect::<Vec<_>>())
             }
             "adherence" => {
                 let of = |(a, b): &(Seed, Seed)| Some((a.count?, b.count?));

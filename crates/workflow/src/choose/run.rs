@@ -25,7 +25,7 @@ use crate::{
 type Result<T, E = Box<dyn error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Raised when equal tables make another choice than before.
-const ARITHMETIC: u32 = 1;
+const ARITHMETIC: u32 = 2;
 
 /// What the stage has done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

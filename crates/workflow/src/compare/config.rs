@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub struct CompareConfig {
     /// Output folders of runs, or folders of probes; two at least. The others are compared with the first.
     pub runs: Vec<PathBuf>,
-    /// The probe of each run. Default: the one that there is.
+    /// The probe of each run, for those that are no probes themselves. Default: the one that there is.
     pub probe: Option<String>,
     /// The models to show. Default: all, each file once.
     pub models: Vec<String>,

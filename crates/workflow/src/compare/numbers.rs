@@ -44,7 +44,7 @@ impl Line {
     pub const ASKED: &str = "probability with the tag";
     /// How the tag in the negative prompt changes it.
     pub const REFUSED: &str = "probability with it negative";
-    /// The sharpness with the tag over that without.
+    /// The sharpness with the tag over that without, by seed.
     pub const SHARPNESS_ASKED: &str = "sharpness ratio with the tag";
     /// The same with the tag in the negative prompt.
     pub const SHARPNESS_REFUSED: &str = "sharpness ratio with it negative";
@@ -77,16 +77,14 @@ impl<'a> Measured<'a> {
         self.table.rows.iter().filter(move |row| row.model == model)
     }
 
-    /// Whether all its pictures are among those of another one, as alike as their numbers tell.
+    /// Whether all its pictures are among those of another one, as alike as all numbers tell that both have.
     pub(super) fn is_part_of(&self, other: &Self) -> bool {
         let others: BTreeMap<_, _> = other.rows().map(|row| (shot(row), row)).collect();
-        let measures = LOOKS.map(|measure| (self.table.place(measure), other.table.place(measure)));
+        let measures = self.table.shared_with(other.table);
         self.rows().all(|row| {
             others.get(&shot(row)).is_some_and(|other| {
-                measures.iter().all(|places| match places {
-                    (Some(own), Some(theirs)) => row.numbers[*own] == other.numbers[*theirs],
-                    _ => false,
-                })
+                row.count == other.count
+                    && measures.iter().all(|(own, theirs)| row.numbers[*own] == other.numbers[*theirs])
             })
         })
     }
@@ -145,8 +143,10 @@ impl<'a> Measured<'a> {
             let both = own.iter().filter_map(|(key, change)| Some((*change, *others.get(key)?)));
             let both: Vec<_> = both.collect();
             Line {
-                value: statistics::level(own.into_values()),
-                difference: (self.subject != first.subject).then(|| statistics::difference(&both)).flatten(),
+                value: statistics::mean(own.into_values()),
+                difference: (self.subject != first.subject)
+                    .then(|| statistics::mean_difference(&both))
+                    .flatten(),
                 responds,
                 ..self.line(measure, Some(tag))
             }

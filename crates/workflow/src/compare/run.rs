@@ -26,7 +26,7 @@ use crate::{
 type Result<T, E = Box<dyn error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Raised when equal tables make other numbers than before.
-const ARITHMETIC: u32 = 1;
+const ARITHMETIC: u32 = 2;
 
 /// What the stage has done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,20 +85,20 @@ impl ComparePlan {
         };
         let mut key = RunKey::new("compare", &key, None);
         for run in &self.runs {
-            key =
-                key.input(&format!("pictures of {}", run.name), &run.probe.join("pictures.csv"), |_| true)?;
+            let (pictures, record) = (run.probe.join("pictures.csv"), record_path(&run.probe));
+            key = key.input(&format!("pictures of {}", run.name), &pictures, |_| true)?;
+            key = key.input(&format!("numbers of {}", run.name), &record, |_| true)?;
         }
         Ok(key)
     }
 
     fn differences(&self) -> Result<Vec<Difference>, Error> {
-        let none = settings::Settings::new();
-        let read =
-            |folder: &Option<PathBuf>| folder.as_deref().map_or_else(|| Ok(none.clone()), settings::read);
-        let all: Vec<_> = self.runs.iter().map(|run| read(&run.folder)).collect::<Result<_, Error>>()?;
-        // Of a probe alone nothing is known.
-        let is_known = self.runs.iter().all(|run| run.folder.is_some());
-        Ok(if is_known { settings::differences(&all) } else { Vec::new() })
+        let read = |run: &super::Compared| settings::read(run.folder.as_deref(), &run.probe);
+        let mut all: Vec<_> = self.runs.iter().map(read).collect::<Result<_, Error>>()?;
+        if self.runs.iter().any(|run| run.folder.is_none()) {
+            settings::probes(&mut all);
+        }
+        Ok(settings::differences(&all))
     }
 
     fn read(&self) -> Result<Vec<Read>, Error> {

@@ -1,4 +1,4 @@
-//! What was done differently: the settings in the records of runs.
+//! What was done differently: the settings in the records of runs, and what their jobs have read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,42 +8,64 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vodka_stage::RunRecord;
+use vodka_stage::{Input, RunRecord, record_path};
 
 use crate::Result;
 
 /// A setting that is not the same in all runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// The job, by its output: `captions`, `train/v3`.
+    /// The job, by its output: `captions`, `train/v3`; the probe is `probe`.
     pub job: String,
-    /// The setting: `unet.optimizer.lr`; empty where a run has no such job.
+    /// The setting: `unet.optimizer.lr`; `file: NAME` for what was read, whose values are beginnings of hashes; empty where a
+    /// run has no such job.
     pub setting: String,
     /// What it is in each run, in order; none where the job or the setting is not there.
     pub values: Vec<Option<String>>,
 }
 
-/// The settings of a run's jobs before it measures: by job and key.
+/// The settings of a run's jobs before it measures, and those of its probe: by job and key.
 pub(super) type Settings = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Reads the records of a run: of all that it makes before pictures are made and measured.
+/// What the probe's settings are called.
+const PROBE: &str = "probe";
+/// Settings that say how a page looks, and which pictures follow from the others.
+const DERIVED: [&str; 2] = ["page", "cells"];
+/// How much of a hash is told.
+const HASH_CHARS: usize = 8;
+
+/// Reads the records of a run, if there is one: of all that it makes before pictures are made; and that of the probe.
 ///
 /// # Errors
 /// A record that cannot be read.
-pub(super) fn read(run: &Path) -> Result<Settings> {
+pub(super) fn read(run: Option<&Path>, probe: &Path) -> Result<Settings> {
     let mut settings = Settings::new();
-    for (prefix, folder) in [("", run.to_path_buf()), ("train/", run.join("train"))] {
+    let folders = run.map(|run| [("", run.to_path_buf()), ("train/", run.join("train"))]);
+    for (prefix, folder) in folders.into_iter().flatten() {
         for (name, path) in records(&folder) {
-            let record = RunRecord::read(&path)?;
-            let mut flat = BTreeMap::new();
-            flatten(String::new(), &record.settings, &mut flat);
-            if let Some(seed) = record.seed {
-                flat.insert("seed".to_owned(), seed.to_string());
-            }
-            settings.insert(format!("{prefix}{name}"), flat);
+            settings.insert(format!("{prefix}{name}"), of(&RunRecord::read(&path)?));
         }
     }
+    let mut probe = of(&RunRecord::read(&record_path(probe))?);
+    // Its models are what is compared.
+    probe.retain(|key, _| !key.starts_with("file: model ") && key != "probe.name" && key != "probe.models");
+    settings.insert(PROBE.to_owned(), probe);
     Ok(settings)
+}
+
+/// Leaves only the probes: all that is known of single ones.
+pub(super) fn probes(all: &mut [Settings]) {
+    all.iter_mut().for_each(|settings| settings.retain(|job, _| job == PROBE));
+}
+
+fn of(record: &RunRecord) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
+    flatten(String::new(), &record.settings, &mut flat);
+    flat.retain(|key, _| !DERIVED.contains(&key.as_str()));
+    flat.extend(record.seed.map(|seed| ("seed".to_owned(), seed.to_string())));
+    let hash = |input: &Input| input.sha256.to_string().chars().take(HASH_CHARS).collect();
+    flat.extend(record.inputs.iter().map(|(name, input)| (format!("file: {name}"), hash(input))));
+    flat
 }
 
 fn records(folder: &Path) -> Vec<(String, PathBuf)> {

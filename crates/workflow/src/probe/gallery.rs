@@ -46,8 +46,9 @@ fn sheet(plan: &ProbePlan, set: &Set, files: &[String], word: usize) -> vodka_sa
     let seeds = SEEDS.min(set.words[word].seeds);
     let places: std::collections::HashMap<Shot, usize> =
         set.shots.iter().enumerate().map(|(place, shot)| (*shot, place)).collect();
-    let column = |column: usize| (Condition::ALL[column / seeds], column % seeds);
-    let columns = (0..Condition::ALL.len() * seeds).map(|i| {
+    let conditions = set.words[word].conditions();
+    let column = |column: usize| (conditions[column / seeds], column % seeds);
+    let columns = (0..conditions.len() * seeds).map(|i| {
         let (condition, seed) = column(i);
         format!("{}\nseed {}", condition.name(), plan.config.probe.first_seed as usize + seed)
     });

@@ -77,6 +77,15 @@ pub struct Word {
     pub seeds: usize,
 }
 
+impl Word {
+    /// What pictures are made with it, and the prompt as it is. Placebos are there to be compared with tags in prompts, so
+    /// that they need no pictures of their own.
+    pub fn conditions(&self) -> &'static [Condition] {
+        use Condition::{Alone, Negative, With, Without};
+        if self.is_placebo { &[Without, With, Negative] } else { &[Without, With, Alone, Negative] }
+    }
+}
+
 /// A picture that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shot {
@@ -284,8 +293,8 @@ impl ProbePlan {
             let without = |seed| Shot { model, word: None, condition: Condition::Without, seed };
             shots.extend((0..most).map(without));
             for (place, word) in words.iter().enumerate() {
-                for condition in [Condition::With, Condition::Alone, Condition::Negative] {
-                    let shot = |seed| Shot { model, word: Some(place), condition, seed };
+                for condition in word.conditions().iter().filter(|of| **of != Condition::Without) {
+                    let shot = |seed| Shot { model, word: Some(place), condition: *condition, seed };
                     shots.extend((0..word.seeds).map(shot));
                 }
             }

@@ -72,9 +72,10 @@ pub struct Response {
     pub tag: Option<String>,
     /// The median.
     pub level: Option<Estimate>,
-    /// The median change against the prompt without the word, between pictures of one seed.
+    /// The change against the prompt without the word, between pictures of one seed: of probabilities the mean, else the
+    /// median.
     pub difference: Option<Estimate>,
-    /// The median over that without the word.
+    /// The median of its ratio to that without the word, between pictures of one seed.
     pub ratio: Option<Estimate>,
 }
 
@@ -134,8 +135,7 @@ pub struct Verdict {
     pub asked: Option<Estimate>,
     /// How the tag in the negative prompt changes it.
     pub refused: Option<Estimate>,
-    /// The least and the most that any placebo changes it, by the ends of the intervals, before the prompt and in the
-    /// negative prompt.
+    /// The least and the most that any placebo changes it, and 0, before the prompt and in the negative prompt.
     pub placebo: [[f64; 2]; 2],
     /// The probability rises where it is asked for.
     pub responds: bool,
@@ -188,6 +188,7 @@ impl Observations<'_> {
         let is_changed = condition != Condition::Without;
         let both = |seed| Some((of(condition, seed)?, of(Condition::Without, seed)?));
         let pairs: Vec<_> = seeds.filter(|_| is_changed).filter_map(both).collect();
+        let difference = if tag.is_some() { statistics::mean_difference } else { statistics::difference };
         Response {
             model: self.models[model].clone(),
             word: self.words[word].name.clone(),
@@ -196,7 +197,7 @@ impl Observations<'_> {
             measure: measure.to_owned(),
             tag: tag.map(ToOwned::to_owned),
             level,
-            difference: statistics::difference(&pairs),
+            difference: difference(&pairs),
             ratio: if measure == RATIO { statistics::ratio(&pairs) } else { None },
         }
     }
@@ -205,7 +206,7 @@ impl Observations<'_> {
         let mut all = Vec::new();
         for (place, word) in self.words.iter().enumerate() {
             let tags: Vec<&str> = if word.is_placebo { self.tags().collect() } else { vec![&word.name] };
-            for condition in Condition::ALL {
+            for &condition in word.conditions() {
                 for tag in &tags {
                     let value = |seen: &Seen| seen.probability(tag);
                     let measure = ("probability", Some(*tag));
@@ -329,8 +330,8 @@ impl Observations<'_> {
 }
 
 impl Verdict {
-    /// A tag responds where the interval of the change of its probability lies above 0 and above those of all placebos, and
-    /// the change is [`RESPONSE_MIN`] or more; it refuses where the same holds below.
+    /// A tag responds where the interval of the change of its probability lies above 0 and above the changes by all
+    /// placebos, and the change is [`RESPONSE_MIN`] or more; it refuses where the same holds below.
     fn of(model: &str, tag: &str, responses: &[Response]) -> Self {
         let of = |word: &dyn Fn(&Response) -> bool, condition| {
             let is_it = move |response: &&Response| {
@@ -342,11 +343,8 @@ impl Verdict {
             |condition| of(&|response| response.word == tag, condition).first().and_then(|r| r.difference);
         let placebo = |condition| {
             let placebos = of(&|response| response.placebo, condition);
-            let ends = placebos.iter().filter_map(|response| {
-                let change = response.difference?;
-                Some(change.range.unwrap_or([change.value; 2]))
-            });
-            ends.fold([0.0_f64; 2], |[low, high], ends| [low.min(ends[0]), high.max(ends[1])])
+            let changes = placebos.iter().filter_map(|response| response.difference);
+            changes.fold([0.0_f64; 2], |[low, high], change| [low.min(change.value), high.max(change.value)])
         };
         let (asked, refused) = (own(Condition::With), own(Condition::Negative));
         let [with, negative] = [Condition::With, Condition::Negative].map(placebo);

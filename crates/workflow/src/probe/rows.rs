@@ -72,6 +72,12 @@ impl Rows {
         self.names.iter().position(|found| found == name)
     }
 
+    /// Where the numbers stand that another table has too: here, and there.
+    pub(crate) fn shared_with(&self, other: &Self) -> Vec<(usize, usize)> {
+        let places = self.names.iter().enumerate();
+        places.filter_map(|(place, name)| Some((place, other.place(name)?))).collect()
+    }
+
     /// The same of a number that every probe has.
     ///
     /// # Errors

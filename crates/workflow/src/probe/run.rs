@@ -28,7 +28,7 @@ use crate::judge::images_of;
 type Result<T, E = Box<dyn error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Raised when equal pictures make other numbers than before.
-const ARITHMETIC: u32 = 1;
+const ARITHMETIC: u32 = 2;
 /// Scores below are taken for 0.
 const MIN_SCORE: f64 = 0.01;
 /// The sides of the small pictures whose distances are the diversity.

@@ -58,15 +58,19 @@ struct Number {
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3} ({:.3} to {:.3}), {} seeds", self.value, self.low, self.high, self.n)
+        // Without a sign of what is rounded to 0.
+        let [value, low, high] =
+            [self.value, self.low, self.high].map(|v| (1000.0 * v).round() / 1000.0 + 0.0);
+        write!(f, "{value:.3} ({low:.3} to {high:.3}), {} seeds", self.n)
     }
 }
 
-/// The tables of the probe that has all tags.
+/// The tables of the probe that has all tags, and the card of what is released.
 struct Tables {
     responses: Vec<Row>,
     verdicts: Vec<Row>,
     adherence: Vec<Row>,
+    release: Vec<Row>,
 }
 
 /// Checks the run in a folder.
@@ -80,11 +84,12 @@ fn check(run: &Path) -> Result<Vec<Claim>> {
         responses: table("responses.csv")?,
         verdicts: table("verdicts.csv")?,
         adherence: table("adherence.csv")?,
+        release: read(&run.join("chosen/release/scorecard.csv"))?,
     };
     let mut claims = tables.blur()?;
     claims.extend(tables.control()?);
     claims.push(tables.others()?);
-    claims.push(tables.adherence()?);
+    claims.extend(tables.adherence()?);
     Ok(claims)
 }
 
@@ -221,12 +226,25 @@ impl Tables {
         Ok(claim("five tags besides respond in V3 at least", tags.len() >= 5, tags.join(", ")))
     }
 
-    fn adherence(&self) -> Result<Claim> {
+    /// What was learnt did not cost what was known.
+    fn adherence(&self) -> Result<[Claim; 2]> {
         let wanted = [("model", "v3"), ("word", ""), ("condition", "without"), ("thing", "all")];
-        let row = find(&self.adherence, &wanted)?;
-        let change = number(row, ["requested", "difference", "difference_low", "difference_high"])?;
-        let found = format!("{:+.3} ({:+.3} to {:+.3})", change.value, change.low, change.high);
-        Ok(claim("V3 does what is asked as well as V2, within 5 points", change.value >= -0.05, found))
+        let v3 = find(&self.adherence, &wanted)?;
+        let v3 = number(v3, ["requested", "difference", "difference_low", "difference_high"])?;
+        let released = find(&self.release, &[("chosen", "1")])?;
+        let columns =
+            ["chosen", "adherence_difference", "adherence_difference_low", "adherence_difference_high"];
+        let change = number(released, columns)?;
+        let found =
+            |change: Number| format!("{:+.3} ({:+.3} to {:+.3})", change.value, change.low, change.high);
+        Ok([
+            claim("V3 does what is asked as well as V2, within 5 points", v3.value >= -0.05, found(v3)),
+            claim(
+                "what is released does so too, on the prompts that it was chosen by",
+                change.value >= -0.05,
+                format!("{}: {}", released["model"], found(change)),
+            ),
+        ])
     }
 }
 
@@ -239,24 +257,19 @@ mod tests {
         crate::root().join("docs/results/v3")
     }
 
-    /// Claims that are known not to hold; docs/experiment.md says which and why.
-    const OPEN: [&str; 3] = [
-        "`blurry` in the negative prompt changes the control's sharpness, in V3's direction, no more than placebos do",
-        "its interval lies apart from V3's, of sharpness in the negative prompt",
-        "five tags besides respond in V3 at least",
-    ];
-
     #[test]
-    fn the_shipped_results_show_what_they_must_but_for_three_claims() {
+    fn the_shipped_results_show_what_they_must() {
         let claims = check(&results()).unwrap();
-        assert_eq!(claims.len(), 15);
-        let failing: Vec<_> =
-            claims.iter().filter(|claim| !claim.holds).map(|claim| claim.text.as_str()).collect();
-        assert_eq!(failing, OPEN, "{claims:?}");
+        assert_eq!(claims.len(), 16);
+        assert!(claims.iter().all(|claim| claim.holds), "{claims:?}");
         let document = std::fs::read_to_string(crate::root().join("docs/experiment.md")).unwrap();
         for Claim { text, found, .. } in &claims {
             assert!(document.contains(&format!("| {text} | {found} |")), "{text}: {found}");
         }
+    }
+
+    fn mean(values: &[f64]) -> f64 {
+        values.iter().sum::<f64>() / values.len() as f64
     }
 
     fn median(mut values: Vec<f64>) -> f64 {
@@ -294,11 +307,53 @@ mod tests {
                 );
             };
             near("level", median(pairs.iter().map(|pair| pair.0).collect()));
-            near("difference", median(pairs.iter().map(|pair| pair.0 - pair.1).collect()));
+            let differences: Vec<f64> = pairs.iter().map(|pair| pair.0 - pair.1).collect();
+            let is_probability = response["measure"] == "probability";
+            near("difference", if is_probability { mean(&differences) } else { median(differences) });
             if !response["ratio"].is_empty() {
-                let (with, without): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
-                near("ratio", median(with) / median(without));
+                near("ratio", median(pairs.iter().map(|pair| pair.0 / pair.1).collect()));
             }
+        }
+    }
+
+    /// What is said of tags follows from the responses, and adherence from the pictures.
+    #[test]
+    fn the_shipped_verdicts_and_shares_follow_from_what_was_counted() {
+        let probe = results().join("probes/tags");
+        let [pictures, responses, verdicts, adherence] =
+            ["pictures.csv", "responses.csv", "verdicts.csv", "adherence.csv"]
+                .map(|name| read(&probe.join(name)).unwrap());
+        let of = |row: &Row, column: &str| row[column].parse::<f64>().unwrap();
+        for verdict in &verdicts {
+            let about = |row: &&Row, condition: &str| {
+                row["model"] == verdict["model"]
+                    && row["tag"] == verdict["tag"]
+                    && row["condition"] == condition
+            };
+            let placebos = |condition: &str| {
+                let rows = responses.iter().filter(|row| about(row, condition) && row["placebo"] == "1");
+                rows.map(|row| of(row, "difference")).collect::<Vec<_>>()
+            };
+            let most = placebos("with").into_iter().fold(0.0, f64::max);
+            let least = placebos("negative").into_iter().fold(0.0, f64::min);
+            assert_eq!(
+                (of(verdict, "placebo_high"), of(verdict, "placebo_low")),
+                (most, least),
+                "{verdict:?}"
+            );
+            let responds = of(verdict, "asked") >= 0.1 && of(verdict, "asked_low") > most;
+            let refuses = of(verdict, "refused") <= -0.1 && of(verdict, "refused_high") < least;
+            assert_eq!(
+                [verdict["responds"] == "1", verdict["refuses"] == "1"],
+                [responds, refuses],
+                "{verdict:?}"
+            );
+        }
+        for row in adherence.iter().filter(|row| row["thing"] == "all" && row["word"].is_empty()) {
+            let plain =
+                |picture: &&Row| picture["model"] == row["model"] && picture["condition"] == "without";
+            let sum = |column| pictures.iter().filter(plain).map(|picture| of(picture, column)).sum::<f64>();
+            assert_eq!((of(row, "requested"), of(row, "found")), (sum("requested"), sum("found")), "{row:?}");
         }
     }
 
@@ -311,6 +366,9 @@ mod tests {
         for name in ["responses.csv", "verdicts.csv", "adherence.csv"] {
             std::fs::copy(results().join("probes/tags").join(name), probe.join(name)).unwrap();
         }
+        let card = "chosen/release/scorecard.csv";
+        std::fs::create_dir_all(dir.path().join("chosen/release")).unwrap();
+        std::fs::copy(results().join(card), dir.path().join(card)).unwrap();
         // As if V3 were the control, and the other way round.
         for name in ["responses.csv", "verdicts.csv"] {
             let text = std::fs::read_to_string(probe.join(name)).unwrap();

@@ -10,7 +10,7 @@ use vodka_world::WorldConfig;
 
 use crate::{
     Result, claims,
-    process::{cargo, one_thread, run as run_command, say},
+    process::{cargo, run as run_command, say},
     root, setup,
 };
 
@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result {
     if let Some(seed) = options.seed {
         vodka.args(["--seed", &seed.to_string()]);
     }
-    run_command(one_thread(&mut vodka))?;
+    run_command(&mut vodka)?;
     say(&format!("ran the recipe in {} s", started.elapsed().as_secs()));
     match output {
         Some(run) if options.check => claims::run(&claims::Options { run }),

@@ -24,12 +24,6 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Gives each call of libtorch one thread. The models that come with this are so small that a second only waits for the first, and
-/// with other work on the machine for long.
-pub fn one_thread(command: &mut Command) -> &mut Command {
-    command.env("OMP_NUM_THREADS", "1")
-}
-
 /// Runs a command to its end; another exit code than 0 is an error that shows the command.
 pub fn run(command: &mut Command) -> Result {
     let shown = show(command);

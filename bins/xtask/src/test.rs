@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    process::{cargo, one_thread, run as run_command},
+    process::{cargo, run as run_command},
     setup,
 };
 
@@ -21,7 +21,8 @@ pub fn run(options: &Options) -> Result {
         Some(package) => command.args(["--package", package]),
         None => command.arg("--workspace"),
     };
-    run_command(one_thread(&mut command))
+    // Each call of libtorch in one thread: tests run beside each other, on models so small that a second one only waits.
+    run_command(command.env("OMP_NUM_THREADS", "1"))
 }
 
 /// Format, lints and documentation of everything, each warning an error.

@@ -374,17 +374,20 @@ impl View<'_> {
             };
             charts.push((format!("charts/models-{}.svg", condition.name()), forest));
         }
+        let has_placebos = tags.len() < self.set.words.len();
         for (i, model) in self.models().into_iter().enumerate() {
             let row = |tag: &str| {
                 let own = conditions.map(|(condition, _)| change(model, tag, condition, tag));
-                (tag.to_owned(), own.into_iter().chain([self.placebo(model, tag)]).collect())
+                let placebo = has_placebos.then(|| self.placebo(model, tag));
+                (tag.to_owned(), own.into_iter().chain(placebo).collect())
             };
-            let series = ["with the tag", "in the negative prompt", "the placebo that does most"];
+            let placebo = has_placebos.then_some("the placebo that does most");
+            let series = ["with the tag", "in the negative prompt"].into_iter().chain(placebo);
             let forest = Forest {
                 title: format!("{model}: each tag"),
                 axis: axis.clone(),
                 scale: Scale::Linear,
-                series: series.map(ToOwned::to_owned).into(),
+                series: series.map(ToOwned::to_owned).collect(),
                 rows: tags.iter().map(|word| row(&word.name)).collect(),
             };
             charts.push((format!("charts/tags-{:02}.svg", i + 1), forest));

@@ -138,6 +138,9 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 600.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 370.0;
+/// The height of a label's line, and about the width of a letter.
+const LABEL_PX: f64 = 15.0;
+const LETTER_PX: f64 = 7.5;
 
 /// One of the axes: from a number to a place.
 struct Axis {
@@ -199,7 +202,8 @@ fn scatter(report: &ChooseReport, is_file: bool) -> String {
             told: format!("{}: response {}, adherence {}", card.model, told(response), told(adherence)),
         }
     };
-    let points: Vec<_> = both.iter().map(point).collect();
+    let mut points: Vec<_> = both.iter().map(point).collect();
+    spread(&mut points);
     let context = context! {
         title => format!("Response to {} against adherence", report.tag), is_file, points,
         x_axis => format!("response to {}", report.tag), y_axis => "share of requested things found",
@@ -208,9 +212,61 @@ fn scatter(report: &ChooseReport, is_file: bool) -> String {
     pages::render("scatter.svg", context)
 }
 
+/// Moves labels down until none lies on one before it.
+fn spread(points: &mut [Point]) {
+    let of = |point: &Point| {
+        let width = LETTER_PX * point.label.chars().count() as f64;
+        let left = if point.anchor == "end" { point.label_x - width } else { point.label_x };
+        [left, left + width]
+    };
+    for i in 1..points.len() {
+        let (before, rest) = points.split_at_mut(i);
+        let [left, right] = of(&rest[0]);
+        let beside = before.iter().filter(|other| {
+            let [start, end] = of(other);
+            left < end && start < right
+        });
+        let mut taken: Vec<f64> = beside.map(|other| other.label_y).collect();
+        taken.sort_by(f64::total_cmp);
+        for y in taken {
+            if (rest[0].label_y - y).abs() < LABEL_PX {
+                rest[0].label_y = y + LABEL_PX;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_lie_on_no_other() {
+        let point = |label: &str, x: f64, y: f64| Point {
+            x,
+            y,
+            x_range: None,
+            y_range: None,
+            style: 0,
+            r: 5.0,
+            hollow: false,
+            label: label.to_owned(),
+            label_x: x,
+            label_y: y,
+            anchor: "end",
+            bold: false,
+            told: String::new(),
+        };
+        let mut points = [
+            point("v3@8", 300.0, 30.0),
+            point("v3@12", 310.0, 45.0),
+            point("v3@16", 305.0, 31.0),
+            point("v2", 80.0, 30.0),
+        ];
+        spread(&mut points);
+        let places: Vec<f64> = points.iter().map(|point| point.label_y).collect();
+        assert_eq!(places, [30.0, 45.0, 60.0, 30.0]);
+    }
 
     #[test]
     fn places_lie_between_their_ends() {

@@ -371,11 +371,8 @@ impl Recipe {
         let theirs = self.recaption.as_mut().map(|recaption| &mut recaption.captions);
         let given =
             given.chain(&mut self.select.labels).chain(&mut self.select.list).chain(rules).chain(theirs);
-        let of_trainings = self.train.iter_mut().flat_map(|train| {
-            let config = &mut train.config;
-            [&mut config.validation_config, &mut config.optimizer_config, &mut config.sample_prompts]
-        });
-        for path in given.chain(self.models.values_mut()).chain(of_trainings.flatten()) {
+        let validation = self.train.iter_mut().filter_map(|train| train.config.validation_config.as_mut());
+        for path in given.chain(self.models.values_mut()).chain(validation) {
             *path = tidy(&folder.join(&*path));
         }
         for wish in self.select.include.iter_mut().chain(&mut self.select.exclude) {

@@ -558,6 +558,31 @@ mod tests {
     }
 
     #[test]
+    fn a_control_has_the_captions_before_tags_and_a_probe_the_pictures_that_were_trained_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = |name: &str| Ok(PathBuf::from(format!("{name}.safetensors")));
+        let control = "[[train]]\nname = \"control\"\nbase = \"v1\"\ncaptions = \"original\"\n\
+                       [train.config]\nmax_epochs = 1\n\
+                       [[probe]]\nname = \"x\"\nmodels = [\"control\"]\nplacebo = [\"glorp\"]\n\
+                       prompts = [{ prompt = \"x\", expect = [\"solo\"] }]\n";
+        let workflow = open(dir.path(), control).unwrap();
+        let of = |workflow: &Workflow| workflow.train("control", &model).unwrap();
+        assert_eq!(of(&workflow).caption_root, None);
+        let images = workflow.recipe.workflow.images.clone();
+        assert_eq!(workflow.probe("x", &model).unwrap().data, Some(images));
+
+        let more = format!(
+            "{control}[filter]\nquery = \"not tag:solo\"\n[recaption]\ncaptions = \"theirs\"\nmodel = \"blip\"\nshare = 0.5\n"
+        );
+        let workflow = open(dir.path(), &more).unwrap();
+        assert_eq!(of(&workflow).caption_root, Some(workflow.output_of(&Job::Mix)));
+        assert_eq!(workflow.needs(&Job::Train("control".into())), [Job::Filter, Job::Mix]);
+        let data = workflow.probe("x", &model).unwrap().data;
+        assert_eq!(data, Some(workflow.output_of(&Job::Filter)));
+        assert!(workflow.needs(&Job::Probe("x".into())).contains(&Job::Filter));
+    }
+
+    #[test]
     fn a_mix_takes_all_that_a_step_of_a_recipe_takes() {
         let dir = tempfile::tempdir().unwrap();
         let merges = r#"

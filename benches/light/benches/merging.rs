@@ -10,12 +10,15 @@
 //! * `floor`: in turns, five times, three files read and one written with plain calls of 8 MiB, synced; add difference of three
 //!   files with the parents' hashes known; three times without, beside the time that hashing them takes one core;
 //! * `peer`, where `VODKA_BENCH_PEER` names it (`python peer_merge.py`): add difference, the peer in fp16 and with `--fp32`, in
-//!   turns, three times;
+//!   turns, five times;
 //! * every method of the table by its name, once, of as few files as it takes;
 //! * `many`: of three, five and eight files a method that reads them once, and one that reads them twice;
 //! * `lazy`: all tensors of a weighted sum that is in no file;
 //! * `extract-lora`: of rank 64, from the difference of two files;
 //! * `inspect`: without hashes, and whole, three times each.
+//!
+//! Each turn of the first two and each method starts alike: nothing is left to be written, the parents are in the page cache, and
+//! memory for a result has just been in use ([`level`]).
 //!
 //! Linux only: memory is read from `/proc`.
 
@@ -71,6 +74,7 @@ fn main() {
         beside_the_peer(&peer, folder, &files[..3], gigabytes);
     }
     if wanted("extract-lora") || wanted("apply-lora") {
+        level(folder, &files[..2]);
         let made = timed("extract-lora", folder, &files[..2]);
         show("extract-lora", made, 2.0 * gigabytes);
     }
@@ -80,6 +84,7 @@ fn main() {
             Parents::Loras => (vec![files[0].clone(), folder.join(LORA)], 2),
             _ => (files[..least].to_vec(), least + 1),
         };
+        level(folder, &files);
         show(info.name, merged(folder, info.method, &files), all as f64 * gigabytes);
     }
     if wanted("many") {
@@ -157,10 +162,13 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
     let mut turns = Turns::default();
     merged(folder, Method::AddDifference, files);
     for round in 0..ROUNDS {
+        level(folder, files);
         turns.add("floor", Cost { seconds: floor(folder, files), ..Cost::default() });
+        level(folder, files);
         turns.add("add-difference", merged(folder, Method::AddDifference, files));
         if round < 3 {
             fs::remove_file(folder.join("hashes.json")).unwrap();
+            level(folder, files);
             turns.add("the same, parents unhashed", merged(folder, Method::AddDifference, files));
             let start = Instant::now();
             for file in files {
@@ -175,12 +183,30 @@ fn against_the_floor(folder: &Path, files: &[PathBuf], gigabytes: f64) {
 
 fn beside_the_peer(peer: &str, folder: &Path, files: &[PathBuf], gigabytes: f64) {
     let mut turns = Turns::default();
-    for _ in 0..3 {
+    for _ in 0..ROUNDS {
+        level(folder, files);
         turns.add("add-difference", merged(folder, Method::AddDifference, files));
+        level(folder, files);
         turns.add("peer, fp16", peer_merge(peer, folder, files, &[]));
+        level(folder, files);
         turns.add("peer, fp32", peer_merge(peer, folder, files, &["--fp32"]));
     }
     turns.show_medians(4.0 * gigabytes);
+}
+
+/// Brings the machine into the state that a turn starts from: the files are in the page cache, nothing is left to be written, and as much
+/// memory as the page cache of a result takes has just been in use.
+///
+/// Virtual machines give free memory back to their host some seconds after its last use, and get it again a page at a time: here two
+/// seconds a gigabyte, for which else whoever's turn comes after a pause would pay.
+fn level(folder: &Path, files: &[PathBuf]) {
+    for path in files {
+        let mut buffer = vec![0; 8 << 20];
+        let mut file = File::open(path).unwrap();
+        while file.read(&mut buffer).unwrap() > 0 {}
+    }
+    floor(folder, &files[..1]);
+    assert!(Command::new("sync").status().unwrap().success());
 }
 
 /// Reads the files and writes as much as one of them, with plain calls, and brings it to the disk.

@@ -26,6 +26,12 @@ impl Network {
         Self { comparisons, order }
     }
 
+    /// The values in their order, once they have been compared.
+    #[inline(always)]
+    fn take(&self, compared: &[Lanes], out: &mut [Lanes]) {
+        out.iter_mut().zip(&self.order).for_each(|(out, place)| *out = compared[usize::from(*place)]);
+    }
+
     /// Without the comparisons that none of these ranks depends on.
     fn for_ranks(mut self, ranks: std::ops::RangeInclusive<usize>) -> Self {
         let mut used = vec![false; self.order.len()];
@@ -82,36 +88,36 @@ fn merge(x: &[u16], y: &[u16], comparisons: &mut Vec<[u16; 2]>) -> Vec<u16> {
     order
 }
 
-vodka_stage::for_avx2! {
-    fn compare(comparisons: &[[u16; 2]], values: &mut [Lanes]) {
-        for [i, j] in comparisons {
-            let (a, b) = (values[usize::from(*i)], values[usize::from(*j)]);
-            let (mut low, mut high) = (a, b);
-            for lane in 0..LANES {
-                low[lane] = a[lane].min(b[lane]);
-                high[lane] = a[lane].max(b[lane]);
-            }
-            values[usize::from(*i)] = low;
-            values[usize::from(*j)] = high;
+/// To be inlined into vector code, as all below that [`Median::of_row`] calls.
+#[inline(always)]
+fn compare(comparisons: &[[u16; 2]], values: &mut [Lanes]) {
+    for [i, j] in comparisons {
+        let (a, b) = (values[usize::from(*i)], values[usize::from(*j)]);
+        let (mut low, mut high) = (a, b);
+        for lane in 0..LANES {
+            low[lane] = a[lane].min(b[lane]);
+            high[lane] = a[lane].max(b[lane]);
         }
+        values[usize::from(*i)] = low;
+        values[usize::from(*j)] = high;
     }
 }
 
 /// Stands for no value in a pair: less than all others.
 const NONE: u16 = u16::MAX;
 
-vodka_stage::for_avx2! {
-    /// The least of the larger ones of pairs.
-    fn least_of_larger(pairs: &[[u16; 2]], x: &[Lanes], y: &[Lanes], out: &mut Lanes) {
-        *out = [i32::MAX; LANES];
-        for [i, j] in pairs {
-            let x = x[usize::from(*i)];
-            let y = if *j == NONE { x } else { y[usize::from(*j)] };
-            for lane in 0..LANES {
-                out[lane] = out[lane].min(x[lane].max(y[lane]));
-            }
+/// The least of the larger ones of pairs.
+#[inline(always)]
+fn least_of_larger(pairs: &[[u16; 2]], x: &[Lanes], y: &[Lanes]) -> Lanes {
+    let mut least = [i32::MAX; LANES];
+    for [i, j] in pairs {
+        let x = x[usize::from(*i)];
+        let y = if *j == NONE { x } else { y[usize::from(*j)] };
+        for lane in 0..LANES {
+            least[lane] = least[lane].min(x[lane].max(y[lane]));
         }
     }
+    least
 }
 
 /// Which values of two sorted lists, the first one twice as long, have that of the rank `rank` (from 1) of all as the least of
@@ -153,33 +159,37 @@ impl Join {
     }
 
     /// The sorted list of a meeting of `lists`.
+    #[inline(always)]
     fn join<'a>(
         &self,
         meeting: &Meeting,
-        lists: &dyn Fn(usize) -> &'a [Lanes],
-        work: &mut Vec<Lanes>,
+        lists: impl Fn(usize) -> &'a [Lanes],
+        work: &mut [Lanes],
         out: &mut [Lanes],
     ) {
-        work.clear();
+        let (length, work) = (self.length, &mut work[..out.len()]);
         let network = match meeting {
             Meeting::Edge([twice, once]) => {
-                for value in lists(*twice) {
-                    work.push(*value);
-                    work.push(*value);
+                for (pair, value) in work.chunks_exact_mut(2).zip(lists(*twice)) {
+                    (pair[0], pair[1]) = (*value, *value);
                 }
-                work.extend_from_slice(lists(*once));
+                copy(lists(*once), &mut work[2 * length..]);
                 &self.edge
             }
             Meeting::Inner(all) => {
-                all.iter().for_each(|place| work.extend_from_slice(lists(*place)));
+                work.chunks_exact_mut(length).zip(all).for_each(|(work, place)| copy(lists(*place), work));
                 &self.inner
             }
         };
         compare(&network.comparisons, work);
-        for (out, place) in out.iter_mut().zip(&network.order) {
-            *out = work[usize::from(*place)];
-        }
+        network.take(work, out);
     }
+}
+
+/// Without a call for a few lines of numbers.
+#[inline(always)]
+fn copy(from: &[Lanes], to: &mut [Lanes]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }
 
 /// How the median is picked from the lists along the last axis.
@@ -199,21 +209,17 @@ impl Pick {
         Self { edge, inner, inner_pairs }
     }
 
-    fn pick<'a>(
-        &self,
-        meeting: &Meeting,
-        lists: &dyn Fn(usize) -> &'a [Lanes],
-        work: &mut Vec<Lanes>,
-        out: &mut Lanes,
-    ) {
+    #[inline(always)]
+    fn pick<'a>(&self, meeting: &Meeting, lists: impl Fn(usize) -> &'a [Lanes], work: &mut [Lanes]) -> Lanes {
         match meeting {
-            Meeting::Edge([twice, once]) => least_of_larger(&self.edge, lists(*twice), lists(*once), out),
+            Meeting::Edge([twice, once]) => least_of_larger(&self.edge, lists(*twice), lists(*once)),
             Meeting::Inner([a, b, c]) => {
-                work.clear();
-                work.extend_from_slice(lists(*a));
-                work.extend_from_slice(lists(*b));
+                let (a, b) = (lists(*a), lists(*b));
+                let work = &mut work[..a.len() + b.len()];
+                copy(a, work);
+                copy(b, &mut work[a.len()..]);
                 compare(&self.inner.comparisons, work);
-                least_of_larger(&self.inner_pairs, work, lists(*c), out);
+                least_of_larger(&self.inner_pairs, work, lists(*c))
             }
         }
     }
@@ -264,62 +270,68 @@ impl Median {
     }
 
     /// The medians of a row: (planes, lanes), from the keys of the row and its two neighbours, each (planes, stride).
-    pub(super) fn of_row(&self, rows: &[&[i32]; 3], stride: usize, lanes: usize, out: &mut [f32]) {
-        let planes: usize = self.kernel.iter().product();
-        let (mut lists, mut next, mut work) = (Vec::new(), Vec::new(), Vec::new());
-        for start in (0..lanes).step_by(LANES) {
-            let n = LANES.min(lanes - start);
-            lists.clear();
-            for plane in 0..planes {
-                self.sort(rows, plane * stride + start, &mut work);
-                if self.pick.is_none() {
-                    let middle = self.first.order[work.len() / 2];
-                    put(&work[usize::from(middle)], &mut out[plane * lanes + start..][..n]);
-                }
-                for place in &self.first.order {
-                    lists.push(work[usize::from(*place)]);
-                }
-            }
-            let Some(pick) = &self.pick else { continue };
-            let mut stride = 1;
-            for (join, extent) in self.joins.iter().zip(self.kernel.iter().rev()) {
-                next.clear();
-                next.resize(planes * 3 * join.length, [0; LANES]);
-                for (plane, out) in next.chunks_mut(3 * join.length).enumerate() {
-                    let place = plane / stride % extent;
-                    let first = plane - place * stride;
-                    let list = |i: usize| &lists[(first + i * stride) * join.length..][..join.length];
-                    join.join(&Meeting::at(place, *extent), &list, &mut work, out);
-                }
-                std::mem::swap(&mut lists, &mut next);
-                stride *= extent;
-            }
-            let length = lists.len() / planes;
-            for plane in 0..planes {
-                let (place, first) = (plane / stride, plane % stride);
-                let list = |i: usize| &lists[(first + i * stride) * length..][..length];
-                let mut median = [0; LANES];
-                pick.pick(&Meeting::at(place, self.kernel[0]), &list, &mut work, &mut median);
-                put(&median, &mut out[plane * lanes + start..][..n]);
-            }
-        }
+    pub(super) fn of_row(&self, rows: &[&[i32]; 3], stride: usize, lanes: usize, out: &mut [f64]) {
+        of_row(self, rows, stride, lanes, out);
     }
 
-    /// Sorts the neighbours along rows and lanes.
-    fn sort(&self, rows: &[&[i32]; 3], start: usize, work: &mut Vec<Lanes>) {
-        work.clear();
-        for row in if self.has_rows { &rows[..] } else { &rows[1..2] } {
-            for shift in 0..3 {
-                let lanes = row[start + shift..].first_chunk().expect("a line has room for whole vectors");
-                work.push(*lanes);
+    /// Sorts the neighbours along rows and lanes, but does not put them in their order.
+    #[inline(always)]
+    fn sort<'a>(&self, rows: &[&[i32]; 3], start: usize, work: &'a mut [Lanes]) -> &'a [Lanes] {
+        let rows = if self.has_rows { &rows[..] } else { &rows[1..2] };
+        let work = &mut work[..3 * rows.len()];
+        for (work, row) in work.chunks_exact_mut(3).zip(rows) {
+            for (shift, work) in work.iter_mut().enumerate() {
+                *work = *row[start + shift..].first_chunk().expect("a line has room for whole vectors");
             }
         }
         compare(&self.first.comparisons, work);
+        work
     }
 }
 
-fn put(keys: &Lanes, out: &mut [f32]) {
-    out.iter_mut().zip(keys).for_each(|(out, key)| *out = Median::value(*key));
+vodka_stage::for_avx2! {
+    fn of_row(median: &Median, rows: &[&[i32]; 3], stride: usize, lanes: usize, out: &mut [f64]) {
+        let Median { kernel, first, joins, .. } = median;
+        let planes: usize = kernel.iter().product();
+        let length = joins.iter().fold(first.order.len(), |length, _| 3 * length);
+        let room = || vec![[0; LANES]; planes * length];
+        let (mut lists, mut next, mut work) = (room(), room(), vec![[0; LANES]; 3 * length]);
+        for start in (0..lanes).step_by(LANES) {
+            let n = LANES.min(lanes - start);
+            for plane in 0..planes {
+                let sorted = median.sort(rows, plane * stride + start, &mut work);
+                if median.pick.is_none() {
+                    let middle = first.order[sorted.len() / 2];
+                    put(&sorted[usize::from(middle)], &mut out[plane * lanes + start..][..n]);
+                } else {
+                    first.take(sorted, &mut lists[plane * first.order.len()..][..first.order.len()]);
+                }
+            }
+            let Some(pick) = &median.pick else { continue };
+            let (mut stride, mut length) = (1, first.order.len());
+            for (join, extent) in joins.iter().zip(kernel.iter().rev()) {
+                for (plane, out) in next.chunks_exact_mut(3 * length).take(planes).enumerate() {
+                    let place = plane / stride % extent;
+                    let first = plane - place * stride;
+                    let list = |i: usize| &lists[(first + i * stride) * length..][..length];
+                    join.join(&Meeting::at(place, *extent), list, &mut work, out);
+                }
+                std::mem::swap(&mut lists, &mut next);
+                (stride, length) = (stride * extent, 3 * length);
+            }
+            for plane in 0..planes {
+                let (place, first) = (plane / stride, plane % stride);
+                let list = |i: usize| &lists[(first + i * stride) * length..][..length];
+                let found = pick.pick(&Meeting::at(place, kernel[0]), list, &mut work);
+                put(&found, &mut out[plane * lanes + start..][..n]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn put(keys: &Lanes, out: &mut [f64]) {
+    out.iter_mut().zip(keys).for_each(|(out, key)| *out = f64::from(Median::value(*key)));
 }
 
 #[cfg(test)]

@@ -98,6 +98,13 @@ impl<T: Copy + Default> Slab<T> {
     }
 }
 
+impl Slab<f64> {
+    fn rounded(self) -> Slab<f32> {
+        let Self { first, stride, planes, values } = self;
+        Slab { first, stride, planes, values: values.into_iter().map(|value| value as f32).collect() }
+    }
+}
+
 /// Filters some rows, from all the rows around that they depend on.
 fn slab(
     blocks: &dyn Blocks,
@@ -111,7 +118,7 @@ fn slab(
     let to_sort = around(&to_weigh, 1);
     let keys = read(blocks, form, &to_sort)?;
     let (lanes, planes) = (form.lanes, form.planes());
-    let mut sorted: Slab<f32> = Slab::new(&to_weigh, planes, lanes);
+    let mut sorted: Slab<f64> = Slab::new(&to_weigh, planes, lanes);
     for row in to_weigh {
         let neighbours = [row.saturating_sub(1), row, (row + 1).min(form.rows - 1)];
         let neighbours = neighbours.map(|row| &keys.values[keys.at(row, 0)..keys.at(row + 1, 0)]);
@@ -121,7 +128,7 @@ fn slab(
     drop(keys);
     let mut filtered = match form.has_rows {
         true => along_rows(form, &sorted, &rows),
-        false => sorted,
+        false => sorted.rounded(),
     };
     for row in rows.clone() {
         if form.has_lanes {
@@ -171,8 +178,8 @@ fn read(blocks: &dyn Blocks, form: &Form, rows: &Range<usize>) -> Result<Slab<i3
 /// Standard deviations at which the Gaussian is cut, as scipy's default.
 const RADIUS: usize = 4;
 
-/// The elements of a line that one of the result is made of: at the distances -4 to 4.
-type Around<'a> = [&'a [f32]; 2 * RADIUS + 1];
+/// The elements of a line that one of the result is made of: at the distances -4 to 4. As f64, since each is looked at nine times.
+type Around<'a> = [&'a [f64]; 2 * RADIUS + 1];
 
 vodka_stage::for_avx2! {
     /// scipy's `gaussian_filter1d` with sigma 1: sums in f64, symmetrical pairs first.
@@ -180,7 +187,7 @@ vodka_stage::for_avx2! {
         let n = out.len();
         let around = around.map(|line| &line[..n]);
         for i in 0..n {
-            let at = |place: usize| f64::from(around[place][i]);
+            let at = |place: usize| around[place][i];
             let mut sum = at(RADIUS) * weights[0];
             for distance in (1..=RADIUS).rev() {
                 sum += (at(RADIUS - distance) + at(RADIUS + distance)) * weights[distance];
@@ -190,7 +197,7 @@ vodka_stage::for_avx2! {
     }
 }
 
-fn along_rows(form: &Form, from: &Slab<f32>, rows: &Range<usize>) -> Slab<f32> {
+fn along_rows(form: &Form, from: &Slab<f64>, rows: &Range<usize>) -> Slab<f32> {
     let weights = gaussian_weights();
     let mut to = Slab::new(rows, from.planes, form.lanes);
     for row in rows.clone() {
@@ -208,9 +215,9 @@ fn along_lanes(form: &Form, row: usize, slab: &mut Slab<f32>) {
     let mut line = vec![0.0; lanes + 2 * RADIUS];
     for plane in 0..slab.planes {
         let out = slab.line_mut(row, plane, lanes);
-        line[RADIUS..RADIUS + lanes].copy_from_slice(out);
+        line[RADIUS..].iter_mut().zip(&*out).for_each(|(wide, value)| *wide = f64::from(*value));
         for i in (0..RADIUS).chain(lanes + RADIUS..lanes + 2 * RADIUS) {
-            line[i] = out[mirror(i, lanes)];
+            line[i] = f64::from(out[mirror(i, lanes)]);
         }
         weigh(&weights, &std::array::from_fn(|i| &line[i..i + lanes]), out);
     }
@@ -225,7 +232,9 @@ fn along_kernel(form: &Form, row: usize, slab: &mut Slab<f32>) {
         for first in (0..slab.planes).filter(|plane| (plane / stride).is_multiple_of(*extent)) {
             let plane = |i: usize| first + i * stride;
             lines.clear();
-            (0..*extent).for_each(|i| lines.extend_from_slice(slab.line(row, plane(i), lanes)));
+            for i in 0..*extent {
+                lines.extend(slab.line(row, plane(i), lanes).iter().map(|value| f64::from(*value)));
+            }
             for i in 0..*extent {
                 let around =
                     std::array::from_fn(|place| &lines[mirror(i + place, *extent) * lanes..][..lanes]);

@@ -274,9 +274,10 @@ pub fn della(
     let chances: Vec<Vec<f32>> =
         others.iter().map(|other| chances(a, other, row, density, epsilon)).collect();
     agreeing(a, others, multiplier, |other, start, deltas| {
-        for (i, delta) in (start..).zip(deltas) {
-            let chance = chances[other][i];
-            *delta = if keep(other, i, chance) { *delta / chance } else { 0.0 };
+        for ((i, delta), chance) in (start..).zip(deltas).zip(&chances[other][start..]) {
+            // Without a branch, for what is kept is random: all bits or none.
+            let mask = u32::from(keep(other, i, *chance)).wrapping_neg();
+            *delta = f32::from_bits((*delta / chance).to_bits() & mask);
         }
     });
 }
@@ -315,18 +316,29 @@ fn chances(a: &[f32], other: &[f32], row: usize, density: f64, epsilon: f64) -> 
     chances
 }
 
-/// Sorts by the upper half, a byte at a time from the lowest on; equals stay in their order.
+/// Sorts by the upper half; equals stay in their order.
 fn sort_by_upper(keys: &mut Vec<u64>, spare: &mut Vec<u64>) {
+    // Fewer passes, if there are so many keys that more bins cost little beside them.
+    match keys.len() {
+        0..4096 => sort_by_digits::<8, 4>(keys, spare),
+        _ => sort_by_digits::<11, 3>(keys, spare),
+    }
+}
+
+/// Sorts by so many digits of so many bits each, from the lowest of the upper half on.
+fn sort_by_digits<const BITS: usize, const DIGITS: usize>(keys: &mut Vec<u64>, spare: &mut Vec<u64>) {
     spare.resize(keys.len(), 0);
-    for shift in (32..64).step_by(8) {
-        let digit = |key: u64| usize::from((key >> shift) as u8);
-        let mut places = [0; 256];
-        keys.iter().for_each(|key| places[digit(*key)] += 1);
+    let digit = |key: u64, index: usize| (key >> (32 + BITS * index)) as usize % (1 << BITS);
+    let mut places = vec![0_u32; DIGITS << BITS];
+    for key in &*keys {
+        (0..DIGITS).for_each(|index| places[(index << BITS) + digit(*key, index)] += 1);
+    }
+    for (index, places) in places.chunks_mut(1 << BITS).enumerate() {
         let mut next = 0;
         places.iter_mut().for_each(|place| next += mem::replace(place, next));
         for key in &*keys {
-            let place = &mut places[digit(*key)];
-            spare[*place] = *key;
+            let place = &mut places[digit(*key, index)];
+            spare[*place as usize] = *key;
             *place += 1;
         }
         mem::swap(keys, spare);
@@ -362,8 +374,11 @@ mod tests {
             let mut keys: Vec<u64> = keys.collect();
             let mut sorted = keys.clone();
             sorted.sort_unstable();
-            sort_by_upper(&mut keys, &mut vec![7; 5]);
-            prop_assert_eq!(keys, sorted);
+            let mut others = keys.clone();
+            sort_by_digits::<8, 4>(&mut keys, &mut vec![7; 5]);
+            prop_assert_eq!(&keys, &sorted);
+            sort_by_digits::<11, 3>(&mut others, &mut vec![7; 500]);
+            prop_assert_eq!(others, sorted);
         }
     }
 

@@ -58,20 +58,28 @@ struct Number {
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without a sign of what is rounded to 0.
-        let [value, low, high] =
-            [self.value, self.low, self.high].map(|v| (1000.0 * v).round() / 1000.0 + 0.0);
+        let [value, low, high] = [self.value, self.low, self.high].map(rounded);
         write!(f, "{value:.3} ({low:.3} to {high:.3}), {} seeds", self.n)
     }
 }
 
-/// The tables of the probe that has all tags, and the card of what is released.
+/// To three places, without a sign of what is then 0.
+fn rounded(value: f64) -> f64 {
+    (1000.0 * value).round() / 1000.0 + 0.0
+}
+
+/// The tables of the probe that has all tags.
 struct Tables {
     responses: Vec<Row>,
+    placebos: Vec<Row>,
     verdicts: Vec<Row>,
     adherence: Vec<Row>,
-    release: Vec<Row>,
+    /// Of the probe whose prompts name colours.
+    coloured: Vec<Row>,
 }
+
+/// The chosen checkpoint of V3.
+const V3: &str = "best";
 
 /// Checks the run in a folder.
 ///
@@ -82,14 +90,15 @@ fn check(run: &Path) -> Result<Vec<Claim>> {
     let table = |name: &str| read(&probe.join(name));
     let tables = Tables {
         responses: table("responses.csv")?,
+        placebos: table("placebos.csv")?,
         verdicts: table("verdicts.csv")?,
         adherence: table("adherence.csv")?,
-        release: read(&run.join("chosen/release/scorecard.csv"))?,
+        coloured: read(&run.join("probes/coloured/verdicts.csv"))?,
     };
     let mut claims = tables.blur()?;
     claims.extend(tables.control()?);
-    claims.push(tables.others()?);
-    claims.extend(tables.adherence()?);
+    claims.push(tables.others());
+    claims.push(tables.adherence()?);
     Ok(claims)
 }
 
@@ -115,138 +124,143 @@ fn number(row: &Row, columns: [&str; 4]) -> Result<Number> {
 }
 
 impl Tables {
-    fn response(&self, model: &str, word: &str, condition: &str, measure: &str) -> Result<&Row> {
+    fn response(&self, model: &str, condition: &str, measure: &str) -> Result<&Row> {
         let tag = if measure == "probability" { "blurry" } else { "" };
-        let wanted =
-            [("model", model), ("word", word), ("condition", condition), ("measure", measure), ("tag", tag)];
+        let wanted = [
+            ("model", model),
+            ("word", "blurry"),
+            ("condition", condition),
+            ("measure", measure),
+            ("tag", tag),
+        ];
         find(&self.responses, &wanted)
     }
 
-    fn level(&self, model: &str, condition: &str) -> Result<Number> {
-        let row = self.response(model, "blurry", condition, "probability")?;
+    fn level(&self, model: &str, condition: &str, measure: &str) -> Result<Number> {
+        let row = self.response(model, condition, measure)?;
         number(row, ["n", "level", "level_low", "level_high"])
     }
 
-    fn change(&self, model: &str, word: &str, condition: &str) -> Result<Number> {
-        number(self.response(model, word, condition, "probability")?, ["pairs", "difference", "low", "high"])
+    fn change(&self, model: &str, condition: &str) -> Result<Number> {
+        number(self.response(model, condition, "probability")?, ["pairs", "difference", "low", "high"])
     }
 
-    fn ratio(&self, model: &str, word: &str, condition: &str) -> Result<Number> {
-        number(
-            self.response(model, word, condition, "sharpness")?,
-            ["pairs", "ratio", "ratio_low", "ratio_high"],
-        )
+    fn ratio(&self, model: &str, condition: &str) -> Result<Number> {
+        number(self.response(model, condition, "sharpness")?, ["pairs", "ratio", "ratio_low", "ratio_high"])
+    }
+
+    /// Where one more placebo would lie.
+    fn placebos(&self, model: &str, condition: &str, measure: &str) -> Result<[f64; 2]> {
+        let tag = if measure == "probability" { "blurry" } else { "" };
+        let wanted = [("model", model), ("condition", condition), ("measure", measure), ("tag", tag)];
+        let row = find(&self.placebos, &wanted)?;
+        if row["words"] == "0" {
+            return Err("no placebo was measured, so that nothing can be said of the control".into());
+        }
+        let number = number(row, ["words", "change", "low", "high"])?;
+        Ok([number.low, number.high])
     }
 
     /// V3 knows what blur is.
     fn blur(&self) -> Result<Vec<Claim>> {
-        let (with, negative) = (self.ratio("v3", "blurry", "with")?, self.ratio("v3", "blurry", "negative")?);
-        let (asked, refused) = (self.level("v3", "with")?, self.level("v3", "negative")?);
+        let (with, negative) = (self.ratio(V3, "with")?, self.ratio(V3, "negative")?);
+        let (asked, refused) =
+            (self.level(V3, "with", "probability")?, self.level(V3, "negative", "probability")?);
+        let plain = self.level(V3, "without", "probability")?;
         let least = [with.n, negative.n, asked.n, refused.n].into_iter().min().unwrap_or_default();
-        Ok(vec![
+        let mut claims = vec![
             claim("V3 was measured with 64 seeds at least", least >= 64, least.to_string()),
+            self.medians("with", "at most half that without", |ratio| ratio <= 0.5)?,
+            self.medians("negative", "at least double that without", |ratio| ratio >= 2.0)?,
+            claim("by pairs of a seed the first is so", with.value <= 0.5, with.to_string()),
+            claim("and the second", negative.value >= 2.0, negative.to_string()),
             claim(
-                "V3's sharpness with `blurry` is at most half that without",
-                with.value <= 0.5,
-                with.to_string(),
+                "the two intervals lie apart, with no change between them",
+                with.high < 1.0 && 1.0 < negative.low,
+                format!("{:.3} < 1 < {:.3}", with.high, negative.low),
             ),
-            claim(
-                "with `blurry` in the negative prompt it is at least double",
-                negative.value >= 2.0,
-                negative.to_string(),
-            ),
-            claim(
-                "and the two intervals lie apart",
-                with.high < negative.low,
-                format!("{:.3} < {:.3}", with.high, negative.low),
-            ),
-            claim("the tagger sees blur with the tag: 0.8 at least", asked.value >= 0.8, asked.to_string()),
-            claim(
-                "and none with it in the negative prompt: 0.1 at most",
-                refused.value <= 0.1,
-                refused.to_string(),
-            ),
-        ])
+        ];
+        for (condition, told, ratio) in [("with", BEFORE, with), ("negative", NEGATIVE, negative)] {
+            let [low, high] = self.placebos(V3, condition, "sharpness")?;
+            claims.push(claim(
+                format!("`blurry` {told} does to V3's sharpness what no other word does"),
+                if condition == "with" { ratio.high < low } else { ratio.low > high },
+                format!("{ratio}; another {low:.3} to {high:.3}"),
+            ));
+        }
+        let text = "the tagger sees blur with the tag: 0.8 at least";
+        claims.push(claim(text, asked.value >= 0.8, asked.to_string()));
+        let text = "and none with it in the negative prompt: 0.1 at most";
+        let found = format!("{refused}; plain {:.3}", rounded(plain.value));
+        claims.push(claim(text, refused.value <= 0.1, found));
+        Ok(claims)
     }
 
-    /// The words that stand in no caption.
-    fn placebos(&self) -> Vec<&str> {
-        let of = self.responses.iter().filter(|row| row["placebo"] == "1" && row["model"] == "control");
-        let mut words: Vec<&str> = of.map(|row| row["word"].as_str()).collect();
-        words.dedup();
-        words
+    /// One median over the other.
+    fn medians(&self, condition: &str, told: &str, is_so: fn(f64) -> bool) -> Result<Claim> {
+        let [own, plain] = [condition, "without"].map(|condition| self.level(V3, condition, "sharpness"));
+        let (own, plain) = (own?.value, plain?.value);
+        let what = if condition == "with" { BEFORE } else { NEGATIVE };
+        Ok(claim(
+            format!("V3's median sharpness with `blurry` {what} is {told}"),
+            is_so(own / plain),
+            format!("{own:.1} of {plain:.1}"),
+        ))
     }
 
     /// The control, which saw the same pictures as often, does not.
     fn control(&self) -> Result<Vec<Claim>> {
-        let placebos = self.placebos();
-        if placebos.is_empty() {
-            return Err("no placebo was measured, so that nothing can be said of the control".into());
-        }
         let mut claims = Vec::new();
-        for (condition, told) in [("with", "before the prompt"), ("negative", "in the negative prompt")] {
-            let (own, v3) =
-                (self.change("control", "blurry", condition)?, self.change("v3", "blurry", condition)?);
-            let changes =
-                placebos.iter().map(|word| Ok(self.change("control", word, condition)?.value.abs()));
-            let most = changes.collect::<Result<Vec<_>>>()?.into_iter().fold(0.0, f64::max);
-            let text =
-                format!("`blurry` {told} changes the control's probability of blur no more than placebos do");
-            claims.push(claim(text, own.value.abs() <= most, format!("{own}; placebos {most:.3}")));
-            if condition == "with" {
-                let text = "its interval lies below V3's, of probability before the prompt";
-                claims.push(claim(text, own.high < v3.low, format!("{own}; V3 {v3}")));
+        for (condition, told) in [("with", BEFORE), ("negative", NEGATIVE)] {
+            for measure in ["probability", "sharpness"] {
+                let of = |model| match measure {
+                    "probability" => self.change(model, condition),
+                    _ => self.ratio(model, condition),
+                };
+                let (own, v3) = (of("control")?, of(V3)?);
+                let [low, high] = self.placebos("control", condition, measure)?;
+                claims.push(claim(
+                    format!("`blurry` {told} changes the control's {measure} as any other word does"),
+                    low <= own.value && own.value <= high,
+                    format!("{own}; another {:.3} to {:.3}", rounded(low), rounded(high)),
+                ));
+                // Plain pictures have no blur that a negative prompt could take away: the probability is 0 either way.
+                if (condition, measure) != ("negative", "probability") {
+                    claims.push(claim(
+                        format!("and its interval lies apart from V3's, of {measure} {told}"),
+                        own.high < v3.low || v3.high < own.low,
+                        format!("{own}; V3 {v3}"),
+                    ));
+                }
             }
-            // As V3 does it: blurred before the prompt, sharpened in the negative prompt.
-            let sign = if condition == "with" { -1.0 } else { 1.0 };
-            let effect = |ratio: Number| sign * ratio.value.ln();
-            let (ratio, v3) =
-                (self.ratio("control", "blurry", condition)?, self.ratio("v3", "blurry", condition)?);
-            let effects = placebos.iter().map(|word| Ok(effect(self.ratio("control", word, condition)?)));
-            let most = effects.collect::<Result<Vec<_>>>()?.into_iter().fold(0.0, f64::max);
-            let text = format!(
-                "`blurry` {told} changes the control's sharpness, in V3's direction, no more than placebos do"
-            );
-            claims.push(claim(
-                text,
-                effect(ratio) <= most,
-                format!("{ratio}; placebos {:.3}", (sign * most).exp()),
-            ));
-            let apart = if condition == "with" { v3.high < ratio.low } else { ratio.high < v3.low };
-            let text = format!("its interval lies apart from V3's, of sharpness {told}");
-            claims.push(claim(text, apart, format!("{ratio}; V3 {v3}")));
         }
         Ok(claims)
     }
 
-    /// Tags that are not about blur.
-    fn others(&self) -> Result<Claim> {
-        let of = |row: &&Row| row["model"] == "v3" && row["tag"] != "blurry" && row["responds"] == "1";
-        let tags: Vec<&str> = self.verdicts.iter().filter(of).map(|row| row["tag"].as_str()).collect();
-        Ok(claim("five tags besides respond in V3 at least", tags.len() >= 5, tags.join(", ")))
+    /// Tags that are not about blur, by either probe.
+    fn others(&self) -> Claim {
+        let of = |row: &&Row| row["model"] == V3 && row["tag"] != "blurry" && row["responds"] == "1";
+        let both = self.verdicts.iter().chain(&self.coloured).filter(of);
+        let mut tags: Vec<&str> = both.map(|row| row["tag"].as_str()).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        claim("five tags besides respond in V3 at least", tags.len() >= 5, tags.join(", "))
     }
 
     /// What was learnt did not cost what was known.
-    fn adherence(&self) -> Result<[Claim; 2]> {
-        let wanted = [("model", "v3"), ("word", ""), ("condition", "without"), ("thing", "all")];
-        let v3 = find(&self.adherence, &wanted)?;
-        let v3 = number(v3, ["requested", "difference", "difference_low", "difference_high"])?;
-        let released = find(&self.release, &[("chosen", "1")])?;
-        let columns =
-            ["chosen", "adherence_difference", "adherence_difference_low", "adherence_difference_high"];
-        let change = number(released, columns)?;
-        let found =
-            |change: Number| format!("{:+.3} ({:+.3} to {:+.3})", change.value, change.low, change.high);
-        Ok([
-            claim("V3 does what is asked as well as V2, within 5 points", v3.value >= -0.05, found(v3)),
-            claim(
-                "what is released does so too, on the prompts that it was chosen by",
-                change.value >= -0.05,
-                format!("{}: {}", released["model"], found(change)),
-            ),
-        ])
+    fn adherence(&self) -> Result<Claim> {
+        let wanted = [("model", V3), ("word", ""), ("condition", "without"), ("thing", "all")];
+        let row = find(&self.adherence, &wanted)?;
+        let change = number(row, ["requested", "difference", "difference_low", "difference_high"])?;
+        let [value, low, high] = [change.value, change.low, change.high].map(rounded);
+        let text = "V3 does what is asked as well as V2: the interval is not 5 points below";
+        Ok(claim(text, change.low >= -0.05, format!("{value:+.3} ({low:+.3} to {high:+.3})")))
     }
 }
+
+/// Where the tag stands.
+const BEFORE: &str = "before the prompt";
+const NEGATIVE: &str = "in the negative prompt";
 
 #[cfg(test)]
 mod tests {
@@ -257,15 +271,30 @@ mod tests {
         crate::root().join("docs/results/v3")
     }
 
+    /// Claims that are known not to hold; docs/experiment.md says why.
+    const OPEN: [&str; 0] = [];
+
     #[test]
     fn the_shipped_results_show_what_they_must() {
         let claims = check(&results()).unwrap();
-        assert_eq!(claims.len(), 16);
-        assert!(claims.iter().all(|claim| claim.holds), "{claims:?}");
+        assert_eq!(claims.len(), 19);
+        let failing: Vec<_> =
+            claims.iter().filter(|claim| !claim.holds).map(|claim| claim.text.as_str()).collect();
+        assert_eq!(failing, OPEN, "{claims:?}");
         let document = std::fs::read_to_string(crate::root().join("docs/experiment.md")).unwrap();
-        for Claim { text, found, .. } in &claims {
-            assert!(document.contains(&format!("| {text} | {found} |")), "{text}: {found}");
+        for Claim { text, found, holds } in &claims {
+            let verdict = if *holds { "holds" } else { "**fails**" };
+            assert!(document.contains(&format!("| {text} | {found} | {verdict} |")), "{text}: {found}");
         }
+    }
+
+    /// Where one more number lies beside ten.
+    fn further(values: &[f64]) -> [f64; 2] {
+        assert_eq!(values.len(), 10);
+        let squares: f64 = values.iter().map(|value| (value - mean(values)).powi(2)).sum();
+        // Student's 97.5 % quantile of 9 degrees of freedom.
+        let reach = 2.262_157 * (squares / 9.0).sqrt() * 1.1_f64.sqrt();
+        [mean(values) - reach, mean(values) + reach]
     }
 
     fn mean(values: &[f64]) -> f64 {
@@ -311,7 +340,8 @@ mod tests {
             let is_probability = response["measure"] == "probability";
             near("difference", if is_probability { mean(&differences) } else { median(differences) });
             if !response["ratio"].is_empty() {
-                near("ratio", median(pairs.iter().map(|pair| pair.0 / pair.1).collect()));
+                let logs: Vec<f64> = pairs.iter().map(|pair| (pair.0 / pair.1).ln()).collect();
+                near("ratio", mean(&logs).exp());
             }
         }
     }
@@ -330,17 +360,14 @@ mod tests {
                     && row["tag"] == verdict["tag"]
                     && row["condition"] == condition
             };
-            let placebos = |condition: &str| {
+            let words = |condition: &str| {
                 let rows = responses.iter().filter(|row| about(row, condition) && row["placebo"] == "1");
-                rows.map(|row| of(row, "difference")).collect::<Vec<_>>()
+                further(&rows.map(|row| of(row, "difference")).collect::<Vec<_>>())
             };
-            let most = placebos("with").into_iter().fold(0.0, f64::max);
-            let least = placebos("negative").into_iter().fold(0.0, f64::min);
-            assert_eq!(
-                (of(verdict, "placebo_high"), of(verdict, "placebo_low")),
-                (most, least),
-                "{verdict:?}"
-            );
+            let (most, least) = (words("with")[1].max(0.0), words("negative")[0].min(0.0));
+            assert!((of(verdict, "placebo_high") - most).abs() < 2e-3, "{verdict:?}: {most}");
+            assert!((of(verdict, "placebo_low") - least).abs() < 2e-3, "{verdict:?}: {least}");
+            let (most, least) = (of(verdict, "placebo_high"), of(verdict, "placebo_low"));
             let responds = of(verdict, "asked") >= 0.1 && of(verdict, "asked_low") > most;
             let refuses = of(verdict, "refused") <= -0.1 && of(verdict, "refused_high") < least;
             assert_eq!(
@@ -363,21 +390,35 @@ mod tests {
         let probe = dir.path().join("probes/tags");
         std::fs::create_dir_all(&probe).unwrap();
         assert!(check(dir.path()).unwrap_err().to_string().contains("responses.csv"));
-        for name in ["responses.csv", "verdicts.csv", "adherence.csv"] {
+        for name in ["responses.csv", "placebos.csv", "verdicts.csv", "adherence.csv"] {
             std::fs::copy(results().join("probes/tags").join(name), probe.join(name)).unwrap();
         }
-        let card = "chosen/release/scorecard.csv";
-        std::fs::create_dir_all(dir.path().join("chosen/release")).unwrap();
-        std::fs::copy(results().join(card), dir.path().join(card)).unwrap();
+        std::fs::create_dir_all(dir.path().join("probes/coloured")).unwrap();
+        let coloured = "probes/coloured/verdicts.csv";
+        std::fs::copy(results().join(coloured), dir.path().join(coloured)).unwrap();
         // As if V3 were the control, and the other way round.
         for name in ["responses.csv", "verdicts.csv"] {
             let text = std::fs::read_to_string(probe.join(name)).unwrap();
-            let text =
-                text.replace("\ncontrol,", "\nx,").replace("\nv3,", "\ncontrol,").replace("\nx,", "\nv3,");
+            let text = text
+                .replace("\ncontrol,", "\nx,")
+                .replace("\nbest,", "\ncontrol,")
+                .replace("\nx,", "\nbest,");
             std::fs::write(probe.join(name), text).unwrap();
         }
         let claims = check(dir.path()).unwrap();
-        assert!(claims.iter().filter(|claim| !claim.holds).count() >= 6, "{claims:?}");
+        let fails = |text: &str| claims.iter().any(|claim| !claim.holds && claim.text.contains(text));
+        for text in [
+            "with `blurry` before the prompt is at most half",
+            "by pairs of a seed the first is so",
+            "the two intervals lie apart",
+            "`blurry` before the prompt does to V3's sharpness what no other word does",
+            "the tagger sees blur",
+            "`blurry` before the prompt changes the control's probability as any other word does",
+            "`blurry` before the prompt changes the control's sharpness as any other word does",
+            "five tags besides respond",
+        ] {
+            assert!(fails(text), "{text}: {claims:?}");
+        }
         assert!(claims.iter().any(|claim| claim.to_string().starts_with("FAILS")));
     }
 }

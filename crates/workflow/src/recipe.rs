@@ -267,7 +267,8 @@ pub enum Captions {
     /// Those that `[caption]` writes.
     #[default]
     Tagged,
-    /// The same before tags: those beside the pictures, or what `[recaption]` makes of them. The control of an experiment.
+    /// The captions before `[caption]` puts tags to them: those beside the pictures, or what `[recaption]` makes of them. For
+    /// the control of an experiment.
     Original,
 }
 

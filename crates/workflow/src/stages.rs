@@ -282,13 +282,13 @@ impl Workflow {
         let probe = self.recipe.probe_of(name).clone();
         let model = |name: &String| Ok((name.clone(), model(name)?));
         let images = self.recipe.workflow.images.clone();
-        let captions = [&images, &self.output_of(&Job::Caption)].map(PathBuf::from);
+        let captions = [images.clone(), self.output_of(&Job::Caption)].into_iter().chain(self.untagged());
         Ok(ProbeConfig {
             models: probe.models.iter().map(model).collect::<Result<_>>()?,
             tagger: self.tag(),
             labels: self.select().labels,
             selection: Some(self.output_of(&Job::Select)),
-            captions: captions.into_iter().filter(|folder| folder.is_dir()).collect(),
+            captions: captions.filter(|folder| folder.is_dir()).collect(),
             data: Some(self.pictures()),
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Probe(name.to_owned())),

@@ -81,12 +81,13 @@ impl<'a> Measured<'a> {
     pub(super) fn is_part_of(&self, other: &Self) -> bool {
         let others: BTreeMap<_, _> = other.rows().map(|row| (shot(row), row)).collect();
         let measures = self.table.shared_with(other.table);
-        self.rows().all(|row| {
-            others.get(&shot(row)).is_some_and(|other| {
-                row.count == other.count
-                    && measures.iter().all(|(own, theirs)| row.numbers[*own] == other.numbers[*theirs])
+        !measures.is_empty()
+            && self.rows().all(|row| {
+                others.get(&shot(row)).is_some_and(|other| {
+                    row.count == other.count
+                        && measures.iter().all(|(own, theirs)| row.numbers[*own] == other.numbers[*theirs])
+                })
             })
-        })
     }
 
     fn plain(&self) -> BTreeMap<Shot<'a>, &'a Row> {

@@ -24,7 +24,7 @@ pub struct Difference {
     pub values: Vec<Option<String>>,
 }
 
-/// The settings of a run's jobs before it measures, and those of its probe: by job and key.
+/// The settings of a run's jobs that make data and models, and those of its probe: by job and key.
 pub(super) type Settings = BTreeMap<String, BTreeMap<String, String>>;
 
 /// What the probe's settings are called.
@@ -34,13 +34,13 @@ const DERIVED: [&str; 2] = ["page", "cells"];
 /// How much of a hash is told.
 const HASH_CHARS: usize = 8;
 
-/// Reads the records of a run, if there is one: of all that it makes before pictures are made; and that of the probe.
+/// Reads the records of a run, if there is one: of all that makes data and models; and that of the probe.
 ///
 /// # Errors
 /// A record that cannot be read.
 pub(super) fn read(run: Option<&Path>, probe: &Path) -> Result<Settings> {
     let mut settings = Settings::new();
-    let folders = run.map(|run| [("", run.to_path_buf()), ("train/", run.join("train"))]);
+    let folders = run.map(|run| ["", "train/", "mixes/", "chosen/"].map(|prefix| (prefix, run.join(prefix))));
     for (prefix, folder) in folders.into_iter().flatten() {
         for (name, path) in records(&folder) {
             settings.insert(format!("{prefix}{name}"), of(&RunRecord::read(&path)?));

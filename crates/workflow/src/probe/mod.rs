@@ -16,6 +16,6 @@ pub(crate) mod table;
 
 pub use config::{Probe, ProbeConfig, ProbePrompt, Tags};
 pub use plan::{Condition, ProbePlan};
-pub use response::{Adherence, Diversity, Friedness, Response, Results, Verdict};
+pub use response::{Adherence, Diversity, Friedness, Placebos, Response, Results, Verdict};
 pub use run::{ProbeEvent, ProbeReport, run};
 pub use statistics::Estimate;

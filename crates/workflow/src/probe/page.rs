@@ -9,7 +9,7 @@ use vodka_sampler::numbers::short;
 use vodka_stage::{create_dir, remove_all, write_atomic};
 
 use super::{
-    Adherence, Condition, Estimate, Response, Results, Tags, Verdict,
+    Adherence, Condition, Estimate, Placebos, Response, Results, Tags, Verdict,
     chart::{Forest, Scale},
     gallery,
     plan::{ProbePlan, Set},
@@ -151,8 +151,8 @@ impl View<'_> {
         format!(
             "For each model and {tags}, pictures of the same seeds: the tag alone as the prompt; before the prompt, as in \
              captions; the prompt without it; and the prompt with the tag in the negative prompt. Seeds {} to {} take the \
-             prompts below in turn. Placebos are words that stand in no caption, probed in the same way. The tagger {} scored \
-             every picture. Differences are between pictures of one seed and one prompt; intervals are percentile intervals \
+             prompts below in turn. Placebos are words that stand in no caption, probed in the same way, but \
+             not alone. The tagger {} scored every picture. Differences are between pictures of one seed and one prompt; intervals are percentile intervals \
              of 2000 bootstrap samples over seeds, none of fewer than six.",
             probe.first_seed,
             probe.first_seed as usize + self.set.seeds().max(1) - 1,
@@ -378,11 +378,12 @@ impl View<'_> {
         for (i, model) in self.models().into_iter().enumerate() {
             let row = |tag: &str| {
                 let own = conditions.map(|(condition, _)| change(model, tag, condition, tag));
-                let placebo = has_placebos.then(|| self.placebo(model, tag));
-                (tag.to_owned(), own.into_iter().chain(placebo).collect())
+                let placebos = conditions.map(|(condition, _)| self.placebos(model, tag, condition));
+                let marks = own.into_iter().zip(placebos).flat_map(|(own, placebos)| [own, placebos]);
+                (tag.to_owned(), marks.step_by(if has_placebos { 1 } else { 2 }).collect())
             };
-            let placebo = has_placebos.then_some("the placebo that does most");
-            let series = ["with the tag", "in the negative prompt"].into_iter().chain(placebo);
+            let names = ["with the tag", "with one more placebo", "tag negative", "placebo negative"];
+            let series = names.into_iter().step_by(if has_placebos { 1 } else { 2 });
             let forest = Forest {
                 title: format!("{model}: each tag"),
                 axis: axis.clone(),
@@ -414,16 +415,12 @@ impl View<'_> {
         }
     }
 
-    /// What the placebo does that changes a tag's probability most.
-    fn placebo(&self, model: &str, tag: &str) -> Option<Estimate> {
-        let placebos = self.results.responses.iter().filter(|row| {
-            row.placebo
-                && row.model == model
-                && row.condition == Condition::With
-                && row.tag.as_deref() == Some(tag)
-        });
-        let changes = placebos.filter_map(|row| row.difference);
-        changes.max_by(|a, b| a.value.abs().total_cmp(&b.value.abs()))
+    /// Where one more placebo would change a tag's probability.
+    fn placebos(&self, model: &str, tag: &str, condition: Condition) -> Option<Estimate> {
+        let is_it = |row: &&Placebos| {
+            row.model == model && row.tag.as_deref() == Some(tag) && row.condition == condition
+        };
+        self.results.placebos.iter().find(is_it)?.change
     }
 }
 

@@ -75,7 +75,7 @@ pub struct Response {
     /// The change against the prompt without the word, between pictures of one seed: of probabilities the mean, else the
     /// median.
     pub difference: Option<Estimate>,
-    /// The median of its ratio to that without the word, between pictures of one seed.
+    /// The geometric mean of its ratio to that without the word, between pictures of one seed.
     pub ratio: Option<Estimate>,
 }
 
@@ -135,7 +135,7 @@ pub struct Verdict {
     pub asked: Option<Estimate>,
     /// How the tag in the negative prompt changes it.
     pub refused: Option<Estimate>,
-    /// The least and the most that any placebo changes it, and 0, before the prompt and in the negative prompt.
+    /// Between which numbers, 0 among them, one more placebo would change it, before the prompt and in the negative prompt.
     pub placebo: [[f64; 2]; 2],
     /// The probability rises where it is asked for.
     pub responds: bool,
@@ -143,11 +143,29 @@ pub struct Verdict {
     pub refuses: bool,
 }
 
+/// What words do that stand in no caption, by one model in one condition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Placebos {
+    /// The model.
+    pub model: String,
+    /// What the pictures are made with.
+    pub condition: Condition,
+    /// `probability`, whose change is meant, or `sharpness`, whose ratio.
+    pub measure: String,
+    /// Whose probability.
+    pub tag: Option<String>,
+    /// The mean over words (for ratios the geometric one), and between which numbers one more word would lie with 95 %; none
+    /// without placebos.
+    pub change: Option<Estimate>,
+}
+
 /// All numbers of a probe.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// By model, word, condition and measure.
     pub responses: Vec<Response>,
+    /// By model, condition and measure.
+    pub placebos: Vec<Placebos>,
     /// By model and tag.
     pub verdicts: Vec<Verdict>,
     /// By model, word, condition and thing.
@@ -319,7 +337,11 @@ impl Observations<'_> {
         for model in 0..self.models.len() {
             let responses = self.responses(model);
             let name = &self.models[model];
-            results.verdicts.extend(self.tags().map(|tag| Verdict::of(name, tag, &responses)));
+            let tags: Vec<_> = self.tags().collect();
+            let placebos = Placebos::of(name, &tags, &responses);
+            let verdict = |tag: &&str| Verdict::of(name, tag, &responses, &placebos);
+            results.verdicts.extend(tags.iter().map(verdict));
+            results.placebos.extend(placebos);
             results.responses.extend(responses);
             results.adherence.extend(self.adherence(model));
             results.friedness.extend(self.friedness(model, data));
@@ -329,22 +351,46 @@ impl Observations<'_> {
     }
 }
 
-impl Verdict {
-    /// A tag responds where the interval of the change of its probability lies above 0 and above the changes by all
-    /// placebos, and the change is [`RESPONSE_MIN`] or more; it refuses where the same holds below.
-    fn of(model: &str, tag: &str, responses: &[Response]) -> Self {
-        let of = |word: &dyn Fn(&Response) -> bool, condition| {
-            let is_it = move |response: &&Response| {
-                response.condition == condition && response.tag.as_deref() == Some(tag)
+impl Placebos {
+    /// Of the responses of one model, for each tag and for sharpness.
+    fn of(model: &str, tags: &[&str], responses: &[Response]) -> Vec<Self> {
+        let measures = tags.iter().map(|tag| ("probability", Some(*tag))).chain([(RATIO, None)]);
+        let both = measures.flat_map(|measure| [(Condition::With, measure), (Condition::Negative, measure)]);
+        let placebos = both.map(|(condition, (measure, tag))| {
+            let is_it = |row: &&Response| {
+                row.placebo
+                    && row.condition == condition
+                    && row.measure == measure
+                    && row.tag.as_deref() == tag
             };
-            responses.iter().filter(is_it).filter(|response| word(response)).collect::<Vec<_>>()
+            let rows = responses.iter().filter(is_it);
+            let change = if tag.is_some() {
+                statistics::further(&rows.filter_map(|row| row.difference).collect::<Vec<_>>())
+            } else {
+                let logs = rows.filter_map(|row| row.ratio).map(|ratio| ratio.map(f64::ln));
+                statistics::further(&logs.collect::<Vec<_>>()).map(|change| change.map(f64::exp))
+            };
+            let tag = tag.map(ToOwned::to_owned);
+            Self { model: model.to_owned(), condition, measure: measure.to_owned(), tag, change }
+        });
+        placebos.collect()
+    }
+}
+
+impl Verdict {
+    /// A tag responds where the interval of the change of its probability lies above 0 and above where one more placebo
+    /// would lie, and the change is [`RESPONSE_MIN`] or more; it refuses where the same holds below.
+    fn of(model: &str, tag: &str, responses: &[Response], placebos: &[Placebos]) -> Self {
+        let own = |condition| {
+            let is_it = |row: &&Response| {
+                row.word == tag && row.condition == condition && row.tag.as_deref() == Some(tag)
+            };
+            responses.iter().find(is_it).and_then(|row| row.difference)
         };
-        let own =
-            |condition| of(&|response| response.word == tag, condition).first().and_then(|r| r.difference);
         let placebo = |condition| {
-            let placebos = of(&|response| response.placebo, condition);
-            let changes = placebos.iter().filter_map(|response| response.difference);
-            changes.fold([0.0_f64; 2], |[low, high], change| [low.min(change.value), high.max(change.value)])
+            let is_it = |row: &&Placebos| row.condition == condition && row.tag.as_deref() == Some(tag);
+            let range = placebos.iter().find(is_it).and_then(|row| row.change?.range);
+            range.map_or([0.0; 2], |[low, high]| [low.min(0.0), high.max(0.0)])
         };
         let (asked, refused) = (own(Condition::With), own(Condition::Negative));
         let [with, negative] = [Condition::With, Condition::Negative].map(placebo);
@@ -476,6 +522,38 @@ mod tests {
             let verdict = results.verdicts.iter().find(|verdict| verdict.model == "v3").unwrap();
             assert!(!verdict.responds && verdict.refuses && verdict.placebo[0][1] > 0.7, "{verdict:?}");
         });
+    }
+
+    /// A verdict on a tag that changes its probability by 0.5 (0.4 to 0.6), beside placebos that change it so much.
+    fn beside(placebos: &[f64], own: f64) -> Verdict {
+        let response = |word: &str, placebo, value: f64| Response {
+            model: "v3".into(),
+            word: word.into(),
+            placebo,
+            condition: Condition::With,
+            measure: "probability".into(),
+            tag: Some("blurry".into()),
+            level: None,
+            difference: Some(Estimate { n: 24, value, range: Some([value - 0.1, value + 0.1]) }),
+            ratio: None,
+        };
+        let words = placebos.iter().map(|value| response("glorp", true, *value));
+        let responses: Vec<_> = words.chain([response("blurry", false, own)]).collect();
+        Verdict::of("v3", "blurry", &responses, &Placebos::of("v3", &["blurry"], &responses))
+    }
+
+    #[test]
+    fn a_tag_must_do_more_than_one_more_word_would() {
+        assert!(beside(&[], 0.2).responds && !beside(&[], 0.05).responds && !beside(&[], 0.09).responds);
+        // Of few placebos the ends of their intervals count, of more the spread.
+        assert!(beside(&[0.25], 0.5).responds && !beside(&[0.35], 0.5).responds);
+        assert!(beside(&[0.0, 0.05, 0.1, 0.05], 0.5).responds);
+        assert!(!beside(&[0.0, 0.3, 0.0, 0.3], 0.5).responds);
+        // One word that does the same is not all words, and half of them are.
+        let mut words = [0.0; 12];
+        words[7] = 0.5;
+        assert!(beside(&words, 0.5).responds);
+        assert!(!beside(&[0.0, 0.5, 0.0, 0.5, 0.0, 0.5], 0.5).responds);
     }
 
     #[test]

@@ -16,8 +16,15 @@ use crate::{Result, judge::write_table};
 pub(super) type Missing = HashMap<usize, String>;
 
 /// The names of the tables.
-pub(super) const TABLES: [&str; 6] =
-    ["pictures.csv", "responses.csv", "verdicts.csv", "adherence.csv", "fried.csv", "diversity.csv"];
+pub(super) const TABLES: [&str; 7] = [
+    "pictures.csv",
+    "responses.csv",
+    "placebos.csv",
+    "verdicts.csv",
+    "adherence.csv",
+    "fried.csv",
+    "diversity.csv",
+];
 
 /// Writes all of them.
 pub(super) fn write(
@@ -31,10 +38,11 @@ pub(super) fn write(
     let at = |place: usize| plan.config.output.join(TABLES[place]);
     pictures(&at(0), plan, set, files, observations, missing)?;
     responses(&at(1), results)?;
-    verdicts(&at(2), results)?;
-    adherence(&at(3), results)?;
-    fried(&at(4), results)?;
-    diversity(&at(5), results)
+    placebos(&at(2), results)?;
+    verdicts(&at(3), results)?;
+    adherence(&at(4), results)?;
+    fried(&at(5), results)?;
+    diversity(&at(6), results)
 }
 
 fn number(value: f64) -> String {
@@ -135,6 +143,15 @@ fn responses(path: &Path, results: &Results) -> Result<()> {
         head.into_iter().chain(level).chain(changes).collect::<Vec<_>>()
     });
     write_table(path, &head, rows)
+}
+
+fn placebos(path: &Path, results: &Results) -> Result<()> {
+    let rows = results.placebos.iter().map(|row| {
+        let head = [row.model.clone(), row.condition.name().to_owned(), row.measure.clone()];
+        let tag = [row.tag.clone().unwrap_or_default(), count(row.change)];
+        head.into_iter().chain(tag).chain(told(row.change)).collect::<Vec<_>>()
+    });
+    write_table(path, &["model", "condition", "measure", "tag", "words", "change", "low", "high"], rows)
 }
 
 fn verdicts(path: &Path, results: &Results) -> Result<()> {

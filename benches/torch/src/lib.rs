@@ -125,6 +125,11 @@ pub fn measure(options: &Options) -> Result<Measured, Box<dyn Error>> {
     Ok(Measured { step_s: median(steps), networks_s: median(networks), peak_bytes })
 }
 
+/// What is said where CUDA graphs were to be measured and there are none.
+pub(crate) fn without_graphs(reason: &str) -> String {
+    format!("no CUDA graphs, so measure with --no-graphs: {reason}")
+}
+
 /// Everything that a step needs.
 struct Bench {
     model: StableDiffusion,
@@ -158,6 +163,10 @@ impl Bench {
         let kind = options.dtype.autocast();
         let objective = Objective { unet_autocast: kind, text_autocast: kind, ..Objective::default() };
         let scaled = options.dtype == Arithmetic::Fp16;
+        let (recorder, failed) = Recorder::new(!options.no_graphs, device);
+        if let Some(error) = failed {
+            return Err(without_graphs(&error.to_string()).into());
+        }
         let mut batch = random_batch(options, &model.config);
         if !options.text_encoder {
             let ids = batch.ids.to_device(device);
@@ -168,7 +177,7 @@ impl Bench {
             unet,
             text_encoder,
             scaler: scaled.then(|| Scaler::new(ScalerState::default(), device)),
-            recorder: Recorder::new(!options.no_graphs, device),
+            recorder,
             objective,
             batch,
             device,

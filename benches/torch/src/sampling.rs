@@ -18,9 +18,9 @@ use vodka_sampler::{
 use vodka_sd15::{Network, StableDiffusion, native, parse_device};
 use vodka_stage::{Interrupt, parse_toml};
 
-use crate::{median, peak_of_process, synchronise};
+use crate::{median, peak_of_process, synchronise, without_graphs};
 
-/// The sampler, timed; DDIM and CFG scale 7.5, as `peer_sample.py` has it
+/// The sampler, timed; CFG scale 7.5, as `peer_sample.py` has it
 #[derive(Debug, Parser)]
 pub struct Options {
     /// What is timed
@@ -41,8 +41,9 @@ pub struct Options {
     /// fp32, bf16 or fp16
     #[arg(long, global = true, default_value = "fp32")]
     pub dtype: String,
-    /// The sampler
-    #[arg(long, global = true, default_value = "DDIM")]
+    /// The sampler. Its calls of the UNet must be as many as the peer's, whose DDIM makes one a step; A1111's, and so ours, makes
+    /// one less
+    #[arg(long, global = true, default_value = "Euler")]
     pub sampler: SamplerName,
     /// The spacing of the noise levels
     #[arg(long, global = true, default_value = "Automatic")]
@@ -143,6 +144,9 @@ fn pictures(options: &Options, load: &Load, batch: u32, count: u32) -> Result<Ve
     };
     if load.device.is_cuda() {
         make(0)?;
+        if let Some(reason) = pipeline.without_graphs() {
+            return Err(without_graphs(&reason).into());
+        }
         synchronise(load.device);
     }
     let start = Instant::now();

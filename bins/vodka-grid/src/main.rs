@@ -60,6 +60,7 @@ fn run(plan: &GridPlan, session: &Session) -> Result<GridReport> {
     let bar = session.progress("cells", plan.cells() as u64);
     grid::run(plan, session.interrupt(), &mut |event| match event {
         GridEvent::Loading { checkpoint } => bar.message(format!("loading {}", checkpoint.display())),
+        GridEvent::WithoutGraphs { reason } => bar.line(format!("without CUDA graphs: {reason}")),
         GridEvent::Step { done, total } => bar.message(format!("step {done} of {total}")),
         GridEvent::Cell { done, .. } => bar.set(done as u64),
         GridEvent::Failed(cell) => bar.line(format!("not made: cell {}: {}", cell.cell, cell.reason)),

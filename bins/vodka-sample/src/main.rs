@@ -181,6 +181,7 @@ fn main() -> ExitCode {
         let bar = session.progress("steps", u64::from(plan.pictures[0].settings.steps));
         sample::run(plan, session.interrupt(), &mut |event| match event {
             SampleEvent::Loading => bar.message("loading the model"),
+            SampleEvent::WithoutGraphs { reason } => bar.line(format!("without CUDA graphs: {reason}")),
             SampleEvent::Step { done, total } => {
                 bar.message("");
                 bar.set_total(total as u64);

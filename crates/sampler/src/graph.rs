@@ -17,6 +17,8 @@ pub(crate) struct Recorder {
     on: bool,
     /// The latest one last.
     shapes: VecDeque<Shape>,
+    /// Why there are no records, where there should be, until it is told.
+    untold: Option<String>,
 }
 
 /// What one call of the denoiser is made on.
@@ -65,41 +67,46 @@ impl Inputs {
 impl Recorder {
     /// Records where it is asked to, on a GPU whose library can.
     pub(crate) fn new(on: bool) -> Self {
-        Self { on, shapes: VecDeque::new() }
+        Self { on, shapes: VecDeque::new(), untold: None }
     }
 
     /// As [`Inputs::through`]; where libtorch cannot record, without records from then on.
     pub(crate) fn call(&mut self, unet: &UNet, inputs: &Inputs) -> Tensor {
-        if !self.on || !unet.vars().device().is_cuda() {
-            return inputs.through(unet);
-        }
-        match self.replayed(unet, inputs) {
-            Some(Ok(output)) => output,
-            Some(Err(_)) | None => {
-                *self = Self::new(false);
-                inputs.through(unet)
-            }
+        match self.on && unet.vars().device().is_cuda() {
+            true => self.recorded(unet, inputs),
+            false => inputs.through(unet),
         }
     }
 
-    /// `None` where there are no records.
-    fn replayed(&mut self, unet: &UNet, inputs: &Inputs) -> Option<Result<Tensor, TchError>> {
+    /// Why there are no records from now on, where there should be; once.
+    pub(crate) fn given_up(&mut self) -> Option<String> {
+        self.untold.take()
+    }
+
+    fn recorded(&mut self, unet: &UNet, inputs: &Inputs) -> Tensor {
+        self.replayed(unet, inputs).unwrap_or_else(|error| {
+            *self = Self { untold: Some(error.to_string()), ..Self::new(false) };
+            inputs.through(unet)
+        })
+    }
+
+    fn replayed(&mut self, unet: &UNet, inputs: &Inputs) -> Result<Tensor, TchError> {
         let sizes = [inputs.latents.size(), inputs.context.size()];
         let tiling = Tiling::is_on();
         let is_it = |shape: &Shape| shape.sizes == sizes && shape.tiling == tiling;
         let place = self.shapes.iter().position(is_it);
         let shape = match place.and_then(|place| self.shapes.remove(place)) {
             Some(shape) => shape,
-            None => match Graph::new(unet.vars().device())? {
-                Ok(graph) => Shape { sizes, tiling, seen: 0, graph, recorded: None },
-                Err(error) => return Some(Err(error)),
-            },
+            None => {
+                let graph = Graph::new(unet.vars().device())?;
+                Shape { sizes, tiling, seen: 0, graph, recorded: None }
+            }
         };
         if self.shapes.len() == MOST {
             self.shapes.pop_front();
         }
         self.shapes.push_back(shape);
-        self.shapes.back_mut().map(|shape| shape.call(unet, inputs))
+        self.shapes.back_mut().expect("one was just added").call(unet, inputs)
     }
 }
 
@@ -122,5 +129,35 @@ impl Shape {
         self.graph.replay()?;
         // The next replay overwrites it.
         Ok(self.recorded.as_ref().expect("it was just made").output.copy())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::ModelSource;
+
+    /// As on a GPU that refuses: a processor does.
+    #[test]
+    fn what_cannot_be_recorded_is_done_and_told_once() {
+        let model = ModelSource::Checkpoint(vodka_testkit::model("base")).open().unwrap();
+        let unet = UNet::load(model.weights(), Device::Cpu, Kind::Float).unwrap();
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let inputs = Inputs {
+            latents: random(&[1, 4, 8, 8]),
+            timesteps: Tensor::from_slice(&[500f32]),
+            context: random(&[1, 77, model.config().clip.hidden_size]),
+        };
+        let _no_grad = tch::no_grad_guard();
+        let expected = inputs.through(&unet);
+        let mut recorder = Recorder::new(true);
+        assert_eq!(recorder.call(&unet, &inputs), expected);
+        assert_eq!(recorder.given_up(), None, "nothing is missed on a processor");
+        assert_eq!(recorder.recorded(&unet, &inputs), expected);
+        let told = recorder.given_up().unwrap();
+        assert!(told.contains("CUDA graphs are for GPUs"), "{told}");
+        assert_eq!((recorder.given_up(), recorder.on), (None, false));
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct Wanted {
 pub(crate) enum Made<'a> {
     /// A model is being loaded.
     Loading(&'a Path),
+    /// CUDA graphs do not work, and why.
+    WithoutGraphs(String),
     /// Calls of the UNet that are through, and all, in the pictures at hand.
     Step(usize, usize),
     /// It was there.
@@ -186,6 +188,9 @@ impl Making<'_> {
         let batch = Batch { settings: &settings, image: None };
         let made = pipeline.generate_batch(batch, self.interrupt, &mut on_step);
         told?;
+        if let Some(reason) = pipeline.without_graphs() {
+            tell(Made::WithoutGraphs(reason))?;
+        }
         match made {
             Ok(Some(pictures)) => {
                 for (task, picture) in tasks.iter().zip(&pictures) {

@@ -63,6 +63,11 @@ pub enum PictureEvent<'a> {
         /// Its path.
         checkpoint: &'a Path,
     },
+    /// Each call of the UNet is told to the GPU anew: its CUDA graphs do not work. Pictures are the same, and slower.
+    WithoutGraphs {
+        /// Why.
+        reason: String,
+    },
     /// A picture is there; each is told of once.
     Picture {
         /// Its number in [`Pictures::wanted`].
@@ -144,6 +149,7 @@ impl Pictures {
         let is_through = making.run(self.wanted.len(), &wanted, &mut |made| {
             match made {
                 Made::Loading(checkpoint) => on_event(PictureEvent::Loading { checkpoint }),
+                Made::WithoutGraphs(reason) => on_event(PictureEvent::WithoutGraphs { reason }),
                 Made::Step(..) => {}
                 Made::Kept(number, picture) => {
                     on_event(PictureEvent::Picture { number, picture, is_new: false });

@@ -344,6 +344,11 @@ impl Pipeline {
         }
     }
 
+    /// Why a GPU is told of each call of the UNet again, where it should not be; once.
+    pub fn without_graphs(&self) -> Option<String> {
+        self.recorder.borrow_mut().given_up()
+    }
+
     fn networks(&self) -> Networks<'_> {
         let config = self.model.config();
         let (prediction, zero_terminal_snr) = (config.prediction, config.zero_terminal_snr);

@@ -212,10 +212,15 @@ pub struct PlannedPicture {
 }
 
 /// How far the stage is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SampleEvent {
     /// The checkpoint is being loaded.
     Loading,
+    /// Each call of the UNet is told to the GPU anew: its CUDA graphs do not work. Pictures are the same, and slower.
+    WithoutGraphs {
+        /// Why.
+        reason: String,
+    },
     /// A call of the UNet is through.
     Step {
         /// The calls made, in all pictures up to now.
@@ -499,6 +504,9 @@ pub fn run(
             report.outcome = Outcome::Interrupted;
             return Ok(report);
         };
+        if let Some(reason) = pipeline.without_graphs() {
+            on_event(SampleEvent::WithoutGraphs { reason });
+        }
         for (planned, picture) in batch.iter().zip(&pictures) {
             write_picture(&planned.output, picture, &text(planned))?;
             report.pictures.push(made(planned));

@@ -9,7 +9,10 @@ use std::{
 
 use tch::{Device, TchError};
 
-use crate::native::{Text, said};
+use crate::{
+    failure::catch,
+    native::{Text, said},
+};
 
 /// The library; empty where it could not be built.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vodka_cuda.so"));
@@ -121,16 +124,22 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// An empty one; `None` where there are none: on a processor, and where the library is not.
+    /// An empty one.
     ///
     /// # Errors
-    /// What libtorch says.
-    pub fn new(device: Device) -> Option<Result<Self, TchError>> {
-        let (Device::Cuda(ordinal), Some(calls)) = (device, CALLS.get()) else { return None };
+    /// On a processor, and where the library is not; what libtorch says.
+    pub fn new(device: Device) -> Result<Self, TchError> {
+        let none = |why: &str| Err(TchError::Torch(why.to_owned()));
+        let Device::Cuda(ordinal) = device else { return none("CUDA graphs are for GPUs") };
+        let Some(calls) = CALLS.get() else {
+            return none(
+                "the library for CUDA graphs was not built with this program, or does not fit libtorch",
+            );
+        };
         let mut recording = ptr::null_mut();
         // SAFETY: the pointer lives until the call is over.
-        let made = calls.checked(unsafe { (calls.new)(ordinal as c_int, &raw mut recording) });
-        Some(made.map(|()| Self { recording, calls }))
+        calls.checked(unsafe { (calls.new)(ordinal as c_int, &raw mut recording) })?;
+        Ok(Self { recording, calls })
     }
 
     /// Does something on the stream that it will be written down on, as must be done before: libtorch sets itself up.
@@ -147,14 +156,17 @@ impl Graph {
     /// Writes down what `act` asks of the GPU; nothing of it is done, and it may not wait for anything.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// What libtorch says, also in `act`; the stream is the one from before all the same.
     pub fn record<R>(&self, act: impl FnOnce() -> R) -> Result<R, TchError> {
         self.call(self.calls.aside)?;
-        self.call(self.calls.begin)?;
-        let result = act();
-        self.call(self.calls.end)?;
-        self.call(self.calls.back)?;
-        Ok(result)
+        let recorded = self.call(self.calls.begin).and_then(|()| {
+            let result = catch(act);
+            // What `act` was refused says more than that the recording is broken.
+            let ended = self.call(self.calls.end);
+            result.and_then(|result| ended.map(|()| result))
+        });
+        let back = self.call(self.calls.back);
+        recorded.and_then(|result| back.map(|()| result))
     }
 
     /// Does what was written down, in the memory that it was written down with.

@@ -36,10 +36,11 @@ struct Recorded {
 }
 
 impl Recorder {
-    /// Records where it is asked to, on a GPU whose library can.
-    pub fn new(on: bool, device: Device) -> Self {
-        let can = on && matches!(Graph::new(device), Some(Ok(_)));
-        Self { device: can.then_some(device), sizes: BTreeMap::new() }
+    /// Records where it is asked to, on a GPU; and where that does not work, why.
+    pub fn new(on: bool, device: Device) -> (Self, Option<TchError>) {
+        let asked = (on && device.is_cuda()).then_some(device);
+        let failed = asked.and_then(|device| Graph::new(device).err());
+        (Self { device: asked.filter(|_| failed.is_none()), sizes: BTreeMap::new() }, failed)
     }
 
     /// Whether gradients must stay in their places, and be set to 0 rather than forgotten.
@@ -68,8 +69,7 @@ impl Recorder {
         let size = match self.sizes.entry(inputs.sizes()) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
-                let graph = Graph::new(device).expect("there was one before")?;
-                entry.insert(Size { seen: 0, graph, recorded: None })
+                entry.insert(Size { seen: 0, graph: Graph::new(device)?, recorded: None })
             }
         };
         if size.seen < WARM_UP {

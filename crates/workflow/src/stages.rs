@@ -478,6 +478,7 @@ pub fn of_probe(event: ProbeEvent) -> Option<Progress> {
     match event {
         ProbeEvent::Pictures(done, total) => Some(Progress::Units(done as u64, total as u64)),
         ProbeEvent::Tag(event) => of_tag(event),
+        ProbeEvent::WithoutGraphs(reason) => Some(Progress::Note(format!("without CUDA graphs: {reason}"))),
         ProbeEvent::Failed(told) => Some(Progress::Note(format!("not made: {told}"))),
     }
 }
@@ -488,6 +489,7 @@ fn of_grid(event: GridEvent<'_>) -> Option<Progress> {
         GridEvent::Failed(cell) => {
             Some(Progress::Note(format!("cell {} ({}): {}", cell.cell, cell.labels.join("; "), cell.reason)))
         }
+        GridEvent::WithoutGraphs { reason } => Some(Progress::Note(format!("without CUDA graphs: {reason}"))),
         GridEvent::Loading { .. } | GridEvent::Step { .. } => None,
     }
 }

@@ -25,12 +25,17 @@ use crate::{
 };
 
 /// How far the stage is.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum GridEvent<'a> {
     /// A checkpoint is being loaded.
     Loading {
         /// Its path.
         checkpoint: &'a Path,
+    },
+    /// Each call of the UNet is told to the GPU anew: its CUDA graphs do not work. Pictures are the same, and slower.
+    WithoutGraphs {
+        /// Why.
+        reason: String,
     },
     /// A call of the UNet is through, in the picture that is being made.
     Step {
@@ -315,6 +320,9 @@ impl Run<'_> {
         making.run(report.cells, &wanted, &mut |made| {
             match made {
                 Made::Loading(checkpoint) => on_event(GridEvent::Loading { checkpoint }),
+                Made::WithoutGraphs(ref reason) => {
+                    on_event(GridEvent::WithoutGraphs { reason: reason.clone() });
+                }
                 Made::Step(done, total) => on_event(GridEvent::Step { done, total }),
                 Made::Kept(number, picture) => {
                     looks[number] = Some(Look::of(picture));

@@ -322,7 +322,7 @@ impl<'a> Run<'a> {
             entries,
             epoch_settings,
             epochs,
-            steps: Steps::new(plan, &progress, device),
+            steps: Steps::new(plan, &progress, device, on_event),
             progress,
             state_saved_at: Instant::now(),
         };

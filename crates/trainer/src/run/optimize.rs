@@ -5,7 +5,7 @@ use vodka_sd15::{Network, catch};
 
 use super::{Run, expose, memory};
 use crate::{
-    Arithmetic, Compat, Error, Result, TrainEvent, TrainPlan,
+    Arithmetic, Compat, Error, Notice, Result, TrainEvent, TrainPlan,
     arithmetic::{OnNan, Scaler, ScalerRule},
     epoch::Planned,
     graph::Recorder,
@@ -41,12 +41,22 @@ pub(super) struct Steps {
 
 impl Steps {
     /// For a run that has come so far.
-    pub fn new(plan: &TrainPlan, progress: &Progress, device: Device) -> Self {
+    pub fn new(
+        plan: &TrainPlan,
+        progress: &Progress,
+        device: Device,
+        on_event: &mut dyn FnMut(TrainEvent),
+    ) -> Self {
+        let (recorder, failed) = Recorder::new(plan.cuda_graphs, device);
+        if let Some(error) = failed {
+            let why = format!("is not done, and steps are slower: {error}");
+            on_event(TrainEvent::Notice(Notice::new("cuda_graphs", true, why)));
+        }
         let scaled = plan.settings.arithmetic.networks == Arithmetic::Fp16;
         Self {
             unread: Vec::new(),
             scaler: scaled.then(|| Scaler::new(progress.scaler.unwrap_or_default(), device)),
-            recorder: Recorder::new(plan.cuda_graphs, device),
+            recorder,
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Watch {
     pub speed: Speed,
     /// Steps between two entries of the event file.
     log_step: u64,
+    /// What the gradients of UNet and text encoder are clipped to.
+    max_norms: [Option<f64>; 2],
     /// The losses since the last entry.
     losses: Vec<f32>,
 }
@@ -59,7 +61,9 @@ impl Watch {
         let steps = done.map(|losses| losses.len() as u64);
         let losses = done.unwrap_or_default();
         let since = losses.len() / plan.log_step as usize * plan.log_step as usize;
+        let clip = plan.settings.clip_grad_norm;
         Ok(Self {
+            max_norms: [clip, clip.filter(|_| plan.settings.compat.clips_text_encoder())],
             log: Log::start(&plan.output, key, steps)?,
             events: Events::start(&plan.event_folder(key), key, steps, time_s())?,
             meter,
@@ -78,10 +82,16 @@ impl Watch {
             "lr_text_encoder": text_encoder, "pictures": extra.pictures});
         extra.grad_scale.into_iter().for_each(|scale| line["grad_scale"] = scale.into());
         let mut values = Vec::new();
-        for (network, norm) in [("unet", extra.norms[0]), ("te", extra.norms[1])] {
-            let Some(norm) = norm else { continue };
+        for (i, network) in ["unet", "te"].into_iter().enumerate() {
+            let Some(norm) = extra.norms[i] else { continue };
             line[format!("grad_norm_{network}")] = norm.into();
-            values.push((format!("optimizer/{network}_grad_norm_pre_clip"), Value::Scalar(norm as f32)));
+            let mut scalar = |name: &str, norm: f64| {
+                values.push((format!("optimizer/{network}_{name}"), Value::Scalar(norm as f32)));
+            };
+            if self.max_norms[i].is_some() {
+                scalar("pre_clip_norm", norm);
+            }
+            scalar("grad_norm", self.max_norms[i].map_or(norm, |most| norm.min(most)));
         }
         line["time"] = json!(speed);
         self.log.append(&line)?;
@@ -94,6 +104,9 @@ impl Watch {
             extra.grad_scale.into_iter().for_each(|scale| scalar("hyperparameter/grad scale", scale));
             scalar("loss/log_step", mean);
             scalar("performance/images per second", speed.images_per_s as f32);
+            // In MiB, as there.
+            let vram = speed.gpu_peak_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+            vram.into_iter().for_each(|mib| scalar("performance/vram", mib as f32));
         }
         if !values.is_empty() {
             self.events.append(step, time_s(), &values)?;

@@ -41,6 +41,8 @@ pub enum ProbeEvent {
     Pictures(usize, usize),
     /// The tagger is at work on them.
     Tag(TagEvent),
+    /// Each call of the UNet is told to the GPU anew, and why: its CUDA graphs do not work.
+    WithoutGraphs(String),
     /// A picture could not be made.
     Failed(String),
 }
@@ -251,6 +253,7 @@ fn make(
     let is_through = set.pictures.make(ids, interrupt, &mut |event| {
         match event {
             PictureEvent::Loading { .. } => return,
+            PictureEvent::WithoutGraphs { reason } => return on_event(ProbeEvent::WithoutGraphs(reason)),
             PictureEvent::Picture { number, picture, is_new } => {
                 looks[number] = Some(measured(picture));
                 report.made += usize::from(is_new);

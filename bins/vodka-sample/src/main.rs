@@ -1,18 +1,38 @@
-//! `vodka-sample`: makes a picture from a prompt.
+//! `vodka-sample`: makes a picture from a prompt, and pictures larger.
+
+mod upscale;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use vodka_cli::{Common, Session, hash_cache, runtime_dir};
 use vodka_sampler::{
     Emphasis, Precision, RandomSource, ResizeMode, SampleConfig, SampleEvent, SamplerName, ScheduleName,
     Size, sample,
 };
 
-/// Makes a picture from a prompt: torch's random numbers, A1111's samplers and `parameters` text.
+/// Makes a picture from a prompt: torch's random numbers, A1111's samplers and `parameters` text
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done but some pictures were skipped (listed), 4 interrupted.
 #[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    sample: Option<Sample>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make pictures larger, by a rule or by an ESRGAN upscaler
+    Upscale(upscale::Upscale),
+}
+
+#[derive(Debug, Args)]
+struct Sample {
     /// Single-file checkpoint, diffusers folder, or merge recipe: `mix.toml`, or `mix.toml#OUTPUT` where it has several
     #[arg(long, value_name = "PATH")]
     checkpoint: PathBuf,
@@ -126,8 +146,6 @@ struct Args {
     /// Picture to write: .png, .jpg or .webp; of several, a.png becomes a-1.png, a-2.png, ...
     #[arg(long, short, value_name = "PATH")]
     output: PathBuf,
-    #[command(flatten)]
-    common: Common,
 }
 
 fn weight(text: &str) -> Result<(String, String), String> {
@@ -136,7 +154,15 @@ fn weight(text: &str) -> Result<(String, String), String> {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let Arguments { command, sample, common } = Arguments::parse();
+    match (command, sample) {
+        (Some(Command::Upscale(args)), _) => upscale::run(args, common),
+        (None, Some(args)) => run(args, common),
+        (None, None) => unreachable!("clap asks for a checkpoint where there is no subcommand"),
+    }
+}
+
+fn run(args: Sample, common: Common) -> ExitCode {
     let config = SampleConfig {
         checkpoint: args.checkpoint,
         weights: args.weights.into_iter().collect(),
@@ -177,7 +203,7 @@ fn main() -> ExitCode {
         runtime_dir: runtime_dir(),
         hash_cache: hash_cache(),
     };
-    Session::start(args.common).stage(config.plan(), |plan, session| {
+    Session::start(common).stage(config.plan(), |plan, session| {
         let bar = session.progress("steps", u64::from(plan.pictures[0].settings.steps));
         sample::run(plan, session.interrupt(), &mut |event| match event {
             SampleEvent::Loading => bar.message("loading the model"),

@@ -6,6 +6,7 @@ use crate::{
     Architecture, ClipConfig, Error, Mismatch, ModelConfig, Prediction, Result, UNetConfig, VaeConfig,
     WeightFile,
     keys::{CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX},
+    upscaler,
 };
 
 /// The architecture that the names belong to, if it is not Stable Diffusion 1.x.
@@ -59,6 +60,9 @@ fn foreign_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Arc
     }
     if starts("control_model.") || starts("controlnet_cond_embedding.") || holds("input_hint_block.") {
         return Some(Architecture::ControlNet);
+    }
+    if upscaler::is_upscaler(names.clone()) {
+        return Some(Architecture::Upscaler);
     }
     if starts("emb_params") || starts("string_to_param") {
         return Some(Architecture::Embedding);

@@ -169,6 +169,36 @@ pub enum Error {
         /// What it is.
         found: Architecture,
     },
+    /// The file holds something else than an ESRGAN upscaler.
+    #[error("`{path}` is {found}, expected an ESRGAN upscaler")]
+    NotUpscaler {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: Architecture,
+    },
+    /// An upscaler of grey or transparent pictures.
+    #[error("the upscaler `{path}` makes {output} channels of {input}, expected 3 of 3, 12 or 48")]
+    UpscalerChannels {
+        /// The file.
+        path: PathBuf,
+        /// Channels of its first convolution.
+        input: i64,
+        /// Channels of its last one.
+        output: i64,
+    },
+    /// An upscaler that makes pictures smaller, or far larger than any known.
+    #[error(
+        "the upscaler `{path}` doubles {doublings} times what it has made 1/{unshuffle}, expected a scale of 1 to 16"
+    )]
+    UpscalerScale {
+        /// The file.
+        path: PathBuf,
+        /// How often it doubles.
+        doublings: i64,
+        /// By how much it makes pictures smaller before.
+        unshuffle: i64,
+    },
     /// The file holds something else than a LoRA for Stable Diffusion 1.x.
     #[error("`{path}` is {found}, expected a LoRA for Stable Diffusion 1.x")]
     NotLora {
@@ -476,6 +506,8 @@ pub enum Architecture {
     ControlNet,
     /// An embedding of textual inversion.
     Embedding,
+    /// An upscaler of ESRGAN's form.
+    Upscaler,
     /// The UNet of a diffusers folder without the rest.
     DiffusersUnet,
     /// A VAE without the rest.
@@ -502,6 +534,7 @@ impl fmt::Display for Architecture {
             Self::SdxlLora => "a LoRA for Stable Diffusion XL",
             Self::ControlNet => "a ControlNet",
             Self::Embedding => "an embedding (textual inversion)",
+            Self::Upscaler => "an ESRGAN upscaler",
             Self::DiffusersUnet => "the UNet of a diffusers folder (open the folder above it)",
             Self::Vae => "a VAE alone",
             Self::TextEncoder => "a text encoder alone",

@@ -291,7 +291,17 @@ type Items = [(Id, Id)];
 /// The dictionary that holds the tensors: the whole, or the one below it that trainers nest it in; and the names of
 /// what lies beside it.
 fn state<'p>(pickle: &'p Pickle<'_>) -> Option<(&'p Items, Vec<String>)> {
-    const NESTS: [&str; 6] = ["state_dict", "params_ema", "params", "model", "module", "string_to_param"];
+    const NESTS: [&str; 9] = [
+        "state_dict",
+        "model_state_dict",
+        "params_ema",
+        "params-ema",
+        "params",
+        "model",
+        "net",
+        "module",
+        "string_to_param",
+    ];
     let Node::Dict(items) = pickle.root() else { return None };
     let mut items = items.as_slice();
     let mut left_over = Vec::new();

@@ -146,6 +146,67 @@ pub enum Error {
         /// The value.
         found: String,
     },
+    /// Tiles that are too small or too large, or overlap too far.
+    #[error(
+        "tiles of {tile_px} px that overlap by {overlap_px}: expected 0 (the whole picture) or {min_px} to {max_px} px, \
+         overlapping by half of that at most"
+    )]
+    Tiles {
+        /// The side.
+        tile_px: u32,
+        /// The overlap.
+        overlap_px: u32,
+        /// The smallest side.
+        min_px: u32,
+        /// The largest side.
+        max_px: u32,
+    },
+    /// A factor of enlargement that is none.
+    #[error("a scale of {found}: expected more than 0 and at most {max}")]
+    Scale {
+        /// The number.
+        found: f64,
+        /// The largest.
+        max: f64,
+    },
+    /// Two answers to one question.
+    #[error("a scale and a size are given, expected one of them")]
+    ScaleAndSize,
+    /// A rule that makes any size, and is told none.
+    #[error("{upscaler} makes pictures of any size: expected a scale or a size")]
+    NoScale {
+        /// Its name.
+        upscaler: String,
+    },
+    /// A picture that is too large for what reads it.
+    #[error(
+        "a picture of {width}x{height} px would take {gigabytes:.1} GB: expected sides of at most {max_side_px} px, and at most \
+         {max} pixels"
+    )]
+    TooLarge {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+        /// Its bytes.
+        gigabytes: f64,
+        /// The longest side.
+        max_side_px: u32,
+        /// The most pixels.
+        max: u64,
+    },
+    /// An output that would take the place of what it is made from.
+    #[error("the output `{path}` is the input, or lies in it")]
+    OutputIsInput {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A folder with nothing to do.
+    #[error("there is no picture in `{path}`")]
+    NoPictures {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A size that is not of the form `WIDTHxHEIGHT`.
     #[error("expected a size such as 512x768, found `{found}`")]
     SizeForm {

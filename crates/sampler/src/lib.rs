@@ -3,7 +3,8 @@
 //! [`Pipeline`] makes one picture after the other, or several at once, from one checkpoint or from a merge that is in no file
 //! ([`ModelSource`]); a [`Library`] holds the LoRA files and embeddings that their prompts may name. On it stand two stages:
 //! [`sample::run`] writes a single picture or a few, [`grid::run`] a store of pictures
-//! by checkpoint, prompt and any other axes, with sheets, tables and a page of them all.
+//! by checkpoint, prompt and any other axes, with sheets, tables and a page of them all. A third, [`upscale::run`], makes
+//! pictures larger.
 
 mod ahead;
 mod bootstrap;
@@ -28,6 +29,7 @@ mod settings;
 mod sheet;
 mod store;
 mod texts;
+pub mod upscale;
 
 pub use bootstrap::{SAMPLES_MIN, bootstrap, median};
 pub use error::{Error, Result};
@@ -44,6 +46,9 @@ pub use pipeline::{Batch, Calls, Form, Load, Networks, Pipeline, solve};
 pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
 pub use settings::{ImageToImage, ResizeMode, Settings, Size};
 pub use sheet::{labelled, strip};
+pub use upscale::{
+    Target, Tiles, UpscaleConfig, UpscaleEvent, UpscalePlan, UpscaleReport, Upscaler, UpscalerChoice,
+};
 pub use vodka_checkpoint::Precision;
 pub use vodka_merger::Weight;
 pub use vodka_noise::{RandomSource, SamplerName, ScheduleName};

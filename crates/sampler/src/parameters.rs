@@ -165,8 +165,9 @@ fn has_hires(parameters: &Parameters) -> bool {
 /// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the hires
 /// pass, the refiner, scripts.
 pub fn not_followed(parameters: &Parameters) -> Vec<String> {
-    const STARTS: [&str; 13] = [
+    const STARTS: [&str; 14] = [
         "Hires ",
+        "Postprocess ",
         "Refiner",
         "Image CFG scale",
         "Face restoration",

@@ -15,6 +15,7 @@ use image::{
     },
 };
 use png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError, Reader, Writer as PngWriter};
+use vodka_images::{Picture, flatten};
 use vodka_stage::AtomicFile;
 
 use crate::{Error, Result};
@@ -62,9 +63,49 @@ impl PictureFormat {
 /// # Errors
 /// Another ending than those of [`PictureFormat`], a side or a text that is too long for the form, a full disk.
 pub fn write_picture(path: &Path, picture: &RgbImage, parameters: &str) -> Result<()> {
+    write_pixels(path, Pixels::of(picture), parameters)
+}
+
+/// The same for pictures with transparency, which JPEG lays over white.
+///
+/// # Errors
+/// As there.
+pub(crate) fn write_any(path: &Path, picture: &Picture, parameters: &str) -> Result<()> {
+    match picture {
+        Picture::Rgb(picture) => write_picture(path, picture, parameters),
+        Picture::Rgba(picture) if PictureFormat::of(path)? == PictureFormat::Jpeg => {
+            write_picture(path, &flatten(picture), parameters)
+        }
+        Picture::Rgba(picture) => {
+            let (width, height) = picture.dimensions();
+            write_pixels(path, Pixels { width, height, bytes: picture, has_alpha: true }, parameters)
+        }
+    }
+}
+
+/// Bytes of pixels, row-major.
+#[derive(Clone, Copy)]
+struct Pixels<'a> {
+    width: u32,
+    height: u32,
+    bytes: &'a [u8],
+    has_alpha: bool,
+}
+
+impl<'a> Pixels<'a> {
+    fn of(picture: &'a RgbImage) -> Self {
+        let (width, height) = picture.dimensions();
+        Self { width, height, bytes: picture, has_alpha: false }
+    }
+}
+
+fn write_pixels(path: &Path, picture: Pixels<'_>, parameters: &str) -> Result<()> {
     let format = PictureFormat::of(path)?;
     if format == PictureFormat::Png {
-        return write_png(path, picture, parameters);
+        let mut file = AtomicFile::create(path)?;
+        encode(&mut file, picture, parameters)
+            .map_err(|source| Error::WritePng { path: path.to_path_buf(), source })?;
+        return Ok(file.commit()?);
     }
     let comment = comment(parameters);
     let (found, max) = (comment.len(), JPEG_EXIF_MAX);
@@ -82,9 +123,10 @@ pub fn write_picture(path: &Path, picture: &RgbImage, parameters: &str) -> Resul
     Ok(vodka_stage::write_atomic(path, bytes)?)
 }
 
-fn encode_with(mut encoder: impl ImageEncoder, picture: &RgbImage, exif: Vec<u8>) -> Result<(), ImageError> {
+fn encode_with(mut encoder: impl ImageEncoder, picture: Pixels<'_>, exif: Vec<u8>) -> Result<(), ImageError> {
     encoder.set_exif_metadata(exif).map_err(ImageError::Unsupported)?;
-    encoder.write_image(picture, picture.width(), picture.height(), ExtendedColorType::Rgb8)
+    let colours = if picture.has_alpha { ExtendedColorType::Rgba8 } else { ExtendedColorType::Rgb8 };
+    encoder.write_image(picture.bytes, picture.width, picture.height, colours)
 }
 
 /// EXIF with the text as its comment, in big-endian UTF-16 as A1111's library writes it.
@@ -128,7 +170,7 @@ fn read_comment(exif: Vec<u8>) -> Option<String> {
 /// Pillow does for A1111.
 pub fn write_png(path: &Path, picture: &RgbImage, parameters: &str) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    encode(&mut file, picture, parameters)
+    encode(&mut file, Pixels::of(picture), parameters)
         .map_err(|source| Error::WritePng { path: path.to_path_buf(), source })?;
     Ok(file.commit()?)
 }
@@ -148,7 +190,7 @@ pub(crate) fn write_png_bands(
 ) -> Result<()> {
     let failed = |source: EncodingError| Error::WritePng { path: path.to_path_buf(), source };
     let mut file = AtomicFile::create(path)?;
-    let mut writer = encoder(&mut file, width, height, parameters).map_err(failed)?;
+    let mut writer = encoder(&mut file, (width, height), ColorType::Rgb, parameters).map_err(failed)?;
     let mut stream = writer.stream_writer().map_err(failed)?;
     draw(&mut |band| stream.write_all(band).map_err(|source| failed(source.into())))?;
     stream.finish().map_err(failed)?;
@@ -156,21 +198,22 @@ pub(crate) fn write_png_bands(
     Ok(file.commit()?)
 }
 
-fn encode(file: impl Write, picture: &RgbImage, parameters: &str) -> Result<(), EncodingError> {
-    let mut writer = encoder(file, picture.width(), picture.height(), parameters)?;
-    writer.write_image_data(picture)?;
+fn encode(file: impl Write, picture: Pixels<'_>, parameters: &str) -> Result<(), EncodingError> {
+    let colours = if picture.has_alpha { ColorType::Rgba } else { ColorType::Rgb };
+    let mut writer = encoder(file, (picture.width, picture.height), colours, parameters)?;
+    writer.write_image_data(picture.bytes)?;
     writer.finish()
 }
 
-/// A file with its head: RGB of 8 bits, and the text.
+/// A file with its head: 8 bits a channel, and the text.
 fn encoder<W: Write>(
     file: W,
-    width: u32,
-    height: u32,
+    (width, height): (u32, u32),
+    colours: ColorType,
     parameters: &str,
 ) -> Result<PngWriter<W>, EncodingError> {
     let mut encoder = Encoder::new(file, width, height);
-    encoder.set_color(ColorType::Rgb);
+    encoder.set_color(colours);
     encoder.set_depth(BitDepth::Eight);
     // A NUL would end the text.
     let parameters = parameters.replace('\0', "");

@@ -1,4 +1,4 @@
-//! The networks of Stable Diffusion 1.x: CLIP text encoder, UNet, VAE.
+//! The networks of Stable Diffusion 1.x: CLIP text encoder, UNet, VAE; and [`Rrdb`], which makes pictures larger.
 //!
 //! All three are driven by [`vodka_checkpoint::ModelConfig`], so that the full SD 1.5 and the tiny models of the tests
 //! are the same code. Parameters carry the names that diffusers and transformers give them; [`Network::state`] hands
@@ -28,6 +28,7 @@ mod model;
 pub mod native;
 mod network;
 pub mod resnet;
+pub mod rrdb;
 pub mod unet;
 pub mod vae;
 
@@ -37,5 +38,6 @@ pub use error::{Error, Result};
 pub use failure::{catch, is_out_of_memory};
 pub use model::StableDiffusion;
 pub use network::{Network, Params, Source};
+pub use rrdb::Rrdb;
 pub use unet::UNet;
 pub use vae::{Moments, Vae};

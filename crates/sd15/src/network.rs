@@ -164,12 +164,22 @@ pub(crate) fn read<'a>(
     move |name, shape| {
         let name = ldm.get(name).unwrap_or_else(|| panic!("{name} is not in the key list"));
         let view = weights.tensor(name).map_err(Error::of_weights)?;
-        check_shape(name, &view, shape)?;
-        let upload = |source| Error::Upload { name: name.clone(), device: format!("{device:?}"), source };
-        let tensor =
-            Tensor::f_from_data_size(&view.data, shape, tch_kind(name, view.dtype)?).map_err(upload)?;
-        tensor.f_to_device(device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(upload)
+        bring(name, &view, shape, device, kind)
     }
+}
+
+/// A tensor of a file in that shape, converted on the device.
+pub(crate) fn bring(
+    name: &str,
+    view: &TensorView<'_>,
+    shape: &[i64],
+    device: Device,
+    kind: Kind,
+) -> Result<Tensor> {
+    check_shape(name, view, shape)?;
+    let upload = |source| Error::Upload { name: name.to_owned(), device: format!("{device:?}"), source };
+    let tensor = Tensor::f_from_data_size(&view.data, shape, tch_kind(name, view.dtype)?).map_err(upload)?;
+    tensor.f_to_device(device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(upload)
 }
 
 /// Whether a tensor has as many elements as that shape.

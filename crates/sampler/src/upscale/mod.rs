@@ -1,0 +1,499 @@
+//! The stage that makes pictures larger: one, or all in a folder.
+
+mod alpha;
+mod tiles;
+mod upscaler;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use vodka_checkpoint::Precision;
+use vodka_images::{DecodeOptions, Picture, decode_bytes, find, is_image, relative_name};
+use vodka_prompt::Parameters;
+use vodka_sd15::{check_device_name, device_type, parse_device};
+use vodka_stage::{
+    ContentHash, Interrupt, Journal, Outcome, Report, RunKey, beside, hash_bytes, hash_file, lossy,
+    record_path,
+};
+
+use crate::{
+    Error, PictureFormat, ResizeMode, Result, Size,
+    fit::fit,
+    picture_file::{read_parameters, write_any},
+    pipeline::kind,
+};
+
+pub use tiles::Tiles;
+pub use upscaler::{Upscaler, UpscalerChoice};
+pub(crate) use upscaler::{check_size, scaled};
+
+/// Counts up whenever the same settings make other pixels.
+const ARITHMETIC: u32 = 1;
+/// The largest factor.
+const SCALE_MAX: f64 = 64.0;
+
+/// What a user asks for: pictures, what makes them larger, and how large.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpscaleConfig {
+    /// A picture, or a folder of pictures.
+    pub input: PathBuf,
+    /// The larger picture (PNG, JPEG or WebP), or the folder for them, in which they are PNG files.
+    pub output: PathBuf,
+    /// `Lanczos`, `Nearest`, or the file of an ESRGAN upscaler.
+    pub upscaler: UpscalerChoice,
+    /// How many times as wide and as high; where neither this nor `size` is said, what the network makes.
+    #[serde(default)]
+    pub scale: Option<f64>,
+    /// The size instead.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// How pictures are brought to `size`.
+    #[serde(default)]
+    pub resize_mode: ResizeMode,
+    /// How pictures are cut for a network.
+    #[serde(default)]
+    pub tiles: Tiles,
+    /// What a network computes in; fp32.
+    #[serde(default)]
+    pub precision: Option<Precision>,
+    /// `cpu`, `cuda` or `cuda:N`; `cpu` where absent.
+    #[serde(default = "crate::sample::default_device")]
+    pub device: String,
+    /// Where `cargo xtask setup` put libtorch.
+    #[serde(skip)]
+    pub runtime_dir: PathBuf,
+}
+
+/// How large pictures become.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// As the network makes them.
+    Own,
+    /// So many times as wide and as high.
+    Scale(f64),
+    /// This size.
+    Size(Size, ResizeMode),
+}
+
+/// A checked [`UpscaleConfig`].
+#[derive(Debug, Clone, Serialize)]
+pub struct UpscalePlan {
+    /// The picture, or the folder of pictures.
+    #[serde(serialize_with = "lossy")]
+    pub input: PathBuf,
+    /// The larger picture, or the folder for them.
+    #[serde(serialize_with = "lossy")]
+    pub output: PathBuf,
+    /// What makes them larger.
+    pub upscaler: UpscalerChoice,
+    /// How large they become.
+    pub target: Target,
+    /// How they are cut.
+    pub tiles: Tiles,
+    /// What a network computes in.
+    pub precision: Precision,
+    /// The device's name.
+    pub device: String,
+    /// Each picture, relative to a folder as `input`, and its file.
+    #[serde(skip)]
+    pub pictures: Vec<(PathBuf, PathBuf)>,
+    /// How many there are.
+    pub count: usize,
+    /// Where libtorch is.
+    #[serde(skip)]
+    pub runtime_dir: PathBuf,
+}
+
+/// How far the stage is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum UpscaleEvent<'a> {
+    /// The network is being loaded.
+    Loading,
+    /// Pictures that are done, kept or skipped, of all.
+    Pictures {
+        /// Done.
+        done: usize,
+        /// All.
+        total: usize,
+    },
+    /// Tiles of the picture at hand.
+    Tile {
+        /// Done.
+        done: usize,
+        /// All.
+        total: usize,
+    },
+    /// A picture that cannot be read, or would be too large.
+    Skipped {
+        /// The picture.
+        picture: &'a Path,
+        /// Why.
+        reason: &'a str,
+    },
+}
+
+/// What the stage has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpscaleReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How many pictures are there.
+    pub pictures: usize,
+    /// How many of them were there before.
+    pub kept: usize,
+    /// What could not be read, and why.
+    pub skipped: Vec<(String, String)>,
+    /// The picture, or the folder.
+    #[serde(serialize_with = "lossy")]
+    pub output: PathBuf,
+}
+
+/// A picture that was made.
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    name: String,
+    source: ContentHash,
+    output: ContentHash,
+}
+
+impl UpscaleConfig {
+    /// Checks the settings and lists the pictures; none is opened.
+    pub fn plan(&self) -> Result<UpscalePlan> {
+        self.tiles.check()?;
+        check_device_name(&self.device)?;
+        let target = self.target()?;
+        let pictures = self.pictures()?;
+        Ok(UpscalePlan {
+            input: self.input.clone(),
+            output: self.output.clone(),
+            upscaler: self.upscaler.clone(),
+            target,
+            tiles: self.tiles,
+            precision: self.precision.unwrap_or(Precision::F32),
+            device: self.device.clone(),
+            count: pictures.len(),
+            pictures,
+            runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+
+    fn target(&self) -> Result<Target> {
+        match (self.scale, self.size) {
+            (Some(_), Some(_)) => Err(Error::ScaleAndSize),
+            (Some(scale), None) if scale > 0.0 && scale <= SCALE_MAX => Ok(Target::Scale(scale)),
+            (Some(found), None) => Err(Error::Scale { found, max: SCALE_MAX }),
+            (None, Some(size)) if size.width > 0 && size.height > 0 => {
+                check_size(size.width, size.height)?;
+                Ok(Target::Size(size, self.resize_mode))
+            }
+            (None, Some(size)) => Err(Error::SizeForm { found: size.to_string() }),
+            (None, None) if self.upscaler.path().is_some() => Ok(Target::Own),
+            (None, None) => Err(Error::NoScale { upscaler: self.upscaler.name() }),
+        }
+    }
+
+    /// What is read, and what is written of it.
+    fn pictures(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let absolute = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
+        let (input, output) = (absolute(&self.input), absolute(&self.output));
+        let is_same = input.is_some() && input == output;
+        let is_inside =
+            self.input.is_dir() && input.is_some_and(|input| output.is_some_and(|o| o.starts_with(input)));
+        if is_same || is_inside {
+            return Err(Error::OutputIsInput { path: self.output.clone() });
+        }
+        if !self.input.is_dir() {
+            PictureFormat::of(&self.output)?;
+            return Ok(vec![(self.input.clone(), self.output.clone())]);
+        }
+        let found = find(&self.input)?;
+        if found.is_empty() {
+            return Err(Error::NoPictures { path: self.input.clone() });
+        }
+        let mut taken = BTreeMap::new();
+        for path in &found {
+            *taken.entry(path.with_extension("png")).or_insert(0) += 1;
+        }
+        let name = |path: PathBuf| {
+            let plain = path.with_extension("png");
+            // Of two that differ in their endings alone, each keeps its own.
+            let plain = if taken[&plain] > 1 { beside(&path, "", ".png") } else { plain };
+            let output = self.output.join(plain);
+            (path, output)
+        };
+        Ok(found.into_iter().map(name).collect())
+    }
+}
+
+impl UpscalePlan {
+    fn is_folder(&self) -> bool {
+        self.input.is_dir()
+    }
+
+    /// All that the pictures depend on, beside themselves.
+    fn common_key(&self) -> Result<RunKey> {
+        #[derive(Serialize)]
+        struct Key<'a> {
+            arithmetic: u32,
+            upscaler: String,
+            target: Target,
+            tiles: Option<Tiles>,
+            device: &'a str,
+            precision: Precision,
+        }
+        let file = self.upscaler.path();
+        let key = Key {
+            arithmetic: ARITHMETIC,
+            upscaler: self.upscaler.name(),
+            target: self.target,
+            tiles: file.map(|_| self.tiles),
+            device: device_type(&self.device),
+            precision: self.precision,
+        };
+        let key = RunKey::new("upscale", &key, None);
+        match file {
+            Some(path) => Ok(key.input_hashed("upscaler", path, hash_file(path)?)),
+            None => Ok(key),
+        }
+    }
+
+    /// All that the pictures depend on.
+    pub fn key(&self) -> Result<RunKey> {
+        Ok(self.common_key()?.input("images", &self.input, |path| !self.is_folder() || is_image(path))?)
+    }
+
+    /// The picture's file as it is read.
+    fn source(&self, picture: &Path) -> PathBuf {
+        if self.is_folder() { self.input.join(picture) } else { picture.to_path_buf() }
+    }
+}
+
+/// Makes the pictures larger that are not there yet; what cannot be read is skipped and listed.
+///
+/// # Errors
+/// An upscaler that is none, a device that is not there, a file that cannot be written; of a single picture also that it cannot
+/// be read.
+pub fn run(
+    plan: &UpscalePlan,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(UpscaleEvent<'_>),
+) -> Result<UpscaleReport> {
+    let (key, record) = (plan.key()?, record_path(&plan.output));
+    if let Some(made) = key.made::<UpscaleReport>(&record)? {
+        let outcome = Outcome::Unchanged.with_skips(!made.skipped.is_empty());
+        return Ok(UpscaleReport { outcome, kept: made.pictures, output: plan.output.clone(), ..made });
+    }
+    let common = plan.common_key()?;
+    let mut work = Work::open(plan, &common, key.inputs.get("upscaler").map(|input| input.sha256))?;
+    let mut report = UpscaleReport {
+        outcome: Outcome::Done,
+        pictures: 0,
+        kept: 0,
+        skipped: Vec::new(),
+        output: plan.output.clone(),
+    };
+    let mut outputs: Vec<(&Path, ContentHash)> = Vec::new();
+    let total = plan.pictures.len();
+    for (done, (picture, output)) in plan.pictures.iter().enumerate() {
+        if interrupt.is_raised() {
+            return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report });
+        }
+        match work.picture(picture, output, interrupt, on_event) {
+            Ok(Some((hash, kept))) => {
+                outputs.push((output, hash));
+                report.pictures += 1;
+                report.kept += usize::from(kept);
+            }
+            Ok(None) => return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report }),
+            Err(error) if plan.is_folder() && is_of_one_picture(&error) => {
+                let reason = explained(&error);
+                on_event(UpscaleEvent::Skipped { picture, reason: &reason });
+                report.skipped.push((relative_name(picture), reason));
+            }
+            Err(error) => return Err(error),
+        }
+        on_event(UpscaleEvent::Pictures { done: done + 1, total });
+    }
+    report.outcome = Outcome::Done.with_skips(!report.skipped.is_empty());
+    key.write_hashed(&record, &outputs, &report)?;
+    Ok(report)
+}
+
+/// Whether an error is of the picture at hand and of no other.
+fn is_of_one_picture(error: &Error) -> bool {
+    matches!(error, Error::Images(_) | Error::TooLarge { .. }) || error.is_of_one_picture()
+}
+
+/// An error with its causes.
+fn explained(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A run at work.
+struct Work<'a> {
+    plan: &'a UpscalePlan,
+    sha256: Option<ContentHash>,
+    /// Loaded when the first picture needs it.
+    upscaler: Option<Upscaler>,
+    /// Of a folder, what is made already.
+    journal: Option<Journal>,
+    made: BTreeMap<String, Made>,
+}
+
+impl<'a> Work<'a> {
+    fn open(plan: &'a UpscalePlan, common: &RunKey, sha256: Option<ContentHash>) -> Result<Self> {
+        let mut made = BTreeMap::new();
+        let journal = if plan.is_folder() {
+            let path = beside(&plan.output, ".", ".journal");
+            Some(Journal::open(path, common.hash(), |_, entry: Made| {
+                made.insert(entry.name.clone(), entry);
+            })?)
+        } else {
+            None
+        };
+        Ok(Self { plan, sha256, upscaler: None, journal, made })
+    }
+
+    /// Makes a picture larger, unless that is there; the hash of its file, and whether it was there. `None` where it was
+    /// interrupted.
+    fn picture(
+        &mut self,
+        picture: &Path,
+        output: &Path,
+        interrupt: &Interrupt,
+        on_event: &mut dyn FnMut(UpscaleEvent<'_>),
+    ) -> Result<Option<(ContentHash, bool)>> {
+        let (path, name) = (self.plan.source(picture), relative_name(picture));
+        let of = |source| vodka_images::Error::Picture { path: path.clone(), source };
+        let bytes = fs::read(&path).map_err(|source| of(vodka_images::Fault::Read { source }))?;
+        let source = hash_bytes(&bytes);
+        if let Some(made) = self.made.get(&name)
+            && made.source == source
+            && hash_file(output).is_ok_and(|found| found == made.output)
+        {
+            return Ok(Some((made.output, true)));
+        }
+        let decoded = decode_bytes(&bytes, &DecodeOptions::default()).map_err(of)?.picture;
+        if self.upscaler.is_none() {
+            on_event(UpscaleEvent::Loading);
+            let device = parse_device(&self.plan.device, &self.plan.runtime_dir)?;
+            let UpscalePlan { upscaler, tiles, precision, .. } = self.plan;
+            self.upscaler = Some(Upscaler::open(upscaler, *tiles, device, kind(*precision))?);
+        }
+        let upscaler = self.upscaler.as_ref().expect("it was loaded");
+        let on_tile = &mut |done, total| on_event(UpscaleEvent::Tile { done, total });
+        let Some(larger) = larger(upscaler, decoded, self.plan.target, interrupt, on_tile)? else {
+            return Ok(None);
+        };
+        let text = self.text(&path, &larger);
+        write_any(output, &larger, &text)?;
+        let output = hash_file(output)?;
+        if let Some(journal) = &mut self.journal {
+            journal.append(&Made { name, source, output })?;
+        }
+        Ok(Some((output, false)))
+    }
+
+    /// The text of the picture that it was made from, with what A1111 adds.
+    fn text(&self, source: &Path, larger: &Picture) -> String {
+        // One that cannot be had is no reason to go without the picture.
+        let text = read_parameters(source).ok().flatten().unwrap_or_default();
+        let Ok(parameters) = text.parse::<Parameters>();
+        let parameters = match self.plan.target {
+            Target::Size(..) => {
+                let size = format!("{}x{}", larger.width(), larger.height());
+                parameters.with("Postprocess upscale to", size)
+            }
+            Target::Scale(scale) => parameters.with("Postprocess upscale by", scale),
+            Target::Own => {
+                let scale = self.upscaler.as_ref().and_then(Upscaler::scale).unwrap_or(1);
+                parameters.with("Postprocess upscale by", scale)
+            }
+        };
+        let parameters = parameters.with("Postprocess upscaler", self.plan.upscaler.name());
+        let parameters = match self.sha256 {
+            Some(sha256) => parameters.with("Postprocess upscaler hash", sha256.short(10)),
+            None => parameters,
+        };
+        if parameters.get("Version").is_some() {
+            return parameters.to_string();
+        }
+        parameters.with("Version", concat!("vodka ", env!("CARGO_PKG_VERSION"))).to_string()
+    }
+}
+
+/// Makes a picture larger, its opacity by LANCZOS; `None` where it was interrupted.
+fn larger(
+    upscaler: &Upscaler,
+    picture: Picture,
+    target: Target,
+    interrupt: &Interrupt,
+    on_tile: &mut dyn FnMut(usize, usize),
+) -> Result<Option<Picture>> {
+    let (from_width, from_height) = picture.size();
+    let own = f64::from(upscaler.scale().unwrap_or(1));
+    let ((width, height), ratio, mode) = match target {
+        Target::Own => ((scaled(from_width, own), scaled(from_height, own)), own, ResizeMode::Just),
+        Target::Scale(scale) => {
+            ((scaled(from_width, scale), scaled(from_height, scale)), scale, ResizeMode::Just)
+        }
+        Target::Size(Size { width, height }, mode) => {
+            let ratios = [(width, from_width), (height, from_height)]
+                .map(|(to, from)| f64::from(to) / f64::from(from));
+            let ratio =
+                if mode == ResizeMode::Fill { ratios[0].min(ratios[1]) } else { ratios[0].max(ratios[1]) };
+            ((width, height), ratio, mode)
+        }
+    };
+    check_size(width, height)?;
+    let (colours, opacity) = match picture {
+        Picture::Rgb(picture) => (picture, None),
+        Picture::Rgba(picture) => {
+            let (colours, opacity) = alpha::apart(&picture);
+            (colours, Some(opacity))
+        }
+    };
+    let Some(colours) = upscaler.enlarge(&colours, ratio, interrupt, on_tile)? else { return Ok(None) };
+    let colours = fit(&colours, width, height, mode);
+    let opacity = opacity.map(|opacity: RgbImage| fit(&opacity, width, height, mode));
+    Ok(Some(match opacity {
+        Some(opacity) => Picture::Rgba(alpha::together(&colours, &opacity)),
+        None => Picture::Rgb(colours),
+    }))
+}
+
+impl Report for UpscaleReport {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+impl fmt::Display for UpscaleReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { outcome, pictures, kept, output, skipped } = self;
+        let output = output.display();
+        match (outcome, pictures) {
+            (Outcome::Unchanged, 1) => write!(f, "{output} is there already"),
+            (Outcome::Done, 1) => write!(f, "{output}"),
+            (Outcome::Interrupted, _) => write!(f, "interrupted; {pictures} pictures are there"),
+            _ => write!(f, "{pictures} pictures in {output}; {kept} of them were there"),
+        }?;
+        for (picture, reason) in skipped {
+            write!(f, "\nskipped: {picture}: {reason}")?;
+        }
+        Ok(())
+    }
+}

@@ -96,7 +96,7 @@ struct Sample {
     /// Picture to make this one from
     #[arg(long, value_name = "PICTURE", help_heading = "Image to image")]
     init_image: Option<PathBuf>,
-    /// How much of that is given up, 0 to 1 [default: 0.75]
+    /// How much of that, or of the larger picture in a hires pass, is given up, 0 to 1 [default: 0.75, of a hires pass 0.7]
     #[arg(long, value_name = "X", help_heading = "Image to image")]
     denoising: Option<f64>,
     /// How it is brought to the size: just, crop or fill [default: just]
@@ -105,6 +105,34 @@ struct Sample {
     /// Make all steps, over a finer schedule, and not the share of them that --denoising says
     #[arg(long, help_heading = "Image to image")]
     exact_steps: bool,
+    /// Make the picture larger in a second pass, so many times as wide and as high [default, if another --hires option is given: 2]
+    #[arg(long, value_name = "X", conflicts_with = "hires_size", help_heading = "Hires fix")]
+    hires_scale: Option<f64>,
+    /// Make it this large; a side of 0 is the one that fits the other
+    #[arg(long, value_name = "WxH", help_heading = "Hires fix")]
+    hires_size: Option<Size>,
+    /// Latent, "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)", "Latent
+    /// (nearest-exact)", Lanczos, Nearest, or the file of an ESRGAN upscaler [default: Latent]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Hires fix")]
+    hires_upscaler: Option<String>,
+    /// Steps of the second pass [default: those of the first]
+    #[arg(long, value_name = "N", help_heading = "Hires fix")]
+    hires_steps: Option<u32>,
+    /// Its sampler [default: the first's]
+    #[arg(long, value_name = "NAME", help_heading = "Hires fix")]
+    hires_sampler: Option<SamplerName>,
+    /// Its schedule [default: the first's]
+    #[arg(long, value_name = "NAME", help_heading = "Hires fix")]
+    hires_schedule: Option<ScheduleName>,
+    /// Its prompt [default: the first's]
+    #[arg(long, value_name = "TEXT", help_heading = "Hires fix")]
+    hires_prompt: Option<String>,
+    /// Its negative prompt [default: the first's]
+    #[arg(long, value_name = "TEXT", help_heading = "Hires fix")]
+    hires_negative: Option<String>,
+    /// Folder of upscalers, for those that the text of a picture names
+    #[arg(long, value_name = "DIR", help_heading = "Hires fix")]
+    upscaler_dir: Option<PathBuf>,
     /// Pictures that are made at once [default: 1]
     #[arg(long, value_name = "N", help_heading = "Several pictures")]
     batch_size: Option<u32>,
@@ -188,6 +216,15 @@ fn run(args: Sample, common: Common) -> ExitCode {
         denoising: args.denoising,
         resize_mode: args.resize_mode,
         exact_steps: args.exact_steps.then_some(true),
+        hires_scale: args.hires_scale,
+        hires_size: args.hires_size,
+        hires_upscaler: args.hires_upscaler,
+        hires_steps: args.hires_steps,
+        hires_sampler: args.hires_sampler,
+        hires_schedule: args.hires_schedule,
+        hires_prompt: args.hires_prompt,
+        hires_negative: args.hires_negative,
+        upscaler_dir: args.upscaler_dir,
         batch_size: args.batch_size,
         batch_count: args.batch_count,
         precision: args.precision,

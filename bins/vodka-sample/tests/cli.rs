@@ -369,12 +369,89 @@ fn prompts_name_embeddings_wildcards_and_styles() {
 fn what_a_text_asks_for_beyond_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let picture = image::RgbImage::new(8, 8);
-    let text = "a cat\nSteps: 2, Sampler: Euler a, Seed: 1, Size: 64x64, Denoising strength: 0.5, Hires upscale: 2, \
-                Hires upscaler: Latent, Version: v1.10.1";
+    let text = "a cat\nSteps: 2, Sampler: Euler a, Seed: 1, Size: 64x64, Refiner: x, Hires checkpoint: y, Version: v1.10.1";
     vodka_sampler::write_png(&dir.path().join("from.png"), &picture, text).unwrap();
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
     command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
     command.arg("--checkpoint").arg(model("base")).args(["--from", "from.png", "--output", "x.png"]);
     let text = stderr_or_out(&command.assert().success());
-    assert!(text.contains("which was not done: Hires upscale, Hires upscaler"), "{text}");
+    assert!(text.contains("which was not done: Refiner, Hires checkpoint"), "{text}");
+}
+
+#[test]
+fn a_hires_pass_is_made_and_made_again_from_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("upscalers")).unwrap();
+    let upscaler = dir.path().join("upscalers/4x-tiny.pth");
+    fs::copy(fixture("sd15/rrdb/body.pth"), &upscaler).unwrap();
+    let again = |more: &[&str]| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+        command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+        let args = ["--from", "out.png", "--output", "again.png", "--checkpoint"];
+        command.args(args).arg(model("base")).args(more).assert()
+    };
+    let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    let args = ["--hires-upscaler", "latent (nearest-exact)", "--hires-scale", "1.5", "--hires-steps", "3"];
+    sample(
+        dir.path(),
+        &[&args[..], &["--hires-sampler", "DPM++ 2M", "--hires-prompt", "a large circle"]].concat(),
+    )
+    .success();
+    assert_eq!(image::image_dimensions(dir.path().join("out.png")).unwrap(), (96, 96));
+    let text = read_parameters(&dir.path().join("out.png")).unwrap().unwrap();
+    let expected = "Denoising strength: 0.7, RNG: CPU, Hires sampler: DPM++ 2M, Hires prompt: a large circle, Hires upscale: 1.5, \
+                    Hires steps: 3, Hires upscaler: Latent (nearest-exact), ";
+    assert!(text.contains("Size: 64x64, ") && text.contains(expected), "{text}");
+    again(&[]).success();
+    assert_eq!(read("out.png"), read("again.png"));
+
+    let args = [
+        "--hires-upscaler",
+        "upscalers/4x-tiny.pth",
+        "--hires-size",
+        "128x96",
+        "--denoising",
+        "0.4",
+        "--seed",
+        "5",
+    ];
+    let json = sample(dir.path(), &[&args[..], &["--batch-size", "2", "--json"]].concat()).success();
+    let report: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
+    let text = report["pictures"][1]["parameters"].as_str().unwrap();
+    let expected = "Denoising strength: 0.4, RNG: CPU, Hires resize: 128x96, Hires upscaler: 4x-tiny, Hires upscaler hash: ";
+    assert!(text.contains("Seed: 6, ") && text.contains(expected), "{text}");
+    assert_eq!(image::image_dimensions(dir.path().join("out-2.png")).unwrap(), (128, 96));
+    fs::copy(dir.path().join("out-2.png"), dir.path().join("out.png")).unwrap();
+    fails(again(&[]), 2, &["the upscaler `4x-tiny`", "its file, or a folder of upscalers"]);
+    fs::rename(&upscaler, dir.path().join("upscalers/4x-teny.pth")).unwrap();
+    let error = "there is no upscaler `4x-tiny` among the files of `upscalers`, did you mean `4x-teny`?";
+    fails(again(&["--upscaler-dir", "upscalers"]), 2, &[error]);
+    fs::rename(dir.path().join("upscalers/4x-teny.pth"), &upscaler).unwrap();
+    again(&["--upscaler-dir", "upscalers"]).success();
+    let pixels = |name: &str| image::open(dir.path().join(name)).unwrap().into_rgb8();
+    let differ = pixels("again.png").iter().zip(pixels("out.png").iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(differ <= Some(1), "a batch is its pictures within a level: {differ:?}");
+}
+
+#[test]
+fn hires_passes_that_cannot_be_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    image::RgbImage::new(8, 8).save(dir.path().join("in.png")).unwrap();
+    let cases: [(&[&str], i32, &[&str]); 8] = [
+        (&["--hires-scale", "0"], 2, &["a scale of 0: expected more than 0"]),
+        (&["--hires-size", "9000x9000"], 2, &["size 9000x9000", "up to 8192"]),
+        (&["--hires-size", "0x0"], 2, &["0x0"]),
+        (&["--hires-scale", "2", "--hires-size", "128x128"], 2, &["--hires-size"]),
+        (&["--hires-steps", "2000"], 2, &["2000"]),
+        (&["--hires-scale", "2", "--init-image", "in.png"], 2, &["has no hires pass"]),
+        (&["--hires-upscaler", "Latent (sharp)"], 2, &["Latent (sharp)"]),
+        (&["--hires-upscaler", "in.png"], 1, &["in.png"]),
+    ];
+    for (args, code, parts) in cases {
+        fails(sample(dir.path(), args), code, parts);
+    }
+    let checkpoint = model("base").display().to_string();
+    let error = "is a Stable Diffusion 1.x checkpoint, expected an ESRGAN upscaler";
+    fails(sample(dir.path(), &["--hires-upscaler", &checkpoint]), 1, &[error]);
+    assert!(!dir.path().join("out.png").exists());
 }

@@ -36,8 +36,12 @@ pub(crate) struct TimedPrompts {
 
 impl TimedPrompts {
     pub(crate) fn of(settings: &Settings) -> Self {
-        let calls = settings.steps * if settings.sampler.is_second_order() { 2 } else { 1 };
-        let timing = Timing { old_rule: settings.old_prompt_rule, ..Timing::first_pass(calls) };
+        let calls = settings.scheduled_calls();
+        let timing = match settings.image.as_ref().and_then(|image| image.after_calls) {
+            Some(before) => Timing { hires_steps: Some(calls), ..Timing::first_pass(before) },
+            None => Timing::first_pass(calls),
+        };
+        let timing = Timing { old_rule: settings.old_prompt_rule, ..timing };
         let (prompt, networks) = take_networks(&strip_comments(&settings.prompt));
         let part = |part: Subprompt| (part.weight, parse_schedule(&part.text, timing));
         let negative = parse_schedule(&strip_comments(&settings.negative_prompt), timing);

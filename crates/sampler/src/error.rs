@@ -92,6 +92,25 @@ pub enum Error {
     /// A picture is to be made from another that was not given.
     #[error("a picture made from another is asked for (`Denoising strength`), and that is not given")]
     NoImage,
+    /// Two ways to begin a picture.
+    #[error("a picture made from another has no hires pass: expected one of them")]
+    HiresOfImage,
+    /// A text names an upscaler whose file is not known.
+    #[error("there is no upscaler `{found}` among the files of `{folder}`{}", did_you_mean(nearest))]
+    UnknownUpscaler {
+        /// The name.
+        found: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// The most similar one that there is.
+        nearest: Option<String>,
+    },
+    /// A text names an upscaler, and nothing says where files are.
+    #[error("the picture was made with the upscaler `{found}`: expected its file, or a folder of upscalers")]
+    NoUpscaler {
+        /// The name.
+        found: String,
+    },
     /// An unknown mode.
     #[error("unknown resize mode `{found}`; known are just, crop, fill")]
     ResizeMode {

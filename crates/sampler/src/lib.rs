@@ -14,6 +14,7 @@ mod error;
 mod fit;
 mod graph;
 pub mod grid;
+mod hires;
 mod items;
 mod library;
 mod loras;
@@ -36,6 +37,7 @@ pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
 };
+pub use hires::{Hires, HiresTarget, HiresUpscaler, LatentMode};
 pub use items::{TakenPrompt, TimedItems};
 pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};

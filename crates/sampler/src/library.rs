@@ -80,21 +80,28 @@ impl Library {
     /// A LoRA that is not there, and whatever is wrong about the prompts.
     pub fn used_by(&self, settings: &Settings) -> Result<Used> {
         let mut used = Used::default();
-        for lora in Prompts::loras(settings)? {
+        for pass in settings.passes() {
+            self.add_used(&pass, &mut used)?;
+        }
+        Ok(used)
+    }
+
+    fn add_used(&self, pass: &Settings, used: &mut Used) -> Result<()> {
+        for lora in Prompts::loras(pass)? {
             let hash = self.lora_hash(self.lora(&lora.name)?)?;
             if !used.loras.iter().any(|(name, _)| *name == lora.name) {
                 used.loras.push((lora.name, hash));
             }
         }
         for names in self.names.values() {
-            for name in Prompts::parse(settings, names)?.embeddings() {
+            for name in Prompts::parse(pass, names)?.embeddings() {
                 let hash = self.embeddings[name].sha256()?.short(12);
                 if !used.embeddings.iter().any(|(known, _)| known == name) {
                     used.embeddings.push((name.to_owned(), hash));
                 }
             }
         }
-        Ok(used)
+        Ok(())
     }
 
     /// The file of a LoRA.
@@ -164,7 +171,7 @@ pub(crate) fn files(folder: Option<&Path>) -> Result<Vec<PathBuf>> {
 }
 
 /// An error with its causes, on one line.
-fn explain(error: &dyn std::error::Error) -> String {
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut words: Vec<String> = causes.map(ToString::to_string).collect();
     words.dedup();

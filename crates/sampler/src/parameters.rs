@@ -6,7 +6,7 @@ use vodka_merger::ParentId;
 use vodka_noise::{RandomSource, SamplerName};
 use vodka_prompt::{Emphasis, Parameters};
 
-use crate::{Error, ImageToImage, ModelId, Result, Settings, Used};
+use crate::{Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, ModelId, Result, Settings, Size, Used};
 
 /// The file name without its ending; a folder's name is whole.
 pub(crate) fn model_name(path: &Path) -> String {
@@ -57,13 +57,18 @@ impl Settings {
         add("Variation seed strength", is_variation.then(|| self.subseed_strength.to_string()));
         add("Seed resize from", self.seed_resize_from.map(|size| size.to_string()));
         let image = self.image.as_ref();
-        add("Denoising strength", image.map(|image| image.denoising_strength.to_string()));
+        let strength = image.map(|image| image.denoising_strength);
+        let strength = strength.or(self.hires.as_ref().map(|hires| hires.denoising_strength));
+        add("Denoising strength", strength.map(|strength| strength.to_string()));
         add("Clip skip", (self.clip_skip > 1).then(|| self.clip_skip.to_string()));
         add("ENSD", (self.ensd != 0 && self.sampler.uses_ensd()).then(|| self.ensd.to_string()));
         add("Init image hash", image.map(|image| image.hash.clone()).filter(|hash| !hash.is_empty()));
         add("RNG", Some(self.rng.to_string()));
         add("Tiling", self.tiling.then(|| "True".to_owned()));
         // From here on what A1111 calls extra, each with its own option or script.
+        if let Some(hires) = &self.hires {
+            hires_fields(self, hires).into_iter().for_each(|(name, value)| add(name, value));
+        }
         add(
             "Resize mode",
             image.map(|i| i.resize_mode).filter(|m| *m != Default::default()).map(|m| m.to_string()),
@@ -80,6 +85,29 @@ impl Settings {
         add("Version", Some(format!("vodka {}", env!("CARGO_PKG_VERSION"))));
         all
     }
+}
+
+/// What a text says of a hires pass, beside its strength: what differs from the first pass.
+fn hires_fields(first: &Settings, hires: &Hires) -> [(&'static str, Option<String>); 9] {
+    let text = |own: &String, other: &String| Some(own.clone()).filter(|own| !own.is_empty() && own != other);
+    let sampler = hires.sampler.filter(|sampler| *sampler != first.sampler);
+    let schedule = hires.schedule.filter(|schedule| *schedule != first.schedule);
+    let (scale, size) = match hires.target {
+        HiresTarget::Scale(scale) => (Some(scale.to_string()), None),
+        HiresTarget::Size(size) => (None, Some(size.to_string())),
+    };
+    let hash = Some(hires.upscaler_hash.clone()).filter(|hash| !hash.is_empty());
+    [
+        ("Hires sampler", sampler.map(|sampler| sampler.to_string())),
+        ("Hires prompt", text(&hires.prompt, &first.prompt)),
+        ("Hires negative prompt", text(&hires.negative_prompt, &first.negative_prompt)),
+        ("Hires schedule type", schedule.map(|schedule| schedule.to_string())),
+        ("Hires upscale", scale),
+        ("Hires resize", size),
+        ("Hires steps", (hires.steps > 0).then(|| hires.steps.to_string())),
+        ("Hires upscaler", Some(hires.upscaler.to_string())),
+        ("Hires upscaler hash", hash),
+    ]
 }
 
 /// A1111's option "With img2img, do exactly the amount of steps the slider specifies", which has no key there.
@@ -130,6 +158,7 @@ impl Settings {
             tiling: is_true(parameters, "Tiling"),
             seed_resize_from: read(parameters, "Seed resize from", "a size such as 512x768")?,
             image: image_of(parameters)?,
+            hires: hires_of(parameters)?,
         })
     }
 }
@@ -155,18 +184,53 @@ fn image_of(parameters: &Parameters) -> Result<Option<ImageToImage>> {
     let resize_mode = parameters.get("Resize mode").map_or(Ok(Default::default()), str::parse)?;
     let hash = parameters.get("Init image hash").unwrap_or_default().to_owned();
     let exact_steps = is_true(parameters, EXACT_STEPS);
-    Ok(Some(ImageToImage { denoising_strength, exact_steps, resize_mode, hash }))
+    Ok(Some(ImageToImage { denoising_strength, exact_steps, resize_mode, hash, after_calls: None }))
+}
+
+/// The hires pass that a text states, with A1111's defaults of its programming interface; an upscaler of a file has its name for
+/// its path.
+fn hires_of(parameters: &Parameters) -> Result<Option<Hires>> {
+    if !has_hires(parameters) {
+        return Ok(None);
+    }
+    let text = |field: &str| parameters.get(field).unwrap_or_default().to_owned();
+    let size: Option<Size> = read(parameters, "Hires resize", "a size such as 512x768")?;
+    let scale = read(parameters, "Hires upscale", "a number")?.unwrap_or(2.0);
+    let (sampler, old_schedule) = match parameters.get("Hires sampler").map(SamplerName::split_old) {
+        Some(found) => found.map(|(sampler, schedule)| (Some(sampler), Some(schedule)))?,
+        None => (None, None),
+    };
+    let has_timesteps = sampler.is_some_and(SamplerName::has_timesteps);
+    let schedule = match parameters.get("Hires schedule type") {
+        Some(name) if !has_timesteps => Some(name.parse()?),
+        // An old name says the schedule too; one without leaves it as it is in the first pass.
+        _ => old_schedule.filter(|schedule| *schedule != Default::default()),
+    };
+    let upscaler = parameters.get("Hires upscaler").unwrap_or("Latent");
+    let Ok(upscaler) = upscaler.parse::<HiresUpscaler>();
+    Ok(Some(Hires {
+        target: size.map_or(HiresTarget::Scale(scale), HiresTarget::Size),
+        upscaler,
+        upscaler_hash: text("Hires upscaler hash"),
+        denoising_strength: read(parameters, "Denoising strength", "a number")?.unwrap_or(0.75),
+        steps: read(parameters, "Hires steps", "a number")?.unwrap_or(0),
+        sampler,
+        schedule,
+        prompt: text("Hires prompt"),
+        negative_prompt: text("Hires negative prompt"),
+    }))
 }
 
 fn has_hires(parameters: &Parameters) -> bool {
     ["Hires upscale", "Hires resize", "Hires upscaler"].iter().any(|field| parameters.get(field).is_some())
 }
 
-/// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the hires
-/// pass, the refiner, scripts.
+/// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the refiner, of
+/// scripts, of another checkpoint or guidance in the hires pass.
 pub fn not_followed(parameters: &Parameters) -> Vec<String> {
-    const STARTS: [&str; 14] = [
-        "Hires ",
+    const STARTS: [&str; 15] = [
+        "Hires checkpoint",
+        "Hires CFG",
         "Postprocess ",
         "Refiner",
         "Image CFG scale",
@@ -245,6 +309,47 @@ mod tests {
     }
 
     #[test]
+    fn the_text_makes_the_hires_pass_again() {
+        let model = ModelId::new(Path::new("a.safetensors"), hash_bytes("abc"));
+        let base = Settings { prompt: "a cat".into(), ..Settings::default() };
+        let of = |hires: Hires| Settings { hires: Some(hires), ..base.clone() };
+        let all = [
+            Hires::default(),
+            Hires {
+                target: HiresTarget::Size("1024x0".parse().unwrap()),
+                upscaler: HiresUpscaler::Pixels("4x-UltraSharp".to_owned().into()),
+                upscaler_hash: "0123456789".into(),
+                denoising_strength: 0.35,
+                steps: 12,
+                sampler: Some(SamplerName::Dpmpp2m),
+                schedule: Some(vodka_noise::ScheduleName::Karras),
+                prompt: "a large, sharp cat".into(),
+                negative_prompt: "blurry".into(),
+            },
+            Hires { upscaler: "Latent (nearest-exact)".parse().unwrap(), ..Hires::default() },
+            Hires {
+                sampler: Some(SamplerName::Ddim),
+                upscaler: "nearest".parse().unwrap(),
+                ..Hires::default()
+            },
+        ];
+        for hires in all {
+            let settings = of(hires);
+            let Ok(read) = settings.parameters(&model).to_string().parse();
+            assert_eq!(
+                Settings::from_parameters(&read).unwrap(),
+                Settings { rng: RandomSource::Cpu, ..settings }
+            );
+            assert!(not_followed(&read).is_empty());
+        }
+        let hires = Hires { steps: 9, prompt: "a dog, a cat".into(), ..Hires::default() };
+        let text = of(hires).parameters(&model).to_string();
+        let expected = "Denoising strength: 0.7, RNG: CPU, Hires prompt: \"a dog, a cat\", Hires upscale: 2, Hires steps: 9, \
+                        Hires upscaler: Latent, Version: vodka";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
     fn the_text_makes_the_settings_again() {
         let model = ModelId::new(Path::new("a.safetensors"), hash_bytes("abc"));
         for sampler in SamplerName::ALL {
@@ -269,6 +374,7 @@ mod tests {
                     exact_steps: true,
                     resize_mode: crate::ResizeMode::Crop,
                     hash: "0123456789".into(),
+                    after_calls: None,
                 }),
                 ..Settings::default()
             };
@@ -285,11 +391,18 @@ mod tests {
         let Ok(hires) = "x\nSteps: 5, Sampler: Euler a, Seed: 1, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent, \
              Refiner: x, Version: v1.5.2".parse();
         assert_eq!(Settings::from_parameters(&hires).unwrap().image, None);
-        assert_eq!(not_followed(&hires), ["Hires upscale", "Hires upscaler", "Refiner"]);
+        assert_eq!(not_followed(&hires), ["Refiner"]);
+        let expected = Hires { denoising_strength: 0.5, ..Hires::default() };
+        assert_eq!(Settings::from_parameters(&hires).unwrap().hires, Some(expected));
+        let Ok(more) = "x\nSteps: 5, Hires upscale: 2, Hires CFG Scale: 3, Hires checkpoint: y".parse();
+        assert_eq!(not_followed(&more), ["Hires CFG Scale", "Hires checkpoint"]);
         let Ok(image) = "[x:0.5]\nSteps: 5, Seed: 1, Denoising strength: 0.5, Version: v1.5.2".parse();
         let settings = Settings::from_parameters(&image).unwrap();
         assert_eq!(settings.image, Some(ImageToImage { denoising_strength: 0.5, ..ImageToImage::default() }));
         assert!(settings.old_prompt_rule);
+        let Ok(bad) = "x\nSteps: 5, Hires upscale: two, Seed: 1".parse();
+        let error = Settings::from_parameters(&bad).unwrap_err().to_string();
+        assert_eq!(error, "Hires upscale: expected a number, found `two`");
         let Ok(bad) = "x\nSteps: many, Sampler: Euler, Seed: 1".parse();
         let error = Settings::from_parameters(&bad).unwrap_err().to_string();
         assert_eq!(error, "Steps: expected a number, found `many`");

@@ -18,11 +18,13 @@ use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
 use vodka_stage::Interrupt;
 
 use crate::{
-    Error, Library, Model, ModelSource, Result, Settings, Size,
+    Error, Library, Model, ModelSource, ResizeMode, Result, Settings, Size,
     conditioning::{Conditioning, Lengths, Now, Prompts, States},
     fit::fit,
     graph::{Inputs, Recorder},
+    hires::{Hires, HiresUpscaler},
     loras::Applied,
+    upscale::{Tiles, Upscaler, UpscalerChoice},
 };
 
 /// Counts up whenever the same settings make other pixels: what an older arithmetic has made is made anew.
@@ -44,8 +46,12 @@ pub struct Pipeline {
     loras: RefCell<Applied>,
     states: RefCell<States>,
     recorder: RefCell<Recorder>,
+    upscaler: RefCell<LoadedUpscaler>,
     load: Load,
 }
+
+/// The upscaler that a hires pass has used last.
+type LoadedUpscaler = Option<(UpscalerChoice, Upscaler)>;
 
 /// How networks are loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -209,6 +215,7 @@ impl Pipeline {
             loras: RefCell::default(),
             states: RefCell::default(),
             recorder: RefCell::new(Recorder::new(graphs)),
+            upscaler: RefCell::default(),
             load: load.clone(),
         })
     }
@@ -285,6 +292,10 @@ impl Pipeline {
             return Ok(Form { settings: settings.clone(), lengths: None });
         }
         let common = Settings { seed: 0, subseed: 0, ..settings.clone() };
+        if settings.hires.is_some() {
+            // Prompts that are plain in one pass may not be so in the other.
+            return Ok(Form { settings: common, lengths: None });
+        }
         let names = self.library.names(self.clip.config().hidden_size as usize);
         let lengths = match Prompts::loras(settings)?.is_empty() {
             true => Prompts::parse(settings, &names)?.lengths(),
@@ -319,12 +330,16 @@ impl Pipeline {
                 batch.settings.iter().map(|settings| self.form(settings)).collect::<Result<Vec<_>>>()?;
             assert!(forms.iter().all(|form| *form == forms[0]), "batch of {:?}", batch.settings);
         }
-        if self.loras.borrow_mut().set(self.library.loras(first)?, config, &state)? {
-            self.states.take();
-        }
+        let prepare = |pass: &Settings| {
+            if self.loras.borrow_mut().set(self.library.loras(pass)?, config, &state)? {
+                self.states.take();
+            }
+            Ok(())
+        };
         let path = self.model.path();
         let (library, states, recorder) = (&*self.library, &self.states, &self.recorder);
-        let run = Run { path, batch, library, interrupt, states, recorder };
+        let (prepare, upscaler) = (&prepare, &self.upscaler);
+        let run = Run { path, batch, library, interrupt, states, recorder, prepare, upscaler };
         let result = self.networks().generate_batch(run, on_step);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
@@ -337,11 +352,13 @@ impl Pipeline {
     /// Of a picture that is not finite: whether the weights in its prompts can have been its end.
     fn check_weights(&self, settings: &Settings) -> Result<()> {
         let names = self.library.names(self.clip.config().hidden_size as usize);
-        let (prompt, weight) = Prompts::parse(settings, &names)?.heaviest();
-        match weight <= WEIGHT_MAX {
-            true => Ok(()),
-            false => Err(Error::PromptWeight { prompt, weight }),
-        }
+        settings.passes().iter().try_for_each(|pass| {
+            let (prompt, weight) = Prompts::parse(pass, &names)?.heaviest();
+            match weight <= WEIGHT_MAX {
+                true => Ok(()),
+                false => Err(Error::PromptWeight { prompt, weight }),
+            }
+        })
     }
 
     /// Why a GPU is told of each call of the UNet again, where it should not be; once.
@@ -390,6 +407,9 @@ struct Run<'a> {
     interrupt: &'a Interrupt,
     states: &'a RefCell<States>,
     recorder: &'a RefCell<Recorder>,
+    /// Called before each pass: it brings the weights to what the pass's prompt names.
+    prepare: &'a dyn Fn(&Settings) -> Result<()>,
+    upscaler: &'a RefCell<LoadedUpscaler>,
 }
 
 impl Networks<'_> {
@@ -402,11 +422,13 @@ impl Networks<'_> {
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<RgbImage>> {
         let library = Library::default();
-        library.loras(settings)?;
+        let prepare = |pass: &Settings| library.loras(pass).map(drop);
         let batch = Batch { settings: std::slice::from_ref(settings), image: None };
         // Its weights, and their places, may have changed since the last call.
         let (states, recorder) = (RefCell::default(), RefCell::new(Recorder::new(false)));
-        let run = Run { path, batch, library: &library, interrupt, states: &states, recorder: &recorder };
+        let (states, recorder, upscaler) = (&states, &recorder, &RefCell::default());
+        let library = &library;
+        let run = Run { path, batch, library, interrupt, states, recorder, prepare: &prepare, upscaler };
         let pictures = self.generate_batch(run, on_step)?;
         Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
     }
@@ -421,10 +443,72 @@ impl Networks<'_> {
         all.iter().try_for_each(Settings::check)?;
         let _tiling = Tiling::enter(settings.tiling);
         tch::no_grad(|| {
-            let Some(latents) = self.latents(&run, on_step)? else { return Ok(None) };
+            let latents = match &settings.hires {
+                None => self.pass(&run, None, on_step)?,
+                Some(hires) => self.both_passes(&run, hires, on_step)?,
+            };
+            let Some(latents) = latents else { return Ok(None) };
             let picture = |i: usize| self.decode(&latents.narrow(0, i as i64, 1), run.path);
             (0..all.len()).map(picture).collect::<Result<Vec<_>>>().map(Some)
         })
+    }
+
+    /// The first pass, its latents or pictures made larger, and the second pass from those.
+    fn both_passes(
+        &self,
+        run: &Run<'_>,
+        hires: &Hires,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Tensor>> {
+        let all = run.batch.settings;
+        let first: Vec<_> = all.iter().map(|s| Settings { hires: None, ..s.clone() }).collect();
+        let second: Vec<_> = first.iter().map(|first| hires.second(first)).collect();
+        let table = Schedule::scaled_linear();
+        let [before, after] = [&first[0], &second[0]].map(|pass| pass.solver(&table));
+        let (before, after) = (before?.calls(), after?.calls());
+        let run_of = |settings| Run { batch: Batch { settings, image: None }, ..*run };
+        let mut made = before;
+        let mut on_first = |done: usize, total: usize| {
+            made = done;
+            on_step(done, total + after);
+        };
+        let Some(latents) = self.pass(&run_of(&first), None, &mut on_first)? else { return Ok(None) };
+        if run.interrupt.is_raised() {
+            return Ok(None);
+        }
+        let Some(larger) = self.larger(&latents, hires, first[0].size, run)? else { return Ok(None) };
+        self.pass(&run_of(&second), Some(&larger), &mut |done, total| on_step(made + done, made + total))
+    }
+
+    /// Scaled latents `(B, 4, h, w)` of pictures of the size `first` as those of larger pictures.
+    fn larger(&self, latents: &Tensor, hires: &Hires, first: Size, run: &Run<'_>) -> Result<Option<Tensor>> {
+        let enlarged = hires.enlarged(first);
+        let Size { width, height } = enlarged.size;
+        let larger = match &hires.upscaler {
+            HiresUpscaler::Latent(mode) => {
+                let downscale = self.vae.config().downscale();
+                mode.resize(latents, i64::from(height) / downscale, i64::from(width) / downscale)
+            }
+            HiresUpscaler::Pixels(choice) => {
+                let mut loaded = run.upscaler.borrow_mut();
+                if loaded.as_ref().is_none_or(|(known, _)| known != choice) {
+                    let (device, kind) = (self.unet.vars().device(), self.unet.vars().kind());
+                    *loaded = Some((choice.clone(), Upscaler::open(choice, Tiles::default(), device, kind)?));
+                }
+                let (_, upscaler) = loaded.as_ref().expect("it was loaded");
+                let ratio = |to: u32, from: u32| f64::from(to) / f64::from(from);
+                let ratio = ratio(width, first.width).max(ratio(height, first.height));
+                let mut encoded = Vec::new();
+                for i in 0..latents.size()[0] {
+                    let picture = self.decode(&latents.narrow(0, i, 1), run.path)?;
+                    let larger = upscaler.enlarge(&picture, ratio, run.interrupt, &mut |_, _| {})?;
+                    let Some(larger) = larger else { return Ok(None) };
+                    encoded.push(self.encode(&fit(&larger, width, height, ResizeMode::Just))?);
+                }
+                Tensor::cat(&encoded, 0) * self.vae.config().scaling_factor
+            }
+        };
+        Ok(Some(enlarged.cut(&larger)))
     }
 
     /// From scaled latents `(1, 4, h, w)` in fp32 to a picture.
@@ -463,7 +547,14 @@ impl Networks<'_> {
         let Some(image) = &settings.image else { return Ok(noise * solver.start()) };
         let picture = run.batch.image.ok_or(Error::NoImage)?;
         let Size { width, height } = settings.size;
-        let picture = fit(picture, width, height, image.resize_mode);
+        let latents = self.encode(&fit(picture, width, height, image.resize_mode))?;
+        let first = solver.first();
+        Ok(latents * (self.vae.config().scaling_factor * first.signal) + noise * first.noise) // (B, 4, h, w)
+    }
+
+    /// The means of a picture's latents, not yet scaled. `(1, 4, H/8, W/8)` in fp32
+    fn encode(&self, picture: &RgbImage) -> Result<Tensor> {
+        let (width, height) = picture.dimensions();
         let pixels = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
         let (kind, device) = (self.vae.vars().kind(), self.vae.vars().device());
         let pixels = pixels.to_device(device).permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0;
@@ -472,14 +563,19 @@ impl Networks<'_> {
         if !is_finite(&latents) && kind != Kind::Float {
             latents = encode(&self.vae_fp32()?, Kind::Float);
         }
-        let first = solver.first();
-        Ok(latents * (self.vae.config().scaling_factor * first.signal) + noise * first.noise) // (B, 4, h, w)
+        Ok(latents)
     }
 
-    /// The latents of the pictures in fp32, scaled. `(B, 4, H/8, W/8)`
-    fn latents(&self, run: &Run<'_>, on_step: &mut dyn FnMut(usize, usize)) -> Result<Option<Tensor>> {
+    /// The latents of the pictures in fp32, scaled, `(B, 4, H/8, W/8)`; made from `start`, in the same form, where that is given.
+    fn pass(
+        &self,
+        run: &Run<'_>,
+        start: Option<&Tensor>,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Tensor>> {
         let all = run.batch.settings;
         let settings = &all[0];
+        (run.prepare)(settings)?;
         let table = Schedule::scaled_linear();
         let table =
             if self.zero_terminal_snr { table.zero_terminal_snr().with_finite_sigmas() } else { table };
@@ -492,7 +588,11 @@ impl Networks<'_> {
         };
         let mut numbers: Vec<_> = all.iter().map(|s| PictureNoise::new(s.picture_seed(), shape)).collect();
         let noise: Vec<_> = numbers.iter_mut().map(|numbers| tensor(numbers.first())).collect();
-        let first = self.first_latents(&solver, run, &Tensor::stack(&noise, 0))?;
+        let noise = Tensor::stack(&noise, 0);
+        let first = match start {
+            Some(latents) => latents * solver.first().signal + noise * solver.first().noise,
+            None => self.first_latents(&solver, run, &noise)?,
+        };
         let (low, high) = solver.sigma_range();
         let tree = |s: &Settings| BrownianTree::new(s.seed.into(), low, high, shape.iter().product());
         let mut trees: Option<Vec<_>> =

@@ -14,12 +14,14 @@ use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::{Emphasis, Parameters};
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{
-    HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, record_path, write_atomic,
+    HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, nearest, record_path,
+    write_atomic,
 };
 
 use crate::{
-    Batch, Error, ImageToImage, Library, Load, ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode,
-    Result, Settings, Size, Used,
+    Batch, Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, Library, Load, ModelId, ModelSource,
+    PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice, Used,
+    library::files,
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
     pipeline::{ARITHMETIC, kind},
@@ -96,7 +98,7 @@ pub struct SampleConfig {
     /// A picture that this one is made from.
     #[serde(default)]
     pub init_image: Option<PathBuf>,
-    /// How much of it is given up, 0 to 1; 0.75.
+    /// How much of it is given up, 0 to 1, and how much of the larger picture in a hires pass; 0.75, of a hires pass 0.7.
     #[serde(default)]
     pub denoising: Option<f64>,
     /// How it is brought to the size; `just`.
@@ -105,6 +107,33 @@ pub struct SampleConfig {
     /// Whether all steps are made, not the share `denoising` of them.
     #[serde(default)]
     pub exact_steps: Option<bool>,
+    /// How many times as wide and as high a hires pass makes the picture; 2. Whatever is said of that pass asks for it.
+    #[serde(default)]
+    pub hires_scale: Option<f64>,
+    /// The size that it makes it instead; a side of 0 is the one that fits the other.
+    #[serde(default)]
+    pub hires_size: Option<Size>,
+    /// What makes it larger: one of the six latent upscalers by A1111's name, `Lanczos`, `Nearest` or a file; `Latent`.
+    #[serde(default)]
+    pub hires_upscaler: Option<String>,
+    /// The steps of that pass; those of the first.
+    #[serde(default)]
+    pub hires_steps: Option<u32>,
+    /// Its sampler; the first's.
+    #[serde(default)]
+    pub hires_sampler: Option<SamplerName>,
+    /// Its schedule; the first's.
+    #[serde(default)]
+    pub hires_schedule: Option<ScheduleName>,
+    /// Its prompt; the first's.
+    #[serde(default)]
+    pub hires_prompt: Option<String>,
+    /// Its negative prompt; the first's.
+    #[serde(default)]
+    pub hires_negative: Option<String>,
+    /// The folder in which an upscaler is looked for that a picture's text names.
+    #[serde(default)]
+    pub upscaler_dir: Option<PathBuf>,
     /// How many pictures are made at once; 1.
     #[serde(default)]
     pub batch_size: Option<u32>,
@@ -314,6 +343,7 @@ impl SampleConfig {
         let prompt = self.prompt.as_deref().unwrap_or(&base.prompt);
         let negative = self.negative.as_deref().unwrap_or(&base.negative_prompt);
         let (prompt, negative_prompt) = apply_styles(&self.style_files, &self.styles, (prompt, negative))?;
+        let hires = self.hires(base.hires)?;
         Ok(Settings {
             prompt,
             negative_prompt,
@@ -333,15 +363,81 @@ impl SampleConfig {
             old_prompt_rule: base.old_prompt_rule && self.prompt.is_none(),
             tiling: self.tiling.unwrap_or(base.tiling),
             seed_resize_from: self.seed_resize_from.or(base.seed_resize_from),
-            image: self.image(base.image)?,
+            image: self.image(base.image, hires.is_some())?,
+            hires,
         })
     }
 
+    /// Whether anything is said of a hires pass.
+    fn asks_for_hires(&self) -> bool {
+        let Self { hires_scale, hires_size, hires_upscaler, hires_steps, .. } = self;
+        let numbers = hires_scale.is_some() || hires_size.is_some() || hires_steps.is_some();
+        let names = hires_upscaler.is_some() || self.hires_sampler.is_some() || self.hires_schedule.is_some();
+        numbers || names || self.hires_prompt.is_some() || self.hires_negative.is_some()
+    }
+
+    /// The hires pass, with the hash of its upscaler's file.
+    fn hires(&self, base: Option<Hires>) -> Result<Option<Hires>> {
+        if base.is_none() && !self.asks_for_hires() {
+            return Ok(None);
+        }
+        let base = base.unwrap_or_default();
+        let target = match (self.hires_scale, self.hires_size) {
+            (Some(_), Some(_)) => return Err(Error::ScaleAndSize),
+            (Some(scale), None) => HiresTarget::Scale(scale),
+            (None, Some(size)) => HiresTarget::Size(size),
+            (None, None) => base.target,
+        };
+        let upscaler = match &self.hires_upscaler {
+            Some(text) => {
+                let Ok(upscaler) = text.parse();
+                upscaler
+            }
+            None => self.known_upscaler(base.upscaler)?,
+        };
+        let hash = upscaler.path().map(hash_file).transpose()?.map(|hash| hash.short(10));
+        let prompt = self.hires_prompt.as_ref().unwrap_or(&base.prompt);
+        let negative = self.hires_negative.as_ref().unwrap_or(&base.negative_prompt);
+        // Those that are the first pass's have its styles already.
+        let styled = apply_styles(&self.style_files, &self.styles, (prompt, negative))?;
+        let prompt = if prompt.is_empty() { String::new() } else { styled.0 };
+        let negative_prompt = if negative.is_empty() { String::new() } else { styled.1 };
+        Ok(Some(Hires {
+            target,
+            upscaler,
+            upscaler_hash: hash.unwrap_or_default(),
+            denoising_strength: self.denoising.unwrap_or(base.denoising_strength),
+            steps: self.hires_steps.unwrap_or(base.steps),
+            sampler: self.hires_sampler.or(base.sampler),
+            schedule: self.hires_schedule.or(base.schedule),
+            prompt,
+            negative_prompt,
+        }))
+    }
+
+    /// The file of an upscaler of which a text has told the name.
+    fn known_upscaler(&self, upscaler: HiresUpscaler) -> Result<HiresUpscaler> {
+        let Some(name) = upscaler.path() else { return Ok(upscaler) };
+        let found = name.to_string_lossy().into_owned();
+        let Some(folder) = &self.upscaler_dir else { return Err(Error::NoUpscaler { found }) };
+        let files = files(Some(folder))?;
+        let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stems: Vec<String> = files.iter().map(stem).collect();
+        match stems.iter().position(|stem| *stem == found) {
+            Some(place) => Ok(HiresUpscaler::Pixels(UpscalerChoice::Model(files[place].clone()))),
+            None => {
+                let nearest = nearest(&found, stems.iter().map(String::as_str)).map(ToOwned::to_owned);
+                Err(Error::UnknownUpscaler { found, folder: folder.clone(), nearest })
+            }
+        }
+    }
+
     /// What is to be done with the other picture.
-    fn image(&self, base: Option<ImageToImage>) -> Result<Option<ImageToImage>> {
+    fn image(&self, base: Option<ImageToImage>, has_hires: bool) -> Result<Option<ImageToImage>> {
         let Some(path) = &self.init_image else {
             // Whoever speaks of such a picture must name it.
-            let is_asked = base.is_some() || self.denoising.is_some() || self.resize_mode.is_some();
+            let is_strength = self.denoising.is_some() && !has_hires;
+            let is_asked = base.is_some() || is_strength || self.resize_mode.is_some();
             return if is_asked || self.exact_steps.is_some() { Err(Error::NoImage) } else { Ok(None) };
         };
         let base = base.unwrap_or_default();
@@ -350,6 +446,7 @@ impl SampleConfig {
             exact_steps: self.exact_steps.unwrap_or(base.exact_steps),
             resize_mode: self.resize_mode.unwrap_or(base.resize_mode),
             hash: hash_file(path)?.short(10),
+            after_calls: None,
         }))
     }
 }
@@ -364,7 +461,13 @@ fn parameters_of(path: &Path) -> Result<Parameters> {
 /// The settings of the picture of that number, from 0: another seed, or with a variation another subseed, as in A1111.
 fn nth(settings: &Settings, i: u32, wildcards: &Wildcards) -> Settings {
     let seed = settings.seed.wrapping_add(if settings.subseed_strength == 0.0 { i } else { 0 });
+    let hires = settings.hires.clone().map(|hires| Hires {
+        prompt: wildcards.fill(&hires.prompt, seed),
+        negative_prompt: wildcards.fill(&hires.negative_prompt, seed),
+        ..hires
+    });
     Settings {
+        hires,
         prompt: wildcards.fill(&settings.prompt, seed),
         negative_prompt: wildcards.fill(&settings.negative_prompt, seed),
         seed,
@@ -433,6 +536,15 @@ impl SamplePlan {
         Ok(Load { vae_kind, vae, ..Load::new(device, kind(self.precision)) })
     }
 
+    /// Whether the hires pass has an upscaler, which is better known before the first pass.
+    fn check_upscaler(&self) -> Result<()> {
+        let hires = self.pictures.first().and_then(|picture| picture.settings.hires.as_ref());
+        match hires.and_then(|hires| hires.upscaler.path()) {
+            Some(path) => Ok(vodka_checkpoint::Upscaler::open(path).map(drop)?),
+            None => Ok(()),
+        }
+    }
+
     /// The picture that the others are made from.
     fn init(&self) -> Result<Option<RgbImage>> {
         let Some(path) = &self.init_image else { return Ok(None) };
@@ -482,6 +594,7 @@ pub fn run(
     report.kept = there.len();
     report.pictures = there.into_iter().map(made).collect();
     let init = plan.init()?;
+    plan.check_upscaler()?;
     let load = plan.load()?;
     on_event(SampleEvent::Loading);
     let Some(pipeline) = Pipeline::load_unless(None, plan.model.open()?, &load, interrupt)? else {

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use vodka_noise::{Denoising, RandomSource, SamplerName, Schedule, ScheduleName, Solver, SolverOptions};
 use vodka_prompt::Emphasis;
 
-use crate::{Error, Result, conditioning::Prompts};
+use crate::{Error, Hires, Result, conditioning::Prompts};
 
 /// Both sides of a picture are divisible by this.
-const MULTIPLE: u32 = 8;
+pub(crate) const MULTIPLE: u32 = 8;
 /// The longest side, in pixels.
 const MAX_SIDE_PX: u32 = 8192;
 
@@ -47,6 +47,9 @@ pub struct ImageToImage {
     pub resize_mode: ResizeMode,
     /// The first ten digits of the SHA-256 of its file; nothing where that is not known.
     pub hash: String,
+    /// Of a hires pass, the calls of the first pass, on which the prompts' steps count on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_calls: Option<u32>,
 }
 
 impl Default for ImageToImage {
@@ -57,6 +60,7 @@ impl Default for ImageToImage {
             exact_steps: false,
             resize_mode: ResizeMode::Just,
             hash: String::new(),
+            after_calls: None,
         }
     }
 }
@@ -102,6 +106,9 @@ pub struct Settings {
     pub seed_resize_from: Option<Size>,
     /// Where it is made from another picture.
     pub image: Option<ImageToImage>,
+    /// The hires pass, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hires: Option<Hires>,
 }
 
 impl Settings {
@@ -130,7 +137,24 @@ impl Settings {
             return Err(Error::Size { width, height, multiple: MULTIPLE, max: MAX_SIDE_PX });
         }
         self.solver(&Schedule::scaled_linear())?;
-        Prompts::check(self)
+        Prompts::check(self)?;
+        match &self.hires {
+            Some(_) if self.image.is_some() => Err(Error::HiresOfImage),
+            Some(hires) => hires.check(self),
+            None => Ok(()),
+        }
+    }
+
+    /// The settings of each pass, in their order.
+    pub(crate) fn passes(&self) -> Vec<Self> {
+        let first = Self { hires: None, ..self.clone() };
+        let second = self.hires.as_ref().map(|hires| hires.second(&first));
+        [Some(first), second].into_iter().flatten().collect()
+    }
+
+    /// The calls of the denoiser that prompts are scheduled over, as A1111 counts them.
+    pub(crate) fn scheduled_calls(&self) -> u32 {
+        self.steps * if self.sampler.is_second_order() { 2 } else { 1 }
     }
 
     /// The noise levels, of a model that was trained with these.
@@ -175,6 +199,7 @@ impl Default for Settings {
             tiling: false,
             seed_resize_from: None,
             image: None,
+            hires: None,
         }
     }
 }

@@ -9,12 +9,15 @@ use std::{fs, path::Path, sync::Arc};
 use image::RgbImage;
 use vodka_images::decode;
 use vodka_prompt::Parameters;
-use vodka_sampler::{Batch, Library, ModelId, Settings, Used, read_parameters, write_png};
+use vodka_sampler::{
+    Batch, Hires, HiresUpscaler, Library, ModelId, Settings, UpscalerChoice, Used, read_parameters, write_png,
+};
 use vodka_stage::{Interrupt, hash_bytes};
 use vodka_testkit::fixture;
 
-/// The sampler and schedule pairs, with long prompts, clip skip, a LoRA and an embedding among them.
-const CASES: [&str; 10] = [
+/// The sampler and schedule pairs, with long prompts, clip skip, a LoRA and an embedding among them; then hires passes by latents,
+/// with a part cut off, by pixels and by a network.
+const CASES: [&str; 14] = [
     "euler_a",
     "dpmpp_2m",
     "heun",
@@ -25,6 +28,10 @@ const CASES: [&str; 10] = [
     "ddim",
     "lora",
     "image_to_image",
+    "hires_latent",
+    "hires_cut",
+    "hires_pixels",
+    "hires_esrgan",
 ];
 /// Peak signal to noise ratio, in dB: what issue 7 asks for.
 const PSNR_MIN: f64 = 45.0;
@@ -57,7 +64,12 @@ fn pictures_and_texts_are_those_of_plain_loops() {
     for case in CASES {
         let path = fixture(&format!("sampler/parity/{case}.png"));
         let text = read_parameters(&path).unwrap().unwrap();
-        let settings = Settings::from_parameters(&parameters(&text)).unwrap();
+        let mut settings = Settings::from_parameters(&parameters(&text)).unwrap();
+        if let Some(Hires { upscaler: upscaler @ HiresUpscaler::Pixels(UpscalerChoice::Model(_)), .. }) =
+            &mut settings.hires
+        {
+            *upscaler = HiresUpscaler::Pixels(UpscalerChoice::Model(fixture("sd15/rrdb/body.pth")));
+        }
         let batch = Batch { settings: std::slice::from_ref(&settings), image: Some(&init) };
         let mut steps = Vec::new();
         let on_step = &mut |done, total| steps.push((done, total));

@@ -24,6 +24,7 @@ use vodka_stage::{
 use crate::{
     Error, PictureFormat, ResizeMode, Result, Size,
     fit::fit,
+    library::explain,
     picture_file::{read_parameters, write_any},
     pipeline::kind,
 };
@@ -35,7 +36,7 @@ pub(crate) use upscaler::{check_size, scaled};
 /// Counts up whenever the same settings make other pixels.
 const ARITHMETIC: u32 = 1;
 /// The largest factor.
-const SCALE_MAX: f64 = 64.0;
+pub(crate) const SCALE_MAX: f64 = 64.0;
 
 /// What a user asks for: pictures, what makes them larger, and how large.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -313,7 +314,7 @@ pub fn run(
             }
             Ok(None) => return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report }),
             Err(error) if plan.is_folder() && is_of_one_picture(&error) => {
-                let reason = explained(&error);
+                let reason = explain(&error);
                 on_event(UpscaleEvent::Skipped { picture, reason: &reason });
                 report.skipped.push((relative_name(picture), reason));
             }
@@ -329,17 +330,6 @@ pub fn run(
 /// Whether an error is of the picture at hand and of no other.
 fn is_of_one_picture(error: &Error) -> bool {
     matches!(error, Error::Images(_) | Error::TooLarge { .. }) || error.is_of_one_picture()
-}
-
-/// An error with its causes.
-fn explained(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A run at work.

@@ -347,7 +347,7 @@ mod tests {
         assert!(error.contains("`1.2.3`"), "{error}");
         let both =
             Settings { image: Some(ImageToImage::default()), hires: Some(base()), ..Settings::default() };
-        assert!(both.check().unwrap_err().to_string().contains("a hires pass"));
+        assert!(both.check().unwrap_err().to_string().contains("has no hires pass"));
         // A sampler of its own without a schedule of its own takes what it can.
         let ddim = Hires { sampler: Some(SamplerName::Ddim), ..base() };
         let settings = Settings { schedule: ScheduleName::Karras, hires: Some(ddim), ..Settings::default() };

@@ -38,6 +38,7 @@ pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
 };
 pub use hires::{Hires, HiresTarget, HiresUpscaler, LatentMode};
+pub use image::RgbImage;
 pub use items::{TakenPrompt, TimedItems};
 pub use library::{Library, Used};
 pub use model::{Model, ModelId, ModelSource};

@@ -81,6 +81,8 @@ fn records(folder: &Path) -> Vec<(String, PathBuf)> {
 fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
     let Value::Object(fields) = value else {
         let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        // A recipe in a recipe has lines.
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         into.insert(key, text);
         return;
     };
@@ -99,6 +101,10 @@ pub(super) fn differences(all: &[Settings]) -> Vec<Difference> {
             let there = |settings: &Settings| settings.get(job).map(|_| "there".to_owned());
             let values = all.iter().map(there).collect();
             differences.push(Difference { job: job.clone(), setting: String::new(), values });
+            // Of data all is told that was done to them; a model more is a model more.
+            if job.contains('/') {
+                continue;
+            }
         }
         let of = |settings: &Settings, key: &String| settings.get(job).and_then(|job| job.get(key)).cloned();
         let keys: BTreeSet<&String> =
@@ -142,5 +148,28 @@ mod tests {
         let found = differences(&[Settings::new(), settings("pictures", r#"{"query": "not x"}"#)]);
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].setting.as_str(), &found[1].values[..]), ("query", &[None, value("not x")][..]));
+        let found = differences(&[Settings::new(), settings("train/control", r#"{"seed": 1}"#)]);
+        assert_eq!((found.len(), &found[0].values[..]), (1, &[None, value("there")][..]));
+    }
+
+    #[test]
+    fn what_was_read_is_told_by_its_hash_and_a_page_is_no_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let (probe, read) = (dir.path().join("probe"), dir.path().join("read"));
+        let record = |content: &str| {
+            fs::write(&read, content).unwrap();
+            let settings = serde_json::json!({ "page": content, "cfg": 7.0, "text": "a\nb" });
+            let key = vodka_stage::RunKey::new("probe", &settings, Some(5));
+            let key = key.input("tagger 1", &read, |_| true).unwrap();
+            let key = key.input("model v3", &read, |_| true).unwrap();
+            fs::create_dir_all(&probe).unwrap();
+            key.write(&record_path(&probe), &[&probe], &()).unwrap();
+            super::read(None, &probe).unwrap()
+        };
+        let (a, b) = (record("one"), record("two"));
+        let found = differences(&[a, b]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].job.as_str(), found[0].setting.as_str()), ("probe", "file: tagger 1"));
+        assert_eq!(found[0].values[0].as_ref().unwrap().len(), HASH_CHARS);
     }
 }

@@ -282,7 +282,7 @@ impl Workflow {
         let probe = self.recipe.probe_of(name).clone();
         let model = |name: &String| Ok((name.clone(), model(name)?));
         let images = self.recipe.workflow.images.clone();
-        let captions = [images.clone(), self.output_of(&Job::Caption)].into_iter().chain(self.untagged());
+        let captions = [images, self.output_of(&Job::Caption)].into_iter().chain(self.untagged());
         Ok(ProbeConfig {
             models: probe.models.iter().map(model).collect::<Result<_>>()?,
             tagger: self.tag(),

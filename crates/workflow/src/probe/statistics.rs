@@ -81,7 +81,7 @@ pub fn ratio(pairs: &[(f64, f64)]) -> Option<Estimate> {
 }
 
 /// Where one more number of the kind lies with 95 %, for numbers that are spread normally: their mean, and a Student's
-/// quantile times their deviation times the root of 1 + 1/n to both sides. Of fewer than [`FEW`] the outermost ends of their own
+/// quantile times their deviation times the root of 1 + 1/n to both sides. Of fewer than four the outermost ends of their own
 /// intervals.
 pub fn further(numbers: &[Estimate]) -> Option<Estimate> {
     let n = numbers.len();

@@ -53,6 +53,15 @@ pub struct UNetConfig {
     pub norm_groups: i64,
 }
 
+/// A ControlNet (Zhang et al. 2023, arXiv:2302.05543).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlNetConfig {
+    /// The UNet whose way down and middle it has; the output's channels say nothing here.
+    pub unet: UNetConfig,
+    /// Channels of the layers that see the picture, which is halved between each two of these.
+    pub hint_channels: [i64; 4],
+}
+
 /// The VAE: levels from the finest to the coarsest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VaeConfig {
@@ -115,6 +124,23 @@ impl ModelConfig {
         equal("the UNet's output and the latent", self.unet.out_channels, self.vae.latent_channels)?;
         equal("clip.vocab_size and CLIP's vocabulary", self.clip.vocab_size, vocab_size)?;
         equal("clip.max_positions and CLIP's positions", self.clip.max_positions, positions)
+    }
+}
+
+impl ControlNetConfig {
+    /// Pictures of conditions are red, green and blue.
+    pub(crate) const PICTURE_CHANNELS: usize = 3;
+
+    /// That of Stable Diffusion 1.5.
+    pub fn sd15() -> Self {
+        Self { unet: UNetConfig::sd15(), hint_channels: [16, 32, 96, 256] }
+    }
+
+    /// Checks that such a network can exist, as [`ModelConfig::check`] does.
+    pub fn check(&self) -> Result<()> {
+        self.unet.check()?;
+        let positive = |channels: &i64| positive("controlnet.hint_channels", *channels);
+        self.hint_channels.iter().try_for_each(positive)
     }
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::{
     Architecture, ClipConfig, Error, Mismatch, ModelConfig, Prediction, Result, UNetConfig, VaeConfig,
-    WeightFile,
-    keys::{CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX},
+    WeightFile, control_net,
+    keys::{CLIP_PREFIX, CONTROL_PREFIX, UNET_PREFIX, VAE_PREFIX},
     upscaler,
 };
 
@@ -16,6 +16,7 @@ pub(crate) fn foreign(file: &WeightFile) -> Option<Architecture> {
         Some(Architecture::Unknown(_)) if file.left_over().iter().any(|name| name == "string_to_token") => {
             Some(Architecture::Embedding)
         }
+        Some(Architecture::ControlNet) => Some(control_net::architecture(file)),
         Some(found) => Some(found),
         None => foreign_width(file),
     }
@@ -40,6 +41,10 @@ fn foreign_width(file: &WeightFile) -> Option<Architecture> {
 fn foreign_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Architecture> {
     let starts = |prefix: &str| names.clone().any(|name| name.starts_with(prefix));
     let holds = |part: &str| names.clone().any(|name| name.contains(part));
+    // Before all that a training of one keeps in the same file.
+    if starts(CONTROL_PREFIX) || starts("controlnet_cond_embedding.") || holds("input_hint_block.") {
+        return Some(Architecture::ControlNet);
+    }
     if starts("conditioner.embedders.") {
         return Some(Architecture::Sdxl);
     }
@@ -57,9 +62,6 @@ fn foreign_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Arc
     }
     if starts("lora_") || [".lora_", ".lora.", "_lora.", ".hada_", ".lokr_"].into_iter().any(holds) {
         return Some(Architecture::Lora);
-    }
-    if starts("control_model.") || starts("controlnet_cond_embedding.") || holds("input_hint_block.") {
-        return Some(Architecture::ControlNet);
     }
     if upscaler::is_upscaler(names.clone()) {
         return Some(Architecture::Upscaler);
@@ -100,6 +102,11 @@ pub(crate) fn config(
     })
 }
 
+/// The configuration of a UNet's way down and middle, as far as its shapes by LDM name tell it.
+pub(crate) fn encoder_config(path: &Path, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<UNetConfig> {
+    encoder(&Shapes { path, shape })
+}
+
 /// The configuration of a VAE, as far as its shapes tell it.
 pub(crate) fn vae_config(path: &Path, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<VaeConfig> {
     vae(&Shapes { path, shape })
@@ -134,8 +141,13 @@ impl Shapes<'_> {
     }
 }
 
-/// Input blocks are numbered through: one convolution, then each level's layers and, but for the last, a downsampler.
 fn unet(shapes: &Shapes) -> Result<UNetConfig> {
+    let out_channels = shapes.size(&format!("{UNET_PREFIX}out.2.weight"), 0)?;
+    Ok(UNetConfig { out_channels, ..encoder(shapes)? })
+}
+
+/// Input blocks are numbered through: one convolution, then each level's layers and, but for the last, a downsampler.
+fn encoder(shapes: &Shapes) -> Result<UNetConfig> {
     let at = |name: &str| format!("{UNET_PREFIX}{name}");
     let has = |i: i64, name: &str| shapes.has(&at(&format!("input_blocks.{i}.0.{name}.weight")));
     let blocks = (1..).take_while(|i| has(*i, "op") || has(*i, "in_layers.2")).count() as i64;
@@ -152,7 +164,6 @@ fn unet(shapes: &Shapes) -> Result<UNetConfig> {
     }
     Ok(UNetConfig {
         in_channels: shapes.size(&at("input_blocks.0.0.weight"), 1)?,
-        out_channels: shapes.size(&at("out.2.weight"), 0)?,
         block_out_channels,
         layers_per_block,
         cross_attention,

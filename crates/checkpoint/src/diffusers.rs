@@ -11,7 +11,10 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Architecture, ClipConfig, Error, ModelConfig, Prediction, Result, UNetConfig, VaeConfig};
+use crate::{
+    Architecture, ClipConfig, ControlNetConfig, Error, Mismatch, ModelConfig, Prediction, Result, UNetConfig,
+    VaeConfig,
+};
 
 /// The parts of a folder: its subfolders.
 pub(crate) const PARTS: [&str; 3] = ["unet", "vae", "text_encoder"];
@@ -77,6 +80,34 @@ struct Unet {
     resnet_time_scale_shift: String,
     flip_sin_to_cos: bool,
     center_input_sample: bool,
+}
+
+/// What a ControlNet's file says beyond what a UNet's does.
+#[derive(Deserialize)]
+#[serde(default)]
+struct ControlNet {
+    #[serde(rename = "_class_name")]
+    class: String,
+    addition_embed_type: Option<String>,
+    class_embed_type: Option<String>,
+    conditioning_channels: i64,
+    conditioning_embedding_out_channels: Vec<i64>,
+    controlnet_conditioning_channel_order: String,
+    global_pool_conditions: bool,
+}
+
+impl Default for ControlNet {
+    fn default() -> Self {
+        Self {
+            class: String::new(),
+            addition_embed_type: None,
+            class_embed_type: None,
+            conditioning_channels: 3,
+            conditioning_embedding_out_channels: vec![16, 32, 96, 256],
+            controlnet_conditioning_channel_order: "rgb".to_owned(),
+            global_pool_conditions: false,
+        }
+    }
 }
 
 impl Default for Unet {
@@ -180,7 +211,9 @@ pub(crate) fn config(folder: &Path) -> Result<ModelConfig> {
 /// `model_index.json` names the pipeline; a folder without one is taken at its parts.
 fn check_pipeline(folder: &Path) -> Result<()> {
     let class = read_if_there::<ModelIndex>(&folder.join("model_index.json"))?._class_name;
-    let found = if class.contains("XL") || folder.join("text_encoder_2").is_dir() {
+    let found = if is_control_net(&folder.join("config.json")) {
+        Architecture::ControlNet
+    } else if class.contains("XL") || folder.join("text_encoder_2").is_dir() {
         Architecture::Sdxl
     } else if class.starts_with("StableDiffusion3") {
         Architecture::StableDiffusion3
@@ -201,19 +234,92 @@ fn unet(folder: &Path) -> Result<UNetConfig> {
         let found = Architecture::StableDiffusion2;
         return Err(Error::Architecture { path: folder.to_path_buf(), found });
     }
-    expect(&path, "act_fn", "silu", &file.act_fn)?;
-    expect(&path, "resnet_time_scale_shift", "default", &file.resnet_time_scale_shift)?;
-    expect(&path, "flip_sin_to_cos", "true", &file.flip_sin_to_cos.to_string())?;
-    expect(&path, "center_input_sample", "false", &file.center_input_sample.to_string())?;
+    unet_config(&path, file)
+}
+
+/// Whether the configuration at `path` is a ControlNet's.
+pub(crate) fn is_control_net(path: &Path) -> bool {
+    read::<ControlNet>(path).is_ok_and(|file| file.class == "ControlNetModel")
+}
+
+/// The configuration of a ControlNet that is, or lies in, `named`, from its `config.json`.
+pub(crate) fn control_net(named: &Path, path: &Path) -> Result<ControlNetConfig> {
+    let not = |found| Error::NotControlNet { path: named.to_path_buf(), found };
+    if !path.is_file() {
+        // A whole model's folder has one in each of its parts.
+        check_pipeline(named).map_err(|error| match error {
+            Error::Architecture { found, .. } => not(found),
+            other => other,
+        })?;
+        if named.join("unet").is_dir() {
+            return Err(not(Architecture::StableDiffusion1));
+        }
+    }
+    let (file, unet): (ControlNet, Unet) = (read(path)?, read(path)?);
+    if !["", "ControlNetModel"].contains(&file.class.as_str()) {
+        return Err(not(Architecture::Pipeline(file.class)));
+    }
+    match (file.addition_embed_type.is_some(), unet.use_linear_projection) {
+        (true, _) => return Err(not(Architecture::SdxlControlNet)),
+        (false, true) => return Err(not(Architecture::StableDiffusion2ControlNet)),
+        (false, false) => {}
+    }
+    if let Some(found) = &file.class_embed_type {
+        return Err(setting(path, "class_embed_type", "null", found));
+    }
+    expect(path, "conditioning_channels", "3", &file.conditioning_channels.to_string())?;
+    expect(
+        path,
+        "controlnet_conditioning_channel_order",
+        "rgb",
+        &file.controlnet_conditioning_channel_order,
+    )?;
+    expect(path, "global_pool_conditions", "false", &file.global_pool_conditions.to_string())?;
+    let hints = file.conditioning_embedding_out_channels;
+    let hint_channels = <[i64; 4]>::try_from(hints).map_err(|found| {
+        setting(path, "conditioning_embedding_out_channels", "four numbers", &format!("{found:?}"))
+    })?;
+    Ok(ControlNetConfig { unet: unet_config(path, unet)?, hint_channels })
+}
+
+/// The configuration of a UNet's way down and middle from shapes by diffusers' names, as far as they tell it.
+pub(crate) fn encoder_config(path: &Path, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<UNetConfig> {
+    let size = |name: String, axis: usize| {
+        let size = shape(&name).and_then(|shape| i64::try_from(*shape.get(axis)?).ok());
+        size.ok_or_else(|| Error::Mismatch {
+            path: path.to_path_buf(),
+            mismatch: Box::new(Mismatch { missing: vec![name], ..Mismatch::default() }),
+        })
+    };
+    let conv = |level: usize, layer: usize| format!("down_blocks.{level}.resnets.{layer}.conv2.weight");
+    let levels = (0..).take_while(|level| shape(&conv(*level, 0)).is_some()).count().max(1);
+    let layers = (0..).take_while(|layer| shape(&conv(0, *layer)).is_some()).count();
+    let attends = |level| shape(&format!("down_blocks.{level}.attentions.0.proj_in.weight")).is_some();
+    let context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    Ok(UNetConfig {
+        in_channels: size("conv_in.weight".to_owned(), 1)?,
+        block_out_channels: (0..levels).map(|level| size(conv(level, 0), 0)).collect::<Result<_>>()?,
+        layers_per_block: layers as i64,
+        cross_attention: (0..levels).map(attends).collect(),
+        cross_attention_dim: size(context.to_owned(), 1)?,
+        ..UNetConfig::sd15()
+    })
+}
+
+fn unet_config(path: &Path, file: Unet) -> Result<UNetConfig> {
+    expect(path, "act_fn", "silu", &file.act_fn)?;
+    expect(path, "resnet_time_scale_shift", "default", &file.resnet_time_scale_shift)?;
+    expect(path, "flip_sin_to_cos", "true", &file.flip_sin_to_cos.to_string())?;
+    expect(path, "center_input_sample", "false", &file.center_input_sample.to_string())?;
     let heads = file.num_attention_heads.filter(|heads| !heads.is_null());
     Ok(UNetConfig {
         in_channels: file.in_channels,
         out_channels: file.out_channels,
-        cross_attention: attention(&path, &file.down_block_types)?,
+        cross_attention: attention(path, &file.down_block_types)?,
         block_out_channels: file.block_out_channels,
-        layers_per_block: number(&path, "layers_per_block", &file.layers_per_block)?,
-        cross_attention_dim: number(&path, "cross_attention_dim", &file.cross_attention_dim)?,
-        attention_heads: number(&path, "attention_head_dim", &heads.unwrap_or(file.attention_head_dim))?,
+        layers_per_block: number(path, "layers_per_block", &file.layers_per_block)?,
+        cross_attention_dim: number(path, "cross_attention_dim", &file.cross_attention_dim)?,
+        attention_heads: number(path, "attention_head_dim", &heads.unwrap_or(file.attention_head_dim))?,
         norm_groups: file.norm_num_groups,
     })
 }

@@ -169,6 +169,14 @@ pub enum Error {
         /// What it is.
         found: Architecture,
     },
+    /// The file holds something else than a ControlNet for Stable Diffusion 1.x.
+    #[error("`{path}` is {found}, expected a ControlNet for Stable Diffusion 1.x")]
+    NotControlNet {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        found: Architecture,
+    },
     /// The file holds something else than an ESRGAN upscaler.
     #[error("`{path}` is {found}, expected an ESRGAN upscaler")]
     NotUpscaler {
@@ -504,6 +512,10 @@ pub enum Architecture {
     SdxlLora,
     /// A ControlNet.
     ControlNet,
+    /// A ControlNet for Stable Diffusion 2.x.
+    StableDiffusion2ControlNet,
+    /// A ControlNet for Stable Diffusion XL.
+    SdxlControlNet,
     /// An embedding of textual inversion.
     Embedding,
     /// An upscaler of ESRGAN's form.
@@ -533,6 +545,8 @@ impl fmt::Display for Architecture {
             Self::Lora => "a LoRA",
             Self::SdxlLora => "a LoRA for Stable Diffusion XL",
             Self::ControlNet => "a ControlNet",
+            Self::StableDiffusion2ControlNet => "a ControlNet for Stable Diffusion 2.x",
+            Self::SdxlControlNet => "a ControlNet for Stable Diffusion XL",
             Self::Embedding => "an embedding (textual inversion)",
             Self::Upscaler => "an ESRGAN upscaler",
             Self::DiffusersUnet => "the UNet of a diffusers folder (open the folder above it)",

@@ -4,7 +4,7 @@
 //! (`down_blocks.1.attentions.0`). Sources: the layout of CompVis/stable-diffusion's `openaimodel.py` and `model.py`, and
 //! diffusers' `loaders/single_file_utils.py`, whose output the fixture `checkpoint/keys` holds.
 
-use crate::{ClipConfig, ModelConfig, UNetConfig, VaeConfig};
+use crate::{ClipConfig, ControlNetConfig, ModelConfig, UNetConfig, VaeConfig};
 
 /// One weight: its name and shape in both forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub const UNET_PREFIX: &str = "model.diffusion_model.";
 pub const VAE_PREFIX: &str = "first_stage_model.";
 /// What text encoder names begin with in a single file; some files leave out the `text_model.` that follows.
 pub const CLIP_PREFIX: &str = "cond_stage_model.transformer.";
+/// What ControlNet names begin with in a single file; some files leave it out.
+pub const CONTROL_PREFIX: &str = "control_model.";
 
 /// All weights of a model.
 pub fn all(config: &ModelConfig) -> Vec<Key> {
@@ -37,6 +39,31 @@ pub fn all(config: &ModelConfig) -> Vec<Key> {
 /// All weights of a UNet.
 pub fn unet(config: &UNetConfig) -> Vec<Key> {
     UNet { list: List::new(UNET_PREFIX), config }.build()
+}
+
+/// All weights of a ControlNet: the way down of a UNet and its middle, the layers that see the picture, and those that give the residuals.
+pub fn control_net(config: &ControlNetConfig) -> Vec<Key> {
+    let mut unet = UNet { list: List::new(CONTROL_PREFIX), config: &config.unet };
+    let channels = sizes(&config.unet.block_out_channels);
+    let skips = unet.encoder(&channels);
+    let mut list = unet.list;
+    let hints = sizes(&config.hint_channels);
+    let at = |i: usize| format!("input_hint_block.{}", 2 * i);
+    list.conv(&at(0), "controlnet_cond_embedding.conv_in", hints[0], ControlNetConfig::PICTURE_CHANNELS, 3);
+    for (i, pair) in hints.windows(2).enumerate() {
+        for (k, out) in pair.iter().enumerate() {
+            let k = 2 * i + k;
+            list.conv(&at(k + 1), &format!("controlnet_cond_embedding.blocks.{k}"), *out, pair[0], 3);
+        }
+    }
+    let last = hints.len() - 1;
+    list.conv(&at(2 * last + 1), "controlnet_cond_embedding.conv_out", channels[0], hints[last], 3);
+    for (i, width) in skips.into_iter().enumerate() {
+        list.conv(&format!("zero_convs.{i}.0"), &format!("controlnet_down_blocks.{i}"), width, width, 1);
+    }
+    let coarsest = channels[channels.len() - 1];
+    list.conv("middle_block_out.0", "controlnet_mid_block", coarsest, coarsest, 1);
+    list.keys
 }
 
 /// All weights of a VAE.
@@ -138,16 +165,24 @@ impl UNet<'_> {
     fn build(mut self) -> Vec<Key> {
         let config = self.config;
         let channels = sizes(&config.block_out_channels);
-        let (first, time) = (channels[0], size(config.time_embed_dim()));
-        self.list.linear("time_embed.0", "time_embedding.linear_1", time, first);
-        self.list.linear("time_embed.2", "time_embedding.linear_2", time, time);
-        self.list.conv("input_blocks.0.0", "conv_in", first, size(config.in_channels), 3);
-        let skips = self.down(&channels);
-        self.middle(channels[channels.len() - 1]);
+        let first = channels[0];
+        let skips = self.encoder(&channels);
         self.up(&channels, skips);
         self.list.norm("out.0", "conv_norm_out", first);
         self.list.conv("out.2", "conv_out", size(config.out_channels), first, 3);
         self.list.keys
+    }
+
+    /// What a ControlNet has too: all before the way up; returns the channels of each skip connection in the order they are made.
+    fn encoder(&mut self, channels: &[usize]) -> Vec<usize> {
+        let config = self.config;
+        let (first, time) = (channels[0], size(config.time_embed_dim()));
+        self.list.linear("time_embed.0", "time_embedding.linear_1", time, first);
+        self.list.linear("time_embed.2", "time_embedding.linear_2", time, time);
+        self.list.conv("input_blocks.0.0", "conv_in", first, size(config.in_channels), 3);
+        let skips = self.down(channels);
+        self.middle(channels[channels.len() - 1]);
+        skips
     }
 
     /// The way down; returns the channels of each skip connection in the order they are made.

@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod config;
+mod control_net;
 pub mod convert;
 mod detect;
 mod diffusers;
@@ -34,7 +35,8 @@ mod weights;
 mod write;
 
 pub use checkpoint::{Checkpoint, Ema, Part, ema_name};
-pub use config::{ClipConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
+pub use config::{ClipConfig, ControlNetConfig, ModelConfig, Prediction, UNetConfig, VaeConfig};
+pub use control_net::ControlNetFile;
 pub use diffusers_write::write_diffusers;
 pub use error::{Architecture, Error, LoraShapes, Mismatch, Result, StorageFault, WrongShape};
 pub use file::{Format, WeightFile, same_file};

@@ -1,6 +1,7 @@
-//! The networks of Stable Diffusion 1.x: CLIP text encoder, UNet, VAE; and [`Rrdb`], which makes pictures larger.
+//! The networks of Stable Diffusion 1.x: CLIP text encoder, UNet, VAE; [`ControlNet`], which steers the UNet by a picture; and [`Rrdb`],
+//! which makes pictures larger.
 //!
-//! All three are driven by [`vodka_checkpoint::ModelConfig`], so that the full SD 1.5 and the tiny models of the tests
+//! The first three are driven by [`vodka_checkpoint::ModelConfig`], so that the full SD 1.5 and the tiny models of the tests
 //! are the same code. Parameters carry the names that diffusers and transformers give them; [`Network::state`] hands
 //! them out under the names of a single-file checkpoint.
 //!
@@ -19,6 +20,7 @@
 
 pub mod attention;
 pub mod clip;
+pub mod control_net;
 mod cuda;
 mod device;
 mod error;
@@ -33,6 +35,7 @@ pub mod unet;
 pub mod vae;
 
 pub use clip::ClipTextModel;
+pub use control_net::ControlNet;
 pub use device::{check_device_name, device_type, parse_device};
 pub use error::{Error, Result};
 pub use failure::{catch, is_out_of_memory};

@@ -23,14 +23,10 @@ use crate::{
 pub struct UNet {
     config: UNetConfig,
     vars: VarStore,
-    time_embedding: TimeEmbedding,
-    conv_in: Conv2d,
-    down: Vec<Level<Downsample>>,
-    mid: Part<Middle>,
+    encoder: Encoder,
     up: Vec<Level<Upsample>>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    checkpointing: bool,
 }
 
 impl UNet {
@@ -46,35 +42,19 @@ impl UNet {
         let params = Params::new(&vars, source);
         let first = config.block_out_channels[0];
         let mut widths = Widths::new(first);
-        let time_embedding =
-            TimeEmbedding::new(&(&params / "time_embedding"), first, config.time_embed_dim())?;
-        let conv_in = Conv2d::new(&(&params / "conv_in"), config.in_channels, first, 3)?;
-        let down = down_levels(&(&params / "down_blocks"), config, &mut widths)?;
-        let mid = Part::new(Middle::new(&(&params / "mid_block"), config, widths.current)?);
+        let encoder = Encoder::new(&params, config, &mut widths)?;
         let up = up_levels(&(&params / "up_blocks"), config, &mut widths)?;
         let conv_norm_out = GroupNorm::new(&(&params / "conv_norm_out"), config.norm_groups, first, 1e-5)?;
         let conv_out = Conv2d::new(&(&params / "conv_out"), first, config.out_channels, 3)?;
         vars.freeze();
         let config = config.clone();
-        let checkpointing = false;
-        Ok(Self {
-            config,
-            vars,
-            time_embedding,
-            conv_in,
-            down,
-            mid,
-            up,
-            conv_norm_out,
-            conv_out,
-            checkpointing,
-        })
+        Ok(Self { config, vars, encoder, up, conv_norm_out, conv_out })
     }
 
     /// Whether only what goes into each block is remembered for the way back, and the block computed once more:
     /// gradient checkpointing. Off at first. The gradients are the same.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
-        self.checkpointing = on;
+        self.encoder.checkpointing = on;
     }
 
     /// The shape of the UNet.
@@ -86,8 +66,84 @@ impl UNet {
     ///
     /// Any height and width will do: where halving rounds up, the way back up ends at the size it came from.
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
+        self.forward_controlled(latents, timesteps, context, &[])
+    }
+
+    /// The same with the residuals of a [`ControlNet`](crate::ControlNet) added to the skip connections, in the order in which these are
+    /// made, and to what comes out of the middle; without any where there are none.
+    ///
+    /// # Panics
+    /// When there are some, and not one for each.
+    pub fn forward_controlled(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        residuals: &[Tensor],
+    ) -> Tensor {
+        let Encoded { time, mut skips, mut x } = self.encoder.forward(latents, timesteps, context, None);
+        if let [down @ .., middle] = residuals {
+            assert_eq!(down.len(), skips.len(), "residuals of another UNet");
+            skips.iter_mut().zip(down).for_each(|(skip, residual)| *skip = &*skip + residual);
+            x += middle;
+        }
+        for level in &self.up {
+            for block in &level.blocks {
+                let skip = skips.pop().expect("as many skips were made as there are blocks");
+                x = self.encoder.through(block, &Tensor::cat(&[x, skip], 1), &time, context);
+            }
+            if let (Some(upsample), Some(next)) = (&level.resample, skips.last()) {
+                let (_, _, height, width) = next.size4().expect("feature maps have four axes");
+                x = upsample.forward(&x, (height, width));
+            }
+        }
+        x.apply(&self.conv_norm_out).silu().apply(&self.conv_out) // (B, out, h, w)
+    }
+}
+
+/// All before the way up, which a ControlNet has too.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    time_embedding: TimeEmbedding,
+    conv_in: Conv2d,
+    down: Vec<Level<Downsample>>,
+    mid: Part<Middle>,
+    checkpointing: bool,
+}
+
+/// What comes out of an [`Encoder`].
+pub(crate) struct Encoded {
+    time: Tensor,
+    /// In the order in which they are made.
+    pub(crate) skips: Vec<Tensor>,
+    /// What comes out of the middle.
+    pub(crate) x: Tensor,
+}
+
+impl Encoder {
+    pub(crate) fn new(params: &Params, config: &UNetConfig, widths: &mut Widths) -> Result<Self> {
+        let first = config.block_out_channels[0];
+        let time_embedding =
+            TimeEmbedding::new(&(params / "time_embedding"), first, config.time_embed_dim())?;
+        let conv_in = Conv2d::new(&(params / "conv_in"), config.in_channels, first, 3)?;
+        let down = down_levels(&(params / "down_blocks"), config, widths)?;
+        let mid = Part::new(Middle::new(&(params / "mid_block"), config, widths.current)?);
+        Ok(Self { time_embedding, conv_in, down, mid, checkpointing: false })
+    }
+
+    /// As [`UNet::forward`]; `hint (B, C, h, w)` is added to the first feature map.
+    pub(crate) fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        hint: Option<&Tensor>,
+    ) -> Encoded {
         let time = self.time_embedding.forward(timesteps, latents.kind()); // (B, 4C)
         let mut x = latents.apply(&self.conv_in); // (B, C, h, w)
+        if let Some(hint) = hint {
+            x += hint;
+        }
         let mut skips = vec![x.shallow_clone()];
         for level in &self.down {
             for block in &level.blocks {
@@ -99,18 +155,8 @@ impl UNet {
                 skips.push(x.shallow_clone());
             }
         }
-        x = self.through(&self.mid, &x, &time, context);
-        for level in &self.up {
-            for block in &level.blocks {
-                let skip = skips.pop().expect("as many skips were made as there are blocks");
-                x = self.through(block, &Tensor::cat(&[x, skip], 1), &time, context);
-            }
-            if let (Some(upsample), Some(next)) = (&level.resample, skips.last()) {
-                let (_, _, height, width) = next.size4().expect("feature maps have four axes");
-                x = upsample.forward(&x, (height, width));
-            }
-        }
-        x.apply(&self.conv_norm_out).silu().apply(&self.conv_out) // (B, out, h, w)
+        let x = self.through(&self.mid, &x, &time, context);
+        Encoded { time, skips, x }
     }
 
     fn through<B: Conditioned + 'static>(
@@ -150,13 +196,13 @@ impl Network for UNet {
 }
 
 /// The channels of the feature map, and of the skips that wait for the way up, while the UNet is laid out.
-struct Widths {
+pub(crate) struct Widths {
     current: i64,
-    skips: Vec<i64>,
+    pub(crate) skips: Vec<i64>,
 }
 
 impl Widths {
-    fn new(first: i64) -> Self {
+    pub(crate) fn new(first: i64) -> Self {
         Self { current: first, skips: vec![first] }
     }
 

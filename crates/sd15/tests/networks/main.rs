@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod common;
+mod control_nets;
 mod gradients;
 mod parity;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -90,7 +90,7 @@ fn attention() {
 }
 
 /// The UNet of `unet_two_levels`.
-fn two_levels() -> UNetConfig {
+pub fn two_levels() -> UNetConfig {
     UNetConfig {
         block_out_channels: vec![32, 64],
         layers_per_block: 1,

@@ -102,6 +102,23 @@ fn a_weighted_sum_and_a_difference() {
 }
 
 #[test]
+fn a_parent_needs_no_vae_where_that_of_a_is_taken() {
+    let world = World::new();
+    world.says("convert b.safetensors bare.safetensors --drop-vae -q", 0);
+    world.says("weighted-sum a.safetensors bare.safetensors -m 0.25 -o bare-sum.safetensors", 0);
+    world.says(SUM, 0);
+    for name in [UNET, VAE] {
+        assert_eq!(world.value("bare-sum.safetensors", name), world.value("out.safetensors", name));
+    }
+    world.says("verify bare-sum.safetensors", 0);
+
+    let refused = "weighted-sum a.safetensors bare.safetensors -m 0.25 --vae merge -o x.safetensors";
+    assert!(world.says(refused, 1).contains("`bare.safetensors` has no VAE"));
+    let refused = "weighted-sum bare.safetensors a.safetensors -m 0.25 -o x.safetensors";
+    assert!(world.says(refused, 1).contains("`bare.safetensors` has no VAE"));
+}
+
+#[test]
 fn the_plan_and_the_report_are_json_on_stdout() {
     let world = World::new();
     let json = |arguments: &str| {

@@ -119,9 +119,6 @@ fn around(vae: VaeConfig) -> ModelConfig {
 impl Checkpoint {
     /// Checks that exactly the VAE's tensors are there, in their shapes.
     pub fn check_vae(&self) -> Result<()> {
-        if !self.has(Part::Vae) {
-            return Err(Error::NoPart { path: self.path().to_path_buf(), part: Part::Vae });
-        }
         self.check_names_of(&[Part::Vae])
     }
 }

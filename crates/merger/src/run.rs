@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::json;
-use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, WrongShape, keys};
+use vodka_checkpoint::{Checkpoint, Mismatch, ModelConfig, Part, WrongShape, keys};
 use vodka_stage::{ContentHash, HashCache, Interrupt, Outcome, RunKey, record_path};
 
 use crate::{
     Error, MergeEvent, MergePlan, MergeReport, MismatchPolicy, OutputPlan, OutputReport, Result, VaePolicy,
     Weight,
     eval::{Evaluator, is_wider_input},
-    merged::{checkpoints_of, precision},
+    merged::{checkpoints_of, keeps_vae, precision},
     metadata::recipe_text,
     write,
 };
@@ -162,16 +162,20 @@ pub(crate) fn check_fit(evaluator: &Evaluator, output: &OutputPlan, a: usize, ot
     let (a, other) = (evaluator.checkpoint(a), evaluator.checkpoint(other));
     a.check_names()?;
     if output.mismatched == MismatchPolicy::Error {
-        other.check_names()?;
-        check_alike(a, other)?;
+        match output.vae {
+            VaePolicy::A => other.check_names_of(&[Part::Unet, Part::TextEncoder])?,
+            VaePolicy::Merge => other.check_names()?,
+        }
+        check_alike(a, other, output)?;
     }
     check_settings(a, other, output)
 }
 
-/// Every tensor of A must be in the other parent, in the same shape, and nothing else.
-fn check_alike(a: &Checkpoint, other: &Checkpoint) -> Result<()> {
+/// Every tensor of A that is merged must be in the other parent, in the same shape, and nothing else.
+fn check_alike(a: &Checkpoint, other: &Checkpoint, output: &OutputPlan) -> Result<()> {
     let mut mismatch = Mismatch::default();
-    for name in a.names() {
+    let is_merged = |name: &&str| !keeps_vae(output, name);
+    for name in a.names().filter(is_merged) {
         let expected = a.info(name)?.shape;
         match other.info(name) {
             Err(_) => mismatch.missing.push(name.to_owned()),
@@ -185,7 +189,7 @@ fn check_alike(a: &Checkpoint, other: &Checkpoint) -> Result<()> {
             Ok(_) => {}
         }
     }
-    let left_over = other.names().filter(|name| a.info(name).is_err());
+    let left_over = other.names().filter(is_merged).filter(|name| a.info(name).is_err());
     mismatch.unexpected = left_over.map(ToOwned::to_owned).collect();
     if mismatch.is_empty() {
         return Ok(());

@@ -335,35 +335,37 @@ fn leading(gram: &Array2<f64>, rank: usize, seed: u64) -> Array2<f64> {
     let random = |i: usize| mix(seed.wrapping_add(i as u64)) as f64 / u64::MAX as f64 - 0.5;
     let mut basis = match width == n {
         true => Array2::eye(n),
-        false => Array2::from_shape_fn((n, width), |(i, j)| random(i * width + j)),
+        false => Array2::from_shape_fn((width, n), |(j, i)| random(i * width + j)),
     };
     orthonormalise(&mut basis);
+    let mut image = basis.dot(gram);
     let mut before = 0.0;
     for _ in 0..if width == n { 0 } else { MOST } {
-        basis = gram.dot(&basis);
+        basis = image;
         orthonormalise(&mut basis);
-        let held = basis.t().dot(&gram.dot(&basis)).diag().sum();
+        image = basis.dot(gram);
+        let held = (&basis * &image).sum();
         if held - before <= 1e-12 * held {
             break;
         }
         before = held;
     }
-    let (values, vectors) = eigen(basis.t().dot(&gram.dot(&basis)));
+    let (values, vectors) = eigen(basis.dot(&image.t()));
     let mut order: Vec<_> = (0..width).collect();
     order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
-    basis.dot(&vectors.select(Axis(1), &order[..rank]))
+    basis.t().dot(&vectors.select(Axis(1), &order[..rank]))
 }
 
-/// Gram and Schmidt, twice over, which is as good as it gets; a column without a direction of its own becomes zero.
+/// Gram and Schmidt by rows, twice over, which is as good as it gets; a row without a direction of its own becomes zero.
 fn orthonormalise(basis: &mut Array2<f64>) {
-    for k in 0..basis.ncols() {
-        for _ in 0..2 {
-            let (done, mut rest) = basis.multi_slice_mut((s![.., ..k], s![.., k]));
-            let shares = done.t().dot(&rest);
-            rest -= &done.dot(&shares);
+    for k in 0..basis.nrows() {
+        let (done, mut rest) = basis.multi_slice_mut((s![..k, ..], s![k, ..]));
+        for row in done.rows().into_iter().chain(done.rows()) {
+            let share = row.dot(&rest);
+            rest.scaled_add(-share, &row);
         }
-        let length = basis.column(k).dot(&basis.column(k)).sqrt();
-        basis.column_mut(k).mapv_inplace(|x| if length > 1e-150 { x / length } else { 0.0 });
+        let length = rest.dot(&rest).sqrt();
+        rest.mapv_inplace(|x| if length > 1e-150 { x / length } else { 0.0 });
     }
 }
 

@@ -212,7 +212,7 @@ fn scatter(report: &ChooseReport, is_file: bool) -> String {
     pages::render("scatter.svg", context)
 }
 
-/// Moves labels down until none lies on one before it.
+/// Moves labels up or down so that none lies on one before it.
 fn spread(points: &mut [Point]) {
     let of = |point: &Point| {
         let width = LETTER_PX * point.label.chars().count() as f64;
@@ -226,14 +226,18 @@ fn spread(points: &mut [Point]) {
             let [start, end] = of(other);
             left < end && start < right
         });
-        let mut taken: Vec<f64> = beside.map(|other| other.label_y).collect();
-        taken.sort_by(f64::total_cmp);
-        for y in taken {
-            if (rest[0].label_y - y).abs() < LABEL_PX {
-                rest[0].label_y = y + LABEL_PX;
-            }
-        }
+        let taken: Vec<f64> = beside.map(|other| other.label_y).collect();
+        rest[0].label_y = free_place(rest[0].label_y, &taken);
     }
+}
+
+/// The place within the plot that is nearest to a label's own and on no other label; its own where there is none.
+fn free_place(own: f64, taken: &[f64]) -> f64 {
+    let is_free = |y: &f64| taken.iter().all(|other| (other - y).abs() >= LABEL_PX);
+    let beside = taken.iter().flat_map(|y| [y + LABEL_PX, y - LABEL_PX]);
+    let inside = beside.filter(|y| (TOP - LABEL_PX..=BOTTOM).contains(y));
+    let places = std::iter::once(own).chain(inside).filter(is_free);
+    places.min_by(|a, b| (a - own).abs().total_cmp(&(b - own).abs())).unwrap_or(own)
 }
 
 #[cfg(test)]
@@ -265,7 +269,14 @@ mod tests {
         ];
         spread(&mut points);
         let places: Vec<f64> = points.iter().map(|point| point.label_y).collect();
-        assert_eq!(places, [30.0, 45.0, 60.0, 30.0]);
+        assert_eq!(places, [30.0, 45.0, 15.0, 30.0]);
+    }
+
+    #[test]
+    fn labels_stay_in_the_plot() {
+        assert_eq!(free_place(365.0, &[365.0]), 350.0);
+        assert_eq!(free_place(20.0, &[20.0]), 35.0);
+        assert_eq!(free_place(100.0, &[]), 100.0);
     }
 
     #[test]

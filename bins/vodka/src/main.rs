@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand};
 use vodka_cli::{Common, Exit, Progress as Bar, Session, hash_cache, runtime_dir};
 use vodka_stage::{Interrupt, Outcome};
 use vodka_workflow::{
-    Choose, ChooseConfig, CompareConfig, ComparePlan, Download, Error, HubConfig, ProbeConfig, ProbePlan,
-    Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport, choose::Rule, of_probe,
+    Choose, ChooseConfig, CompareConfig, ComparePlan, Download, Error, HubConfig, Job, ProbeConfig,
+    ProbePlan, Progress, TEMPLATE, Workflow, WorkflowEvent, WorkflowReport, choose::Rule, of_probe,
 };
 
 /// Tags, captions, fine-tunes, mixes, compares and measures, as one recipe says
@@ -205,26 +205,24 @@ fn fail(session: &Session, error: &Error) -> ExitCode {
     session.fail(error, if error.is_usage() { Exit::Usage } else { Exit::Failed })
 }
 
-/// Runs with an overview: a line for each job that is through, and a bar for the one at work.
+/// Runs with an overview: a line for each job that is through, and a bar for those at work.
 fn work(
     session: &Session,
     workflow: &Workflow,
     interrupt: &Interrupt,
 ) -> vodka_workflow::Result<WorkflowReport> {
-    let mut bar: Option<Bar> = None;
+    let mut at_work = AtWork::default();
     vodka_workflow::run(workflow, interrupt, &mut |event| match event {
         WorkflowEvent::Begins { job, number, of } => {
-            let new = session.progress("", 0);
-            new.message(format!("{number}/{of} {job}"));
-            bar = Some(new);
+            let bar = at_work.bar.take().unwrap_or_else(|| session.progress("", 0));
+            at_work.jobs.insert(job.clone(), (0, 0));
+            let names: Vec<_> = at_work.jobs.keys().map(ToString::to_string).collect();
+            bar.message(format!("{number}/{of} {}", names.join(", ")));
+            at_work.bar = Some(bar);
         }
-        WorkflowEvent::Progress(progress) => {
-            if let Some(bar) = &bar {
-                show(bar, &progress);
-            }
-        }
+        WorkflowEvent::Progress { job, progress } => at_work.show(job, progress),
         WorkflowEvent::Ends { report } => {
-            bar = None;
+            at_work.end(&report.job);
             let verb = match report.outcome {
                 Outcome::Done => "done",
                 Outcome::Skipped => "done, with skips",
@@ -232,9 +230,41 @@ fn work(
                 Outcome::Interrupted => "interrupted",
             };
             let first = report.text.lines().next().unwrap_or_default();
-            session.say(&format!("{:<32} {verb:<18} {first}", report.job.to_string()));
+            let line = format!("{:<32} {verb:<18} {first}", report.job.to_string());
+            match &at_work.bar {
+                Some(bar) => bar.line(line),
+                None => session.say(&line),
+            }
         }
     })
+}
+
+/// The jobs at work, with how much of each is done and of what; one bar shows their sums.
+#[derive(Default)]
+struct AtWork {
+    bar: Option<Bar>,
+    jobs: BTreeMap<Job, (u64, u64)>,
+}
+
+impl AtWork {
+    fn show(&mut self, job: &Job, progress: Progress) {
+        let (Some(bar), Some(found)) = (&self.bar, self.jobs.get_mut(job)) else { return };
+        match progress {
+            Progress::Note(note) => return show(bar, &Progress::Note(note)),
+            Progress::Units(done, total) => *found = (done, total),
+            Progress::Done(done) => found.0 = done,
+        }
+        let sums = self.jobs.values().fold((0, 0), |sums, job| (sums.0 + job.0, sums.1 + job.1));
+        show(bar, &Progress::Units(sums.0, sums.1));
+    }
+
+    /// The bar goes with the last job.
+    fn end(&mut self, job: &Job) {
+        self.jobs.remove(job);
+        if self.jobs.is_empty() {
+            self.bar = None;
+        }
+    }
 }
 
 fn show(bar: &Bar, progress: &Progress) {

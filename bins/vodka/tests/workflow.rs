@@ -350,6 +350,64 @@ fn a_training_that_was_killed_ends_with_the_same_bytes() {
     assert_eq!(lab.record("grids/mixes"), undisturbed.record("grids/mixes"));
 }
 
+/// The recipe with two trainings more, as many at a time as `at_once` says.
+fn write_trainings(lab: &Lab, at_once: usize, last: &str) {
+    let training = |name: &str, rest: &str| {
+        format!(
+            "\n[[train]]\nname = {name:?}\nbase = \"base\"\ncaptions = \"original\"\n[train.config]\nresolution = 64\n\
+             batch_size = 2\nmax_epochs = 2\nlr = 1e-4\n{rest}\n"
+        )
+    };
+    lab.write_recipe(0.3, 2, &(training("control", "threads = 1") + &training("late", last)));
+    let text = fs::read_to_string(lab.at("recipe.toml")).unwrap();
+    let more = format!("output = \"out\"\ntrainings_at_once = {at_once}\n");
+    fs::write(lab.at("recipe.toml"), text.replacen("output = \"out\"", &more, 1)).unwrap();
+}
+
+#[test]
+fn trainings_side_by_side_end_with_the_same_bytes() {
+    let names = ["v3", "control", "late"];
+    let trained = |at_once: usize| {
+        let lab = Lab::new();
+        write_trainings(&lab, at_once, "threads = 1");
+        let text = lab.vodka("run", 0);
+        names.iter().for_each(|name| assert!(line(&text, &format!("train {name}")).contains("done")));
+        names.map(|name| lab.record(&format!("train/{name}")))
+    };
+    assert_eq!(trained(1), trained(2));
+}
+
+#[test]
+fn a_training_that_fails_leaves_those_beside_it_to_end() {
+    let lab = Lab::new();
+    write_trainings(&lab, 2, "threads = 1");
+    // A folder stands where the control's list of losses goes.
+    fs::create_dir_all(lab.at("out/train/control/log.jsonl")).unwrap();
+    let text = lab.vodka("run", 1);
+    assert!(text.contains("train control") && text.contains("log.jsonl"), "{text}");
+    assert!(line(&text, "train v3").contains("done"), "{text}");
+    assert!(!lab.at("out/train/late").exists() && !lab.at("out/grids").exists());
+
+    fs::remove_dir(lab.at("out/train/control/log.jsonl")).unwrap();
+    let text = lab.vodka("run", 0);
+    assert!(line(&text, "train v3").contains("unchanged"), "{text}");
+    assert!(line(&text, "train control").contains("done") && line(&text, "train late").contains("done"));
+}
+
+#[test]
+fn trainings_side_by_side_need_the_same_threads() {
+    let lab = Lab::new();
+    for other in ["threads = 2", ""] {
+        write_trainings(&lab, 2, other);
+        let text = lab.vodka("run", 2);
+        let expected = "`workflow.trainings_at_once` is 2, for which all trainings need the same `threads`; those of \
+                        the training `late` are others, or not set";
+        assert!(text.contains(expected), "{text}");
+        write_trainings(&lab, 1, other);
+        lab.vodka("status", 0);
+    }
+}
+
 #[test]
 fn a_bad_picture_is_listed_and_the_rest_goes_on() {
     let lab = Lab::new();

@@ -97,7 +97,6 @@ pub(crate) struct Disk {
     folder: PathBuf,
     limit: u64,
     room: Mutex<Room>,
-    names: AtomicU64,
     failure: Mutex<Option<io::Error>>,
 }
 
@@ -119,13 +118,7 @@ impl Disk {
     fn open(folder: &Path, limit: u64) -> Result<Self> {
         create_dir(folder.join(ENTRIES))?;
         let folder = folder.to_path_buf();
-        let disk = Self {
-            folder,
-            limit,
-            room: Mutex::default(),
-            names: AtomicU64::new(0),
-            failure: Mutex::default(),
-        };
+        let disk = Self { folder, limit, room: Mutex::default(), failure: Mutex::default() };
         disk.make_room(&mut lock(&disk.room), 0);
         Ok(disk)
     }
@@ -168,7 +161,8 @@ impl Disk {
 
     /// Writes beside the entry and renames. It is not synced: after a power cut the checksum tells.
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        static NAMES: AtomicU64 = AtomicU64::new(0);
+        let number = NAMES.fetch_add(1, Ordering::Relaxed);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder)?;
         // Two runs, and two threads of one, have names of their own.

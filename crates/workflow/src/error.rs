@@ -2,6 +2,7 @@
 
 use std::{
     error,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -103,6 +104,19 @@ pub enum Error {
     Samples {
         /// The recipe.
         recipe: PathBuf,
+    },
+    /// Trainings side by side with numbers of threads of their own.
+    #[error(
+        "`{recipe}`: `workflow.trainings_at_once` is {at_once}, for which all trainings need the same `threads`; \
+         those of the training `{train}` are others, or not set"
+    )]
+    AtOnce {
+        /// The recipe.
+        recipe: PathBuf,
+        /// How many are wanted.
+        at_once: NonZeroUsize,
+        /// The training.
+        train: String,
     },
     /// A training key that the workflow sets.
     #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]

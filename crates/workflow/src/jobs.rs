@@ -137,6 +137,11 @@ impl Workflow {
         Ok(())
     }
 
+    /// How many trainings run side by side.
+    pub(crate) fn trainings_at_once(&self) -> usize {
+        self.recipe.workflow.trainings_at_once.get()
+    }
+
     /// The jobs, in the order in which they run: each after those whose files it reads, grids as early as they can.
     pub fn jobs(&self) -> &[Job] {
         &self.jobs

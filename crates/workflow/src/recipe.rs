@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -75,6 +76,10 @@ pub struct Workflow {
     /// `cpu`, `cuda` or `cuda:N`, for training and sampling. Default: `cpu`.
     #[serde(default = "cpu")]
     pub device: String,
+    /// How many trainings run side by side. More than one need the same `threads`, for libtorch has one number of them in a process.
+    /// Default: 1.
+    #[serde(default = "one_at_a_time")]
+    pub trainings_at_once: NonZeroUsize,
 }
 
 /// `[tag]`
@@ -318,6 +323,10 @@ pub(crate) fn cpu() -> String {
     "cpu".into()
 }
 
+fn one_at_a_time() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
 fn default_min_score() -> f64 {
     TagConfig::default_min_score()
 }
@@ -356,6 +365,7 @@ impl Recipe {
             train.check_epoch(path)?;
             recipe.check_training(train, path)?;
         }
+        recipe.check_at_once(path)?;
         Ok(recipe)
     }
 
@@ -452,6 +462,22 @@ impl Recipe {
         match self.caption.missing {
             Missing::Skip => Err(Error::MissingSkip { recipe: path.to_path_buf() }),
             Missing::Empty | Missing::Error => Ok(()),
+        }
+    }
+
+    /// Trainings side by side have the same number of threads, named by each.
+    fn check_at_once(&self, path: &Path) -> Result<()> {
+        let at_once = self.workflow.trainings_at_once;
+        let threads = |train: &Train| train.config.threads;
+        let other = self
+            .train
+            .iter()
+            .find(|train| threads(train).is_none() || threads(train) != threads(&self.train[0]));
+        match other {
+            Some(train) if at_once.get() > 1 => {
+                Err(Error::AtOnce { recipe: path.to_path_buf(), at_once, train: train.name.clone() })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -1,9 +1,14 @@
-//! Runs the jobs of a recipe, one after the other.
+//! Runs the jobs of a recipe, one after the other; trainings side by side where the recipe says so.
 
 use std::{
     fmt,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread,
 };
 
 use serde::Serialize;
@@ -29,7 +34,12 @@ pub enum WorkflowEvent<'a> {
         of: usize,
     },
     /// A job is at work.
-    Progress(Progress),
+    Progress {
+        /// The job.
+        job: &'a Job,
+        /// How far it is.
+        progress: Progress,
+    },
     /// A job is through, or was found done.
     Ends {
         /// What it reported.
@@ -64,7 +74,7 @@ pub struct WorkflowReport {
 /// Runs every job whose outputs are not there as they should be. A job that was killed goes on where it was.
 ///
 /// # Errors
-/// The first job that fails ends the run; what was made before stays.
+/// The first job that fails ends the run; what was made before stays, and trainings beside it go on to their ends.
 pub fn run(
     workflow: &Workflow,
     interrupt: &Interrupt,
@@ -72,38 +82,106 @@ pub fn run(
 ) -> Result<WorkflowReport> {
     workflow.check()?;
     let _lock = lock(workflow.output())?;
-    let of = workflow.jobs().len();
     let mut jobs: Vec<JobReport> = Vec::new();
-    for (number, job) in (1..).zip(workflow.jobs()) {
-        on_event(WorkflowEvent::Begins { job, number, of });
-        let mut is_told = false;
-        let mut on_progress = |progress| {
-            // Of jobs that are found done there is no progress.
-            if !is_told {
-                is_told = true;
-                tell(workflow, Stand::AtWork(job));
-            }
-            on_event(WorkflowEvent::Progress(progress));
-        };
-        let result = workflow.plan(job).and_then(|plan| plan.run(job, interrupt, &mut on_progress));
-        let report = match result {
-            Ok(report) => report,
-            Err(error) => {
-                tell(workflow, Stand::Stopped(job));
-                return Err(error);
-            }
-        };
-        on_event(WorkflowEvent::Ends { report: &report });
-        let interrupted = report.outcome == Outcome::Interrupted;
-        jobs.push(report);
-        if interrupted || (interrupt.is_raised() && number < of) {
-            let at = if interrupted { job } else { &workflow.jobs()[number] };
+    for group in workflow.groups() {
+        let done = together(workflow, group, jobs.len(), interrupt, on_event)?;
+        let stopped = done.iter().find(|report| report.outcome == Outcome::Interrupted);
+        let stopped = stopped.map(|report| report.job.clone());
+        jobs.extend(done);
+        let next = workflow.jobs().get(jobs.len()).filter(|_| interrupt.is_raised());
+        if let Some(at) = stopped.as_ref().or(next) {
             tell(workflow, Stand::Stopped(at));
             return Ok(WorkflowReport { outcome: Outcome::Interrupted, jobs, look_at: Vec::new() });
         }
     }
     notebook::write(workflow, Stand::Done)?;
     Ok(WorkflowReport { outcome: overall(&jobs), jobs, look_at: workflow.look_at() })
+}
+
+/// What a job's thread tells, by the job's place in its group.
+enum Said {
+    Begins,
+    Progress(Progress),
+    Ends(Result<JobReport>),
+}
+
+/// Runs the jobs of a group, as many at a time as the recipe says, and gives the reports of those that ran, in their order.
+/// After a job that fails or is interrupted no other begins.
+fn together(
+    workflow: &Workflow,
+    group: &[Job],
+    before: usize,
+    interrupt: &Interrupt,
+    on_event: &mut dyn FnMut(WorkflowEvent<'_>),
+) -> Result<Vec<JobReport>> {
+    let of = workflow.jobs().len();
+    let next = AtomicUsize::new(0);
+    let mut reports: Vec<Option<JobReport>> = group.iter().map(|_| None).collect();
+    let mut is_told = vec![false; group.len()];
+    let mut failed = None;
+    let tell_of_work = |reports: &[Option<JobReport>], is_told: &[bool]| {
+        if let Some(i) = (0..group.len()).find(|i| is_told[*i] && reports[*i].is_none()) {
+            tell(workflow, Stand::AtWork(&group[i]));
+        }
+    };
+    thread::scope(|scope| {
+        let (say, said) = mpsc::channel();
+        for _ in 0..workflow.trainings_at_once().min(group.len()) {
+            let say = say.clone();
+            scope.spawn(|| work(workflow, group, &next, interrupt, say));
+        }
+        drop(say);
+        for (i, said) in said {
+            let job = &group[i];
+            match said {
+                Said::Begins => on_event(WorkflowEvent::Begins { job, number: before + i + 1, of }),
+                Said::Progress(progress) => {
+                    // Of jobs that are found done there is no progress.
+                    if !std::mem::replace(&mut is_told[i], true) {
+                        tell_of_work(&reports, &is_told);
+                    }
+                    on_event(WorkflowEvent::Progress { job, progress });
+                }
+                Said::Ends(Ok(report)) => {
+                    on_event(WorkflowEvent::Ends { report: &report });
+                    reports[i] = Some(report);
+                    tell_of_work(&reports, &is_told);
+                }
+                Said::Ends(Err(error)) => {
+                    tell(workflow, Stand::Stopped(job));
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(reports.into_iter().flatten().collect()),
+    }
+}
+
+/// Takes one job of the group after the other.
+fn work(
+    workflow: &Workflow,
+    group: &[Job],
+    next: &AtomicUsize,
+    interrupt: &Interrupt,
+    say: Sender<(usize, Said)>,
+) {
+    // The receiver listens until all are through.
+    let say = |i, said| say.send((i, said)).unwrap_or_default();
+    loop {
+        let i = next.fetch_add(1, Ordering::Relaxed);
+        let Some(job) = group.get(i) else { return };
+        say(i, Said::Begins);
+        let mut on_progress = |progress| say(i, Said::Progress(progress));
+        let result = workflow.plan(job).and_then(|plan| plan.run(job, interrupt, &mut on_progress));
+        let is_through = result.as_ref().is_ok_and(|report| report.outcome != Outcome::Interrupted);
+        if !is_through || interrupt.is_raised() {
+            next.store(group.len(), Ordering::Relaxed);
+        }
+        say(i, Said::Ends(result));
+    }
 }
 
 /// Writes the notebook of a run that is not through: a page that cannot be written is not worth a night's work.
@@ -135,6 +213,11 @@ fn overall(jobs: &[JobReport]) -> Outcome {
 }
 
 impl Workflow {
+    /// The jobs in their order, those together that may run side by side: trainings in a row, none of which starts from another.
+    fn groups(&self) -> impl Iterator<Item = &[Job]> {
+        self.jobs().chunk_by(|a, b| matches!((a, b), (Job::Train(_), Job::Train(_))))
+    }
+
     /// The files that a person will want to open.
     fn look_at(&self) -> Vec<PathBuf> {
         let sheets = self.jobs().iter().filter_map(|job| match job {

@@ -15,7 +15,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -56,7 +56,7 @@ const EXPOSURES: &str = "exposures.csv";
 /// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
 ///
 /// The number of libtorch's threads and what oneDNN prepares for it are the process's own: where a run must be repeatable to the
-/// bit, let one process train one model at a time.
+/// bit, let models that one process trains at a time have the same `threads`.
 ///
 /// # Errors
 /// Another run in the output folder ([`vodka_stage::Error::Busy`]), or a disk without room for what is to be written;
@@ -150,26 +150,36 @@ fn tell_of_another_run(key: &RunKey, record: &Path, on_event: &mut dyn FnMut(Tra
     }
 }
 
-/// Sets the number of libtorch's threads, which the last bits of its sums depend on; dropped, it sets it back.
-struct Threads {
-    before: i32,
-}
+/// Sets the number of libtorch's threads, which the last bits of its sums depend on; the last of the runs side by side sets it
+/// back, for MKL has one number for the whole process.
+struct Threads;
+
+/// The runs that hold the number, and what it was before the first of them.
+static HELD: Mutex<(usize, i32)> = Mutex::new((0, 0));
 
 impl Threads {
     /// Those that an interrupted run began with, or else the planned ones.
     fn of_run(plan: &TrainPlan, key: &RunKey) -> Self {
         let began_with = if plan.start_over { None } else { state::threads(&plan.output, key) };
-        let before = tch::get_num_threads();
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 == 0 {
+            held.1 = tch::get_num_threads();
+        }
+        held.0 += 1;
         if let Some(threads) = began_with.or(plan.threads.map(|n| n as i32)) {
             tch::set_num_threads(threads);
         }
-        Self { before }
+        Self
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        tch::set_num_threads(self.before);
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 -= 1;
+        if held.0 == 0 {
+            tch::set_num_threads(held.1);
+        }
     }
 }
 

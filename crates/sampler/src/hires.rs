@@ -5,6 +5,7 @@ use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 use serde::{Serialize, Serializer};
 use tch::Tensor;
 use vodka_noise::{SamplerName, ScheduleName};
+use vodka_stage::hash_file;
 
 use crate::{
     Error, ImageToImage, Result, Settings, Size, UpscalerChoice,
@@ -61,6 +62,19 @@ pub enum HiresTarget {
     Scale(f64),
     /// This size, with what sticks out cut off; a side of 0 is the one that fits the other.
     Size(Size),
+}
+
+impl HiresTarget {
+    /// What a user asks for; nothing where neither is said.
+    ///
+    /// # Errors
+    /// Both.
+    pub(crate) fn of(scale: Option<f64>, size: Option<Size>) -> Result<Option<Self>> {
+        match (scale, size) {
+            (Some(_), Some(_)) => Err(Error::ScaleAndSize),
+            (scale, size) => Ok(scale.map(Self::Scale).or(size.map(Self::Size))),
+        }
+    }
 }
 
 /// How latents are made larger.
@@ -148,6 +162,15 @@ impl HiresUpscaler {
             Self::Pixels(choice) => choice.path().map(ToOwned::to_owned),
             Self::Latent(_) => None,
         }
+    }
+
+    /// The first ten digits of the SHA-256 of the file; nothing where there is none.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn hash(&self) -> Result<String> {
+        let hash = self.path().map(hash_file).transpose()?;
+        Ok(hash.map(|hash| hash.short(10)).unwrap_or_default())
     }
 }
 

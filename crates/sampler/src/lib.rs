@@ -35,7 +35,8 @@ pub mod upscale;
 pub use bootstrap::{SAMPLES_MIN, bootstrap, median};
 pub use error::{Error, Result};
 pub use grid::{
-    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Values,
+    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridHires, GridLayout, GridPlan, GridPrompt, GridReport,
+    Values,
 };
 pub use hires::{Hires, HiresTarget, HiresUpscaler, LatentMode};
 pub use image::RgbImage;

@@ -382,12 +382,7 @@ impl SampleConfig {
             return Ok(None);
         }
         let base = base.unwrap_or_default();
-        let target = match (self.hires_scale, self.hires_size) {
-            (Some(_), Some(_)) => return Err(Error::ScaleAndSize),
-            (Some(scale), None) => HiresTarget::Scale(scale),
-            (None, Some(size)) => HiresTarget::Size(size),
-            (None, None) => base.target,
-        };
+        let target = HiresTarget::of(self.hires_scale, self.hires_size)?.unwrap_or(base.target);
         let upscaler = match &self.hires_upscaler {
             Some(text) => {
                 let Ok(upscaler) = text.parse();
@@ -395,7 +390,7 @@ impl SampleConfig {
             }
             None => self.known_upscaler(base.upscaler)?,
         };
-        let hash = upscaler.path().map(hash_file).transpose()?.map(|hash| hash.short(10));
+        let upscaler_hash = upscaler.hash()?;
         let prompt = self.hires_prompt.as_ref().unwrap_or(&base.prompt);
         let negative = self.hires_negative.as_ref().unwrap_or(&base.negative_prompt);
         // Those that are the first pass's have its styles already.
@@ -405,7 +400,7 @@ impl SampleConfig {
         Ok(Some(Hires {
             target,
             upscaler,
-            upscaler_hash: hash.unwrap_or_default(),
+            upscaler_hash,
             denoising_strength: self.denoising.unwrap_or(base.denoising_strength),
             steps: self.hires_steps.unwrap_or(base.steps),
             sampler: self.hires_sampler.or(base.sampler),

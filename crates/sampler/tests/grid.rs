@@ -13,8 +13,8 @@ use std::{
 use tch::{Device, Kind};
 use vodka_checkpoint::{Checkpoint, Error, Precision, write_checkpoint};
 use vodka_sampler::{
-    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridLayout, GridPlan, GridPrompt, GridReport, Load,
-    ModelSource, Pipeline, Settings, Values, grid, read_parameters,
+    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridHires, GridLayout, GridPlan, GridPrompt, GridReport,
+    Load, ModelSource, Pipeline, Settings, Values, grid, read_parameters,
 };
 use vodka_stage::{FolderLock, HashCache, Interrupt, Outcome, Spanned, parse_toml};
 use vodka_testkit::{fixture, model};
@@ -250,6 +250,39 @@ fn cells_are_the_pictures_made_alone_in_any_precision() {
     pixels.sort();
     pixels.dedup();
     assert_eq!(pixels.len(), 16);
+}
+
+#[test]
+fn a_second_pass_is_an_axis() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&[model("base")], dir.path());
+    config.hires = Some(GridHires { scale: Some(1.5), steps: Some(1), ..GridHires::default() });
+    config.axes =
+        vec![axis("Hires upscaler", "off, Latent (nearest-exact), Lanczos"), axis("Denoising", "0.5, 0.8")];
+    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    // Without a second pass its strength makes no difference.
+    assert_eq!((report.cells, report.made, report.kept, loads), (24, 20, 4, 1));
+    let (files, rows) = table(dir.path());
+    for (file, row) in files.iter().zip(&rows) {
+        let picture = image::open(file).unwrap().into_rgb8();
+        let text = read_parameters(file).unwrap().unwrap();
+        if row.iter().any(|value| value == "no second pass") {
+            assert_eq!((picture.width(), text.contains("Hires")), (64, false), "{text}");
+            continue;
+        }
+        let upscaler =
+            if row.iter().any(|value| value == "Lanczos") { "Lanczos" } else { "Latent (nearest-exact)" };
+        assert!(text.contains(&format!("Hires upscaler: {upscaler}")), "{text}");
+        let Ok(parameters) = text.parse();
+        let settings = Settings::from_parameters(&parameters).unwrap();
+        let load = Load::new(Device::Cpu, Kind::Float);
+        let pipeline =
+            Pipeline::load_with(ModelSource::Checkpoint(model("base")).open().unwrap(), &load).unwrap();
+        let alone = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap();
+        assert!(picture.width() == 96 && picture == alone, "{}", file.display());
+    }
+    config.hires = Some(GridHires { scale: Some(2.0), size: "128x128".parse().ok(), ..GridHires::default() });
+    assert!(config.plan().unwrap_err().to_string().contains("expected one of them"));
 }
 
 #[test]

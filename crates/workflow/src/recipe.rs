@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
-use vodka_sampler::{GridPrompt, Precision, SamplerName, ScheduleName, Size};
+use vodka_sampler::{GridHires, GridPrompt, Precision, SamplerName, ScheduleName, Size};
 use vodka_stage::{ConfigError, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
@@ -317,6 +317,9 @@ pub struct Grid {
     /// What the VAE computes in. Default: `fp32`.
     #[serde(default = "fp32")]
     pub vae_precision: Precision,
+    /// A second pass over each picture, larger. Default: none.
+    #[serde(default)]
+    pub hires: Option<GridHires>,
 }
 
 pub(crate) fn cpu() -> String {

@@ -251,6 +251,7 @@ impl Workflow {
             sampler: recipe.sampler,
             schedule: recipe.schedule,
             clip_skip: recipe.clip_skip,
+            hires: recipe.hires.clone(),
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Grid(name.to_owned())),
             store: None,

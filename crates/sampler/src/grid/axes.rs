@@ -8,7 +8,7 @@ use vodka_prompt::take_networks;
 use vodka_stage::nearest;
 
 use super::{GridAxis, Values};
-use crate::{Error, Result, Settings, Size, parameters::model_name};
+use crate::{Error, HiresTarget, HiresUpscaler, Result, Settings, Size, parameters::model_name};
 
 /// What an axis changes, by the name that A1111's X/Y/Z plot gives it, or a short one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,11 +40,21 @@ pub enum AxisType {
     ClipSkip,
     /// A file or folder with a VAE; `none` is the checkpoint's own.
     Vae,
+    /// What makes the picture larger for a hires pass: a name or a file; `off` leaves that pass out.
+    HiresUpscaler,
+    /// How many times as wide and as high it becomes.
+    HiresScale,
+    /// Steps of the hires pass.
+    HiresSteps,
+    /// The sampler of the hires pass.
+    HiresSampler,
+    /// How much of the larger picture the hires pass gives up.
+    Denoising,
 }
 
 impl AxisType {
     /// Each with A1111's name and a short one.
-    const NAMES: [(Self, &'static str, &'static str); 13] = [
+    const NAMES: [(Self, &'static str, &'static str); 18] = [
         (Self::Checkpoint, "Checkpoint name", "checkpoint"),
         (Self::Prompt, "Prompt", "prompt"),
         (Self::Seed, "Seed", "seed"),
@@ -58,6 +68,11 @@ impl AxisType {
         (Self::Size, "Size", "size"),
         (Self::ClipSkip, "Clip skip", "clip-skip"),
         (Self::Vae, "VAE", "vae"),
+        (Self::HiresUpscaler, "Hires upscaler", "hires-upscaler"),
+        (Self::HiresScale, "Hires upscale", "hires-scale"),
+        (Self::HiresSteps, "Hires steps", "hires-steps"),
+        (Self::HiresSampler, "Hires sampler", "hires-sampler"),
+        (Self::Denoising, "Denoising", "denoising"),
     ];
 
     /// A1111's name.
@@ -153,14 +168,20 @@ pub(super) enum Change {
     Size(Size),
     ClipSkip(u32),
     Vae(Option<PathBuf>),
+    /// With the hash of its file; none for no hires pass.
+    HiresUpscaler(Option<(HiresUpscaler, String)>),
+    HiresScale(f64),
+    HiresSteps(u32),
+    HiresSampler(SamplerName),
+    Denoising(f64),
 }
 
 impl Change {
-    /// When it is done: prompts come before what is put into them, and replacing comes last.
+    /// When it is done: prompts come before what is put into them, and replacing and leaving out come last.
     pub(super) fn order(&self) -> u8 {
         match self {
             Self::Prompt { .. } => 0,
-            Self::Replace { .. } => 2,
+            Self::Replace { .. } | Self::HiresUpscaler(None) => 2,
             _ => 1,
         }
     }
@@ -186,6 +207,20 @@ impl Change {
             Self::Cfg(scale) => settings.cfg_scale = *scale,
             Self::Size(size) => settings.size = *size,
             Self::ClipSkip(skip) => settings.clip_skip = *skip,
+            Self::HiresUpscaler(None) => settings.hires = None,
+            Self::HiresUpscaler(Some((upscaler, hash))) => {
+                let hires = settings.hires.get_or_insert_default();
+                hires.upscaler = upscaler.clone();
+                hires.upscaler_hash.clone_from(hash);
+            }
+            Self::HiresScale(scale) => {
+                settings.hires.get_or_insert_default().target = HiresTarget::Scale(*scale);
+            }
+            Self::HiresSteps(steps) => settings.hires.get_or_insert_default().steps = *steps,
+            Self::HiresSampler(name) => settings.hires.get_or_insert_default().sampler = Some(*name),
+            Self::Denoising(strength) => {
+                settings.hires.get_or_insert_default().denoising_strength = *strength;
+            }
         }
     }
 }
@@ -264,6 +299,10 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
         });
         numbers.collect()
     };
+    let numbers = |change: fn(f64) -> Change| {
+        let numbers = values.numbers()?.into_iter();
+        Ok(numbers.map(|number| (format!("{kind} {number}"), change(number))).collect())
+    };
     match kind {
         AxisType::Checkpoint | AxisType::Prompt => {
             let key = if kind == AxisType::Prompt { "prompts" } else { "checkpoints" };
@@ -272,10 +311,12 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
         AxisType::Seed => integers(Change::Seed),
         AxisType::Steps => integers(Change::Steps),
         AxisType::ClipSkip => integers(Change::ClipSkip),
-        AxisType::Cfg => {
-            let numbers = values.numbers()?.into_iter();
-            Ok(numbers.map(|number| (format!("{kind} {number}"), Change::Cfg(number))).collect())
-        }
+        AxisType::Cfg => numbers(Change::Cfg),
+        AxisType::HiresScale => numbers(Change::HiresScale),
+        AxisType::Denoising => numbers(Change::Denoising),
+        AxisType::HiresSteps => integers(Change::HiresSteps),
+        AxisType::HiresSampler => parsed(values, Change::HiresSampler),
+        AxisType::HiresUpscaler => (1..).zip(values.texts()).map(upscaler).collect(),
         AxisType::LoraWeight => {
             let name = written.lora.clone().unwrap_or_default();
             let numbers = values.numbers()?.into_iter();
@@ -307,6 +348,16 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
             Ok(values.texts().iter().map(change).collect())
         }
     }
+}
+
+/// The upscaler of a value, or none.
+fn upscaler((place, text): (usize, &String)) -> Result<(String, Change), String> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(("no second pass".into(), Change::HiresUpscaler(None)));
+    }
+    let Ok(upscaler) = text.parse::<HiresUpscaler>();
+    let hash = upscaler.hash().map_err(|error| format!("value {place}: {error}"))?;
+    Ok((upscaler.to_string(), Change::HiresUpscaler(Some((upscaler, hash)))))
 }
 
 /// Values that are names, each by its own rule.
@@ -371,6 +422,30 @@ mod tests {
         assert_eq!((settings.sampler.name(), settings.schedule.name()), ("DPM++ 2M", "Karras"));
         assert_eq!((settings.size.width, settings.size.height), (64, 128));
         assert_eq!((&*settings.prompt, &*settings.negative_prompt), ("a cat, sharp", "sharp, dark"));
+    }
+
+    #[test]
+    fn a_hires_pass_is_there_where_an_axis_says_something_of_it() {
+        let change = |kind: &str, value: &str| Axis::of(&axis(kind, value)).unwrap().values.remove(0).change;
+        let mut settings = Settings::default();
+        for (kind, value) in [
+            ("hires-upscaler", "Latent (nearest-exact)"),
+            ("hires-scale", "1.5"),
+            ("hires-steps", "3"),
+            ("hires-sampler", "Heun"),
+            ("denoising", "0.4"),
+        ] {
+            change(kind, value).apply(&mut settings);
+        }
+        let hires = settings.hires.clone().unwrap();
+        assert_eq!((hires.target, hires.steps, hires.denoising_strength), (HiresTarget::Scale(1.5), 3, 0.4));
+        let names = (hires.upscaler.to_string(), hires.sampler.unwrap().name());
+        assert_eq!(names, ("Latent (nearest-exact)".to_owned(), "Heun"));
+        let off = change("hires-upscaler", "off");
+        assert!(off.order() > change("hires-steps", "3").order());
+        off.apply(&mut settings);
+        assert_eq!(settings, Settings::default());
+        assert!(said(&axis("hires-upscaler", "off, no/4x.pth")).contains("value 2: cannot read `no/4x.pth`"));
     }
 
     #[test]

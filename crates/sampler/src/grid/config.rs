@@ -13,7 +13,7 @@ use vodka_stage::{Spanned, parse_toml};
 
 use super::{AxisType, Values};
 use crate::{
-    Error, Result, Settings, Size,
+    Error, Hires, HiresTarget, Result, Settings, Size,
     sample::{default_cfg, default_clip_skip, default_device, default_steps},
 };
 
@@ -92,6 +92,9 @@ pub struct GridConfig {
     /// The layer of the text encoder, counted from the end; 1, the last, where absent.
     #[serde(default = "default_clip_skip")]
     pub clip_skip: u32,
+    /// A second pass over each picture, larger; none where absent.
+    #[serde(default)]
+    pub hires: Option<GridHires>,
     /// Another file or folder with a VAE; the checkpoint's own where absent.
     #[serde(default)]
     pub vae: Option<PathBuf>,
@@ -201,6 +204,49 @@ impl GridAxis {
     }
 }
 
+/// `[hires]`: what is not said is as [`Hires`] has it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GridHires {
+    /// How many times as wide and as high the picture becomes.
+    pub scale: Option<f64>,
+    /// Its size instead; a side of 0 is the one that fits the other.
+    pub size: Option<Size>,
+    /// What makes it larger: a name as A1111 has it, or a file.
+    pub upscaler: Option<String>,
+    /// How much of the larger picture is given up, 0 to 1.
+    pub denoising: Option<f64>,
+    /// Steps; as many as the first pass has where absent.
+    pub steps: Option<u32>,
+    /// The sampler; the first pass's where absent.
+    pub sampler: Option<SamplerName>,
+    /// The schedule; the first pass's where absent.
+    pub schedule: Option<ScheduleName>,
+}
+
+impl GridHires {
+    fn settings(&self) -> Result<Hires> {
+        let base = Hires::default();
+        let upscaler = match &self.upscaler {
+            Some(text) => {
+                let Ok(upscaler) = text.parse();
+                upscaler
+            }
+            None => base.upscaler,
+        };
+        Ok(Hires {
+            target: HiresTarget::of(self.scale, self.size)?.unwrap_or(base.target),
+            upscaler_hash: upscaler.hash()?,
+            upscaler,
+            denoising_strength: self.denoising.unwrap_or(base.denoising_strength),
+            steps: self.steps.unwrap_or(base.steps),
+            sampler: self.sampler,
+            schedule: self.schedule,
+            ..base
+        })
+    }
+}
+
 /// `[layout]`: axes by their names or types. What is in neither list makes a sheet for each of its values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -270,16 +316,20 @@ impl GridConfig {
     }
 
     /// The settings that all cells share.
-    pub(super) fn settings(&self) -> Settings {
-        Settings {
+    ///
+    /// # Errors
+    /// A hires pass of two sizes, or an upscaler that cannot be read.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        Ok(Settings {
             steps: self.steps,
             cfg_scale: self.cfg,
             size: self.size,
             sampler: self.sampler,
             schedule: self.schedule,
             clip_skip: self.clip_skip,
+            hires: self.hires.as_ref().map(GridHires::settings).transpose()?,
             ..Settings::default()
-        }
+        })
     }
 }
 

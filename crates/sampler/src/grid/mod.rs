@@ -17,7 +17,8 @@ mod values;
 
 pub use axes::{Axis, AxisType, AxisValue};
 pub use config::{
-    GridAxis, GridCheckpoint, GridConfig, GridLayout, GridPrompt, JudgeConfig, SheetConfig, TooLarge,
+    GridAxis, GridCheckpoint, GridConfig, GridHires, GridLayout, GridPrompt, JudgeConfig, SheetConfig,
+    TooLarge,
 };
 pub use judge::{Interval, Judgement, Judging, Over, Range};
 pub use look::{Look, MEASURES, Measure};

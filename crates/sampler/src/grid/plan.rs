@@ -113,7 +113,7 @@ impl GridConfig {
             columns,
             rows,
             sheets,
-            settings: self.settings(),
+            settings: self.settings()?,
             sheet: self.sheet.clone(),
             models,
             categories: self.prompts.iter().map(|prompt| prompt.category.clone()).collect(),

@@ -7,8 +7,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use vodka_cli::{Common, Session, hash_cache, runtime_dir};
 use vodka_sampler::{
-    Emphasis, Precision, RandomSource, ResizeMode, SampleConfig, SampleEvent, SamplerName, ScheduleName,
-    Size, sample,
+    ControlConfig, Emphasis, Precision, RandomSource, ResizeMode, SampleConfig, SampleEvent, SamplerName,
+    ScheduleName, Size, sample,
 };
 
 /// Makes a picture from a prompt: torch's random numbers, A1111's samplers and `parameters` text
@@ -105,6 +105,15 @@ struct Sample {
     /// Make all steps, over a finer schedule, and not the share of them that --denoising says
     #[arg(long, help_heading = "Image to image")]
     exact_steps: bool,
+    /// ControlNet with its picture, such as model=tile.pth,image=a.png,weight=0.8,end=0.7; may be given again. Keys: model, image
+    /// [default: the --init-image], weight [1], start [0], end [1], mode=balanced|prompt|control, preprocessor=none|tile_resample|
+    /// tile_colorfix|tile_colorfix+sharp|blur_gaussian with rate [1], variation [8], sharpness [1], sigma [9] and resolution [512] or
+    /// pixel_perfect=true, resize_mode=just|crop|fill [crop]
+    #[arg(long = "control", value_name = "KEY=X,...", help_heading = "ControlNet")]
+    controls: Vec<ControlConfig>,
+    /// Folder of ControlNets, for those that the text of a picture names
+    #[arg(long, value_name = "DIR", help_heading = "ControlNet")]
+    control_dir: Option<PathBuf>,
     /// Make the picture larger in a second pass, so many times as wide and as high [default, if another --hires option is given: 2]
     #[arg(long, value_name = "X", conflicts_with = "hires_size", help_heading = "Hires fix")]
     hires_scale: Option<f64>,
@@ -216,6 +225,8 @@ fn run(args: Sample, common: Common) -> ExitCode {
         denoising: args.denoising,
         resize_mode: args.resize_mode,
         exact_steps: args.exact_steps.then_some(true),
+        controls: args.controls,
+        control_dir: args.control_dir,
         hires_scale: args.hires_scale,
         hires_size: args.hires_size,
         hires_upscaler: args.hires_upscaler,

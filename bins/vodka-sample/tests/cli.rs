@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use assert_cmd::{Command, assert::Assert};
 use vodka_sampler::read_parameters;
-use vodka_testkit::{fixture, model};
+use vodka_testkit::{compose_control_net, fixture, model};
 
 /// Runs the binary with the tiny model and two steps of 64 px, in a folder without CUDA libraries.
 fn sample(dir: &Path, args: &[&str]) -> Assert {
@@ -454,4 +454,79 @@ fn hires_passes_that_cannot_be_are_usage_errors() {
     let error = "is a Stable Diffusion 1.x checkpoint, expected an ESRGAN upscaler";
     fails(sample(dir.path(), &["--hires-upscaler", &checkpoint]), 1, &[error]);
     assert!(!dir.path().join("out.png").exists());
+}
+
+#[test]
+fn control_nets_are_in_the_text_and_make_the_picture_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("nets")).unwrap();
+    compose_control_net(&path("nets/tile, tiny.safetensors")).unwrap();
+    image::RgbImage::from_fn(50, 40, |x, y| image::Rgb([(x * 5) as u8, (y * 6) as u8, 90]))
+        .save(path("small.png"))
+        .unwrap();
+    let unit = "model=nets/tile, tiny.safetensors,image=small.png,weight=0.8,end=0.7,preprocessor=tile_resample,rate=1.5";
+    let second = "model=nets/tile, tiny.safetensors,image=small.png,mode=control,preprocessor=tile_colorfix";
+    let args = ["--control", unit, "--control", second, "--negative", "blurry", "--seed", "3"];
+    sample(dir.path(), &args).success();
+    let text = read_parameters(&path("out.png")).unwrap().unwrap();
+    let hash = text.split("tile tiny [").nth(1).unwrap().split(']').next().unwrap();
+    assert_eq!(hash.len(), 8, "{text}");
+    let first = format!(
+        "ControlNet 0: \"Module: tile_resample, Model: tile tiny [{hash}], Weight: 0.8, Resize Mode: Crop and Resize, \
+         Processor Res: 512, Threshold A: 1.5, Threshold B: 0.5, Guidance Start: 0.0, Guidance End: 0.7, Pixel Perfect: False, \
+         Control Mode: Balanced\", ControlNet 1: \"Module: tile_colorfix, "
+    );
+    assert!(text.contains(&first), "{text}");
+    let again = sample(dir.path(), &args).success();
+    assert!(stderr(&again).contains("out.png is there already"), "{}", stderr(&again));
+    let before = fs::read(path("out.png")).unwrap();
+    sample(dir.path(), &["--negative", "blurry", "--seed", "3", "--output", "plain.png"]).success();
+    assert_ne!(fs::read(path("plain.png")).unwrap(), before);
+
+    // A text has no commas in names; the file is found all the same.
+    let from = |args: &[&str]| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+        command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+        command.arg("--checkpoint").arg(model("base"));
+        command.args(["--from", "out.png", "--output", "again.png"]).args(args).assert()
+    };
+    let images = ["--control", "image=small.png", "--control", "image=small.png"];
+    from(&[&["--control-dir", "nets"][..], &images].concat()).success();
+    assert_eq!(fs::read(path("again.png")).unwrap(), before);
+    fails(from(&["--control-dir", "nets"]), 2, &["the ControlNet 0 has no `image`"]);
+    fails(from(&images), 2, &["made with the ControlNet `tile tiny`", "a folder of ControlNets"]);
+    fs::create_dir(path("empty")).unwrap();
+    fails(from(&["--control-dir", "empty"]), 2, &["no ControlNet `tile tiny` among the files of `empty`"]);
+
+    // Another picture of conditions is another picture.
+    image::RgbImage::from_pixel(50, 40, image::Rgb([200, 30, 10])).save(path("small.png")).unwrap();
+    let changed = ["--control-dir", "nets", "--control", "image=small.png", "--control", "image=small.png"];
+    from(&changed).success();
+    assert_ne!(fs::read(path("again.png")).unwrap(), before);
+}
+
+#[test]
+fn control_nets_that_cannot_be_used_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    image::RgbImage::new(8, 8).save(dir.path().join("x.png")).unwrap();
+    compose_control_net(&dir.path().join("net.safetensors")).unwrap();
+    let checkpoint = format!("model={},image=x.png", model("base").display());
+    let with = |text: &str| sample(dir.path(), &["--control", text]);
+    fails(with(&checkpoint), 1, &["is a Stable Diffusion 1.x checkpoint, expected a ControlNet"]);
+    fails(with("model=net.safetensors,image=none.png"), 1, &["none.png"]);
+    fails(with("model=none.pth,image=x.png"), 2, &["none.pth"]);
+    fails(with("model=net.safetensors"), 2, &["the ControlNet 0 has no `image`"]);
+    fails(with("image=x.png"), 2, &["the ControlNet 0 has no `model`"]);
+    fails(with("model=net.safetensors,image=x.png,weight=3"), 2, &["weight is 3, expected 0 to 2"]);
+    fails(with("model=net.safetensors,image=x.png,wieght=1"), 2, &["no `wieght`", "did you mean `weight`?"]);
+    fails(with("model=net.safetensors,image=x.png,mode=x"), 2, &["balanced, prompt or control, found `x`"]);
+    fails(with("model=net.safetensors,image=x.png,preprocessor=canny"), 2, &["tile_resample", "`canny`"]);
+    fails(with("model=net.safetensors,image=x.png,sigma=3"), 2, &["the preprocessor none has no `sigma`"]);
+    // And one is no checkpoint.
+    fails(
+        run(dir.path(), &dir.path().join("net.safetensors"), &["--size", "64x64"]),
+        1,
+        &["net.safetensors` is a ControlNet, expected a Stable Diffusion 1.x checkpoint"],
+    );
 }

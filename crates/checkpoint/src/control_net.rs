@@ -188,9 +188,15 @@ impl ControlNetFile {
         Ok(())
     }
 
-    /// The eight digits by which A1111 and its extension name it (AutoV1); of a folder those of its first file.
-    pub fn legacy_hash(&self) -> String {
-        self.files.first().map(|file| auto_v1(file.all())).unwrap_or_default()
+    /// The eight digits by which A1111 and its extension name the ControlNet at `path` (AutoV1): those of the file, of a folder
+    /// those of its first. Nothing else of it is read or checked.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or holds no tensors.
+    pub fn legacy_hash_of(path: &Path) -> Result<String> {
+        let files = if path.is_dir() { diffusers::weights_of(path)? } else { Vec::new() };
+        let file = WeightFile::open(files.first().map_or(path, PathBuf::as_path))?;
+        Ok(auto_v1(file.all()))
     }
 }
 

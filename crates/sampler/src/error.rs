@@ -111,6 +111,88 @@ pub enum Error {
         /// The name.
         found: String,
     },
+    /// A ControlNet for another UNet.
+    #[error("the ControlNet `{path}` is for a UNet with {found}; expected {expected}")]
+    ControlForm {
+        /// The file or folder.
+        path: PathBuf,
+        /// The form of the checkpoint's UNet.
+        expected: String,
+        /// The form of the one that it is for.
+        found: String,
+    },
+    /// A number of a ControlNet that is out of its range.
+    #[error("a ControlNet's {field} is {found}, expected {expected}")]
+    ControlNumber {
+        /// Its name.
+        field: &'static str,
+        /// The range.
+        expected: &'static str,
+        /// The number.
+        found: f64,
+    },
+    /// Something that is said of a ControlNet and cannot be read.
+    #[error("a ControlNet's {option}: expected {expected}, found `{found}`")]
+    ControlOption {
+        /// The key.
+        option: String,
+        /// What it can be.
+        expected: String,
+        /// The text.
+        found: String,
+    },
+    /// Something that there is not to say of a ControlNet.
+    #[error("a ControlNet has no `{found}`{}", did_you_mean(nearest))]
+    ControlKey {
+        /// The key.
+        found: String,
+        /// The key that is most like it.
+        nearest: Option<String>,
+    },
+    /// Something that is said twice of a ControlNet.
+    #[error("a ControlNet's `{key}` is given twice")]
+    ControlTwice {
+        /// The key.
+        key: String,
+    },
+    /// A number that belongs to another preprocessor.
+    #[error("the preprocessor {preprocessor} has no `{key}`")]
+    ControlNoNumber {
+        /// The number's name.
+        key: &'static str,
+        /// The preprocessor's name.
+        preprocessor: &'static str,
+    },
+    /// A ControlNet without its file.
+    #[error("the ControlNet {number} has no `model`")]
+    NoControlModel {
+        /// Its number, from 0.
+        number: usize,
+    },
+    /// A ControlNet without a picture.
+    #[error("the ControlNet {number} has no `image`, and the picture is made from no other")]
+    NoControlImage {
+        /// Its number, from 0.
+        number: usize,
+    },
+    /// A text names a ControlNet, and nothing says where files are.
+    #[error(
+        "the picture was made with the ControlNet `{found}`: expected its file, or a folder of ControlNets"
+    )]
+    NoControlDir {
+        /// The name.
+        found: String,
+    },
+    /// A text names a ControlNet whose file is not known.
+    #[error("there is no ControlNet `{found}` among the files of `{folder}`{}", did_you_mean(nearest))]
+    UnknownControlNet {
+        /// The name.
+        found: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// The most similar one that there is.
+        nearest: Option<String>,
+    },
     /// An unknown mode.
     #[error("unknown resize mode `{found}`; known are just, crop, fill")]
     ResizeMode {

@@ -1,6 +1,6 @@
 //! Calls of the denoiser, of which a GPU is told once for each shape: they are written down, and done again on other numbers.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, iter};
 
 use tch::{Kind, TchError, Tensor};
 use vodka_sd15::{Network, UNet, layers::Tiling, native::Graph};
@@ -30,11 +30,13 @@ pub(crate) struct Inputs {
     pub(crate) timesteps: Tensor,
     /// `(B, L, C)`
     pub(crate) context: Tensor,
+    /// Of ControlNets, for each skip connection and the middle; none where there are none.
+    pub(crate) residuals: Vec<Tensor>,
 }
 
 #[derive(Debug)]
 struct Shape {
-    sizes: [Vec<i64>; 2],
+    sizes: Vec<Vec<i64>>,
     tiling: bool,
     seen: u32,
     graph: Graph,
@@ -49,18 +51,19 @@ struct Recorded {
 }
 
 impl Inputs {
-    fn tensors(&self) -> [&Tensor; 3] {
-        [&self.latents, &self.timesteps, &self.context]
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        iter::chain([&self.latents, &self.timesteps, &self.context], &self.residuals)
     }
 
     fn of_its_own(&self) -> Self {
-        let [latents, timesteps, context] = self.tensors().map(Tensor::copy);
-        Self { latents, timesteps, context }
+        let [latents, timesteps, context] = [&self.latents, &self.timesteps, &self.context].map(Tensor::copy);
+        Self { latents, timesteps, context, residuals: self.residuals.iter().map(Tensor::copy).collect() }
     }
 
     /// What the denoiser makes of them, in fp32. `(B, 4, h, w)`
     pub(crate) fn through(&self, unet: &UNet) -> Tensor {
-        unet.forward(&self.latents, &self.timesteps, &self.context).to_kind(Kind::Float)
+        let Self { latents, timesteps, context, residuals } = self;
+        unet.forward_controlled(latents, timesteps, context, residuals).to_kind(Kind::Float)
     }
 }
 
@@ -91,7 +94,7 @@ impl Recorder {
     }
 
     fn replayed(&mut self, unet: &UNet, inputs: &Inputs) -> Result<Tensor, TchError> {
-        let sizes = [inputs.latents.size(), inputs.context.size()];
+        let sizes: Vec<_> = inputs.tensors().map(Tensor::size).collect();
         let tiling = Tiling::is_on();
         let is_it = |shape: &Shape| shape.sizes == sizes && shape.tiling == tiling;
         let place = self.shapes.iter().position(is_it);
@@ -117,7 +120,7 @@ impl Shape {
             return self.graph.warm_up(|| inputs.through(unet));
         }
         if let Some(recorded) = &self.recorded {
-            for (to, from) in recorded.inputs.tensors().into_iter().zip(inputs.tensors()) {
+            for (to, from) in recorded.inputs.tensors().zip(inputs.tensors()) {
                 to.shallow_clone().copy_(from);
             }
         } else {
@@ -149,6 +152,7 @@ mod tests {
             latents: random(&[1, 4, 8, 8]),
             timesteps: Tensor::from_slice(&[500f32]),
             context: random(&[1, 77, model.config().clip.hidden_size]),
+            residuals: Vec::new(),
         };
         let _no_grad = tch::no_grad_guard();
         let expected = inputs.through(&unet);

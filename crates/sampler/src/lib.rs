@@ -9,6 +9,7 @@
 mod ahead;
 mod bootstrap;
 mod conditioning;
+mod control;
 mod embedding;
 mod error;
 mod fit;
@@ -33,6 +34,7 @@ mod texts;
 pub mod upscale;
 
 pub use bootstrap::{SAMPLES_MIN, bootstrap, median};
+pub use control::{ControlConfig, ControlMode, ControlUnit, Preprocessor};
 pub use error::{Error, Result};
 pub use grid::{
     GridAxis, GridCheckpoint, GridConfig, GridEvent, GridHires, GridLayout, GridPlan, GridPrompt, GridReport,

@@ -6,7 +6,10 @@ use vodka_merger::ParentId;
 use vodka_noise::{RandomSource, SamplerName};
 use vodka_prompt::{Emphasis, Parameters};
 
-use crate::{Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, ModelId, Result, Settings, Size, Used};
+use crate::{
+    Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, ModelId, Result, Settings, Size, Used,
+    control::{is_unit, units_of},
+};
 
 /// The file name without its ending; a folder's name is whole.
 pub(crate) fn model_name(path: &Path) -> String {
@@ -66,6 +69,9 @@ impl Settings {
         add("RNG", Some(self.rng.to_string()));
         add("Tiling", self.tiling.then(|| "True".to_owned()));
         // From here on what A1111 calls extra, each with its own option or script.
+        for (i, unit) in self.controls.iter().enumerate() {
+            add(&format!("ControlNet {i}"), Some(unit.text()));
+        }
         if let Some(hires) = &self.hires {
             hires_fields(self, hires).into_iter().for_each(|(name, value)| add(name, value));
         }
@@ -158,6 +164,7 @@ impl Settings {
             tiling: is_true(parameters, "Tiling"),
             seed_resize_from: read(parameters, "Seed resize from", "a size such as 512x768")?,
             image: image_of(parameters)?,
+            controls: units_of(parameters),
             hires: hires_of(parameters)?,
         })
     }
@@ -226,7 +233,7 @@ fn has_hires(parameters: &Parameters) -> bool {
 }
 
 /// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the refiner, of
-/// scripts, of another checkpoint or guidance in the hires pass.
+/// scripts, of ControlNets with other preprocessors, of another checkpoint or guidance in the hires pass.
 pub fn not_followed(parameters: &Parameters) -> Vec<String> {
     const STARTS: [&str; 15] = [
         "Hires checkpoint",
@@ -254,7 +261,8 @@ pub fn not_followed(parameters: &Parameters) -> Vec<String> {
         "Soft inpainting",
     ];
     let is_one = |name: &&String| STARTS.iter().chain(&MORE).any(|start| name.starts_with(start));
-    parameters.fields.iter().map(|(name, _)| name).filter(is_one).cloned().collect()
+    let others = parameters.fields.iter().filter(|field| !is_unit(field));
+    others.map(|(name, _)| name).filter(is_one).cloned().collect()
 }
 
 fn field(name: &str, expected: &'static str, found: &str) -> Error {
@@ -271,6 +279,7 @@ mod tests {
     use vodka_stage::hash_bytes;
 
     use super::*;
+    use crate::ControlUnit;
 
     #[test]
     fn the_text_is_that_of_a1111() {
@@ -376,6 +385,7 @@ mod tests {
                     hash: "0123456789".into(),
                     after_calls: None,
                 }),
+                controls: vec![ControlUnit { name: "tile [0123abcd]".into(), ..ControlUnit::default() }],
                 ..Settings::default()
             };
             let text = settings.parameters(&model).to_string();

@@ -1,7 +1,7 @@
 //! From a prompt to pixels.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     error,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,6 +20,7 @@ use vodka_stage::Interrupt;
 use crate::{
     Error, Library, Model, ModelSource, ResizeMode, Result, Settings, Size,
     conditioning::{Conditioning, Lengths, Now, Prompts, States},
+    control::{Guides, LoadedNets, Prepared},
     fit::fit,
     graph::{Inputs, Recorder},
     hires::{Hires, HiresUpscaler},
@@ -47,6 +48,7 @@ pub struct Pipeline {
     states: RefCell<States>,
     recorder: RefCell<Recorder>,
     upscaler: RefCell<LoadedUpscaler>,
+    controls: RefCell<LoadedNets>,
     load: Load,
 }
 
@@ -216,6 +218,7 @@ impl Pipeline {
             states: RefCell::default(),
             recorder: RefCell::new(Recorder::new(graphs)),
             upscaler: RefCell::default(),
+            controls: RefCell::default(),
             load: load.clone(),
         })
     }
@@ -236,7 +239,7 @@ impl Pipeline {
         if form(load) != form(&self.load) || (&before.clip, &before.unet) != (&after.clip, &after.unet) {
             let library = self.library;
             // Two models may be too many for the memory.
-            drop((self.clip, self.unet, self.vae, self.recorder));
+            drop((self.clip, self.unet, self.vae, self.recorder, self.controls));
             return Ok(Self::load_through(model, load, interrupt)?.with_library(library));
         }
         let weights: &dyn Weights = &Interruptible { weights: model.weights(), interrupt };
@@ -338,12 +341,24 @@ impl Pipeline {
         };
         let path = self.model.path();
         let (library, states, recorder) = (&*self.library, &self.states, &self.recorder);
-        let (prepare, upscaler) = (&prepare, &self.upscaler);
-        let run = Run { path, batch, library, interrupt, states, recorder, prepare, upscaler };
+        let (prepare, upscaler, controls) = (&prepare, &self.upscaler, &self.controls);
+        let run = Run {
+            path,
+            batch,
+            library,
+            interrupt,
+            states,
+            recorder,
+            prepare,
+            upscaler,
+            controls,
+            prepared: &[],
+        };
         let result = self.networks().generate_batch(run, on_step);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
             self.vae_file.iter().try_for_each(check_finite)?;
+            self.controls.borrow().check_finite()?;
             batch.settings.iter().try_for_each(|settings| self.check_weights(settings))?;
         }
         result
@@ -410,6 +425,9 @@ struct Run<'a> {
     /// Called before each pass: it brings the weights to what the pass's prompt names.
     prepare: &'a dyn Fn(&Settings) -> Result<()>,
     upscaler: &'a RefCell<LoadedUpscaler>,
+    controls: &'a RefCell<LoadedNets>,
+    /// The ControlNets with what they see, once they are loaded.
+    prepared: &'a [Prepared<'a>],
 }
 
 impl Networks<'_> {
@@ -426,9 +444,21 @@ impl Networks<'_> {
         let batch = Batch { settings: std::slice::from_ref(settings), image: None };
         // Its weights, and their places, may have changed since the last call.
         let (states, recorder) = (RefCell::default(), RefCell::new(Recorder::new(false)));
-        let (states, recorder, upscaler) = (&states, &recorder, &RefCell::default());
-        let library = &library;
-        let run = Run { path, batch, library, interrupt, states, recorder, prepare: &prepare, upscaler };
+        let (states, recorder, upscaler, controls) =
+            (&states, &recorder, &RefCell::default(), &RefCell::default());
+        let (library, prepare) = (&library, &prepare);
+        let run = Run {
+            path,
+            batch,
+            library,
+            interrupt,
+            states,
+            recorder,
+            prepare,
+            upscaler,
+            controls,
+            prepared: &[],
+        };
         let pictures = self.generate_batch(run, on_step)?;
         Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
     }
@@ -443,6 +473,11 @@ impl Networks<'_> {
         all.iter().try_for_each(Settings::check)?;
         let _tiling = Tiling::enter(settings.tiling);
         tch::no_grad(|| {
+            let (device, kind) = (self.unet.vars().device(), self.unet.vars().kind());
+            run.controls.borrow_mut().load(&settings.controls, self.unet.config(), device, kind)?;
+            let nets = run.controls.borrow();
+            let prepared = Prepared::all(settings, run.batch.image, &nets)?;
+            let run = Run { prepared: &prepared, ..run };
             let latents = match &settings.hires {
                 None => self.pass(&run, None, on_step)?,
                 Some(hires) => self.both_passes(&run, hires, on_step)?,
@@ -553,7 +588,7 @@ impl Networks<'_> {
     }
 
     /// The means of a picture's latents, not yet scaled. `(1, 4, H/8, W/8)` in fp32
-    fn encode(&self, picture: &RgbImage) -> Result<Tensor> {
+    pub(crate) fn encode(&self, picture: &RgbImage) -> Result<Tensor> {
         let (width, height) = picture.dimensions();
         let pixels = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
         let (kind, device) = (self.vae.vars().kind(), self.vae.vars().device());
@@ -604,11 +639,18 @@ impl Networks<'_> {
             };
             Tensor::stack(&noise, 0) // (B, 4, h, w)
         };
+        let guides = Guides::new(run.prepared, settings, self, &table)?;
+        let (step, steps) = (Cell::new(0), f64::from(settings.steps_of_run()));
         let mut call = 0;
         let mut predict = |input: &Tensor, timestep: f64| {
             let now = Now::of(&conditionings, call, all.len() as i64);
             call += 1;
-            let forward = &mut |inputs| run.recorder.borrow_mut().call(self.unet, &inputs);
+            // As A1111 tells it: a step counts once its first call is through.
+            let share = step.get() as f64 / steps;
+            let forward = &mut |inputs, of_prompt| {
+                let call = &mut |inputs: &Inputs| run.recorder.borrow_mut().call(self.unet, inputs);
+                guides.forward(inputs, of_prompt, share, timestep, call)
+            };
             guided(input, timestep, &now, settings.guidance(), forward)
         };
         let count = solver.calls();
@@ -617,7 +659,7 @@ impl Networks<'_> {
             !run.interrupt.is_raised()
         };
         let calls = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
-        Ok(solve_from(&solver, self.prediction, first, calls))
+        Ok(solve_from(&solver, self.prediction, first, calls, &step))
     }
 
     /// The shape of the latents, `[4, H/8, W/8]`.
@@ -650,31 +692,31 @@ impl Networks<'_> {
 }
 
 /// One call of the denoiser for all prompts, or one for the prompt and one for the negative prompt where these are not
-/// equally long. `input (B, 4, h, w)`; `forward` gives fp32.
+/// equally long. `input (B, 4, h, w)`; `forward` gives fp32, and is told how many rows are the prompt's, which come first.
 fn guided(
     input: &Tensor,
     timestep: f64,
     now: &Now,
     guidance: f64,
-    forward: &mut dyn FnMut(Inputs) -> Tensor,
+    forward: &mut dyn FnMut(Inputs, i64) -> Tensor,
 ) -> Output<Tensor> {
     let kind = now.parts.kind();
     let pictures = input.size()[0];
-    let mut call = |context: Tensor| {
+    let parts = now.weights.len() as i64;
+    let mut call = |context: Tensor, parts: i64| {
         let rows = context.size()[0];
         let latents = input.to_kind(kind).repeat([rows / pictures, 1, 1, 1]);
         let timesteps = Tensor::full([rows], timestep, (Kind::Float, context.device()));
-        forward(Inputs { latents, timesteps, context })
+        forward(Inputs { latents, timesteps, context, residuals: Vec::new() }, parts * pictures)
     };
-    let parts = now.weights.len() as i64;
     let of = |all: &Tensor, first: i64, count: i64| all.narrow(0, first * pictures, count * pictures);
     let (with, without) = match &now.negative {
-        None => return Output { guided: call(now.parts.shallow_clone()), unguided: None },
+        None => return Output { guided: call(now.parts.shallow_clone(), parts), unguided: None },
         Some(negative) if negative.size()[1] == now.parts.size()[1] => {
-            let both = call(Tensor::cat(&[&now.parts, negative], 0));
+            let both = call(Tensor::cat(&[&now.parts, negative], 0), parts);
             (of(&both, 0, parts), of(&both, parts, 1))
         }
-        Some(negative) => (call(now.parts.shallow_clone()), call(negative.shallow_clone())),
+        Some(negative) => (call(now.parts.shallow_clone(), parts), call(negative.shallow_clone(), 0)),
     };
     let towards = |guided: Tensor, (i, weight): (usize, &f64)| {
         guided + (of(&with, i as i64, 1) - &without) * (weight * guidance)
@@ -710,18 +752,24 @@ pub struct Calls<'a> {
 
 /// Runs a solver from unit normal `noise` to latents, both in fp32; `None` where it was ended.
 pub fn solve(solver: &Solver, prediction: Prediction, noise: &Tensor, calls: Calls<'_>) -> Option<Tensor> {
-    solve_from(solver, prediction, noise * solver.start(), calls)
+    solve_from(solver, prediction, noise * solver.start(), calls, &Cell::default())
 }
 
-/// The same from the first latents.
-fn solve_from(solver: &Solver, prediction: Prediction, first: Tensor, calls: Calls<'_>) -> Option<Tensor> {
+/// The same from the first latents; `step` becomes the number of each step once its first call is through.
+fn solve_from(
+    solver: &Solver,
+    prediction: Prediction,
+    first: Tensor,
+    calls: Calls<'_>,
+    step: &Cell<usize>,
+) -> Option<Tensor> {
     let parameterization = match prediction {
         Prediction::Epsilon => Parameterization::Epsilon,
         Prediction::VPrediction => Parameterization::V,
     };
     // How many calls an adaptive sampler makes, it does not know.
     let last = if solver.sampler() == SamplerName::DpmAdaptive { usize::MAX } else { solver.calls() };
-    let mut host = Counted { calls, done: 0, last };
+    let mut host = Counted { calls, done: 0, last, step };
     solver.run(Latents(first), parameterization, &mut host).ok().map(|latents| latents.0)
 }
 
@@ -740,16 +788,17 @@ impl Latent for Latents {
     }
 }
 
-struct Counted<'a> {
+struct Counted<'a, 's> {
     calls: Calls<'a>,
     done: usize,
     last: usize,
+    step: &'s Cell<usize>,
 }
 
 /// The run was ended by who asked for it.
 struct Stopped;
 
-impl Host<Latents> for Counted<'_> {
+impl Host<Latents> for Counted<'_, '_> {
     type Stop = Stopped;
 
     fn predict(&mut self, input: &Latents, timestep: f64) -> Result<Output<Latents>, Stopped> {
@@ -763,6 +812,11 @@ impl Host<Latents> for Counted<'_> {
 
     fn noise(&mut self, from: f64, to: f64) -> Result<Latents, Stopped> {
         Ok(Latents((self.calls.noise)(from, to)))
+    }
+
+    fn step(&mut self, step: usize, _: &Latents, _: &Latents) -> Result<(), Stopped> {
+        self.step.set(step);
+        Ok(())
     }
 }
 
@@ -782,8 +836,6 @@ fn to_picture(pixels: &Tensor) -> RgbImage {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     /// A checkpoint during whose third tensor somebody asks to stop.

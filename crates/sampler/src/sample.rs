@@ -19,8 +19,8 @@ use vodka_stage::{
 };
 
 use crate::{
-    Batch, Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, Library, Load, ModelId, ModelSource,
-    PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice, Used,
+    Batch, ControlConfig, ControlUnit, Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, Library, Load,
+    ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice, Used,
     library::files,
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
@@ -107,6 +107,12 @@ pub struct SampleConfig {
     /// Whether all steps are made, not the share `denoising` of them.
     #[serde(default)]
     pub exact_steps: Option<bool>,
+    /// The ControlNets; where `from` states some, the first of these says more of the first of those, and so on.
+    #[serde(default)]
+    pub controls: Vec<ControlConfig>,
+    /// The folder in which a ControlNet is looked for that a picture's text names.
+    #[serde(default)]
+    pub control_dir: Option<PathBuf>,
     /// How many times as wide and as high a hires pass makes the picture; 2. Whatever is said of that pass asks for it.
     #[serde(default)]
     pub hires_scale: Option<f64>,
@@ -364,8 +370,19 @@ impl SampleConfig {
             tiling: self.tiling.unwrap_or(base.tiling),
             seed_resize_from: self.seed_resize_from.or(base.seed_resize_from),
             image: self.image(base.image, hires.is_some())?,
+            controls: self.units(base.controls)?,
             hires,
         })
+    }
+
+    /// The ControlNets: what is said here, and for the rest what a text states of the unit of that number.
+    fn units(&self, base: Vec<ControlUnit>) -> Result<Vec<ControlUnit>> {
+        let count = base.len().max(self.controls.len());
+        let unit = |number: usize| {
+            let said = self.controls.get(number).cloned().unwrap_or_default();
+            said.unit(number, base.get(number).cloned().unwrap_or_default(), self.control_dir.as_deref())
+        };
+        (0..count).map(unit).collect()
     }
 
     /// Whether anything is said of a hires pass.
@@ -509,6 +526,16 @@ impl SamplePlan {
         };
         let seed = self.pictures.first().map(|picture| picture.settings.seed.into());
         let key = model.add_to(RunKey::new("sample", &key, seed), "checkpoint");
+        let units = self.units().iter().enumerate();
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let key = units.into_iter().try_fold(key, |key, (i, unit)| {
+            let hash = cache.of(&[&unit.model], &Interrupt::new())?.ok_or(Error::Interrupted)?[0];
+            let key = key.input_hashed(&format!("ControlNet {i}"), &unit.model, hash);
+            match &unit.image {
+                Some(path) => Ok::<_, Error>(key.input(&format!("ControlNet {i}, picture"), path, |_| true)?),
+                None => Ok(key),
+            }
+        })?;
         match &self.init_image {
             Some(path) => Ok(key.input("image", path, |_| true)?),
             None => Ok(key),
@@ -529,6 +556,11 @@ impl SamplePlan {
         let device = parse_device(&self.device, &self.runtime_dir)?;
         let (vae_kind, vae) = (kind(self.vae_precision), self.vae.clone());
         Ok(Load { vae_kind, vae, ..Load::new(device, kind(self.precision)) })
+    }
+
+    /// The ControlNets, which are those of all pictures.
+    fn units(&self) -> &[ControlUnit] {
+        self.pictures.first().map_or(&[], |picture| &picture.settings.controls)
     }
 
     /// Whether the hires pass has an upscaler, which is better known before the first pass.
@@ -590,9 +622,11 @@ pub fn run(
     report.pictures = there.into_iter().map(made).collect();
     let init = plan.init()?;
     plan.check_upscaler()?;
+    let opened = plan.model.open()?;
+    plan.units().iter().try_for_each(|unit| unit.check_file(&opened.config().unet))?;
     let load = plan.load()?;
     on_event(SampleEvent::Loading);
-    let Some(pipeline) = Pipeline::load_unless(None, plan.model.open()?, &load, interrupt)? else {
+    let Some(pipeline) = Pipeline::load_unless(None, opened, &load, interrupt)? else {
         report.outcome = Outcome::Interrupted;
         return Ok(report);
     };

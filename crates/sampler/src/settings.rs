@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vodka_noise::{Denoising, RandomSource, SamplerName, Schedule, ScheduleName, Solver, SolverOptions};
 use vodka_prompt::Emphasis;
 
-use crate::{Error, Hires, Result, conditioning::Prompts};
+use crate::{ControlUnit, Error, Hires, Result, conditioning::Prompts};
 
 /// Both sides of a picture are divisible by this.
 pub(crate) const MULTIPLE: u32 = 8;
@@ -106,6 +106,9 @@ pub struct Settings {
     pub seed_resize_from: Option<Size>,
     /// Where it is made from another picture.
     pub image: Option<ImageToImage>,
+    /// The ControlNets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<ControlUnit>,
     /// The hires pass, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hires: Option<Hires>,
@@ -138,6 +141,13 @@ impl Settings {
         }
         self.solver(&Schedule::scaled_linear())?;
         Prompts::check(self)?;
+        self.controls.iter().try_for_each(ControlUnit::check)?;
+        // A hires pass has a picture too, which is none that could be shown to a ControlNet.
+        if self.image.is_none()
+            && let Some(number) = self.controls.iter().position(|unit| unit.image.is_none())
+        {
+            return Err(Error::NoControlImage { number });
+        }
         match &self.hires {
             Some(_) if self.image.is_some() => Err(Error::HiresOfImage),
             Some(hires) => hires.check(self),
@@ -155,6 +165,16 @@ impl Settings {
     /// The calls of the denoiser that prompts are scheduled over, as A1111 counts them.
     pub(crate) fn scheduled_calls(&self) -> u32 {
         self.steps * if self.sampler.is_second_order() { 2 } else { 1 }
+    }
+
+    /// The steps of the run, as A1111 tells them to extensions: those of a picture that is made from another are fewer.
+    pub(crate) fn steps_of_run(&self) -> u32 {
+        match &self.image {
+            Some(image) if !image.exact_steps => {
+                (image.denoising_strength.min(0.999) * f64::from(self.steps)) as u32 + 1
+            }
+            _ => self.steps,
+        }
     }
 
     /// The noise levels, of a model that was trained with these.
@@ -199,6 +219,7 @@ impl Default for Settings {
             tiling: false,
             seed_resize_from: None,
             image: None,
+            controls: Vec::new(),
             hires: None,
         }
     }

@@ -16,8 +16,8 @@ use vodka_stage::{Interrupt, hash_bytes};
 use vodka_testkit::fixture;
 
 /// The sampler and schedule pairs, with long prompts, clip skip, a LoRA and an embedding among them; then hires passes by latents,
-/// with a part cut off, by pixels and by a network.
-const CASES: [&str; 14] = [
+/// with a part cut off, by pixels and by a network; then ControlNets, of which two with a hires pass.
+const CASES: [&str; 16] = [
     "euler_a",
     "dpmpp_2m",
     "heun",
@@ -32,6 +32,8 @@ const CASES: [&str; 14] = [
     "hires_cut",
     "hires_pixels",
     "hires_esrgan",
+    "control",
+    "control_two",
 ];
 /// Peak signal to noise ratio, in dB: what issue 7 asks for.
 const PSNR_MIN: f64 = 45.0;
@@ -60,6 +62,8 @@ fn pictures_and_texts_are_those_of_plain_loops() {
     let name = Path::new("tiny, with drawn weights.safetensors");
     let model = ModelId::new(name, hash_bytes("tiny"));
     let init = decode(&fixture("sampler/parity/init.png")).unwrap().into_rgb();
+    let control_net = dir.path().join("control_tiny.safetensors");
+    common::write_control_net(&control_net);
     let mut worst = f64::INFINITY;
     for case in CASES {
         let path = fixture(&format!("sampler/parity/{case}.png"));
@@ -70,6 +74,13 @@ fn pictures_and_texts_are_those_of_plain_loops() {
         {
             *upscaler = HiresUpscaler::Pixels(UpscalerChoice::Model(fixture("sd15/rrdb/body.pth")));
         }
+        for unit in &mut settings.controls {
+            (unit.model, unit.image) = (control_net.clone(), Some(fixture("sampler/parity/init.png")));
+        }
+        assert_eq!(
+            settings.controls.len(),
+            ["control", "control_two"].iter().filter(|c| case.starts_with(**c)).count()
+        );
         let batch = Batch { settings: std::slice::from_ref(&settings), image: Some(&init) };
         let mut steps = Vec::new();
         let on_step = &mut |done, total| steps.push((done, total));

@@ -21,7 +21,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 pub use events::event_values;
-pub use models::{MODELS, compose_demo_model, compose_model, model};
+pub use models::{MODELS, compose_control_net, compose_demo_model, compose_model, model};
 
 /// A file or folder below `fixtures/`.
 ///

@@ -44,6 +44,56 @@ pub fn compose_model(name: &str, target: &Path) -> io::Result<()> {
     write(&compose(name), target)
 }
 
+/// Writes a ControlNet for the tiny models to `target`: the way down of `base`, and by a formula what sees the picture and what
+/// gives the residuals, as one that was trained would have it. Tensors are fp16 under the names of its first trainer.
+///
+/// # Errors
+/// When the target cannot be written.
+pub fn compose_control_net(target: &Path) -> io::Result<()> {
+    const UNET: &str = "model.diffusion_model.";
+    let files = ["shared", "base"].map(|file| read(&format!("models/{file}.safetensors")));
+    let config = read("models/config.json");
+    let unet = &serde_json::from_slice::<Value>(&config).expect("a fixture is well-formed")["unet"];
+    let channels: Vec<usize> = serde_json::from_value(unet["block_out_channels"].clone()).expect("numbers");
+    let layers = unet["layers_per_block"].as_u64().expect("a number") as usize;
+    // The first feature map; then each level's, and but for the last, that of its downsampler.
+    let level = |(i, width): (usize, &usize)| vec![*width; layers + usize::from(i + 1 < channels.len())];
+    let skips: Vec<usize> =
+        channels[..1].iter().copied().chain(channels.iter().enumerate().flat_map(level)).collect();
+    let mut shapes: Vec<(String, [usize; 4])> = Vec::new();
+    for (i, pair) in [3, 4, 4, 4, 4, 8, 8, 8, channels[0]].windows(2).enumerate() {
+        shapes.push((format!("input_hint_block.{}", 2 * i), [pair[1], pair[0], 3, 3]));
+    }
+    for (i, width) in skips.into_iter().enumerate() {
+        shapes.push((format!("zero_convs.{i}.0"), [width, width, 1, 1]));
+    }
+    let last = channels[channels.len() - 1];
+    shapes.push(("middle_block_out.0".to_owned(), [last, last, 1, 1]));
+    let drawn = |count: usize, scale: f64| -> Vec<u8> {
+        let value = |i: usize| scale * ((i * 7919 + count * 31) % 2001) as f64 / 1000.0 - scale;
+        (0..count).flat_map(|i| f16::from_f64(value(i)).to_le_bytes()).collect()
+    };
+    let drawn: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .flat_map(|(name, shape)| {
+            let (count, fan_in) = (shape.iter().product(), shape[1..].iter().product::<usize>());
+            let weight = drawn(count, (3.0 / fan_in as f64).sqrt());
+            [
+                (format!("control_model.{name}.weight"), shape.to_vec(), weight),
+                (format!("control_model.{name}.bias"), vec![shape[0]], drawn(shape[0], 0.1)),
+            ]
+        })
+        .collect();
+    let copied = files.iter().flat_map(|bytes| tensors(bytes)).filter_map(|(name, view)| {
+        let inner = name.strip_prefix(UNET).filter(|name| !name.starts_with("out"))?;
+        Some((format!("control_model.{inner}"), view))
+    });
+    let own = drawn.iter().map(|(name, shape, bytes)| {
+        (name.clone(), TensorView::new(Dtype::F16, shape.clone(), bytes).expect("two bytes a number"))
+    });
+    write(&file(&json!({"format": "pt"}), &copied.chain(own).collect()), target)
+}
+
 /// Writes a generation of the demo's model, which has learnt what the picture world looks like, in the same way.
 ///
 /// The generations share `vae.safetensors` and CLIP's token table, which nobody trains: it is made by a formula.
@@ -111,12 +161,16 @@ fn tensors(file: &[u8]) -> Vec<(String, TensorView<'_>)> {
     SafeTensors::deserialize(file).expect("a fixture is well-formed").tensors()
 }
 
-/// The bytes of a checkpoint. The safetensors crate writes metadata in an order that varies from run to run, so the
-/// header is put together here.
+/// The bytes of a checkpoint.
 fn checkpoint(config: &[u8], tensors: &BTreeMap<String, TensorView<'_>>) -> Vec<u8> {
     let config = str::from_utf8(config).expect("a configuration is text");
-    let metadata = json!({"format": "pt", "vodka.config": config.trim_end()});
-    let mut header = Map::from_iter([("__metadata__".to_owned(), metadata)]);
+    file(&json!({"format": "pt", "vodka.config": config.trim_end()}), tensors)
+}
+
+/// The bytes of a safetensors file. The crate of that name writes metadata in an order that varies from run to run, so the
+/// header is put together here.
+fn file(metadata: &Value, tensors: &BTreeMap<String, TensorView<'_>>) -> Vec<u8> {
+    let mut header = Map::from_iter([("__metadata__".to_owned(), metadata.clone())]);
     let mut start = 0;
     for (name, view) in tensors {
         assert_eq!(view.dtype(), Dtype::F16, "{name}");

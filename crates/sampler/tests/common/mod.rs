@@ -10,7 +10,10 @@ use std::{
 
 use tch::{Device, Kind};
 use vodka_checkpoint::{
-    Checkpoint, ClipConfig, Error, ModelConfig, Precision, UNetConfig, VaeConfig, keys, write_checkpoint,
+    Checkpoint, ClipConfig, ControlNetConfig, Dtype, Error, ModelConfig, Precision, SafetensorsWriter,
+    TensorSpec, UNetConfig, VaeConfig,
+    keys::{self, Key},
+    write_checkpoint,
 };
 use vodka_noise::TorchRng;
 use vodka_sampler::Pipeline;
@@ -44,7 +47,34 @@ fn config() -> ModelConfig {
     }
 }
 
-/// Writes the model with the weights that common.py draws: each seeded by the CRC-32 of `part/name`.
+/// The weights that common.py draws, seeded by the CRC-32 of `part/name`.
+fn drawn(part: &str, name: &str, shape: &[usize]) -> Vec<f32> {
+    let mut rng = TorchRng::new(crc32(format!("{part}/{name}").as_bytes()).into());
+    let numel: usize = shape.iter().product();
+    let width = (numel as f64 / shape[0] as f64).sqrt() as f32;
+    let values = rng.randn(numel).into_iter().map(|value| match shape.len() {
+        1 if name.ends_with("bias") => value * 0.05,
+        1 => 1.0 + value * 0.1,
+        _ => value / width,
+    });
+    values.collect()
+}
+
+/// Writes a ControlNet for the model, as its first trainer does.
+pub fn write_control_net(path: &Path) {
+    let config = ControlNetConfig { unet: config().unet, hint_channels: [4, 4, 8, 8] };
+    let keys = keys::control_net(&config);
+    let spec = |key: &Key| TensorSpec { name: key.ldm.clone(), dtype: Dtype::F32, shape: key.shape.clone() };
+    let writer = SafetensorsWriter::create(path, keys.iter().map(spec).collect(), &BTreeMap::new()).unwrap();
+    for (i, key) in keys.iter().enumerate() {
+        let values = drawn("control", &key.diffusers, &key.shape);
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        writer.write_at(i, 0, &bytes).unwrap();
+    }
+    writer.commit().unwrap();
+}
+
+/// Writes the model with the weights that common.py draws.
 pub fn write_model(path: &Path) {
     let config = config();
     let parts = [
@@ -54,21 +84,11 @@ pub fn write_model(path: &Path) {
     ];
     let by_name: HashMap<_, _> = parts
         .into_iter()
-        .flat_map(|(part, keys)| {
-            keys.into_iter().map(move |key| (key.ldm, (format!("{part}/{}", key.diffusers), key.shape)))
-        })
+        .flat_map(|(part, keys)| keys.into_iter().map(move |key| (key.ldm, (part, key.diffusers, key.shape))))
         .collect();
     let mut tensor = |name: &str| -> Result<_, Error> {
-        let (seed, shape) = &by_name[name];
-        let mut rng = TorchRng::new(crc32(seed.as_bytes()).into());
-        let numel: usize = shape.iter().product();
-        let width = (numel as f64 / shape[0] as f64).sqrt() as f32;
-        let values = rng.randn(numel).into_iter().map(|value| match shape.len() {
-            1 if name.ends_with("bias") => value * 0.05,
-            1 => 1.0 + value * 0.1,
-            _ => value / width,
-        });
-        Ok((shape.clone(), values.collect()))
+        let (part, name, shape) = &by_name[name];
+        Ok((shape.clone(), drawn(part, name, shape)))
     };
     write_checkpoint(path, &config, Precision::F32, &BTreeMap::new(), &mut tensor).unwrap();
 }

@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command as Process, Stdio},
+    thread,
+};
 
 use assert_cmd::{Command, assert::Assert};
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
@@ -193,4 +198,137 @@ fn wrong_settings_are_usage_errors() {
         1,
         &["none.png"],
     );
+}
+
+/// Writes a recipe for the small model.
+fn recipe(dir: &Path, text: &str) {
+    let checkpoint = model("base").display().to_string();
+    fs::write(dir.join("recipe.toml"), format!("checkpoint = '{checkpoint}'\n{text}")).unwrap();
+}
+
+const REDRAW: [&str; 5] = ["in.png", "--output", "out.png", "--recipe", "recipe.toml"];
+
+#[test]
+fn a_recipe_draws_a_picture_again_and_its_text_makes_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        "a cat\nNegative prompt: blurry\nSteps: 2, Sampler: Euler, Seed: 1, Size: 96x64, Version: v1.10.1";
+    write_png(&dir.path().join("in.png"), &gradient(48, 32), text).unwrap();
+    let tiles =
+        "[tiles]\nwidth = 64\npadding = 8\nmask_blur = 2\n[seams]\ntype = \"half_tile_and_intersections\"\n";
+    recipe(dir.path(), &format!("steps = 3\nscale = 3\n{tiles}"));
+    let first = upscale(dir.path(), &REDRAW).success();
+    assert!(said(&first).contains("in.png: across borders of tiles it changes"), "{}", said(&first));
+    let out = dir.path().join("out.png");
+    assert_eq!(size(&out), (192, 128));
+    let found = read_parameters(&out).unwrap().unwrap();
+    assert!(found.starts_with("a cat\nNegative prompt: blurry\nSteps: 3, Sampler: Euler, "), "{found}");
+    let expected = "Ultimate SD upscale upscaler: Lanczos, Ultimate SD upscale tile_width: 64, Ultimate SD upscale tile_height: 64, \
+                    Ultimate SD upscale mask_blur: 2, Ultimate SD upscale padding: 8, Ultimate SD upscale noise: Global, \
+                    Ultimate SD upscale seams fix: Half tile offset pass + intersections, ";
+    assert!(found.contains(expected), "{found}");
+    assert!(found.contains("Size: 192x128, ") && found.contains("Denoising strength: 0.35, "), "{found}");
+    let again = upscale(dir.path(), &REDRAW).success();
+    assert!(said(&again).contains("out.png is there already"), "{}", said(&again));
+
+    // What the text says is all that it needs.
+    let args = ["in.png", "-o", "second.png", "--recipe", "recipe.toml"];
+    recipe(dir.path(), "from = \"out.png\"\nscale = 3");
+    upscale(dir.path(), &args).success();
+    assert_eq!(fs::read(&out).unwrap(), fs::read(dir.path().join("second.png")).unwrap());
+    // What is said here goes before it: another seed, and the size that the picture's own text states.
+    recipe(dir.path(), "from = \"out.png\"");
+    upscale(dir.path(), &[&args[..], &["--seed", "7", "--denoising", "0.5"]].concat()).success();
+    let found = read_parameters(&dir.path().join("second.png")).unwrap().unwrap();
+    assert!(
+        found.contains("Seed: 7, Size: 96x64, ") && found.contains("Denoising strength: 0.5, "),
+        "{found}"
+    );
+}
+
+/// How many whole entries a journal has: a length, a checksum and so many bytes each, behind a head of 72.
+fn entries(path: &Path) -> usize {
+    let bytes = fs::read(path).unwrap_or_default();
+    let mut rest = bytes.get(72..).unwrap_or_default();
+    let mut count = 0;
+    while let Some((head, after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let Some(next) = after.get(length..) else { break };
+        rest = next;
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn a_run_that_is_killed_in_tile_37_goes_on_there() {
+    let dir = tempfile::tempdir().unwrap();
+    gradient(60, 60).save(dir.path().join("in.png")).unwrap();
+    let tiles = "[tiles]\nwidth = 64\npadding = 0\nmask_blur = 1\n";
+    recipe(dir.path(), &format!("prompt = \"\"\nsteps = 12\ndenoising = 0.8\nsize = \"512x448\"\n{tiles}"));
+    let undisturbed = ["in.png", "--output", "whole.png", "--recipe", "recipe.toml"];
+    upscale(dir.path(), &undisturbed).success();
+    let whole = fs::read(dir.path().join("whole.png")).unwrap();
+
+    let mut command = Process::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
+    command.current_dir(dir.path()).env("VODKA_RUNTIME", dir.path()).env("OMP_NUM_THREADS", "1");
+    let mut child = command.arg("upscale").args(REDRAW).stderr(Stdio::null()).spawn().unwrap();
+    let journal = dir.path().join(".out.png.tiles");
+    // The larger picture, and 37 tiles.
+    while entries(&journal) < 38 {
+        assert!(child.try_wait().unwrap().is_none(), "it was to be killed before it ended");
+        thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let tiles = entries(&journal) - 1;
+    assert!((37..56).contains(&tiles) && !dir.path().join("out.png").exists());
+    // The last of them as a power cut leaves it.
+    let file = fs::File::options().write(true).open(&journal).unwrap();
+    file.set_len(fs::metadata(&journal).unwrap().len() - 3).unwrap();
+    let left = entries(&journal) - 1;
+    let run = upscale(dir.path(), &[&REDRAW[..], &["--json"]].concat()).success();
+    let report: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
+    assert_eq!(report["kept_tiles"], left);
+    assert!(left >= 36);
+    assert_eq!(fs::read(dir.path().join("out.png")).unwrap(), whole);
+    assert!(!journal.exists());
+}
+
+#[test]
+fn what_no_recipe_can_do_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    gradient(40, 40).save(dir.path().join("in.png")).unwrap();
+    let with = |text: &str, args: &[&str]| {
+        recipe(dir.path(), text);
+        upscale(dir.path(), &[&REDRAW[..], args].concat())
+    };
+    fails(with("[tiles]\nwidht = 512", &[]), 2, &["recipe.toml", "line 3", "widht"]);
+    fails(
+        with("[tiles]\nwidth = 56", &[]),
+        2,
+        &["tiles of 56x56 px: expected multiples of 8 from 64 to 2048"],
+    );
+    fails(with("[tiles]\nwidth = 100", &[]), 2, &["tiles of 100x100 px"]);
+    fails(with("[tiles]\ntype = \"round\"", &[]), 2, &["recipe.toml", "round"]);
+    fails(with("size = \"100x100\"", &[]), 2, &["size 100x100: expected multiples of 8"]);
+    fails(with("scale = 2\nsize = \"80x80\"", &[]), 2, &["a scale and a size are given"]);
+    fails(with("denoising = 2.0", &[]), 2, &["2"]);
+    fails(with("scale = 64", &["--scale", "0"]), 2, &["a scale of 0"]);
+    fails(with("size = \"65528x65528\"", &[]), 2, &["65528x65528 px would take 12.9 GB"]);
+    // What only the picture tells.
+    fails(with("", &[]), 1, &["in.png", "no text that states its size: expected a scale or a size"]);
+    gradient(4000, 1000).save(dir.path().join("in.png")).unwrap();
+    fails(with("scale = 60", &[]), 1, &["240000x60032 px would take 43.2 GB"]);
+    let band = "[tiles]\nwidth = 512\n[seams]\ntype = \"band\"";
+    fails(with(&format!("size = \"16384x1024\"\n{band}"), &[]), 1, &["16384x", "up to 8192"]);
+    let checkpoint = model("base").display().to_string();
+    let upscaler = ["--upscaler", &checkpoint];
+    fails(with("scale = 2", &upscaler), 1, &["Stable Diffusion 1.x checkpoint, expected an ESRGAN upscaler"]);
+    let none = ["--checkpoint", "none.safetensors"];
+    fails(with("scale = 2", &none), 1, &["none.safetensors"]);
+    fails(upscale(dir.path(), &["in.png", "-o", "out.png", "--recipe", "none.toml"]), 2, &["none.toml"]);
+    let without = ["in.png", "-o", "out.png", "--upscaler", "lanczos", "--scale", "2", "--seed", "1"];
+    fails(upscale(dir.path(), &without), 2, &["--recipe"]);
+    assert!(!dir.path().join("out.png").exists());
 }

@@ -262,6 +262,46 @@ pub enum Error {
         /// The largest side.
         max_px: u32,
     },
+    /// Tiles that no picture can be drawn in.
+    #[error("tiles of {width}x{height} px: expected multiples of {multiple} from {min_px} to {max_px} px")]
+    RedrawTile {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+        /// What both must be divisible by.
+        multiple: u32,
+        /// The shortest side.
+        min_px: u32,
+        /// The longest.
+        max_px: u32,
+    },
+    /// A length that is too short or too long.
+    #[error("`{field}` is {found} px, expected {min} to {max}")]
+    Pixels {
+        /// The key.
+        field: &'static str,
+        /// The number.
+        found: u32,
+        /// The smallest.
+        min: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// A number that is no share.
+    #[error("`{field}` is {found}, expected 0 to 1")]
+    Share {
+        /// The key.
+        field: &'static str,
+        /// The number.
+        found: f64,
+    },
+    /// Neither a scale nor a size, and a picture that does not state one.
+    #[error("`{path}` has no text that states its size: expected a scale or a size")]
+    NoSize {
+        /// The picture.
+        path: PathBuf,
+    },
     /// A factor of enlargement that is none.
     #[error("a scale of {found}: expected more than 0 and at most {max}")]
     Scale {

@@ -26,6 +26,7 @@ mod parameters;
 mod picture_file;
 mod pictures;
 mod pipeline;
+mod redraw;
 pub mod sample;
 mod settings;
 mod sheet;
@@ -53,7 +54,8 @@ pub use sample::{SampleConfig, SampleEvent, SamplePlan, SampleReport};
 pub use settings::{ImageToImage, ResizeMode, Settings, Size};
 pub use sheet::{labelled, strip};
 pub use upscale::{
-    Target, Tiles, UpscaleConfig, UpscaleEvent, UpscalePlan, UpscaleReport, Upscaler, UpscalerChoice,
+    RedrawConfig, RedrawPlan, RedrawTiles, SeamFix, SeamMeasure, Seams, Target, TileNoise, TileOrder, Tiles,
+    UpscaleConfig, UpscaleEvent, UpscalePlan, UpscaleReport, Upscaler, UpscalerChoice,
 };
 pub use vodka_checkpoint::Precision;
 pub use vodka_merger::Weight;

@@ -235,7 +235,8 @@ fn has_hires(parameters: &Parameters) -> bool {
 /// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the refiner, of
 /// scripts, of ControlNets with other preprocessors, of another checkpoint or guidance in the hires pass.
 pub fn not_followed(parameters: &Parameters) -> Vec<String> {
-    const STARTS: [&str; 15] = [
+    const STARTS: [&str; 16] = [
+        "Ultimate SD upscale",
         "Hires checkpoint",
         "Hires CFG",
         "Postprocess ",
@@ -269,7 +270,11 @@ fn field(name: &str, expected: &'static str, found: &str) -> Error {
     Error::Field { field: name.to_owned(), expected, found: found.to_owned() }
 }
 
-fn read<T: FromStr>(parameters: &Parameters, field: &str, expected: &'static str) -> Result<Option<T>> {
+pub(crate) fn read<T: FromStr>(
+    parameters: &Parameters,
+    field: &str,
+    expected: &'static str,
+) -> Result<Option<T>> {
     let error = |found: &str| self::field(field, expected, found);
     parameters.get(field).map(|found| found.trim().parse().map_err(|_| error(found))).transpose()
 }

@@ -10,10 +10,7 @@ use std::{
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, Prediction, TensorView, VaeConfig, Weights};
-use vodka_noise::{
-    BrownianTree, Host, Latent, Output, Parameterization, PictureNoise, PictureSeed, SamplerName, Schedule,
-    Solver,
-};
+use vodka_noise::{Host, Latent, Output, Parameterization, PictureSeed, SamplerName, Schedule, Solver};
 use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
 use vodka_stage::Interrupt;
 
@@ -25,6 +22,7 @@ use crate::{
     graph::{Inputs, Recorder},
     hires::{Hires, HiresUpscaler},
     loras::Applied,
+    redraw::{Held, Noise, Part},
     upscale::{Tiles, Upscaler, UpscalerChoice},
 };
 
@@ -323,6 +321,33 @@ impl Pipeline {
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<Vec<RgbImage>>> {
+        self.generate_from(batch, None, interrupt, on_step)
+    }
+
+    /// Makes parts of a larger picture again, all with these settings, which have their size: image to image of which stays what is
+    /// not in their masks. A part that comes out black is no error.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate_batch`].
+    pub(crate) fn redraw(
+        &self,
+        settings: &Settings,
+        parts: &[Part],
+        interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Vec<RgbImage>>> {
+        let settings = vec![settings.clone(); parts.len()];
+        let batch = Batch { settings: &settings, image: None };
+        self.generate_from(batch, Some(parts), interrupt, on_step)
+    }
+
+    fn generate_from(
+        &self,
+        batch: Batch<'_>,
+        parts: Option<&[Part]>,
+        interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Vec<RgbImage>>> {
         let Some(first) = batch.settings.first() else { return Ok(Some(Vec::new())) };
         let state = || [self.clip.state(), self.unet.state()].into_iter().flatten().collect();
         let config = self.model.config();
@@ -345,6 +370,7 @@ impl Pipeline {
         let run = Run {
             path,
             batch,
+            parts,
             library,
             interrupt,
             states,
@@ -418,6 +444,8 @@ struct Run<'a> {
     /// By what errors name the model.
     path: &'a Path,
     batch: Batch<'a>,
+    /// What the pictures are parts of, where they are.
+    parts: Option<&'a [Part]>,
     library: &'a Library,
     interrupt: &'a Interrupt,
     states: &'a RefCell<States>,
@@ -450,6 +478,7 @@ impl Networks<'_> {
         let run = Run {
             path,
             batch,
+            parts: None,
             library,
             interrupt,
             states,
@@ -483,7 +512,15 @@ impl Networks<'_> {
                 Some(hires) => self.both_passes(&run, hires, on_step)?,
             };
             let Some(latents) = latents else { return Ok(None) };
-            let picture = |i: usize| self.decode(&latents.narrow(0, i as i64, 1), run.path);
+            let picture = |i: usize| {
+                let latents = latents.narrow(0, i as i64, 1);
+                // A part of a picture may well be black.
+                if run.parts.is_some() {
+                    self.decode_any(&latents, run.path)
+                } else {
+                    self.decode(&latents, run.path)
+                }
+            };
             (0..all.len()).map(picture).collect::<Result<Vec<_>>>().map(Some)
         })
     }
@@ -546,8 +583,16 @@ impl Networks<'_> {
         Ok(Some(enlarged.cut(&larger)))
     }
 
-    /// From scaled latents `(1, 4, h, w)` in fp32 to a picture.
+    /// From scaled latents `(1, 4, h, w)` in fp32 to a picture, which is not black.
     fn decode(&self, latents: &Tensor, path: &Path) -> Result<RgbImage> {
+        let picture = self.decode_any(latents, path)?;
+        match picture.iter().all(|value| *value == 0) {
+            true => Err(Error::Black { checkpoint: path.to_path_buf() }),
+            false => Ok(picture),
+        }
+    }
+
+    fn decode_any(&self, latents: &Tensor, path: &Path) -> Result<RgbImage> {
         let not_finite = |what| Error::NotFinite { checkpoint: path.to_path_buf(), what };
         if !is_finite(latents) {
             return Err(not_finite("latents"));
@@ -562,11 +607,7 @@ impl Networks<'_> {
         if !is_finite(&pixels) {
             return Err(not_finite("pixels"));
         }
-        let picture = to_picture(&pixels);
-        if picture.iter().all(|value| *value == 0) {
-            return Err(Error::Black { checkpoint: path.to_path_buf() });
-        }
-        Ok(picture)
+        Ok(to_picture(&pixels))
     }
 
     /// The VAE with its weights as they are, in fp32.
@@ -585,6 +626,12 @@ impl Networks<'_> {
         let latents = self.encode(&fit(picture, width, height, image.resize_mode))?;
         let first = solver.first();
         Ok(latents * (self.vae.config().scaling_factor * first.signal) + noise * first.noise) // (B, 4, h, w)
+    }
+
+    /// What of parts stays.
+    fn held(&self, parts: &[Part]) -> Result<Held> {
+        let latents = parts.iter().map(|part| self.encode(&part.picture)).collect::<Result<Vec<_>>>()?;
+        Ok(Held::new(parts, Tensor::cat(&latents, 0) * self.vae.config().scaling_factor))
     }
 
     /// The means of a picture's latents, not yet scaled. `(1, 4, H/8, W/8)` in fp32
@@ -617,28 +664,14 @@ impl Networks<'_> {
         let solver = settings.solver(&table)?;
         let shape = self.shape(settings)?;
         let conditionings = self.conditionings(run)?;
-        let device = self.unet.vars().device();
-        let tensor = |values: Vec<f32>| {
-            Tensor::from_slice(&values).view(shape.map(|n| n as i64)).to_device(device) // (4, h, w)
-        };
-        let mut numbers: Vec<_> = all.iter().map(|s| PictureNoise::new(s.picture_seed(), shape)).collect();
-        let noise: Vec<_> = numbers.iter_mut().map(|numbers| tensor(numbers.first())).collect();
-        let noise = Tensor::stack(&noise, 0);
-        let first = match start {
+        let mut numbers = Noise::new(all, run.parts, shape, &solver, self.unet.vars().device());
+        let noise = numbers.first();
+        let held = run.parts.map(|parts| self.held(parts)).transpose()?;
+        let first = match start.or(held.as_ref().map(Held::latents)) {
             Some(latents) => latents * solver.first().signal + noise * solver.first().noise,
             None => self.first_latents(&solver, run, &noise)?,
         };
-        let (low, high) = solver.sigma_range();
-        let tree = |s: &Settings| BrownianTree::new(s.seed.into(), low, high, shape.iter().product());
-        let mut trees: Option<Vec<_>> =
-            settings.sampler.is_brownian().then(|| all.iter().map(tree).collect());
-        let mut noise = |from: f64, to: f64| {
-            let noise: Vec<_> = match &mut trees {
-                Some(trees) => trees.iter_mut().map(|tree| tensor(tree.noise(from, to))).collect(),
-                None => numbers.iter_mut().map(|numbers| tensor(numbers.more())).collect(),
-            };
-            Tensor::stack(&noise, 0) // (B, 4, h, w)
-        };
+        let mut noise = |from: f64, to: f64| numbers.more(from, to);
         let guides = Guides::new(run.prepared, settings, self, &table)?;
         let (step, steps) = (Cell::new(0), f64::from(settings.steps_of_run()));
         let mut call = 0;
@@ -651,7 +684,11 @@ impl Networks<'_> {
                 let call = &mut |inputs: &Inputs| run.recorder.borrow_mut().call(self.unet, inputs);
                 guides.forward(inputs, of_prompt, share, timestep, call)
             };
-            guided(input, timestep, &now, settings.guidance(), forward)
+            let output = guided(input, timestep, &now, settings.guidance(), forward);
+            match &held {
+                Some(held) => held.answer(output, input, timestep, (&table, self.prediction)),
+                None => output,
+            }
         };
         let count = solver.calls();
         let mut go_on = |done| {
@@ -659,7 +696,8 @@ impl Networks<'_> {
             !run.interrupt.is_raised()
         };
         let calls = Calls { predict: &mut predict, noise: &mut noise, go_on: &mut go_on };
-        Ok(solve_from(&solver, self.prediction, first, calls, &step))
+        let made = solve_from(&solver, self.prediction, first, calls, &step);
+        Ok(made.map(|latents| held.iter().fold(latents, |latents, held| held.laid_over(&latents))))
     }
 
     /// The shape of the latents, `[4, H/8, W/8]`.
@@ -727,7 +765,7 @@ fn guided(
 
 impl Settings {
     /// What decides the noise.
-    fn picture_seed(&self) -> PictureSeed {
+    pub(crate) fn picture_seed(&self) -> PictureSeed {
         PictureSeed {
             seed: self.seed.into(),
             source: self.rng,

@@ -331,17 +331,10 @@ impl SampleConfig {
 
     /// How many pictures at once, and how often.
     fn counts(&self) -> Result<(u32, u32)> {
-        let (size, count) = (self.batch_size.unwrap_or(1), self.batch_count.unwrap_or(1));
-        for (field, found) in [("the batch size", size), ("the batch count", count)] {
-            if found == 0 || found > MAX_PICTURES {
-                return Err(Error::Count { field, found, max: MAX_PICTURES });
-            }
-        }
-        let found = size.saturating_mul(count);
-        match found <= MAX_PICTURES {
-            true => Ok((size, count)),
-            false => Err(Error::Count { field: "the number of pictures", found, max: MAX_PICTURES }),
-        }
+        let size = count("the batch size", self.batch_size.unwrap_or(1))?;
+        let times = count("the batch count", self.batch_count.unwrap_or(1))?;
+        count("the number of pictures", size.saturating_mul(times))?;
+        Ok((size, times))
     }
 
     /// What is said here, and for the rest `base`; wildcards are still in the prompts.
@@ -431,17 +424,7 @@ impl SampleConfig {
     fn known_upscaler(&self, upscaler: HiresUpscaler) -> Result<HiresUpscaler> {
         let Some(name) = upscaler.path() else { return Ok(upscaler) };
         let found = name.to_string_lossy().into_owned();
-        let Some(folder) = &self.upscaler_dir else { return Err(Error::NoUpscaler { found }) };
-        let files = files(Some(folder))?;
-        let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let stems: Vec<String> = files.iter().map(stem).collect();
-        match stems.iter().position(|stem| *stem == found) {
-            Some(place) => Ok(HiresUpscaler::Pixels(UpscalerChoice::Model(files[place].clone()))),
-            None => {
-                let nearest = nearest(&found, stems.iter().map(String::as_str)).map(ToOwned::to_owned);
-                Err(Error::UnknownUpscaler { found, folder: folder.clone(), nearest })
-            }
-        }
+        Ok(HiresUpscaler::Pixels(upscaler_named(found, self.upscaler_dir.as_deref())?))
     }
 
     /// What is to be done with the other picture.
@@ -463,8 +446,35 @@ impl SampleConfig {
     }
 }
 
+/// A number of pictures.
+pub(crate) fn count(field: &'static str, found: u32) -> Result<u32> {
+    match (1..=MAX_PICTURES).contains(&found) {
+        true => Ok(found),
+        false => Err(Error::Count { field, found, max: MAX_PICTURES }),
+    }
+}
+
+/// A rule, or the file in a folder of upscalers, that has the name which a text tells.
+pub(crate) fn upscaler_named(found: String, folder: Option<&Path>) -> Result<UpscalerChoice> {
+    let choice = UpscalerChoice::from(found.clone());
+    if choice.path().is_none() {
+        return Ok(choice);
+    }
+    let Some(folder) = folder else { return Err(Error::NoUpscaler { found }) };
+    let files = files(Some(folder))?;
+    let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stems: Vec<String> = files.iter().map(stem).collect();
+    match stems.iter().position(|stem| *stem == found) {
+        Some(place) => Ok(UpscalerChoice::Model(files[place].clone())),
+        None => {
+            let nearest = nearest(&found, stems.iter().map(String::as_str)).map(ToOwned::to_owned);
+            Err(Error::UnknownUpscaler { found, folder: folder.to_path_buf(), nearest })
+        }
+    }
+}
+
 /// The text of a picture that is to be made again.
-fn parameters_of(path: &Path) -> Result<Parameters> {
+pub(crate) fn parameters_of(path: &Path) -> Result<Parameters> {
     let text = read_parameters(path)?.ok_or_else(|| Error::NoParameters { path: path.to_path_buf() })?;
     let Ok(parameters) = text.parse();
     Ok(parameters)

@@ -1,6 +1,7 @@
 //! The stage that makes pictures larger: one, or all in a folder.
 
 mod alpha;
+mod redraw;
 mod tiles;
 mod upscaler;
 
@@ -13,7 +14,7 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use vodka_checkpoint::Precision;
-use vodka_images::{DecodeOptions, Picture, decode_bytes, find, is_image, relative_name};
+use vodka_images::{DecodeOptions, MAX_SIDE_PX, Picture, decode_bytes, find, is_image, relative_name};
 use vodka_prompt::Parameters;
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{
@@ -22,13 +23,17 @@ use vodka_stage::{
 };
 
 use crate::{
-    Error, PictureFormat, ResizeMode, Result, Size,
+    Error, ModelId, PictureFormat, ResizeMode, Result, Settings, Size, Used,
     fit::fit,
     library::explain,
+    parameters::read,
     picture_file::{read_parameters, write_any},
-    pipeline::kind,
+    pipeline::{self, kind},
+    settings::MULTIPLE,
 };
+use redraw::{Redrawing, Source};
 
+pub use redraw::{RedrawConfig, RedrawPlan, RedrawTiles, SeamFix, SeamMeasure, Seams, TileNoise, TileOrder};
 pub use tiles::Tiles;
 pub use upscaler::{Upscaler, UpscalerChoice};
 pub(crate) use upscaler::{check_size, scaled};
@@ -46,9 +51,29 @@ pub struct UpscaleConfig {
     pub input: PathBuf,
     /// The larger picture (PNG, JPEG or WebP), or the folder for them, in which they are PNG files.
     pub output: PathBuf,
-    /// `Lanczos`, `Nearest`, or the file of an ESRGAN upscaler.
-    pub upscaler: UpscalerChoice,
-    /// How many times as wide and as high; where neither this nor `size` is said, what the network makes.
+    /// `Lanczos`, `Nearest`, or the file of an ESRGAN upscaler; what the recipe says, and else `Lanczos`.
+    #[serde(default)]
+    pub upscaler: Option<UpscalerChoice>,
+    /// A recipe ([`RedrawConfig`]) by which the larger picture is drawn again tile by tile.
+    #[serde(default)]
+    pub recipe: Option<PathBuf>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub checkpoint: Option<PathBuf>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub negative: Option<String>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub seed: Option<u32>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub denoising: Option<f64>,
+    /// How many times as wide and as high; where neither this nor `size` is said, what the recipe says, and without one what the
+    /// network makes.
     #[serde(default)]
     pub scale: Option<f64>,
     /// The size instead.
@@ -69,15 +94,18 @@ pub struct UpscaleConfig {
     /// Where `cargo xtask setup` put libtorch.
     #[serde(skip)]
     pub runtime_dir: PathBuf,
+    /// The file that remembers the hashes of models; none to hash them every time.
+    #[serde(skip)]
+    pub hash_cache: Option<PathBuf>,
 }
 
 /// How large pictures become.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// As the network makes them.
+    /// As the network makes them; where they are drawn again, as their texts state.
     Own,
-    /// So many times as wide and as high.
+    /// So many times as wide and as high; where they are drawn again, rounded up to multiples of 64.
     Scale(f64),
     /// This size.
     Size(Size, ResizeMode),
@@ -100,6 +128,9 @@ pub struct UpscalePlan {
     pub tiles: Tiles,
     /// What a network computes in.
     pub precision: Precision,
+    /// How they are drawn again, if they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redraw: Option<RedrawPlan>,
     /// The device's name.
     pub device: String,
     /// Each picture, relative to a folder as `input`, and its file.
@@ -131,6 +162,20 @@ pub enum UpscaleEvent<'a> {
         /// All.
         total: usize,
     },
+    /// The checkpoint is being loaded.
+    LoadingModel,
+    /// Tiles that are drawn again of the picture at hand.
+    Redrawing {
+        /// Done, or there already.
+        done: usize,
+        /// All.
+        total: usize,
+    },
+    /// Each call of the UNet is told to the GPU anew: its CUDA graphs do not work. Pictures are the same, and slower.
+    WithoutGraphs {
+        /// Why.
+        reason: &'a str,
+    },
     /// A picture that cannot be read, or would be too large.
     Skipped {
         /// The picture.
@@ -141,7 +186,7 @@ pub enum UpscaleEvent<'a> {
 }
 
 /// What the stage has done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UpscaleReport {
     /// How it ended.
     pub outcome: Outcome,
@@ -149,6 +194,12 @@ pub struct UpscaleReport {
     pub pictures: usize,
     /// How many of them were there before.
     pub kept: usize,
+    /// How many tiles of the others were.
+    #[serde(default)]
+    pub kept_tiles: usize,
+    /// How much the borders of tiles show, of each picture that was drawn again in this run and has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seams: Vec<(String, SeamMeasure)>,
     /// What could not be read, and why.
     pub skipped: Vec<(String, String)>,
     /// The picture, or the folder.
@@ -169,14 +220,20 @@ impl UpscaleConfig {
     pub fn plan(&self) -> Result<UpscalePlan> {
         self.tiles.check()?;
         check_device_name(&self.device)?;
-        let target = self.target()?;
+        let recipe = self.recipe()?;
+        let redraw = recipe.as_ref().map(RedrawConfig::plan).transpose()?;
+        let stated = redraw.as_ref().and_then(|redraw| redraw.upscaler.clone());
+        let upscaler = self.upscaler.clone().or(recipe.as_ref().and_then(|recipe| recipe.upscaler.clone()));
+        let upscaler = upscaler.or(stated).unwrap_or(UpscalerChoice::Lanczos);
+        let target = self.target(recipe.as_ref(), &upscaler)?;
         let pictures = self.pictures()?;
         Ok(UpscalePlan {
             input: self.input.clone(),
             output: self.output.clone(),
-            upscaler: self.upscaler.clone(),
+            upscaler,
             target,
             tiles: self.tiles,
+            redraw,
             precision: self.precision.unwrap_or(Precision::F32),
             device: self.device.clone(),
             count: pictures.len(),
@@ -185,8 +242,33 @@ impl UpscaleConfig {
         })
     }
 
-    fn target(&self) -> Result<Target> {
-        match (self.scale, self.size) {
+    /// The recipe, with what is said here in its place.
+    fn recipe(&self) -> Result<Option<RedrawConfig>> {
+        let Some(path) = &self.recipe else { return Ok(None) };
+        let recipe = RedrawConfig::read(path)?;
+        Ok(Some(RedrawConfig {
+            checkpoint: self.checkpoint.clone().unwrap_or(recipe.checkpoint),
+            prompt: self.prompt.clone().or(recipe.prompt),
+            negative: self.negative.clone().or(recipe.negative),
+            seed: self.seed.or(recipe.seed),
+            denoising: self.denoising.or(recipe.denoising),
+            hash_cache: self.hash_cache.clone(),
+            ..recipe
+        }))
+    }
+
+    fn target(&self, recipe: Option<&RedrawConfig>, upscaler: &UpscalerChoice) -> Result<Target> {
+        let said = recipe
+            .map(|recipe| (recipe.scale, recipe.size))
+            .filter(|_| self.scale.is_none() && self.size.is_none());
+        match said.unwrap_or((self.scale, self.size)) {
+            (None, Some(Size { width, height }))
+                if recipe.is_some()
+                    && !(width.is_multiple_of(MULTIPLE) && height.is_multiple_of(MULTIPLE)) =>
+            {
+                Err(Error::Size { width, height, multiple: MULTIPLE, max: MAX_SIDE_PX })
+            }
+            (None, None) if recipe.is_some() => Ok(Target::Own),
             (Some(_), Some(_)) => Err(Error::ScaleAndSize),
             (Some(scale), None) if scale > 0.0 && scale <= SCALE_MAX => Ok(Target::Scale(scale)),
             (Some(found), None) => Err(Error::Scale { found, max: SCALE_MAX }),
@@ -195,8 +277,8 @@ impl UpscaleConfig {
                 Ok(Target::Size(size, self.resize_mode))
             }
             (None, Some(size)) => Err(Error::SizeForm { found: size.to_string() }),
-            (None, None) if self.upscaler.path().is_some() => Ok(Target::Own),
-            (None, None) => Err(Error::NoScale { upscaler: self.upscaler.name() }),
+            (None, None) if upscaler.path().is_some() => Ok(Target::Own),
+            (None, None) => Err(Error::NoScale { upscaler: upscaler.name() }),
         }
     }
 
@@ -239,7 +321,7 @@ impl UpscalePlan {
     }
 
     /// All that the pictures depend on, beside themselves.
-    fn common_key(&self) -> Result<RunKey> {
+    fn common_key(&self, model: Option<&ModelId>) -> Result<RunKey> {
         #[derive(Serialize)]
         struct Key<'a> {
             arithmetic: u32,
@@ -248,6 +330,8 @@ impl UpscalePlan {
             tiles: Option<Tiles>,
             device: &'a str,
             precision: Precision,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            redraw: Option<RedrawKey<'a>>,
         }
         let file = self.upscaler.path();
         let key = Key {
@@ -257,22 +341,59 @@ impl UpscalePlan {
             tiles: file.map(|_| self.tiles),
             device: device_type(&self.device),
             precision: self.precision,
+            redraw: self.redraw.as_ref().map(RedrawKey::of).transpose()?,
         };
-        let key = RunKey::new("upscale", &key, None);
+        let seed = self.redraw.as_ref().map(|redraw| redraw.settings.seed.into());
+        let key = RunKey::new("upscale", &key, seed);
+        let key = model.map_or(key.clone(), |model| model.add_to(key, "checkpoint"));
         match file {
             Some(path) => Ok(key.input_hashed("upscaler", path, hash_file(path)?)),
             None => Ok(key),
         }
     }
 
+    /// What tiles are drawn with, if they are.
+    fn model(&self, interrupt: &Interrupt) -> Result<Option<ModelId>> {
+        self.redraw.as_ref().map(|redraw| redraw.id(interrupt)).transpose()
+    }
+
     /// All that the pictures depend on.
     pub fn key(&self) -> Result<RunKey> {
-        Ok(self.common_key()?.input("images", &self.input, |path| !self.is_folder() || is_image(path))?)
+        self.key_of(self.model(&Interrupt::new())?.as_ref())
+    }
+
+    fn key_of(&self, model: Option<&ModelId>) -> Result<RunKey> {
+        Ok(self
+            .common_key(model)?
+            .input("images", &self.input, |path| !self.is_folder() || is_image(path))?)
     }
 
     /// The picture's file as it is read.
     fn source(&self, picture: &Path) -> PathBuf {
         if self.is_folder() { self.input.join(picture) } else { picture.to_path_buf() }
+    }
+}
+
+/// What drawn tiles depend on, beside the model.
+#[derive(Serialize)]
+struct RedrawKey<'a> {
+    arithmetic: u32,
+    settings: &'a Settings,
+    used: Used,
+    own: (bool, bool),
+    tiles: RedrawTiles,
+    seams: Seams,
+    batch_size: usize,
+    precision: Precision,
+    vae_precision: Precision,
+}
+
+impl<'a> RedrawKey<'a> {
+    fn of(plan: &'a RedrawPlan) -> Result<Self> {
+        let RedrawPlan { ref settings, tiles, seams, batch_size, precision, vae_precision, .. } = *plan;
+        let (arithmetic, used) = (pipeline::ARITHMETIC, plan.library.used_by(settings)?);
+        let own = (plan.is_own_prompt, plan.is_own_negative);
+        Ok(Self { arithmetic, settings, used, own, tiles, seams, batch_size, precision, vae_precision })
     }
 }
 
@@ -286,31 +407,41 @@ pub fn run(
     interrupt: &Interrupt,
     on_event: &mut dyn FnMut(UpscaleEvent<'_>),
 ) -> Result<UpscaleReport> {
-    let (key, record) = (plan.key()?, record_path(&plan.output));
-    if let Some(made) = key.made::<UpscaleReport>(&record)? {
-        let outcome = Outcome::Unchanged.with_skips(!made.skipped.is_empty());
-        return Ok(UpscaleReport { outcome, kept: made.pictures, output: plan.output.clone(), ..made });
-    }
-    let common = plan.common_key()?;
-    let mut work = Work::open(plan, &common, key.inputs.get("upscaler").map(|input| input.sha256))?;
     let mut report = UpscaleReport {
         outcome: Outcome::Done,
         pictures: 0,
         kept: 0,
+        kept_tiles: 0,
+        seams: Vec::new(),
         skipped: Vec::new(),
         output: plan.output.clone(),
     };
+    let model = match plan.model(interrupt) {
+        Err(Error::Interrupted) => return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report }),
+        model => model?,
+    };
+    let (key, record) = (plan.key_of(model.as_ref())?, record_path(&plan.output));
+    if let Some(made) = key.made::<UpscaleReport>(&record)? {
+        let outcome = Outcome::Unchanged.with_skips(!made.skipped.is_empty());
+        return Ok(UpscaleReport { outcome, kept: made.pictures, output: plan.output.clone(), ..made });
+    }
+    let common = plan.common_key(model.as_ref())?;
+    let mut work = Work::open(plan, &common, key.inputs.get("upscaler").map(|input| input.sha256), model)?;
     let mut outputs: Vec<(&Path, ContentHash)> = Vec::new();
     let total = plan.pictures.len();
     for (done, (picture, output)) in plan.pictures.iter().enumerate() {
         if interrupt.is_raised() {
             return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report });
         }
-        match work.picture(picture, output, interrupt, on_event) {
+        let made = work.picture(picture, output, interrupt, on_event);
+        report.kept_tiles = work.redraw.as_ref().map_or(0, |redraw| redraw.kept);
+        match made {
             Ok(Some((hash, kept))) => {
                 outputs.push((output, hash));
                 report.pictures += 1;
                 report.kept += usize::from(kept);
+                let seams = work.redraw.as_mut().and_then(|redraw| redraw.seams.take());
+                report.seams.extend(seams.map(|seams| (relative_name(picture), seams)));
             }
             Ok(None) => return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report }),
             Err(error) if plan.is_folder() && is_of_one_picture(&error) => {
@@ -329,7 +460,8 @@ pub fn run(
 
 /// Whether an error is of the picture at hand and of no other.
 fn is_of_one_picture(error: &Error) -> bool {
-    matches!(error, Error::Images(_) | Error::TooLarge { .. }) || error.is_of_one_picture()
+    matches!(error, Error::Images(_) | Error::TooLarge { .. } | Error::NoSize { .. })
+        || error.is_of_one_picture()
 }
 
 /// A run at work.
@@ -338,13 +470,20 @@ struct Work<'a> {
     sha256: Option<ContentHash>,
     /// Loaded when the first picture needs it.
     upscaler: Option<Upscaler>,
+    /// Where pictures are drawn again.
+    redraw: Option<Redrawing<'a>>,
     /// Of a folder, what is made already.
     journal: Option<Journal>,
     made: BTreeMap<String, Made>,
 }
 
 impl<'a> Work<'a> {
-    fn open(plan: &'a UpscalePlan, common: &RunKey, sha256: Option<ContentHash>) -> Result<Self> {
+    fn open(
+        plan: &'a UpscalePlan,
+        common: &RunKey,
+        sha256: Option<ContentHash>,
+        model: Option<ModelId>,
+    ) -> Result<Self> {
         let mut made = BTreeMap::new();
         let journal = if plan.is_folder() {
             let path = beside(&plan.output, ".", ".journal");
@@ -354,7 +493,9 @@ impl<'a> Work<'a> {
         } else {
             None
         };
-        Ok(Self { plan, sha256, upscaler: None, journal, made })
+        let redraw = plan.redraw.as_ref().zip(model);
+        let redraw = redraw.map(|(redraw, model)| Redrawing::new(plan, redraw, model, common.hash()));
+        Ok(Self { plan, sha256, upscaler: None, redraw, journal, made })
     }
 
     /// Makes a picture larger, unless that is there; the hash of its file, and whether it was there. `None` where it was
@@ -384,12 +525,29 @@ impl<'a> Work<'a> {
             self.upscaler = Some(Upscaler::open(upscaler, *tiles, device, kind(*precision))?);
         }
         let upscaler = self.upscaler.as_ref().expect("it was loaded");
-        let on_tile = &mut |done, total| on_event(UpscaleEvent::Tile { done, total });
-        let Some(larger) = larger(upscaler, decoded, self.plan.target, interrupt, on_tile)? else {
-            return Ok(None);
+        // One that cannot be had is no reason to go without the picture.
+        let text = read_parameters(&path).ok().flatten().unwrap_or_default();
+        let Ok(text) = text.parse::<Parameters>();
+        let made = match &mut self.redraw {
+            Some(redraw) => {
+                let size = redrawn_size(self.plan.target, &decoded, &text, &path)?;
+                let source = Source { picture: decoded, text, sha256: source, size, output };
+                redraw.picture(source, upscaler, interrupt, on_event)?
+            }
+            None => {
+                let on_tile = &mut |done, total| on_event(UpscaleEvent::Tile { done, total });
+                let larger = larger(upscaler, decoded, self.plan.target, interrupt, on_tile)?;
+                larger.map(|larger| {
+                    let text = self.text(text, &larger);
+                    (larger, text)
+                })
+            }
         };
-        let text = self.text(&path, &larger);
-        write_any(output, &larger, &text)?;
+        let Some((larger, text)) = made else { return Ok(None) };
+        write_any(output, &larger, &text.to_string())?;
+        if self.redraw.is_some() {
+            Redrawing::finish(output)?;
+        }
         let output = hash_file(output)?;
         if let Some(journal) = &mut self.journal {
             journal.append(&Made { name, source, output })?;
@@ -398,10 +556,7 @@ impl<'a> Work<'a> {
     }
 
     /// The text of the picture that it was made from, with what A1111 adds.
-    fn text(&self, source: &Path, larger: &Picture) -> String {
-        // One that cannot be had is no reason to go without the picture.
-        let text = read_parameters(source).ok().flatten().unwrap_or_default();
-        let Ok(parameters) = text.parse::<Parameters>();
+    fn text(&self, parameters: Parameters, larger: &Picture) -> Parameters {
         let parameters = match self.plan.target {
             Target::Size(..) => {
                 let size = format!("{}x{}", larger.width(), larger.height());
@@ -419,9 +574,27 @@ impl<'a> Work<'a> {
             None => parameters,
         };
         if parameters.get("Version").is_some() {
-            return parameters.to_string();
+            return parameters;
         }
-        parameters.with("Version", concat!("vodka ", env!("CARGO_PKG_VERSION"))).to_string()
+        parameters.with("Version", concat!("vodka ", env!("CARGO_PKG_VERSION")))
+    }
+}
+
+/// How large a picture becomes that is drawn again.
+fn redrawn_size(target: Target, picture: &Picture, text: &Parameters, path: &Path) -> Result<Size> {
+    let (width, height) = picture.size();
+    match target {
+        Target::Size(size, _) => Ok(size),
+        Target::Scale(scale) => {
+            let side = |side: u32| ((f64::from(side) * scale / 64.0).ceil() as u32).saturating_mul(64);
+            Ok(Size { width: side(width), height: side(height) })
+        }
+        Target::Own => {
+            let size: Option<Size> = read(text, "Size", "a size such as 512x768")?;
+            let Size { width, height } = size.ok_or_else(|| Error::NoSize { path: path.to_path_buf() })?;
+            let up = |side: u32| side.max(1).checked_next_multiple_of(MULTIPLE).unwrap_or(u32::MAX);
+            Ok(Size { width: up(width), height: up(height) })
+        }
     }
 }
 
@@ -473,14 +646,24 @@ impl Report for UpscaleReport {
 
 impl fmt::Display for UpscaleReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { outcome, pictures, kept, output, skipped } = self;
+        let Self { outcome, pictures, kept, kept_tiles, seams, output, skipped } = self;
         let output = output.display();
         match (outcome, pictures) {
             (Outcome::Unchanged, 1) => write!(f, "{output} is there already"),
+            (Outcome::Done, 1) if *kept_tiles > 0 => {
+                write!(f, "{output}; {kept_tiles} of its tiles were there")
+            }
             (Outcome::Done, 1) => write!(f, "{output}"),
             (Outcome::Interrupted, _) => write!(f, "interrupted; {pictures} pictures are there"),
             _ => write!(f, "{pictures} pictures in {output}; {kept} of them were there"),
         }?;
+        for (picture, seams) in seams.iter().filter(|(_, seams)| seams.ratio().is_finite()) {
+            write!(
+                f,
+                "\n{picture}: across borders of tiles it changes {:.2} times as much as inside",
+                seams.ratio()
+            )?;
+        }
         for (picture, reason) in skipped {
             write!(f, "\nskipped: {picture}: {reason}")?;
         }

@@ -1,0 +1,197 @@
+//! Pictures drawn again tile by tile, against a plain Python loop, and what must not change them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use image::{Rgb, RgbImage, Rgba, RgbaImage};
+use vodka_images::decode;
+use vodka_sampler::{
+    ResizeMode, Tiles, UpscaleConfig, UpscaleEvent, UpscaleReport, read_parameters, upscale,
+};
+use vodka_stage::{Interrupt, Outcome};
+use vodka_testkit::fixture;
+
+/// Peak signal to noise ratio, in dB.
+const PSNR_MIN: f64 = 45.0;
+
+fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let squares: f64 = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+    10.0 * (255.0_f64.powi(2) / (squares / a.len() as f64)).log10()
+}
+
+/// A folder with the small model and recipes.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        common::write_model(&dir.path().join("tiny.safetensors"));
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self, input: &Path, output: &str, recipe: &str) -> UpscaleConfig {
+        let text = format!("checkpoint = '{}'\n{recipe}", self.path("tiny.safetensors").display());
+        let recipe = self.path(&format!("{output}.toml"));
+        fs::write(&recipe, text).unwrap();
+        UpscaleConfig {
+            input: input.to_path_buf(),
+            output: self.path(output),
+            upscaler: None,
+            recipe: Some(recipe),
+            checkpoint: None,
+            prompt: None,
+            negative: None,
+            seed: None,
+            denoising: None,
+            scale: None,
+            size: None,
+            resize_mode: ResizeMode::Just,
+            tiles: Tiles::default(),
+            precision: None,
+            device: "cpu".into(),
+            runtime_dir: PathBuf::new(),
+            hash_cache: None,
+        }
+    }
+
+    fn run(&self, input: &Path, output: &str, recipe: &str) -> (UpscaleReport, RgbImage) {
+        let plan = self.config(input, output, recipe).plan().unwrap();
+        let report = upscale::run(&plan, &Interrupt::new(), &mut |_| {}).unwrap();
+        (report, decode(&self.path(output)).unwrap().into_rgb())
+    }
+}
+
+#[test]
+fn pictures_are_those_of_a_plain_loop_over_tiles() {
+    let bench = Bench::new();
+    let common = "prompt = 'a photo of a cat'\nnegative = ''\nseed = 21\ncfg = 5\nsize = '88x80'\nschedule = 'Karras'\n";
+    let cases = [
+        (
+            "linear",
+            "sampler = 'Euler a'\nsteps = 8\ndenoising = 0.4\n\
+             [tiles]\nwidth = 64\npadding = 16\nmask_blur = 4\nnoise = 'same_seed'",
+        ),
+        (
+            "half_tile",
+            "sampler = 'DPM++ 2M'\nsteps = 10\ndenoising = 0.3\n\
+             [tiles]\nwidth = 64\npadding = 24\nmask_blur = 8\nnoise = 'same_seed'\n[seams]\ntype = 'half_tile'",
+        ),
+    ];
+    let input = fixture("sampler/redraw/in.png");
+    for (case, recipe) in cases {
+        let output = format!("{case}.png");
+        let (_, found) = bench.run(&input, &output, &format!("{common}{recipe}"));
+        let expected = decode(&fixture(&format!("sampler/redraw/{case}.png"))).unwrap().into_rgb();
+        let psnr = psnr(&found, &expected);
+        println!("{case}: {psnr:.1} dB");
+        assert!(psnr >= PSNR_MIN, "{case}: {psnr:.1} dB");
+        // The picture has been drawn again, not only made larger.
+        let (_, plain) = bench.run(&input, "plain.png", &format!("{common}[tiles]\ntype = 'none'"));
+        assert!(self::psnr(&found, &plain) < 30.0);
+    }
+    let text = read_parameters(&bench.path("linear.png")).unwrap().unwrap();
+    let expected = "Size: 88x80, Model hash: ";
+    assert!(
+        text.starts_with("a photo of a cat\nSteps: 8, Sampler: Euler a") && text.contains(expected),
+        "{text}"
+    );
+    let expected = "Ultimate SD upscale upscaler: Lanczos, Ultimate SD upscale tile_width: 64, Ultimate SD upscale tile_height: 64, \
+                    Ultimate SD upscale mask_blur: 4, Ultimate SD upscale padding: 16, Version: vodka";
+    assert!(text.contains(expected), "{text}");
+    assert!(text.contains("Denoising strength: 0.4, Init image hash: "), "{text}");
+}
+
+#[test]
+fn batches_of_tiles_make_the_same_picture() {
+    let bench = Bench::new();
+    let input = fixture("sampler/redraw/in.png");
+    let recipe =
+        "prompt = 'a photo of a cat'\nseed = 3\nsampler = 'Euler a'\nsteps = 6\ndenoising = 0.5\nscale = 4\n";
+    let tiles = "[tiles]\ntype = 'chess'\nwidth = 64\npadding = 16\nmask_blur = 4\n";
+    let make = |batch: u32, seams: &str| {
+        let recipe = format!("{recipe}batch_size = {batch}\n{tiles}{seams}");
+        bench.run(&input, &format!("{batch}.png"), &recipe)
+    };
+    let (report, one) = make(1, "");
+    assert_eq!(one.dimensions(), (192, 192));
+    assert!(report.seams[0].1.ratio() > 0.0);
+    for batch in [2, 5] {
+        let (_, found) = make(batch, "");
+        let most = one.iter().zip(found.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(most <= 1, "{batch} at once: {most} levels");
+    }
+    // Four passes more, each of which sees what the last bits of those before have become; drawn weights make more of that
+    // than trained ones.
+    let seams = "[seams]\ntype = 'half_tile'\n";
+    let found = psnr(&make(1, seams).1, &make(2, seams).1);
+    println!("with seams, {found:.1} dB");
+    assert!(found > 60.0, "{found:.1} dB");
+}
+
+#[test]
+fn a_run_that_is_ended_goes_on_after_its_tiles() {
+    let bench = Bench::new();
+    let input = fixture("sampler/redraw/in.png");
+    let recipe = "prompt = 'a cat'\nsteps = 4\ndenoising = 0.5\nsize = '160x128'\nbatch_size = 2\n\
+                  [tiles]\ntype = 'chess'\nwidth = 64\npadding = 8\nmask_blur = 2\n[seams]\ntype = 'band'\nwidth = 16";
+    bench.run(&input, "whole.png", recipe);
+    let whole = fs::read(bench.path("whole.png")).unwrap();
+    for stop_at in [0, 1, 3, 5] {
+        let output = format!("{stop_at}.png");
+        let plan = bench.config(&input, &output, recipe).plan().unwrap();
+        let interrupt = Interrupt::new();
+        let mut calls = 0;
+        let on_event = &mut |event: UpscaleEvent<'_>| {
+            if let UpscaleEvent::Redrawing { .. } = event {
+                if calls == stop_at {
+                    interrupt.raise();
+                }
+                calls += 1;
+            }
+        };
+        let report = upscale::run(&plan, &interrupt, on_event).unwrap();
+        assert_eq!(report.outcome, Outcome::Interrupted);
+        assert!(!bench.path(&output).exists());
+        let report = upscale::run(&plan, &Interrupt::new(), &mut |_| {}).unwrap();
+        assert_eq!(report.outcome, Outcome::Done);
+        assert!(report.kept_tiles >= stop_at, "{} of {stop_at}", report.kept_tiles);
+        assert_eq!(fs::read(bench.path(&output)).unwrap(), whole, "ended at {stop_at}");
+        assert!(!bench.path(&format!(".{output}.tiles")).exists());
+        let report = upscale::run(&plan, &Interrupt::new(), &mut |_| {}).unwrap();
+        assert_eq!(report.outcome, Outcome::Unchanged);
+    }
+}
+
+#[test]
+fn opacity_stays_and_thin_and_black_pictures_are_no_trouble() {
+    let bench = Bench::new();
+    let tiles = "[tiles]\nwidth = 64\npadding = 8\nmask_blur = 2\n";
+    let recipe = format!("prompt = ''\nsteps = 2\ndenoising = 0.5\nscale = 2\n{tiles}");
+    let clear = bench.path("clear.png");
+    RgbaImage::from_fn(40, 24, |x, _| Rgba([200, 90, 40, if x < 20 { 255 } else { 0 }]))
+        .save(&clear)
+        .unwrap();
+    bench.run(&clear, "large.png", &recipe);
+    let large = image::open(bench.path("large.png")).unwrap().into_rgba8();
+    assert_eq!(large.dimensions(), (128, 64));
+    assert_eq!((large.get_pixel(10, 30).0[3], large.get_pixel(120, 30).0[3]), (255, 0));
+    let thin = bench.path("thin.png");
+    RgbImage::from_fn(1, 70, |_, y| Rgb([y as u8, 100, 90])).save(&thin).unwrap();
+    assert_eq!(bench.run(&thin, "t.png", &recipe).1.dimensions(), (64, 192));
+    let black = bench.path("black.png");
+    RgbImage::new(32, 32).save(&black).unwrap();
+    assert_eq!(bench.run(&black, "b.png", &recipe).1.dimensions(), (64, 64));
+}

@@ -177,6 +177,10 @@ struct Sample {
     /// What the VAE computes in; a picture that comes out as NaN is done again in fp32 [default: fp32]
     #[arg(long, value_name = "NAME", help_heading = "Networks")]
     vae_precision: Option<Precision>,
+    /// Side in pixels of the tiles in which the VAE takes large pictures, a multiple of 8 from 64 to 8192; 0 for whole pictures
+    /// [default: whole where memory suffices, else 512]
+    #[arg(long, value_name = "PX", help_heading = "Networks")]
+    vae_tile: Option<u32>,
     /// Device: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
@@ -240,6 +244,7 @@ fn run(args: Sample, common: Common) -> ExitCode {
         batch_count: args.batch_count,
         precision: args.precision,
         vae_precision: args.vae_precision,
+        vae_tile: args.vae_tile,
         vae: args.vae,
         lora_dir: args.lora_dir,
         embedding_dir: args.embedding_dir,

@@ -81,9 +81,48 @@ fn a_dry_run_shows_the_plan_and_makes_nothing() {
 }
 
 #[test]
+fn a_dry_run_shows_the_memory_and_too_little_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let need = |args: &[&str]| {
+        let assert = run(dir.path(), &model("base"), &[args, &["--dry-run"]].concat()).success();
+        let plan: serde_json::Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
+        plan["memory"].clone()
+    };
+    let small = need(&["--size", "64x64"]);
+    assert_eq!(small["vae_in_tiles"], false);
+    assert!(small["needed_bytes"].as_u64() <= small["available_bytes"].as_u64(), "{small}");
+    assert_eq!(need(&["--size", "256x128", "--vae-tile", "64"])["vae_in_tiles"], true);
+    // What a GPU has is not known before it is used.
+    assert!(need(&["--device", "cuda"])["available_bytes"].is_null());
+    let args = ["--size", "8192x8192", "--batch-size", "500"];
+    let large = need(&args);
+    assert!(large["needed_bytes"].as_u64().unwrap() > 1_000_000_000_000, "{large}");
+    let parts = ["8192x8192 px in a batch of 1000 rows needs ", " GB of memory, and ", " GB are available"];
+    fails(run(dir.path(), &model("base"), &args), 1, &parts);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_vae_in_tiles_makes_the_same_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |name: &str, args: &[&str]| {
+        let common = ["--size", "200x136", "--steps", "2", "--hires-upscaler", "Lanczos", "--output", name];
+        run(dir.path(), &model("base"), &[&common, args].concat()).success();
+        image::open(dir.path().join(name)).unwrap().into_rgb8()
+    };
+    let whole = make("whole.png", &["--vae-tile", "0"]);
+    let tiled = make("tiled.png", &["--vae-tile", "64"]);
+    assert_eq!(whole.dimensions(), (400, 272));
+    let most = whole.iter().zip(tiled.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(most <= Some(1), "{most:?}");
+    // Nobody asks for tiles here.
+    assert_eq!(make("automatic.png", &[]), whole);
+}
+
+#[test]
 fn wrong_settings_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 18] = [
+    let cases: [(&[&str], &[&str]); 22] = [
         (&["--size", "100x64"], &["100x64", "multiples of 8"]),
         (&["--size", "big"], &["512x768", "big"]),
         (&["--sampler", "Eular"], &["unknown sampler `Eular`", "did you mean `Euler`?"]),
@@ -101,6 +140,10 @@ fn wrong_settings_are_usage_errors() {
         (&["--style", "x"], &["--styles"]),
         (&["--seed-resize-from", "100x64"], &["100x64", "multiples of 8"]),
         (&["--output", "out.gif"], &["out.gif", ".png, .jpg or .webp"]),
+        (&["--vae-tile", "56"], &["tiles of the VAE of 56 px", "a multiple of 8 from 64 to 8192 px"]),
+        (&["--vae-tile", "100"], &["tiles of the VAE of 100 px"]),
+        (&["--vae-tile", "8200"], &["tiles of the VAE of 8200 px"]),
+        (&["--vae-tile", "64", "--tiling"], &["edges fit together", "cannot be taken in tiles"]),
         (&["--rng", "gpu"], &["unknown source of random numbers `gpu`; known are CPU, NV"]),
     ];
     for (args, parts) in cases {

@@ -70,6 +70,15 @@ impl Prompts {
         Self::parse(settings, &EmbeddingNames::default()).map(drop)
     }
 
+    /// Rows of the denoiser's batch that a picture has: one for each prompt that `AND` joins, and one for the negative prompt.
+    ///
+    /// # Errors
+    /// Those of [`Prompts::parse`].
+    pub(crate) fn rows(settings: &Settings) -> Result<u64> {
+        let Self { parts, negative, .. } = Self::parse(settings, &EmbeddingNames::default())?;
+        Ok(parts.len() as u64 + u64::from(negative.is_some()))
+    }
+
     /// The LoRA files that the prompt names; a negative prompt names none, as in A1111.
     ///
     /// # Errors

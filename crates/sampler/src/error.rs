@@ -302,6 +302,41 @@ pub enum Error {
         /// The picture.
         path: PathBuf,
     },
+    /// Tiles of the VAE that are none.
+    #[error(
+        "tiles of the VAE of {found} px: expected 0 (the whole picture), or a multiple of {multiple} from {min_px} to {max_px} px"
+    )]
+    VaeTile {
+        /// The side.
+        found: u32,
+        /// What it must be divisible by.
+        multiple: u32,
+        /// The smallest side.
+        min_px: u32,
+        /// The largest side.
+        max_px: u32,
+    },
+    /// The VAE is to go over a picture in tiles whose edges need each other.
+    #[error(
+        "a picture whose edges fit together (`tiling`) cannot be taken in tiles of the VAE: expected one of them"
+    )]
+    VaeTileTiling,
+    /// Pictures that a device has no room for.
+    #[error(
+        "{size} px in a batch of {rows} rows needs {:.1} GB of memory, and {:.1} GB are available",
+        gigabytes(needed_bytes),
+        gigabytes(available_bytes)
+    )]
+    Memory {
+        /// The size of the largest pass.
+        size: crate::Size,
+        /// Prompts and negative prompts of all pictures that are made at once.
+        rows: u64,
+        /// What is needed.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
     /// A factor of enlargement that is none.
     #[error("a scale of {found}: expected more than 0 and at most {max}")]
     Scale {
@@ -561,6 +596,10 @@ pub enum Error {
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+}
+
+fn gigabytes(bytes: &u64) -> f64 {
+    *bytes as f64 / 1e9
 }
 
 fn line_of(line: &Option<usize>) -> String {

@@ -11,7 +11,7 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::{Checkpoint, ModelConfig, Precision, Prediction, TensorView, VaeConfig, Weights};
 use vodka_noise::{Host, Latent, Output, Parameterization, PictureSeed, SamplerName, Schedule, Solver};
-use vodka_sd15::{ClipTextModel, Network, UNet, Vae, layers::Tiling};
+use vodka_sd15::{ClipTextModel, Network, UNet, Vae, VaeTiles, layers::Tiling};
 use vodka_stage::Interrupt;
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     graph::{Inputs, Recorder},
     hires::{Hires, HiresUpscaler},
     loras::Applied,
+    memory::Job,
     redraw::{Held, Noise, Part},
     upscale::{Tiles, Upscaler, UpscalerChoice},
 };
@@ -64,14 +65,18 @@ pub struct Load {
     pub vae_kind: Kind,
     /// Another file or folder with a VAE; the checkpoint's own where absent.
     pub vae: Option<PathBuf>,
+    /// How the VAE cuts large pictures; `None`: not at all.
+    pub vae_tiles: Option<VaeTiles>,
     /// Whether a GPU is told of calls of the UNet once, to do them again (CUDA graphs).
     pub graphs: bool,
 }
 
 impl Load {
-    /// All in `kind` but the VAE, which is in fp32 and the checkpoint's; with graphs.
+    /// All in `kind` but the VAE, which is in fp32 and the checkpoint's, and cuts pictures for which memory does not suffice; with
+    /// graphs.
     pub fn new(device: Device, kind: Kind) -> Self {
-        Self { device, kind, vae_kind: Kind::Float, vae: None, graphs: true }
+        let vae_tiles = Some(VaeTiles::default());
+        Self { device, kind, vae_kind: Kind::Float, vae: None, vae_tiles, graphs: true }
     }
 }
 
@@ -197,7 +202,7 @@ impl Pipeline {
     }
 
     fn load_through(model: Model, load: &Load, interrupt: &Interrupt) -> Result<Self> {
-        let Load { device, kind, vae_kind, ref vae, graphs } = *load;
+        let Load { device, kind, vae_kind, ref vae, vae_tiles, graphs } = *load;
         let weights = &Interruptible { weights: model.weights(), interrupt };
         let vae_file = vae.as_deref().map(|path| open_vae(path, &weights.config().vae)).transpose()?;
         let vae_weights: &dyn Weights = vae_file.as_ref().map_or(weights, |file| file);
@@ -205,6 +210,7 @@ impl Pipeline {
         unet.channels_last();
         let mut vae = Vae::load(vae_weights, device, vae_kind)?;
         vae.channels_last();
+        vae.set_tiles(vae_tiles);
         Ok(Self {
             clip: ClipTextModel::load(weights, device, kind)?,
             unet,
@@ -253,6 +259,7 @@ impl Pipeline {
             }
             self.vae_file = file;
         }
+        self.vae.set_tiles(load.vae_tiles);
         self.clip.fill(weights)?;
         self.unet.fill(weights)?;
         self.loras.take();
@@ -313,7 +320,7 @@ impl Pipeline {
     /// Makes several pictures at once, each as it would be alone but for the last bits of its numbers.
     ///
     /// # Errors
-    /// Settings that the model cannot do; a LoRA that is not there, or for other networks; a black picture; values that are
+    /// Settings that the model cannot do; pictures that need more memory than there is; a LoRA that is not there, or for other networks; a black picture; values that are
     /// not finite: then the weights are searched, and the error names the tensor if it is one of them.
     pub fn generate_batch(
         &self,
@@ -358,6 +365,7 @@ impl Pipeline {
                 batch.settings.iter().map(|settings| self.form(settings)).collect::<Result<Vec<_>>>()?;
             assert!(forms.iter().all(|form| *form == forms[0]), "batch of {:?}", batch.settings);
         }
+        Job::new(first, batch.settings.len())?.check(config, &self.load, false)?;
         let prepare = |pass: &Settings| {
             if self.loras.borrow_mut().set(self.library.loras(pass)?, config, &state)? {
                 self.states.take();
@@ -614,7 +622,9 @@ impl Networks<'_> {
     fn vae_fp32(&self) -> Result<Vae> {
         let variables = self.vae.vars().variables();
         let source = |name: &str, _: &[i64]| Ok(variables[name].to_kind(Kind::Float));
-        Ok(Vae::new(self.vae.config(), self.vae.vars().device(), Kind::Float, &source)?)
+        let mut vae = Vae::new(self.vae.config(), self.vae.vars().device(), Kind::Float, &source)?;
+        vae.set_tiles(self.vae.tiles());
+        Ok(vae)
     }
 
     /// The latents that the pictures of a batch begin with; `noise (B, 4, h, w)` is unit normal.

@@ -8,11 +8,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tch::Device;
 use vodka_checkpoint::Precision;
 use vodka_images::{DecodeOptions, RgbImage, decode_bytes};
 use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::{Emphasis, Parameters};
-use vodka_sd15::{check_device_name, device_type, parse_device};
+use vodka_sd15::{VaeTiles, check_device_name, device_type, parse_device};
 use vodka_stage::{
     HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, nearest, record_path,
     write_atomic,
@@ -20,12 +21,15 @@ use vodka_stage::{
 
 use crate::{
     Batch, ControlConfig, ControlUnit, Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, Library, Load,
-    ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice, Used,
+    Model, ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice,
+    Used,
     library::files,
+    memory::{Job, Need, planned},
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
     pipeline::{ARITHMETIC, kind},
     texts::{Wildcards, apply_styles},
+    upscale::{TILE_MAX_PX, TILE_MIN_PX},
 };
 
 /// The most pictures of one run.
@@ -155,6 +159,10 @@ pub struct SampleConfig {
     /// A VAE that takes the place of the checkpoint's: a file or a folder.
     #[serde(default)]
     pub vae: Option<PathBuf>,
+    /// The side in pixels of the tiles in which the VAE takes a large picture, a multiple of 8 from 64 to 8192; 0 for the whole
+    /// picture. Where absent it takes pictures whole for which memory suffices, others in tiles of 512.
+    #[serde(default)]
+    pub vae_tile: Option<u32>,
     /// The folder of LoRA files.
     #[serde(default)]
     pub lora_dir: Option<PathBuf>,
@@ -216,8 +224,14 @@ pub struct SamplePlan {
     pub precision: Precision,
     /// What the VAE computes in.
     pub vae_precision: Precision,
+    /// The side in pixels of the tiles of the VAE, or 0 for none; where absent, what memory asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae_tile: Option<u32>,
     /// The device's name.
     pub device: String,
+    /// The memory that is needed, where the model can be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Need>,
     /// What the text of [`SampleConfig::from`] asks for and is not done: names of fields.
     pub not_followed: Vec<String>,
     /// Files among the embeddings that are none, and why.
@@ -290,7 +304,7 @@ pub struct MadePicture {
 }
 
 impl SampleConfig {
-    /// Checks the settings and reads the recipe, if it is one; no checkpoint is opened, but the folders of LoRA files and
+    /// Checks the settings and reads the recipe, if it is one; of checkpoints no weights are read, but the folders of LoRA files and
     /// embeddings are looked through.
     pub fn plan(&self) -> Result<SamplePlan> {
         let from = self.from.as_deref().map(parameters_of).transpose()?;
@@ -299,6 +313,7 @@ impl SampleConfig {
         settings.check()?;
         check_device_name(&self.device)?;
         PictureFormat::of(&self.output)?;
+        self.check_vae_tile(&settings)?;
         let library = Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?;
         let wildcards = Wildcards::open(self.wildcard_dir.as_deref())?;
         let (size, count) = self.counts()?;
@@ -311,22 +326,38 @@ impl SampleConfig {
         let weight = |(name, text): (&String, &String)| Ok((name.clone(), text.parse()?));
         let weights = self.weights.iter().map(weight).collect::<Result<Vec<_>>>()?;
         let model = ModelSource::read(&self.checkpoint, &weights)?;
-        Ok(SamplePlan {
+        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        let mut plan = SamplePlan {
             model,
             vae: self.vae.clone(),
-            pictures: pictures.collect::<Result<_>>()?,
+            pictures,
             batch_size: size as usize,
             init_image: self.init_image.clone(),
             precision: self.precision.unwrap_or(Precision::F32),
             vae_precision: self.vae_precision.unwrap_or(Precision::F32),
+            vae_tile: self.vae_tile,
             device: self.device.clone(),
+            memory: None,
             not_followed: from.as_ref().map(not_followed).unwrap_or_default(),
             skipped_embeddings: library.skipped().to_vec(),
             output: self.output.clone(),
             library: Arc::new(library),
             hash_cache: self.hash_cache.clone(),
             runtime_dir: self.runtime_dir.clone(),
-        })
+        };
+        plan.memory = plan.need()?;
+        Ok(plan)
+    }
+
+    fn check_vae_tile(&self, settings: &Settings) -> Result<()> {
+        match self.vae_tile {
+            None | Some(0) => Ok(()),
+            Some(_) if settings.tiling => Err(Error::VaeTileTiling),
+            Some(px) if (TILE_MIN_PX..=TILE_MAX_PX).contains(&px) && px.is_multiple_of(8) => Ok(()),
+            Some(found) => {
+                Err(Error::VaeTile { found, multiple: 8, min_px: TILE_MIN_PX, max_px: TILE_MAX_PX })
+            }
+        }
     }
 
     /// How many pictures at once, and how often.
@@ -522,6 +553,9 @@ impl SamplePlan {
             device: &'a str,
             precision: Precision,
             vae_precision: Precision,
+            /// What memory asks for makes a difference in the last bits only, and is not known beforehand.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            vae_tile: Option<u32>,
             batch_size: usize,
             pictures: Vec<(&'a Settings, &'a Used)>,
         }
@@ -531,6 +565,7 @@ impl SamplePlan {
             device: device_type(&self.device),
             precision: self.precision,
             vae_precision: self.vae_precision,
+            vae_tile: self.vae_tile,
             batch_size: self.batch_size,
             pictures: self.pictures.iter().map(|picture| (&picture.settings, &picture.used)).collect(),
         };
@@ -563,9 +598,36 @@ impl SamplePlan {
     }
 
     fn load(&self) -> Result<Load> {
-        let device = parse_device(&self.device, &self.runtime_dir)?;
+        Ok(self.load_on(parse_device(&self.device, &self.runtime_dir)?))
+    }
+
+    fn load_on(&self, device: Device) -> Load {
         let (vae_kind, vae) = (kind(self.vae_precision), self.vae.clone());
-        Ok(Load { vae_kind, vae, ..Load::new(device, kind(self.precision)) })
+        let vae_tiles = match self.vae_tile {
+            None => Some(VaeTiles::default()),
+            Some(0) => None,
+            side_px => Some(VaeTiles { side_px, memory: None }),
+        };
+        Load { vae_kind, vae, vae_tiles, ..Load::new(device, kind(self.precision)) }
+    }
+
+    /// The pictures that are made at once, where there are any.
+    fn job(&self) -> Result<Option<Job>> {
+        let first = self.pictures.first().map(|picture| &picture.settings);
+        first.map(|settings| Job::new(settings, self.batch_size.min(self.pictures.len()))).transpose()
+    }
+
+    /// # Errors
+    /// Pictures that the device has no room for, with all weights.
+    fn check_memory(&self, model: &Model, load: &Load) -> Result<()> {
+        self.job()?.map_or(Ok(()), |job| job.check(model.config(), load, true))
+    }
+
+    /// What [`SamplePlan::memory`] says. What is wrong with a model is said when it is to be used.
+    fn need(&self) -> Result<Option<Need>> {
+        let (Some(job), Ok(model)) = (self.job()?, self.model.open()) else { return Ok(None) };
+        let is_processor = device_type(&self.device) == "cpu";
+        Ok(Some(planned(job, model.config(), &self.load_on(Device::Cpu), is_processor)))
     }
 
     /// The ControlNets, which are those of all pictures.
@@ -636,6 +698,7 @@ pub fn run(
     plan.units().iter().try_for_each(|unit| unit.check_file(&opened.config().unet))?;
     let load = plan.load()?;
     on_event(SampleEvent::Loading);
+    plan.check_memory(&opened, &load)?;
     let Some(pipeline) = Pipeline::load_unless(None, opened, &load, interrupt)? else {
         report.outcome = Outcome::Interrupted;
         return Ok(report);

@@ -88,6 +88,18 @@ char *vodka_cuda_peak(int device, unsigned long long *bytes) {
     });
 }
 
+// What the driver has left on a device, and what the allocator holds without using it, in bytes.
+char *vodka_cuda_available(int device, unsigned long long *bytes) {
+    return tell([&] {
+        c10::cuda::CUDAGuard guard(device);
+        size_t left = 0;
+        size_t all = 0;
+        C10_CUDA_CHECK(cudaMemGetInfo(&left, &all));
+        auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device);
+        *bytes = left + (stats.reserved_bytes[0].current - stats.allocated_bytes[0].current);
+    });
+}
+
 void vodka_cuda_free(char *text) { free(text); }
 
 } // extern "C"

@@ -190,6 +190,37 @@ impl SpatialAttention {
     }
 }
 
+/// Scores of an attention that are had at a time, where queries come in chunks.
+const SCORES_MAX: i64 = 1 << 28;
+
+impl SpatialAttention {
+    /// The same as [`Module::forward`] for maps so large that a score of each pixel for each would not fit into memory: so many queries
+    /// at a time that their scores do. Where libtorch keeps no scores that changes nothing. Five such maps are alive at a time.
+    pub(crate) fn in_chunks(&self, x: &Tensor) -> Tensor {
+        let pixels = x.apply(&self.group_norm).flatten(2, 3).transpose(1, 2); // (B, HW, C)
+        let seen = self.attention.in_chunks(&pixels); // (B, HW, C)
+        drop(pixels);
+        x + feature_map(&seen, x) // (B, C, H, W)
+    }
+}
+
+impl Attention {
+    /// `x (B, L, C)` looks at itself, some queries at a time.
+    fn in_chunks(&self, x: &Tensor) -> Tensor {
+        let Self { to_q, to_k, to_v, to_out, heads } = self;
+        let (k, v) = (x.apply(to_k), x.apply(to_v));
+        let seen = x.empty_like();
+        let (rows, count) = (x.size()[0], x.size()[1]);
+        let chunk = (SCORES_MAX / (rows * count)).max(1);
+        for start in (0..count).step_by(chunk as usize) {
+            let len = chunk.min(count - start);
+            let q = x.narrow(1, start, len).apply(to_q);
+            seen.narrow(1, start, len).copy_(&multi_head(&q, &k, &v, *heads, false).apply(to_out));
+        }
+        seen // (B, L, C)
+    }
+}
+
 impl Module for SpatialAttention {
     fn forward(&self, x: &Tensor) -> Tensor {
         let pixels = x.apply(&self.group_norm).flatten(2, 3).transpose(1, 2); // (B, HW, C)

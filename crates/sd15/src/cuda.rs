@@ -32,6 +32,7 @@ struct Calls {
     replay: OnRecording,
     free: unsafe extern "C" fn(*mut c_void),
     peak: unsafe extern "C" fn(c_int, *mut c_ulonglong) -> Text,
+    available: unsafe extern "C" fn(c_int, *mut c_ulonglong) -> Text,
     free_text: unsafe extern "C" fn(Text),
 }
 
@@ -89,6 +90,7 @@ mod linux {
                 replay: *library.get(c"vodka_graph_replay").ok()?,
                 free: *library.get(c"vodka_graph_free").ok()?,
                 peak: *library.get(c"vodka_cuda_peak").ok()?,
+                available: *library.get(c"vodka_cuda_available").ok()?,
                 free_text: *library.get(c"vodka_cuda_free").ok()?,
             }
         };
@@ -106,10 +108,22 @@ impl Calls {
 
 /// The most memory that tensors had at a time on a GPU, in bytes; `None` where that is not known.
 pub fn peak_bytes(device: Device) -> Option<u64> {
+    bytes(device, |calls| calls.peak)
+}
+
+/// What a GPU has left for tensors, in bytes; `None` where that is not known.
+pub(crate) fn available_bytes(device: Device) -> Option<u64> {
+    bytes(device, |calls| calls.available)
+}
+
+fn bytes(
+    device: Device,
+    call: fn(&Calls) -> unsafe extern "C" fn(c_int, *mut c_ulonglong) -> Text,
+) -> Option<u64> {
     let (Device::Cuda(ordinal), Some(calls)) = (device, CALLS.get()) else { return None };
     let mut bytes = 0;
     // SAFETY: the number lives until the call is over.
-    calls.checked(unsafe { (calls.peak)(ordinal as c_int, &raw mut bytes) }).ok()?;
+    calls.checked(unsafe { call(calls)(ordinal as c_int, &raw mut bytes) }).ok()?;
     Some(bytes)
 }
 

@@ -64,10 +64,10 @@ impl Drop for Tiling {
 /// A square convolution. `(B, in, H, W)` to `(B, out, H', W')`.
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor,
+    pub(crate) weight: Tensor,
     bias: Tensor,
     stride: i64,
-    padding: i64,
+    pub(crate) padding: i64,
 }
 
 impl Conv2d {
@@ -88,6 +88,13 @@ impl Conv2d {
         let weight = params.tensor("weight", &[output, input, kernel, kernel])?;
         Ok(Self { weight, bias: params.tensor("bias", &[output])?, stride, padding })
     }
+
+    /// The convolution of a part of a map, with so many columns and rows of zeros beyond its left, right, upper and lower sides and
+    /// nothing beyond the others.
+    pub(crate) fn padded_by(&self, x: &Tensor, sides: [i64; 4]) -> Tensor {
+        let conv = |x: &Tensor| x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [0; 2], [1, 1], 1);
+        if sides == [0; 4] { conv(x) } else { conv(&x.constant_pad_nd(sides)) }
+    }
 }
 
 impl Module for Conv2d {
@@ -105,10 +112,10 @@ impl Module for Conv2d {
 /// Normalisation over groups of channels. `(B, C, ..)` to the same shape.
 #[derive(Debug)]
 pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
-    groups: i64,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) groups: i64,
+    pub(crate) eps: f64,
 }
 
 impl GroupNorm {

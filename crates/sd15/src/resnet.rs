@@ -10,12 +10,12 @@ use crate::{
 /// Two normalised convolutions added to their input, with the time embedding between them where there is one.
 #[derive(Debug)]
 pub struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
+    pub(crate) norm1: GroupNorm,
+    pub(crate) conv1: Conv2d,
     time_emb_proj: Option<Linear>,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
+    pub(crate) norm2: GroupNorm,
+    pub(crate) conv2: Conv2d,
+    pub(crate) conv_shortcut: Option<Conv2d>,
 }
 
 /// What all residual blocks of a network have in common.
@@ -64,7 +64,7 @@ impl ResnetBlock {
 /// Half the height and width by a strided convolution.
 #[derive(Debug)]
 pub struct Downsample {
-    conv: Conv2d,
+    pub(crate) conv: Conv2d,
     asymmetric: bool,
 }
 
@@ -91,7 +91,7 @@ impl Module for Downsample {
 /// Nearest-neighbour enlargement and a convolution.
 #[derive(Debug)]
 pub struct Upsample {
-    conv: Conv2d,
+    pub(crate) conv: Conv2d,
 }
 
 impl Upsample {

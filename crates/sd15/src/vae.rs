@@ -14,10 +14,12 @@ use vodka_checkpoint::{
 use crate::{
     Network, Params, Result, Source,
     attention::SpatialAttention,
-    layers::{Conv2d, GroupNorm},
+    layers::{Conv2d, GroupNorm, Tiling},
+    memory,
     native::Autocast,
     network::{read, var_store},
     resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample},
+    tiled::{Step, Tiled},
 };
 
 const EPS: f64 = 1e-6;
@@ -32,6 +34,22 @@ pub struct Vae {
     post_quant_conv: Conv2d,
     decoder: Decoder,
     autocast: Option<Kind>,
+    tiles: Option<VaeTiles>,
+}
+
+/// How a VAE cuts pictures that are large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VaeTiles {
+    /// The side of a tile in pixels, 64 or more; where absent it is [`VaeTiles::SIDE_PX`], and pictures for which memory suffices
+    /// are not cut.
+    pub side_px: Option<u32>,
+    /// Bytes that may be taken; those that are to be had where absent.
+    pub memory: Option<u64>,
+}
+
+impl VaeTiles {
+    /// The side of a tile where none is said.
+    pub const SIDE_PX: u32 = 512;
 }
 
 impl Vae {
@@ -52,7 +70,7 @@ impl Vae {
         let decoder = Decoder::new(&(&params / "decoder"), config)?;
         vars.freeze();
         let config = config.clone();
-        Ok(Self { config, vars, encoder, quant_conv, post_quant_conv, decoder, autocast: None })
+        Ok(Self { config, vars, encoder, quant_conv, post_quant_conv, decoder, autocast: None, tiles: None })
     }
 
     /// The shape of the VAE; the UNet sees latents multiplied by its `scaling_factor`.
@@ -65,10 +83,25 @@ impl Vae {
         self.autocast = kind;
     }
 
+    /// Whether large pictures are cut; `None`, as at first: never. What comes out differs by the rounding of sums in another order
+    /// (`tests/networks/tiles.rs` has the bounds). While the edges of pictures are to fit together ([`Tiling`]) none is cut.
+    pub fn set_tiles(&mut self, tiles: Option<VaeTiles>) {
+        self.tiles = tiles;
+    }
+
+    /// What [`Vae::set_tiles`] has said.
+    pub fn tiles(&self) -> Option<VaeTiles> {
+        self.tiles
+    }
+
     /// `pixels (B, 3, H, W)` in -1..1 to the distribution of their latents, not yet scaled, in the kind of the weights.
     pub fn encode(&self, pixels: &Tensor) -> Moments {
         let _autocast = self.autocast.map(|kind| Autocast::enter(pixels.device(), Some(kind)));
-        let moments = pixels.apply(&self.encoder).apply(&self.quant_conv).to_kind(self.vars.kind());
+        let encoded = match self.cut(pixels, 1, memory::vae_encoder) {
+            Some((side_px, memory)) => self.encoder.in_tiles(pixels, side_px, memory),
+            None => pixels.apply(&self.encoder),
+        };
+        let moments = encoded.apply(&self.quant_conv).to_kind(self.vars.kind());
         let moments = moments.chunk(2, 1); // (B, 4, H/8, W/8) twice
         let [mean, logvar] =
             <[Tensor; 2]>::try_from(moments).expect("an even number of channels gives two halves");
@@ -77,9 +110,36 @@ impl Vae {
 
     /// `latents (B, 4, h, w)`, no longer scaled, to pixels `(B, 3, 8h, 8w)`, nearly all in -1..1.
     pub fn decode(&self, latents: &Tensor) -> Tensor {
-        latents.apply(&self.post_quant_conv).apply(&self.decoder)
+        let latents = latents.apply(&self.post_quant_conv);
+        match self.cut(&latents, self.config.downscale(), memory::vae_decoder) {
+            Some((side_px, memory)) => self.decoder.in_tiles(&latents, side_px, memory),
+            None => latents.apply(&self.decoder),
+        }
+    }
+
+    /// The side of the tiles that `x (B, C, h, w)` is cut into, each element `scale` pixels wide, and the bytes that kept maps may
+    /// take; `None` where it is not cut.
+    fn cut(&self, x: &Tensor, scale: i64, needed: NeededBytes) -> Option<(i64, u64)> {
+        let tiles = self.tiles.filter(|_| !Tiling::is_on())?;
+        let (rows, _, height, width) = x.size4().expect("pictures have four axes");
+        let element = x.kind().elt_size_in_bytes() as u64;
+        let bytes = |size: [i64; 2]| needed(&self.config, size) * rows as u64 * element;
+        let side_px = i64::from(tiles.side_px.unwrap_or(VaeTiles::SIDE_PX));
+        let size = [height * scale, width * scale];
+        if size.iter().all(|side| *side <= side_px) {
+            return None;
+        }
+        let memory = tiles.memory.or_else(|| memory::available(x.device())).unwrap_or(u64::MAX);
+        if tiles.side_px.is_none() && bytes(size) <= memory {
+            return None;
+        }
+        let tile = memory::tile(&self.config, size, side_px);
+        Some((side_px, memory.saturating_sub(bytes(tile))))
     }
 }
+
+/// Elements that a half of a VAE needs at a time for a picture of this height and width.
+type NeededBytes = fn(&VaeConfig, [i64; 2]) -> u64;
 
 impl Network for Vae {
     fn vars(&self) -> &VarStore {
@@ -162,6 +222,33 @@ impl Encoder {
     }
 }
 
+/// The steps of residual blocks.
+fn steps(resnets: &[ResnetBlock]) -> impl Iterator<Item = Step<'_>> {
+    resnets.iter().flat_map(|resnet| {
+        [
+            Step::Norm { norm: &resnet.norm1, forks: true },
+            Step::Conv(&resnet.conv1),
+            Step::Norm { norm: &resnet.norm2, forks: false },
+            Step::Conv(&resnet.conv2),
+            Step::Join(resnet.conv_shortcut.as_ref()),
+        ]
+    })
+}
+
+impl Encoder {
+    /// The same as [`Module::forward`], the levels in tiles.
+    fn in_tiles(&self, pixels: &Tensor, side_px: i64, memory: u64) -> Tensor {
+        let levels = self.levels.iter().flat_map(|level| {
+            steps(&level.resnets).chain(level.resample.iter().map(|half| Step::Half(&half.conv)))
+        });
+        let all = [Step::Conv(&self.conv_in)].into_iter().chain(levels).collect();
+        let (_, channels, height, width) = pixels.size4().expect("pictures have four axes");
+        let size = [height, width];
+        let x = Tiled::new(all, channels, size, size, side_px).run(pixels.shallow_clone(), memory);
+        self.mid.in_chunks(x).apply(&self.out) // (B, 8, H/8, W/8)
+    }
+}
+
 impl Module for Encoder {
     fn forward(&self, pixels: &Tensor) -> Tensor {
         let mut x = pixels.apply(&self.conv_in); // (B, C, H, W)
@@ -202,6 +289,22 @@ impl Decoder {
     }
 }
 
+impl Decoder {
+    /// The same as [`Module::forward`], the levels in tiles.
+    fn in_tiles(&self, latents: &Tensor, side_px: i64, memory: u64) -> Tensor {
+        let x = self.mid.in_chunks(latents.apply(&self.conv_in));
+        let levels = self.levels.iter().flat_map(|level| {
+            let double = level.resample.iter();
+            steps(&level.resnets).chain(double.flat_map(|up| [Step::Double, Step::Conv(&up.conv)]))
+        });
+        let out = [Step::Norm { norm: &self.out.norm, forks: false }, Step::Conv(&self.out.conv)];
+        let (_, channels, height, width) = x.size4().expect("feature maps have four axes");
+        let picture = [height, width].map(|side| side << (self.levels.len() - 1));
+        let tiled = Tiled::new(levels.chain(out).collect(), channels, [height, width], picture, side_px);
+        tiled.run(x, memory) // (B, 3, 8h, 8w)
+    }
+}
+
 impl Module for Decoder {
     fn forward(&self, latents: &Tensor) -> Tensor {
         let mut x = latents.apply(&self.conv_in).apply(&self.mid); // (B, C, h, w)
@@ -230,6 +333,17 @@ impl Middle {
             |i| ResnetBlock::new(&(params / "resnets" / i), channels, channels, resnet_config(groups));
         let attention = SpatialAttention::new(&(params / "attentions" / 0), channels, groups)?;
         Ok(Self { first: resnet(0)?, attention, last: resnet(1)? })
+    }
+}
+
+impl Middle {
+    /// The same as [`Module::forward`], with no more scores of the attention at a time than memory has room for.
+    fn in_chunks(&self, x: Tensor) -> Tensor {
+        let first = self.first.forward(&x, None);
+        drop(x);
+        let x = self.attention.in_chunks(&first);
+        drop(first);
+        self.last.forward(&x, None)
     }
 }
 

@@ -35,6 +35,7 @@ use redraw::{Redrawing, Source};
 
 pub use redraw::{RedrawConfig, RedrawPlan, RedrawTiles, SeamFix, SeamMeasure, Seams, TileNoise, TileOrder};
 pub use tiles::Tiles;
+pub(crate) use tiles::{TILE_MAX_PX, TILE_MIN_PX};
 pub use upscaler::{Upscaler, UpscalerChoice};
 pub(crate) use upscaler::{check_size, scaled};
 

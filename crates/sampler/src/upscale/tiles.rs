@@ -6,9 +6,9 @@ use tch::{Kind, Tensor};
 use crate::{Error, Result};
 
 /// The smallest tile: below it there is more overlap than picture.
-const TILE_MIN_PX: u32 = 64;
+pub(crate) const TILE_MIN_PX: u32 = 64;
 /// The largest tile.
-const TILE_MAX_PX: u32 = 8192;
+pub(crate) const TILE_MAX_PX: u32 = 8192;
 
 /// How pictures are cut before a network sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,4 +9,5 @@ mod gradients;
 mod parity;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod stand_in;
+mod tiles;
 mod upscalers;

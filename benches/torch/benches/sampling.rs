@@ -3,7 +3,8 @@
 //!
 //! `VODKA_BENCH_MODEL` is the model's folder, `VODKA_PEER_PYTHON` a Python with the peers' packages and
 //! `VODKA_BENCH_PEERS` the folder of `peer_sample.py`; without a Python it is our side alone. `VODKA_BENCH_PARTS` names some of
-//! picture, four, change and grid.
+//! picture, four, change, grid, hires and upscale. The last is an ESRGAN upscaler of random weights beside spandrel's, with the
+//! same tiles (`peer_upscale.py`, which needs spandrel); it needs a Python and no model.
 
 #![allow(
     clippy::print_stdout,
@@ -14,7 +15,10 @@
 use std::{env, path::Path, process::Command};
 
 fn main() {
-    let Ok(model) = env::var("VODKA_BENCH_MODEL") else {
+    let parts = env::var("VODKA_BENCH_PARTS");
+    let parts = parts.unwrap_or_else(|_| "picture,four,change,grid,hires".to_owned());
+    let model = env::var("VODKA_BENCH_MODEL").ok();
+    let Some(model) = model.or_else(|| (parts == "upscale").then(|| "none".to_owned())) else {
         println!("VODKA_BENCH_MODEL=DIR names the model: `make_sd.py DIR --size small` writes one");
         return;
     };
@@ -27,12 +31,14 @@ fn main() {
         size: count("VODKA_BENCH_SIZE", "512"),
         python: env::var("VODKA_PEER_PYTHON").ok(),
     };
-    for part in text("VODKA_BENCH_PARTS", "picture,four,change,grid").split(',') {
+    for part in parts.split(',') {
         match part {
             "picture" => bench.picture(),
             "four" => bench.four(),
             "change" => bench.change(),
             "grid" => bench.grid(),
+            "hires" => bench.hires(),
+            "upscale" => bench.upscale(),
             other => panic!("VODKA_BENCH_PARTS: no part is called `{other}`"),
         }
     }
@@ -96,6 +102,38 @@ impl Bench {
         print("grid of 2 x 2, with its sheet and page", "s", &grids);
         print("its pictures one after the other", "s", &alone);
         println!("  the grid: {:+.1} %", 100.0 * (median(&grids) / median(&alone) - 1.0));
+    }
+
+    /// The hires pass costs what its passes cost, alone and one after the other.
+    fn hires(&self) {
+        let (mut both, mut sums) = (vec![], vec![]);
+        for _ in 0..self.turns {
+            let numbers = self.ours(&["hires"]);
+            both.push(numbers[0]);
+            sums.push(numbers[1] + numbers[2]);
+        }
+        print("hires pass to twice the size", "s", &both);
+        print("its passes alone", "s", &sums);
+        println!("  the hires pass: {:+.1} %", 100.0 * (median(&both) / median(&sums) - 1.0));
+    }
+
+    fn upscale(&self) {
+        let Some(python) = &self.python else {
+            return println!("upscale: VODKA_PEER_PYTHON names no Python");
+        };
+        let file = env::temp_dir().join(format!("vodka-bench-{}.pth", std::process::id()));
+        let (name, size) = (file.to_str().unwrap(), self.size.to_string());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peer_upscale.py");
+        let peer = |what: &str| said(Command::new(python).args([script, what, name, &size]));
+        peer("write");
+        let (mut ours, mut peers) = (vec![], vec![]);
+        for _ in 0..self.turns {
+            ours.extend(self.ours(&["upscale", name]));
+            peers.push(peer("run").trim().parse().unwrap());
+        }
+        std::fs::remove_file(&file).unwrap();
+        print("ESRGAN of 64 features and 23 blocks, vodka", "s", &ours);
+        compare("spandrel", "s", &peers, &ours);
     }
 
     fn common(&self) -> [String; 4] {

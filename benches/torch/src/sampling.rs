@@ -10,12 +10,13 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use tch::{Kind, Tensor, no_grad};
-use vodka_checkpoint::Checkpoint;
+use vodka_checkpoint::{Checkpoint, VaeConfig};
 use vodka_sampler::{
-    Batch, GridCheckpoint, GridConfig, GridPrompt, Load, ModelSource, Pipeline, Precision, SamplerName,
-    ScheduleName, Settings, Size, grid, write_picture,
+    Batch, GridCheckpoint, GridConfig, GridPrompt, Hires, HiresUpscaler, ImageToImage, Load, ModelSource,
+    Pipeline, Precision, RgbImage, SamplerName, ScheduleName, Settings, Size, Tiles, Upscaler,
+    UpscalerChoice, grid, write_picture,
 };
-use vodka_sd15::{Network, StableDiffusion, native, parse_device};
+use vodka_sd15::{Network, StableDiffusion, UNet, Vae, VaeTiles, memory, native, parse_device};
 use vodka_stage::{Interrupt, parse_toml};
 
 use crate::{median, peak_of_process, synchronise, without_graphs};
@@ -80,6 +81,31 @@ pub enum What {
         /// The other checkpoint
         other: PathBuf,
     },
+    /// A picture with a hires pass to twice the size, by LANCZOS, with as many steps: seconds, and seconds of the first pass and of
+    /// image to image in its place
+    Hires,
+    /// A drawn picture of --size, made larger by an ESRGAN upscaler: seconds
+    Upscale {
+        /// The upscaler
+        file: PathBuf,
+        /// The side of a tile in pixels
+        #[arg(long, default_value_t = Tiles::default().tile_px)]
+        tile: u32,
+        /// How far tiles overlap
+        #[arg(long, default_value_t = Tiles::default().overlap_px)]
+        overlap: u32,
+    },
+    /// What a part needs for a picture of --size beyond its weights, and what the estimate says: bytes. Linux only
+    Memory {
+        /// unet (for a prompt and a negative prompt), encoder or decoder
+        part: String,
+        /// The side in pixels of the VAE's tiles; none for the whole picture
+        #[arg(long)]
+        tile: Option<u32>,
+        /// Bytes that the VAE may take in tiles; what there is where absent
+        #[arg(long)]
+        limit: Option<u64>,
+    },
     /// A grid of two prompts and two seeds: seconds, and seconds of its pictures made and written one after the other
     Grid {
         /// A folder for the output, which is emptied
@@ -127,6 +153,14 @@ pub fn measure(options: &Options) -> Result<Vec<f64>, Box<dyn Error>> {
         What::Pictures { batch, count } => pictures(options, &load, *batch, *count),
         What::Networks { batch } => Ok(vec![networks(options, &load, (*batch).into())?]),
         What::Change { other } => change(options, &load, other),
+        What::Hires => hires(options, &load),
+        What::Upscale { file, tile, overlap } => {
+            upscale(options, &load, file, Tiles { tile_px: *tile, overlap_px: *overlap })
+        }
+        What::Memory { part, tile, limit } => {
+            let tiles = VaeTiles { side_px: *tile, memory: *limit };
+            memory_of(options, &load, part, tile.map(|_| tiles))
+        }
         What::Grid { folder } => in_grid(options, &load, folder),
     }
 }
@@ -219,6 +253,100 @@ fn read(path: &Path) -> Result<(), Box<dyn Error>> {
     let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 20]);
     while file.read(&mut buffer)? > 0 {}
     Ok(())
+}
+
+fn hires(options: &Options, load: &Load) -> Result<Vec<f64>, Box<dyn Error>> {
+    let pipeline = open(&options.model, load)?;
+    let upscaler = HiresUpscaler::Pixels(UpscalerChoice::Lanczos);
+    let hires = Hires { upscaler, denoising_strength: 0.5, ..Hires::default() };
+    let first = options.settings(0);
+    let both = Settings { hires: Some(hires), ..first.clone() };
+    let image = ImageToImage { denoising_strength: 0.5, exact_steps: true, ..ImageToImage::default() };
+    let size = Size { width: 2 * options.size, height: 2 * options.size };
+    let second = Settings { image: Some(image), size, ..first.clone() };
+    let make = |settings: &Settings, image: Option<&RgbImage>| -> Result<_, Box<dyn Error>> {
+        let start = Instant::now();
+        let batch = Batch { settings: std::slice::from_ref(settings), image };
+        let made = pipeline.generate_batch(batch, &Interrupt::new(), &mut |_, _| {})?;
+        synchronise(load.device);
+        let picture = made.and_then(|mut pictures| pictures.pop()).expect("it was not interrupted");
+        Ok((picture, start.elapsed().as_secs_f64()))
+    };
+    // Each shape is slower the first time.
+    make(&Settings { steps: 2, ..both.clone() }, None)?;
+    let (_, seconds) = make(&both, None)?;
+    let (picture, of_first) = make(&first, None)?;
+    let (_, of_second) = make(&second, Some(&picture))?;
+    Ok(vec![seconds, of_first, of_second])
+}
+
+fn upscale(options: &Options, load: &Load, file: &Path, tiles: Tiles) -> Result<Vec<f64>, Box<dyn Error>> {
+    let upscaler = Upscaler::open(&UpscalerChoice::Model(file.into()), tiles, load.device, load.kind)?;
+    let draw = |x: u32, y: u32| [x % 256, y % 256, (x * y) % 256].map(|value| value as u8);
+    let picture = |side| RgbImage::from_fn(side, side, |x, y| draw(x, y).into());
+    let scale = upscaler.scale().ok_or("the upscaler is no network")?.into();
+    let make = |side| upscaler.enlarge(&picture(side), scale, &Interrupt::new(), &mut |_, _| {});
+    make(options.size.min(32))?;
+    synchronise(load.device);
+    let start = Instant::now();
+    make(options.size)?;
+    Ok(vec![start.elapsed().as_secs_f64()])
+}
+
+fn memory_of(
+    options: &Options,
+    load: &Load,
+    part: &str,
+    tiles: Option<VaeTiles>,
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let checkpoint = Checkpoint::open(&options.model)?;
+    let config = checkpoint.config();
+    let (kind, device) = (load.kind, load.device);
+    let noise = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device)).to_kind(kind);
+    let downscale = config.vae.downscale();
+    let elements = |size: [i64; 2], whole: fn(&VaeConfig, [i64; 2]) -> u64| match tiles {
+        Some(VaeTiles { side_px: Some(side), .. }) => memory::vae_in_tiles(&config.vae, size, side.into()),
+        _ => whole(&config.vae, size),
+    };
+    let side = i64::from(options.size);
+    let most = |act: &dyn Fn(i64)| -> Result<f64, Box<dyn Error>> {
+        // What libtorch makes once it has by now.
+        act(64);
+        fs::write("/proc/self/clear_refs", "5")?;
+        let before = peak_of_process();
+        act(side);
+        Ok((peak_of_process() - before) as f64)
+    };
+    let (measured, elements) = no_grad(|| -> Result<_, Box<dyn Error>> {
+        match part {
+            "unet" => {
+                let mut unet = UNet::load(&checkpoint, device, kind)?;
+                unet.channels_last();
+                let context = noise(&[2, 77, config.unet.cross_attention_dim]);
+                let timesteps = Tensor::full([2], 500.0, (Kind::Float, device));
+                let forward = |side: i64| {
+                    let latents = noise(&[2, config.unet.in_channels, side / downscale, side / downscale]);
+                    drop(unet.forward(&latents, &timesteps, &context));
+                };
+                let maps = 2 * memory::unet(&config.unet, [side / downscale; 2]);
+                Ok((most(&forward)?, maps + memory::largest(&unet.keys())))
+            }
+            "encoder" | "decoder" => {
+                let mut vae = Vae::load(&checkpoint, device, kind)?;
+                vae.channels_last();
+                vae.set_tiles(tiles);
+                if part == "encoder" {
+                    let encode = |side: i64| drop(vae.encode(&noise(&[1, 3, side, side])));
+                    return Ok((most(&encode)?, elements([side; 2], memory::vae_encoder)));
+                }
+                let decode =
+                    |side: i64| drop(vae.decode(&noise(&[1, 4, side / downscale, side / downscale])));
+                Ok((most(&decode)?, elements([side; 2], memory::vae_decoder)))
+            }
+            other => Err(format!("expected unet, encoder or decoder, found `{other}`").into()),
+        }
+    })?;
+    Ok(vec![measured, elements as f64 * kind.elt_size_in_bytes() as f64])
 }
 
 fn in_grid(options: &Options, load: &Load, folder: &Path) -> Result<Vec<f64>, Box<dyn Error>> {

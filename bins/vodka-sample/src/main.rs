@@ -106,9 +106,9 @@ struct Sample {
     #[arg(long, help_heading = "Image to image")]
     exact_steps: bool,
     /// ControlNet with its picture, such as model=tile.pth,image=a.png,weight=0.8,end=0.7; may be given again. Keys: model, image
-    /// [default: the --init-image], weight [1], start [0], end [1], mode=balanced|prompt|control, preprocessor=none|tile_resample|
-    /// tile_colorfix|tile_colorfix+sharp|blur_gaussian with rate [1], variation [8], sharpness [1], sigma [9] and resolution [512] or
-    /// pixel_perfect=true, resize_mode=just|crop|fill [crop]
+    /// (the --init-image where absent), weight (1), start (0), end (1), mode=balanced|prompt|control, preprocessor=none|tile_resample|
+    /// tile_colorfix|tile_colorfix+sharp|blur_gaussian with rate (1), variation (8), sharpness (1), sigma (9) and resolution (512) or
+    /// pixel_perfect=true, resize_mode=just|crop|fill (crop)
     #[arg(long = "control", value_name = "KEY=X,...", help_heading = "ControlNet")]
     controls: Vec<ControlConfig>,
     /// Folder of ControlNets, for those that the text of a picture names

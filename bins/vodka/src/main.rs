@@ -221,6 +221,13 @@ fn work(
             at_work.bar = Some(bar);
         }
         WorkflowEvent::Progress { job, progress } => at_work.show(job, progress),
+        WorkflowEvent::Failed { job, error } => {
+            at_work.end(job);
+            // The first is told at the end, with its causes.
+            if let Some(bar) = &at_work.bar {
+                bar.line(format!("{:<32} failed             {error}", job.to_string()));
+            }
+        }
         WorkflowEvent::Ends { report } => {
             at_work.end(&report.job);
             let verb = match report.outcome {

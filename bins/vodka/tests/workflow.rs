@@ -387,6 +387,8 @@ fn a_training_that_fails_leaves_those_beside_it_to_end() {
     assert!(text.contains("train control") && text.contains("log.jsonl"), "{text}");
     assert!(line(&text, "train v3").contains("done"), "{text}");
     assert!(!lab.at("out/train/late").exists() && !lab.at("out/grids").exists());
+    let notebook = fs::read_to_string(lab.at("out/notebook.html")).unwrap();
+    assert!(!notebook.contains("http-equiv=\"refresh\"") && notebook.contains("train control"), "{notebook}");
 
     fs::remove_dir(lab.at("out/train/control/log.jsonl")).unwrap();
     let text = lab.vodka("run", 0);

@@ -10,7 +10,9 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
-use vodka_sampler::{GridHires, GridPrompt, Precision, SamplerName, ScheduleName, Size};
+use vodka_sampler::{
+    GridHires, GridPrompt, HiresUpscaler, Precision, SamplerName, ScheduleName, Size, UpscalerChoice,
+};
 use vodka_stage::{ConfigError, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
@@ -388,6 +390,12 @@ impl Recipe {
         let validation = self.train.iter_mut().filter_map(|train| train.config.validation_config.as_mut());
         for path in given.chain(self.models.values_mut()).chain(validation) {
             *path = tidy(&folder.join(&*path));
+        }
+        let upscalers = self.grid.iter_mut().filter_map(|grid| grid.hires.as_mut()?.upscaler.as_mut());
+        for upscaler in upscalers {
+            if let Ok(HiresUpscaler::Pixels(UpscalerChoice::Model(file))) = upscaler.parse() {
+                *upscaler = tidy(&folder.join(file)).display().to_string();
+            }
         }
         for wish in self.select.include.iter_mut().chain(&mut self.select.exclude) {
             if let Some(list) = list_file(wish) {

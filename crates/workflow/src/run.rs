@@ -40,6 +40,13 @@ pub enum WorkflowEvent<'a> {
         /// How far it is.
         progress: Progress,
     },
+    /// A job has failed; those beside it go on.
+    Failed {
+        /// The job.
+        job: &'a Job,
+        /// Why.
+        error: &'a Error,
+    },
     /// A job is through, or was found done.
     Ends {
         /// What it reported.
@@ -118,7 +125,7 @@ fn together(
     let next = AtomicUsize::new(0);
     let mut reports: Vec<Option<JobReport>> = group.iter().map(|_| None).collect();
     let mut is_told = vec![false; group.len()];
-    let mut failed = None;
+    let mut failed: Option<(usize, Error)> = None;
     let tell_of_work = |reports: &[Option<JobReport>], is_told: &[bool]| {
         if let Some(i) = (0..group.len()).find(|i| is_told[*i] && reports[*i].is_none()) {
             tell(workflow, Stand::AtWork(&group[i]));
@@ -148,14 +155,18 @@ fn together(
                     tell_of_work(&reports, &is_told);
                 }
                 Said::Ends(Err(error)) => {
-                    tell(workflow, Stand::Stopped(job));
-                    failed.get_or_insert(error);
+                    on_event(WorkflowEvent::Failed { job, error: &error });
+                    is_told[i] = false;
+                    failed.get_or_insert((i, error));
                 }
             }
         }
     });
     match failed {
-        Some(error) => Err(error),
+        Some((i, error)) => {
+            tell(workflow, Stand::Stopped(&group[i]));
+            Err(error)
+        }
         None => Ok(reports.into_iter().flatten().collect()),
     }
 }

@@ -364,9 +364,15 @@ impl UpscalePlan {
     }
 
     fn key_of(&self, model: Option<&ModelId>) -> Result<RunKey> {
-        Ok(self
-            .common_key(model)?
-            .input("images", &self.input, |path| !self.is_folder() || is_image(path))?)
+        let key = self.common_key(model)?;
+        let key = key.input("images", &self.input, |path| !self.is_folder() || is_image(path))?;
+        let Some(redraw) = &self.redraw else { return Ok(key) };
+        let named = self
+            .pictures
+            .iter()
+            .map(|(picture, _)| redraw.identity(hash_bytes(""), &text_of(&self.source(picture))).to_string());
+        let named = hash_bytes(named.collect::<String>());
+        Ok(key.input_hashed("what their prompts name", &self.input, named))
     }
 
     /// The picture's file as it is read.
@@ -456,12 +462,24 @@ pub fn run(
     }
     report.outcome = Outcome::Done.with_skips(!report.skipped.is_empty());
     key.write_hashed(&record, &outputs, &report)?;
+    // Of a single picture: only now can it not be lost any more.
+    if plan.redraw.is_some() && !plan.is_folder() {
+        Redrawing::finish(&plan.output)?;
+    }
     Ok(report)
+}
+
+/// The text of a picture; one that cannot be had is no reason to go without the picture.
+fn text_of(path: &Path) -> Parameters {
+    let Ok(text) = read_parameters(path).ok().flatten().unwrap_or_default().parse();
+    text
 }
 
 /// Whether an error is of the picture at hand and of no other.
 fn is_of_one_picture(error: &Error) -> bool {
-    matches!(error, Error::Images(_) | Error::TooLarge { .. } | Error::NoSize { .. })
+    // What a recipe says has been checked before, so that prompts, fields and sizes are those of the picture's own text.
+    matches!(error, Error::Images(_) | Error::TooLarge { .. } | Error::NoSize { .. } | Error::Size { .. })
+        || matches!(error, Error::UnknownLora { .. } | Error::ExtraNetwork { .. } | Error::Field { .. })
         || error.is_of_one_picture()
 }
 
@@ -511,7 +529,9 @@ impl<'a> Work<'a> {
         let (path, name) = (self.plan.source(picture), relative_name(picture));
         let of = |source| vodka_images::Error::Picture { path: path.clone(), source };
         let bytes = fs::read(&path).map_err(|source| of(vodka_images::Fault::Read { source }))?;
-        let source = hash_bytes(&bytes);
+        let sha256 = hash_bytes(&bytes);
+        let text = text_of(&path);
+        let source = self.plan.redraw.as_ref().map_or(sha256, |redraw| redraw.identity(sha256, &text));
         if let Some(made) = self.made.get(&name)
             && made.source == source
             && hash_file(output).is_ok_and(|found| found == made.output)
@@ -526,13 +546,10 @@ impl<'a> Work<'a> {
             self.upscaler = Some(Upscaler::open(upscaler, *tiles, device, kind(*precision))?);
         }
         let upscaler = self.upscaler.as_ref().expect("it was loaded");
-        // One that cannot be had is no reason to go without the picture.
-        let text = read_parameters(&path).ok().flatten().unwrap_or_default();
-        let Ok(text) = text.parse::<Parameters>();
         let made = match &mut self.redraw {
             Some(redraw) => {
                 let size = redrawn_size(self.plan.target, &decoded, &text, &path)?;
-                let source = Source { picture: decoded, text, sha256: source, size, output };
+                let source = Source { picture: decoded, text, sha256, identity: source, size, output };
                 redraw.picture(source, upscaler, interrupt, on_event)?
             }
             None => {
@@ -546,14 +563,14 @@ impl<'a> Work<'a> {
         };
         let Some((larger, text)) = made else { return Ok(None) };
         write_any(output, &larger, &text.to_string())?;
-        if self.redraw.is_some() {
-            Redrawing::finish(output)?;
-        }
-        let output = hash_file(output)?;
+        let made = hash_file(output)?;
         if let Some(journal) = &mut self.journal {
-            journal.append(&Made { name, source, output })?;
+            journal.append(&Made { name, source, output: made })?;
+            if self.redraw.is_some() {
+                Redrawing::finish(output)?;
+            }
         }
-        Ok(Some((output, false)))
+        Ok(Some((made, false)))
     }
 
     /// The text of the picture that it was made from, with what A1111 adds.

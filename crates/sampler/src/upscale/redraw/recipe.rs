@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vodka_checkpoint::Precision;
 use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::Parameters;
-use vodka_stage::{HashCache, Interrupt, lossy, parse_toml};
+use vodka_stage::{ContentHash, HashCache, Interrupt, hash_bytes, lossy, parse_toml};
 
 use super::geometry::{RedrawTiles, SeamFix, Seams, TileNoise, TileOrder};
 use crate::{
@@ -355,6 +355,18 @@ impl RedrawPlan {
         }
         settings.check()?;
         Ok(settings)
+    }
+
+    /// The hash of a picture with this text, and of the files that its own prompts name.
+    pub(crate) fn identity(&self, source: ContentHash, own: &Parameters) -> ContentHash {
+        if !self.is_own_prompt && !self.is_own_negative {
+            return source;
+        }
+        // Where they cannot be had, drawing the picture tells of it.
+        let used =
+            self.settings(own).and_then(|settings| self.library.used_by(&settings)).unwrap_or_default();
+        let used = serde_json::to_string(&used).expect("names are plain data");
+        hash_bytes(format!("{source} {used}"))
     }
 
     /// # Errors

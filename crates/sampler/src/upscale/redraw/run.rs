@@ -31,6 +31,8 @@ pub(crate) struct Source<'a> {
     pub(crate) text: Parameters,
     /// The hash of its file.
     pub(crate) sha256: ContentHash,
+    /// That, and of what its prompts name.
+    pub(crate) identity: ContentHash,
     /// How large it becomes, multiples of 8.
     pub(crate) size: Size,
     /// The file that is written of it.
@@ -79,6 +81,7 @@ impl<'a> Redrawing<'a> {
         on_event: &mut dyn FnMut(UpscaleEvent<'_>),
     ) -> Result<Option<(Picture, Parameters)>> {
         let settings = self.settings(&source)?;
+        let used = self.redraw.library.used_by(&settings)?;
         let size = source.size;
         let passes = self.passes(&settings, size)?;
         let (colours, opacity) = match source.picture {
@@ -91,7 +94,7 @@ impl<'a> Redrawing<'a> {
         let path = beside(source.output, ".", ".tiles");
         let (mut known, mut base) = (BTreeMap::new(), None);
         let mut journal =
-            Journal::open(&path, self.picture_key(&settings, source.sha256), |_, drawn: Drawn| {
+            Journal::open(&path, self.picture_key(&settings, source.identity), |_, drawn: Drawn| {
                 let picture = image::load_from_memory_with_format(&drawn.png, ImageFormat::Png);
                 match (drawn.number, picture) {
                     (Some(number), Ok(picture)) => drop(known.insert(number as usize, picture.into_rgb8())),
@@ -120,7 +123,6 @@ impl<'a> Redrawing<'a> {
         }
         let tiles = self.redraw.tiles;
         self.seams = SeamMeasure::of(&canvas, tiles.size(), tiles.mask_blur.max(1));
-        let used = self.redraw.library.used_by(&settings)?;
         let text = self.redraw.text(&settings, &self.model, &used, &self.plan.upscaler.name());
         Ok(Some((
             match opacity {

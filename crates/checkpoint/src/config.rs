@@ -129,7 +129,7 @@ impl ModelConfig {
 
 impl ControlNetConfig {
     /// Pictures of conditions are red, green and blue.
-    pub(crate) const PICTURE_CHANNELS: usize = 3;
+    pub const PICTURE_CHANNELS: usize = 3;
 
     /// That of Stable Diffusion 1.5.
     pub fn sd15() -> Self {

@@ -78,7 +78,7 @@ pub fn resize_nearest(image: &RgbImage, width: u32, height: u32) -> RgbImage {
 /// When `sigma` is not more than 0.
 pub fn blur_gaussian(image: &RgbImage, sigma: f64) -> RgbImage {
     assert!(sigma > 0.0, "a sigma of {sigma}");
-    let kernel = gaussian(sigma);
+    let kernel = gaussian_kernel(sigma, (sigma * 6.0 + 1.0).round_ties_even() as usize / 2);
     let (width, height) = image.dimensions();
     let (columns, rows) = (reflected(width, kernel.len()), reflected(height, kernel.len()));
     let across = |x: usize, y: u32, c: usize| -> u32 {
@@ -101,10 +101,10 @@ pub fn blur_gaussian(image: &RgbImage, sigma: f64) -> RgbImage {
     })
 }
 
-/// A bell of whole numbers whose sum is 256: what rounding leaves goes on to the next, and the middle takes the rest.
-fn gaussian(sigma: f64) -> Vec<u32> {
-    let size = (sigma * 6.0 + 1.0).round_ties_even() as usize | 1;
-    let half = size / 2;
+/// OpenCV's Gaussian for bytes, which reaches `half` pixels to both sides: whole numbers whose sum is 256, of which what rounding leaves goes
+/// on to the next, and the middle takes the rest (opencv 4, `modules/imgproc/src/smooth.dispatch.cpp`).
+pub fn gaussian_kernel(sigma: f64, half: usize) -> Vec<u32> {
+    let size = 2 * half + 1;
     let bell: Vec<f64> = (0..size)
         .map(|i| (i as f64 - half as f64).powi(2))
         .map(|d| (-d / (2.0 * sigma * sigma)).exp())
@@ -123,8 +123,9 @@ fn gaussian(sigma: f64) -> Vec<u32> {
     [side, vec![middle], other].concat()
 }
 
-/// The pixels of a line with half a kernel's at either side: a mirror whose axis is the outermost pixel.
-fn reflected(length: u32, kernel: usize) -> Vec<u32> {
+/// The places of a line's pixels with half a kernel's at either side: a mirror whose axis is the outermost pixel (OpenCV's
+/// `BORDER_REFLECT_101`).
+pub fn reflected(length: u32, kernel: usize) -> Vec<u32> {
     let (length, half) = (i64::from(length), kernel as i64 / 2);
     let at = |place: i64| match length {
         1 => 0,

@@ -16,9 +16,6 @@ use crate::{
     unet::{Encoded, Encoder, Widths},
 };
 
-/// Pictures of conditions are red, green and blue.
-const PICTURE_CHANNELS: i64 = 3;
-
 /// Steers a UNet by a picture.
 #[derive(Debug)]
 pub struct ControlNet {
@@ -109,7 +106,8 @@ struct HintLayers {
 impl HintLayers {
     fn new(params: &Params, config: &ControlNetConfig) -> Result<Self> {
         let hints = config.hint_channels;
-        let mut layers = vec![Conv2d::new(&(params / "conv_in"), PICTURE_CHANNELS, hints[0], 3)?];
+        let colours = ControlNetConfig::PICTURE_CHANNELS as i64;
+        let mut layers = vec![Conv2d::new(&(params / "conv_in"), colours, hints[0], 3)?];
         for (i, pair) in hints.windows(2).enumerate() {
             let at = |k: usize| params / "blocks" / (2 * i + k);
             layers.push(Conv2d::new(&at(0), pair[0], pair[0], 3)?);

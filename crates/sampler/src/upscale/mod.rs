@@ -366,7 +366,8 @@ impl UpscalePlan {
     fn key_of(&self, model: Option<&ModelId>) -> Result<RunKey> {
         let key = self.common_key(model)?;
         let key = key.input("images", &self.input, |path| !self.is_folder() || is_image(path))?;
-        let Some(redraw) = &self.redraw else { return Ok(key) };
+        let own = |redraw: &&RedrawPlan| redraw.is_own_prompt || redraw.is_own_negative;
+        let Some(redraw) = self.redraw.as_ref().filter(own) else { return Ok(key) };
         let named = self
             .pictures
             .iter()

@@ -1,7 +1,7 @@
 //! Masks of tiles: where, and how far, what is made takes the place of what was there.
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
-use vodka_images::{Filter, resize};
+use vodka_images::{Filter, gaussian_kernel, reflected, resize};
 
 use super::geometry::Rect;
 
@@ -186,37 +186,18 @@ fn blurred(values: &GrayImage, blur: u32) -> GrayImage {
     result
 }
 
-/// A Gaussian in 256ths that sum up to 256: what rounding leaves of one goes to the next, and what is left at last to the middle.
-fn kernel(blur: u32) -> Vec<i32> {
-    let (reach, sigma) = (reach(blur), f64::from(blur));
-    let bell = |x: f64| (-0.5 * (x / sigma).powi(2)).exp();
-    let sum: f64 = (0..=2 * reach).map(|i| bell(f64::from(i) - f64::from(reach))).sum();
-    let mut rest = 0.0;
-    let half: Vec<i32> = (0..reach)
-        .map(|i| {
-            let exact = bell(f64::from(reach) - f64::from(i)) / sum * 256.0 + rest;
-            let rounded = exact.round_ties_even();
-            rest = exact - rounded;
-            rounded as i32
-        })
-        .collect();
-    let middle = 256 - 2 * half.iter().sum::<i32>();
-    half.iter().copied().chain([middle]).chain(half.iter().rev().copied()).collect()
+fn kernel(blur: u32) -> Vec<u32> {
+    gaussian_kernel(blur.into(), reach(blur) as usize)
 }
 
 /// A line of pixels with each replaced by the mean of its neighbours; the line goes on as its mirror image without the last pixel.
-fn smoothed(line: &[u8], weights: &[i32]) -> Vec<u8> {
+fn smoothed(line: &[u8], weights: &[u32]) -> Vec<u8> {
     if line.iter().all(|value| *value == line[0]) {
         return line.to_vec();
     }
-    let reach = weights.len() / 2;
-    let (len, period) = (line.len() as i64, 2 * (line.len() as i64 - 1));
-    let mirrored = |i: i64| {
-        let i = i.rem_euclid(period);
-        i32::from(line[if i < len { i } else { period - i } as usize])
-    };
-    let padded: Vec<i32> = (-(reach as i64)..len + reach as i64).map(mirrored).collect();
-    let sum = |near: &[i32]| near.iter().zip(weights).map(|(value, weight)| value * weight).sum::<i32>();
+    let places = reflected(line.len() as u32, weights.len());
+    let padded: Vec<u32> = places.into_iter().map(|place| line[place as usize].into()).collect();
+    let sum = |near: &[u32]| near.iter().zip(weights).map(|(value, weight)| value * weight).sum::<u32>();
     padded.windows(weights.len()).map(|near| ((sum(near) + 128) >> 8) as u8).collect()
 }
 
@@ -238,7 +219,7 @@ mod tests {
         assert_eq!(line(&[255], 2), [255]);
         assert_eq!([0, 1, 2, 4, 8].map(reach), [0, 3, 5, 10, 20]);
         for blur in 1..=64 {
-            assert_eq!(kernel(blur).iter().sum::<i32>(), 256);
+            assert_eq!(kernel(blur).iter().sum::<u32>(), 256);
         }
     }
 

@@ -11,9 +11,9 @@ use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
 use vodka_sampler::{
-    GridHires, GridPrompt, HiresUpscaler, Precision, SamplerName, ScheduleName, Size, UpscalerChoice,
+    GridAxis, GridHires, GridPrompt, HiresUpscaler, Precision, SamplerName, ScheduleName, Size, UpscalerChoice,
 };
-use vodka_stage::{ConfigError, nearest, parse_toml};
+use vodka_stage::{ConfigError, Spanned, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
 use vodka_trainer::{OptimizerConfig, TrainConfig, saved_epochs};
 
@@ -322,6 +322,9 @@ pub struct Grid {
     /// A second pass over each picture, larger. Default: none.
     #[serde(default)]
     pub hires: Option<GridHires>,
+    /// `[[grid.axes]]`: further axes, as `grid.toml` has them (docs/grids.md). Default: none.
+    #[serde(default)]
+    pub axes: Vec<Spanned<GridAxis>>,
 }
 
 pub(crate) fn cpu() -> String {
@@ -363,6 +366,7 @@ impl Recipe {
             .map_err(|source| Error::Recipe(ConfigError::Read { path: path.to_path_buf(), source }))?;
         let mut recipe: Self = parse_toml(&text, path).map_err(Error::Recipe)?;
         recipe.merge = NamedMerge::read_all(&text, path, "merge").map_err(Error::Merge)?;
+        recipe.grid.iter_mut().for_each(|grid| GridAxis::number_lines(&mut grid.axes, &text));
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         recipe.check_names(path)?;
         for train in &recipe.train {
@@ -396,6 +400,10 @@ impl Recipe {
             if let Ok(HiresUpscaler::Pixels(UpscalerChoice::Model(file))) = upscaler.parse() {
                 *upscaler = tidy(&folder.join(file)).display().to_string();
             }
+        }
+        for file in self.grid.iter_mut().flat_map(|grid| &mut grid.axes).flat_map(|axis| axis.get_mut().paths_mut())
+        {
+            *file = tidy(&folder.join(&*file)).display().to_string();
         }
         for wish in self.select.include.iter_mut().chain(&mut self.select.exclude) {
             if let Some(list) = list_file(wish) {
@@ -689,6 +697,18 @@ mod tests {
         );
         let text = said(&TEMPLATE.replacen("batch_size", "batchsize", 1));
         assert!(text.contains("unknown key `batchsize`") && text.contains("batch_size"), "{text}");
+    }
+
+    #[test]
+    fn axes_of_grids_have_their_lines_and_the_paths_of_the_recipe() {
+        let axis = "[[grid.axes]]\ntype = \"Hires upscaler\"\nvalues = [\"off\", \"Lanczos\", \"4x.pth\"]\n";
+        let text = format!("{TEMPLATE}\n{axis}");
+        let workflow = open(&text).unwrap();
+        let axis = workflow.recipe.grid.last().unwrap().axes[0].get_ref();
+        let line = text.lines().position(|line| line == "[[grid.axes]]").unwrap() + 1;
+        let folder = workflow.path().parent().unwrap();
+        let file = folder.join("4x.pth").display().to_string();
+        assert_eq!((axis.line, axis.values.texts()), (Some(line), &["off".into(), "Lanczos".into(), file][..]));
     }
 
     #[test]

@@ -241,7 +241,7 @@ impl Workflow {
             checkpoints: recipe.models.iter().map(column).collect::<Result<_>>()?,
             prompts: recipe.prompts.clone(),
             seeds: Some(recipe.seeds.iter().collect()),
-            axes: Vec::new(),
+            axes: recipe.axes.clone(),
             layout: GridLayout::default(),
             sheet: grid::SheetConfig::default(),
             judge: grid::JudgeConfig::default(),

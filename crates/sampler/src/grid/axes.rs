@@ -8,7 +8,9 @@ use vodka_prompt::take_networks;
 use vodka_stage::nearest;
 
 use super::{GridAxis, Values};
-use crate::{Error, HiresTarget, HiresUpscaler, Result, Settings, Size, parameters::model_name};
+use crate::{
+    Error, HiresTarget, HiresUpscaler, Result, Settings, Size, UpscalerChoice, parameters::model_name,
+};
 
 /// What an axis changes, by the name that A1111's X/Y/Z plot gives it, or a short one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,6 +81,18 @@ impl AxisType {
     pub fn name(self) -> &'static str {
         let of = |(kind, name, _): &(Self, &'static str, _)| (*kind == self).then_some(*name);
         Self::NAMES.iter().find_map(of).expect("each has a name")
+    }
+
+    /// Whether a value of such an axis is the path of a file and not a name.
+    pub(super) fn is_path(self, value: &str) -> bool {
+        match self {
+            Self::Vae => !is_own_vae(value),
+            Self::HiresUpscaler => {
+                let Ok(upscaler) = value.parse();
+                matches!(upscaler, HiresUpscaler::Pixels(UpscalerChoice::Model(_))) && !is_off(value)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -327,9 +341,7 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
         AxisType::Schedule => parsed(values, Change::Schedule),
         AxisType::Size => parsed(values, Change::Size),
         AxisType::Vae => {
-            let path = |text: &String| {
-                Some(PathBuf::from(text)).filter(|_| !matches!(&**text, "" | "none" | "None"))
-            };
+            let path = |text: &String| Some(PathBuf::from(text)).filter(|_| !is_own_vae(text));
             let label = |path: &Option<PathBuf>| path.as_deref().map_or("own VAE".into(), model_name);
             Ok(values.texts().iter().map(path).map(|path| (label(&path), Change::Vae(path))).collect())
         }
@@ -350,9 +362,17 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
     }
 }
 
+fn is_own_vae(text: &str) -> bool {
+    matches!(text, "" | "none" | "None")
+}
+
+fn is_off(text: &str) -> bool {
+    text.eq_ignore_ascii_case("off")
+}
+
 /// The upscaler of a value, or none.
 fn upscaler((place, text): (usize, &String)) -> Result<(String, Change), String> {
-    if text.eq_ignore_ascii_case("off") {
+    if is_off(text) {
         return Ok(("no second pass".into(), Change::HiresUpscaler(None)));
     }
     let Ok(upscaler) = text.parse::<HiresUpscaler>();
@@ -446,6 +466,17 @@ mod tests {
         off.apply(&mut settings);
         assert_eq!(settings, Settings::default());
         assert!(said(&axis("hires-upscaler", "off, no/4x.pth")).contains("value 2: cannot read `no/4x.pth`"));
+    }
+
+    #[test]
+    fn paths_are_told_from_names() {
+        let paths = |kind: &str, values: &str| -> Vec<String> {
+            axis(kind, values).paths_mut().map(|path| path.clone()).collect()
+        };
+        let upscalers = "off, Lanczos, Latent (nearest-exact), models/4x.pth";
+        assert_eq!(paths("hires-upscaler", upscalers), ["models/4x.pth"]);
+        assert_eq!(paths("vae", "none, a.safetensors"), ["a.safetensors"]);
+        assert!(paths("sampler", "Euler").is_empty());
     }
 
     #[test]

@@ -202,6 +202,19 @@ impl GridAxis {
     pub fn new(kind: AxisType, values: Values) -> Self {
         Self { kind, values, labels: None, name: None, lora: None, line: None }
     }
+
+    /// Tells axes their lines in the text that they were read from.
+    pub fn number_lines(axes: &mut [Spanned<Self>], text: &str) {
+        for axis in axes {
+            axis.get_mut().line = Some(text[..axis.span().start].matches('\n').count() + 1);
+        }
+    }
+
+    /// The values that are paths of files.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let kind = self.kind;
+        self.values.texts_mut().iter_mut().filter(move |text| kind.is_path(text))
+    }
 }
 
 /// `[hires]`: what is not said is as [`Hires`] has it.
@@ -308,10 +321,7 @@ impl GridConfig {
         let read = |source| vodka_stage::ConfigError::Read { path: path.to_path_buf(), source };
         let text = fs::read_to_string(path).map_err(read)?;
         let mut config: Self = parse_toml(&text, path)?;
-        for axis in &mut config.axes {
-            let line = text[..axis.span().start].matches('\n').count() + 1;
-            axis.get_mut().line = Some(line);
-        }
+        GridAxis::number_lines(&mut config.axes, &text);
         Ok(config)
     }
 

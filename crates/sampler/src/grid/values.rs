@@ -61,6 +61,10 @@ impl Values {
         &self.0
     }
 
+    pub(super) fn texts_mut(&mut self) -> &mut [String] {
+        &mut self.0
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

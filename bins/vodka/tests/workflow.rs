@@ -397,14 +397,22 @@ fn a_training_that_fails_leaves_those_beside_it_to_end() {
 }
 
 #[test]
-fn trainings_side_by_side_need_the_same_threads() {
+fn trainings_side_by_side_need_the_same_of_what_a_process_has_once() {
     let lab = Lab::new();
-    for other in ["threads = 2", ""] {
+    for (other, key, values) in [
+        ("threads = 2", "threads", ["1", "2"]),
+        ("", "threads", ["1", "not set"]),
+        ("threads = 1\ntf32 = false", "tf32", ["true", "false"]),
+        ("threads = 1\ndeterministic = true", "deterministic", ["false", "true"]),
+    ] {
         write_trainings(&lab, 2, other);
         let text = lab.vodka("run", 2);
-        let expected = "`workflow.trainings_at_once` is 2, for which all trainings need the same `threads`; those of \
-                        the training `late` are others, or not set";
-        assert!(text.contains(expected), "{text}");
+        let [first, last] = values;
+        let expected = format!(
+            "`workflow.trainings_at_once` is 2, for which all trainings need the same `{key}`: it is {first} for `v3` \
+             and {last} for `late`"
+        );
+        assert!(text.contains(&expected), "{text}");
         write_trainings(&lab, 1, other);
         lab.vodka("status", 0);
     }

@@ -34,5 +34,5 @@ pub use lossy::{Paths, lossy};
 pub use panics::{catch_panic, is_panic_caught};
 pub use record::{Input, Output, RunKey, RunRecord, Standing, record_path};
 pub use report::{Outcome, Report};
-pub use space::{check_space, free_space};
+pub use space::{check_space, disk_of, free_space};
 pub use toml::Spanned;

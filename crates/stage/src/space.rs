@@ -6,9 +6,28 @@ use crate::{Error, Result};
 
 /// The bytes that may still be written where `path` is, or will be; `None` where the system does not tell.
 pub fn free_space(path: &Path) -> Option<u64> {
-    // What is not there yet will be on the disk of the folder above it.
-    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
-    free(there)
+    free(there(path))
+}
+
+/// The disk that `path` is on, or will be; `None` where the system does not tell.
+pub fn disk_of(path: &Path) -> Option<u64> {
+    disk(there(path))
+}
+
+/// What is not there yet will be on the disk of the folder above it.
+fn there(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."))
+}
+
+#[cfg(unix)]
+fn disk(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().map(|metadata| metadata.dev()).ok()
+}
+
+#[cfg(not(unix))]
+fn disk(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(unix)]
@@ -44,6 +63,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("not/there/yet");
         assert!(free_space(&path).unwrap() > 0);
+        assert_eq!(disk_of(&path), disk_of(dir.path()));
+        assert_ne!(disk_of(&path), disk_of(Path::new("/proc")), "which is no disk");
         check_space(&path, 1, "a file").unwrap();
         let error = check_space(&path, u64::MAX, "a file").unwrap_err().to_string();
         assert!(

@@ -328,6 +328,39 @@ pub enum Error {
         /// The epoch, from 1.
         epoch: u64,
     },
+    /// Runs side by side in one process that differ in what libtorch has once in a process.
+    #[error(
+        "`{key}` is {value} for the run in `{output}` and {other_value} for the one in `{other}`, which is on in the same process, and libtorch has one for both: let one end before the other begins"
+    )]
+    Beside {
+        /// The key.
+        key: &'static str,
+        /// The output folder of the run that cannot begin.
+        output: PathBuf,
+        /// Its value.
+        value: String,
+        /// The output folder of the run that is on.
+        other: PathBuf,
+        /// That run's value.
+        other_value: String,
+    },
+    /// Runs side by side in one process that together write more than there is room for.
+    #[error(
+        "the disk of `{output}` has {} MB free: {} MB for what this run has still to write do not fit beside {} MB of the runs in {}",
+        free >> 20, needed.div_ceil(1 << 20), to_come.div_ceil(1 << 20), listed(others)
+    )]
+    NoSpaceBeside {
+        /// The folder that was to be written to.
+        output: PathBuf,
+        /// How many bytes this run needs.
+        needed: u64,
+        /// How many there are.
+        free: u64,
+        /// The output folders of the others that write to the same disk.
+        others: Vec<PathBuf>,
+        /// How many bytes these have still to write.
+        to_come: u64,
+    },
     /// A saved state that cannot be gone on from.
     #[error("the training state `{path}` is damaged; delete it, or start over with `--resume never`")]
     State {

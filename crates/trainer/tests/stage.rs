@@ -7,14 +7,15 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    thread,
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vodka_checkpoint::{Checkpoint, Prediction};
 use vodka_images::RgbImage;
-use vodka_stage::{ContentHash, Interrupt, Outcome, hash_bytes, hash_file};
+use vodka_stage::{ContentHash, Interrupt, Outcome, free_space, hash_bytes, hash_file};
 use vodka_testkit::event_values;
 use vodka_trainer::{
     EFFECTIVE_JSON, Error, FinderSettings, Phase, Result, TrainConfig, TrainEvent, TrainReport, find_lr, run,
@@ -86,6 +87,29 @@ impl World {
         set(&mut config, changes);
         let interrupt = Interrupt::new();
         run(&config.plan()?, &interrupt, &mut |event| on_event(event, &interrupt))
+    }
+
+    /// Holds a run into `beside` at its start, and what comes of `act` meanwhile.
+    fn beside<R>(&self, changes: Value, act: impl FnOnce() -> R) -> R {
+        thread::scope(|scope| {
+            let ((begin, begun), (end, ended)) = (mpsc::channel(), mpsc::channel::<()>());
+            scope.spawn(move || {
+                let on_event = &mut |event: TrainEvent, interrupt: &Interrupt| {
+                    if matches!(event, TrainEvent::Started { .. }) {
+                        begin.send(()).unwrap();
+                        // Until the other end is dropped.
+                        ended.recv().unwrap_err();
+                        interrupt.raise();
+                    }
+                };
+                let report = self.train("beside", changes, on_event).unwrap();
+                assert_eq!(report.outcome, Outcome::Interrupted);
+            });
+            begun.recv().unwrap();
+            let result = act();
+            drop(end);
+            result
+        })
     }
 
     /// Trains undisturbed.
@@ -589,6 +613,55 @@ fn a_run_keeps_the_number_of_threads_it_began_with() {
     world.undisturbed("out", json!({"threads": 2}));
     assert_eq!(tch::get_num_threads(), before);
     assert_eq!(world.files("out"), world.files("whole"));
+}
+
+#[test]
+fn runs_side_by_side_have_one_number_of_threads() {
+    let world = World::alone();
+    world.train("kept", json!({"threads": 2}), &mut at_step(4, Interrupt::raise)).unwrap();
+    world.beside(json!({}), || {
+        let said = |output: &str, threads: u64| {
+            let refused = world.train(output, json!({"threads": threads}), &mut |_, _| ()).unwrap_err();
+            assert!(matches!(refused, Error::Beside { .. }), "{refused}");
+            refused.to_string().replace(&*world.dir.path().to_string_lossy(), "")
+        };
+        let other = said("other", 2);
+        assert!(
+            other.starts_with("`threads` is 2 for the run in `/other` and 1 for the one in `/beside`"),
+            "{other}"
+        );
+        let kept = said("kept", 1);
+        assert!(
+            kept.starts_with(
+                "`threads` is 2 (with which it began) for the run in `/kept` and 1 for the one in `/beside`"
+            ),
+            "{kept}"
+        );
+        assert_eq!(world.undisturbed("same", json!({"max_epochs": 1})).outcome, Outcome::Done);
+    });
+    assert_eq!(world.undisturbed("kept", json!({})).outcome, Outcome::Done, "by itself it goes on");
+}
+
+#[test]
+fn runs_side_by_side_need_room_for_all() {
+    let world = World::new();
+    let report = world.undisturbed("first", json!({"max_epochs": 1}));
+    let checkpoint = fs::metadata(&report.checkpoints[0]).unwrap().len();
+    // Six tenths of the disk for each.
+    let epochs = free_space(world.dir.path()).unwrap() / checkpoint * 6 / 10;
+    let keys = || json!({"max_epochs": epochs});
+    world.beside(keys(), || {
+        let error = world.error(keys());
+        let Error::NoSpaceBeside { needed, free, others, to_come, .. } = &error else { panic!("{error}") };
+        assert!(others.contains(&world.at("beside")) && needed < free && to_come < free, "{error}");
+        assert!(error.to_string().contains("do not fit beside "), "{error}");
+    });
+    let begins = &mut |event: TrainEvent, interrupt: &Interrupt| {
+        if matches!(event, TrainEvent::Started { .. }) {
+            interrupt.raise();
+        }
+    };
+    assert_eq!(world.train("out", keys(), begins).unwrap().outcome, Outcome::Interrupted, "it fits alone");
 }
 
 #[test]

@@ -105,18 +105,26 @@ pub enum Error {
         /// The recipe.
         recipe: PathBuf,
     },
-    /// Trainings side by side with numbers of threads of their own.
+    /// Trainings side by side that differ in what libtorch has once in a process.
     #[error(
-        "`{recipe}`: `workflow.trainings_at_once` is {at_once}, for which all trainings need the same `threads`; \
-         those of the training `{train}` are others, or not set"
+        "`{recipe}`: `workflow.trainings_at_once` is {at_once}, for which all trainings need the same `{key}`: it is \
+         {value} for `{train}` and {other_value} for `{other}`"
     )]
     AtOnce {
         /// The recipe.
         recipe: PathBuf,
         /// How many are wanted.
         at_once: NonZeroUsize,
-        /// The training.
+        /// The key of `train.config`.
+        key: &'static str,
+        /// A training.
         train: String,
+        /// Its value.
+        value: String,
+        /// Another.
+        other: String,
+        /// Its value.
+        other_value: String,
     },
     /// A training key that the workflow sets.
     #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]

@@ -78,8 +78,8 @@ pub struct Workflow {
     /// `cpu`, `cuda` or `cuda:N`, for training and sampling. Default: `cpu`.
     #[serde(default = "cpu")]
     pub device: String,
-    /// How many trainings run side by side. More than one need the same `threads`, for libtorch has one number of them in a process.
-    /// Default: 1.
+    /// How many trainings run side by side. More than one need the same `threads`, `tf32` and `deterministic`, which libtorch has
+    /// once in a process, and room on the disk for all. Default: 1.
     #[serde(default = "one_at_a_time")]
     pub trainings_at_once: NonZeroUsize,
 }
@@ -484,20 +484,28 @@ impl Recipe {
         }
     }
 
-    /// Trainings side by side have the same number of threads, named by each.
+    /// Trainings side by side have the same of what libtorch has once in a process; the number of threads is named by each.
     fn check_at_once(&self, path: &Path) -> Result<()> {
         let at_once = self.workflow.trainings_at_once;
-        let threads = |train: &Train| train.config.threads;
-        let other = self
-            .train
-            .iter()
-            .find(|train| threads(train).is_none() || threads(train) != threads(&self.train[0]));
-        match other {
-            Some(train) if at_once.get() > 1 => {
-                Err(Error::AtOnce { recipe: path.to_path_buf(), at_once, train: train.name.clone() })
+        let Some((first, others)) = self.train.split_first().filter(|_| at_once.get() > 1) else {
+            return Ok(());
+        };
+        let threads = |train: &Train| train.config.threads.map_or("not set".to_owned(), |n| n.to_string());
+        let keys: [(&str, &dyn Fn(&Train) -> String); 3] = [
+            ("threads", &threads),
+            ("tf32", &|train| train.config.tf32.to_string()),
+            ("deterministic", &|train| train.config.deterministic.to_string()),
+        ];
+        for other in others {
+            for (key, of) in keys {
+                let (value, other_value) = (of(first), of(other));
+                if value != other_value || key == "threads" && first.config.threads.is_none() {
+                    let (recipe, train, other) = (path.into(), first.name.clone(), other.name.clone());
+                    return Err(Error::AtOnce { recipe, at_once, key, train, value, other, other_value });
+                }
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// The recaptioning, of recipes that have one.

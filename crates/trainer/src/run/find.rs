@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vodka_stage::{FolderLock, Interrupt, Outcome, create_dir, write_atomic};
 
-use super::{Run, Threads};
+use super::{Run, beside::Beside};
 use crate::{
     Error, FinderReport, FinderSettings, Result, TrainEvent, TrainPlan, Tried,
     data::Example,
@@ -43,7 +43,7 @@ pub fn find_lr(
     let key = plan.key()?;
     create_dir(&plan.output)?;
     let _lock = FolderLock::take(&plan.output)?;
-    let _threads = Threads::of_run(&plan, &key);
+    let _beside = Beside::enter(&plan, &key)?;
     let [table, graph, svg] = ["csv", "png", "svg"].map(|form| plan.output.join(format!("find-lr.{form}")));
     let mut report = FinderReport {
         outcome: Outcome::Interrupted,

@@ -1,6 +1,7 @@
 //! The stage: from a plan to checkpoints.
 
 mod batch;
+mod beside;
 mod checkpoint;
 mod find;
 mod memory;
@@ -15,7 +16,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
@@ -30,7 +31,7 @@ use vodka_stage::{
     write_atomic,
 };
 
-use self::{batch::places_after, optimize::Steps};
+use self::{batch::places_after, beside::Beside, optimize::Steps};
 use crate::{
     AuditReport, Compat, EFFECTIVE_JSON, Error, OnNan, Result, TrainEvent, TrainPlan, TrainReport,
     ahead::{Ahead, pool},
@@ -55,11 +56,12 @@ const EXPOSURES: &str = "exposures.csv";
 
 /// Trains as planned. A run whose state is in the output folder goes on; one that was finished is not repeated.
 ///
-/// The number of libtorch's threads and what oneDNN prepares for it are the process's own: where a run must be repeatable to the
-/// bit, let models that one process trains at a time have the same `threads`.
+/// One process may train several models at a time. The number of libtorch's threads (and what oneDNN prepares for it) and how a
+/// GPU computes are the process's own: such runs have the same `threads`, and on a GPU `tf32` and `deterministic`.
 ///
 /// # Errors
-/// Another run in the output folder ([`vodka_stage::Error::Busy`]), or a disk without room for what is to be written;
+/// Another run in the output folder ([`vodka_stage::Error::Busy`]), or one in this process with other numbers
+/// ([`Error::Beside`]); a disk without room for what is to be written, by this run or all of this process together;
 /// a base checkpoint that is damaged or of another architecture; pictures without captions, or none at all; a loss that
 /// is not finite; a device or a disk that fails.
 pub fn run(
@@ -86,14 +88,14 @@ pub fn run(
         let (checkpoints, ema_checkpoints) = (moved(&report.checkpoints), moved(&report.ema_checkpoints));
         return Ok(TrainReport { outcome: Outcome::Unchanged, checkpoints, ema_checkpoints, ..report });
     }
-    let _threads = Threads::of_run(plan, &key);
+    let beside = Beside::enter(plan, &key)?;
     let Some(mut run) = Run::prepared(plan, &key, interrupt, on_event)? else {
         return Ok(TrainReport::nothing_yet(plan));
     };
     if run.progress.step() > 0 {
         run.forget_unfinished()?;
     }
-    run.check_space()?;
+    beside.reserve(run.to_come())?;
     let lower = memory::lower_in_training(&plan.settings, plan.settings.batch_size);
     let trained = catch(|| run.train(interrupt, on_event));
     let trained = trained.map_err(|source| memory::of("training", &lower, source)).flatten();
@@ -147,39 +149,6 @@ fn tell_of_another_run(key: &RunKey, record: &Path, on_event: &mut dyn FnMut(Tra
     let change = RunRecord::read(record).ok().and_then(|found| key.difference(&found));
     if let Some(change) = change {
         on_event(TrainEvent::AnotherRun { path: record.to_path_buf(), change });
-    }
-}
-
-/// Sets the number of libtorch's threads, which the last bits of its sums depend on; the last of the runs side by side sets it
-/// back, for MKL has one number for the whole process.
-struct Threads;
-
-/// The runs that hold the number, and what it was before the first of them.
-static HELD: Mutex<(usize, i32)> = Mutex::new((0, 0));
-
-impl Threads {
-    /// Those that an interrupted run began with, or else the planned ones.
-    fn of_run(plan: &TrainPlan, key: &RunKey) -> Self {
-        let began_with = if plan.start_over { None } else { state::threads(&plan.output, key) };
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.0 == 0 {
-            held.1 = tch::get_num_threads();
-        }
-        held.0 += 1;
-        if let Some(threads) = began_with.or(plan.threads.map(|n| n as i32)) {
-            tch::set_num_threads(threads);
-        }
-        Self
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        held.0 -= 1;
-        if held.0 == 0 {
-            tch::set_num_threads(held.1);
-        }
     }
 }
 

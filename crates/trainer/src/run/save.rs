@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use vodka_images::relative_name;
 use vodka_sd15::Network;
-use vodka_stage::{check_space, write_atomic};
+use vodka_stage::write_atomic;
 
-use super::{EXPOSURES, Run};
+use super::{EXPOSURES, Run, beside};
 use crate::{
     Bucket, Result, TrainEvent, TrainPlan,
     arithmetic::Scaler,
@@ -45,6 +45,7 @@ impl Run<'_> {
         on_event(TrainEvent::Epoch { epoch, epochs, loss, speed });
         if is_saved {
             self.save_checkpoint(&self.epoch_name(epoch), epoch, on_event)?;
+            beside::set_to_come(&self.plan.output, self.to_come());
         }
         match epoch < self.plan.settings.max_epochs {
             true if is_saved || self.state_is_due(steps) => self.save_state(on_event),
@@ -57,22 +58,16 @@ impl Run<'_> {
         }
     }
 
-    /// Makes sure that the disk takes all that is to come.
-    ///
-    /// # Errors
-    /// It does not.
-    pub(super) fn check_space(&self) -> Result<()> {
+    /// About how many bytes are still to be written.
+    pub(super) fn to_come(&self) -> u64 {
         let (done, output) = (self.epochs_done(), &self.plan.output);
+        if done >= self.plan.settings.max_epochs {
+            return 0;
+        }
         let to_come = self.saved_epochs().filter(|epoch| *epoch > done).count() as u64;
         // One more, for a new state is there before the oldest goes.
         let states = (self.plan.keep_states + 1).saturating_sub(state::list(output).len()) as u64;
-        let state = self.with_trained(state::size);
-        let needed = to_come * self.checkpoint_size() + states * state;
-        let is_short = done < self.plan.settings.max_epochs;
-        match is_short {
-            true => Ok(check_space(output, needed, "what is still to be written")?),
-            false => Ok(()),
-        }
+        to_come * self.checkpoint_size() + states * self.with_trained(state::size)
     }
 
     /// How many bytes a checkpoint has, in all its forms and with its twin.
@@ -134,6 +129,7 @@ impl Run<'_> {
         let path = self
             .with_trained(|trained| state::save(output, self.key, *keep_states, &self.progress, trained))?;
         self.forget_unfinished()?;
+        beside::set_to_come(output, self.to_come());
         self.state_saved_at = Instant::now();
         on_event(TrainEvent::StateSaved { path });
         Ok(())

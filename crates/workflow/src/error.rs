@@ -107,8 +107,9 @@ pub enum Error {
     },
     /// Trainings side by side that differ in what libtorch has once in a process.
     #[error(
-        "`{recipe}`: `workflow.trainings_at_once` is {at_once}, for which all trainings need the same `{key}`: it is \
-         {value} for `{train}` and {other_value} for `{other}`"
+        "`{recipe}`: `workflow.trainings_at_once` is {at_once}, for which all trainings need the same `{key}`: it is {} for \
+         `{}` and {} for `{}`",
+        trainings[0].1, trainings[0].0, trainings[1].1, trainings[1].0
     )]
     AtOnce {
         /// The recipe.
@@ -117,14 +118,8 @@ pub enum Error {
         at_once: NonZeroUsize,
         /// The key of `train.config`.
         key: &'static str,
-        /// A training.
-        train: String,
-        /// Its value.
-        value: String,
-        /// Another.
-        other: String,
-        /// Its value.
-        other_value: String,
+        /// Two trainings and their values.
+        trainings: Box<[(String, String); 2]>,
     },
     /// A training key that the workflow sets.
     #[error("`{recipe}`: `train.config.{key}` is set by the workflow")]

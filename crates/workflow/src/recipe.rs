@@ -498,10 +498,12 @@ impl Recipe {
         ];
         for other in others {
             for (key, of) in keys {
-                let (value, other_value) = (of(first), of(other));
-                if value != other_value || key == "threads" && first.config.threads.is_none() {
-                    let (recipe, train, other) = (path.into(), first.name.clone(), other.name.clone());
-                    return Err(Error::AtOnce { recipe, at_once, key, train, value, other, other_value });
+                let values = [of(first), of(other)];
+                if values[0] != values[1] || key == "threads" && first.config.threads.is_none() {
+                    let [value, other_value] = values;
+                    let trainings = [(first.name.clone(), value), (other.name.clone(), other_value)];
+                    let (recipe, trainings) = (path.into(), Box::new(trainings));
+                    return Err(Error::AtOnce { recipe, at_once, key, trainings });
                 }
             }
         }

@@ -490,17 +490,17 @@ impl Recipe {
         let Some((first, others)) = self.train.split_first().filter(|_| at_once.get() > 1) else {
             return Ok(());
         };
-        let threads = |train: &Train| train.config.threads.map_or("not set".to_owned(), |n| n.to_string());
-        let keys: [(&str, &dyn Fn(&Train) -> String); 3] = [
-            ("threads", &threads),
-            ("tf32", &|train| train.config.tf32.to_string()),
-            ("deterministic", &|train| train.config.deterministic.to_string()),
-        ];
+        let keys = |train: &Train| {
+            let config = &train.config;
+            [
+                ("threads", config.threads.map_or("not set".to_owned(), |n| n.to_string())),
+                ("tf32", config.tf32.to_string()),
+                ("deterministic", config.deterministic.to_string()),
+            ]
+        };
         for other in others {
-            for (key, of) in keys {
-                let values = [of(first), of(other)];
-                if values[0] != values[1] || key == "threads" && first.config.threads.is_none() {
-                    let [value, other_value] = values;
+            for ((key, value), (_, other_value)) in keys(first).into_iter().zip(keys(other)) {
+                if value != other_value || key == "threads" && first.config.threads.is_none() {
                     let trainings = [(first.name.clone(), value), (other.name.clone(), other_value)];
                     let (recipe, trainings) = (path.into(), Box::new(trainings));
                     return Err(Error::AtOnce { recipe, at_once, key, trainings });

@@ -5,6 +5,7 @@
 //! single file ("LDM names"); [`keys`] is the complete map between these and the names of diffusers; [`write_checkpoint`]
 //! writes the single file that every program of the field reads.
 
+pub mod blocks;
 mod checkpoint;
 mod config;
 mod control_net;

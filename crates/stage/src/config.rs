@@ -71,7 +71,35 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     (likeness(best) <= name.len().max(best.len()) / 2).then_some(best)
 }
 
-/// Turns serde's list of all known keys into the nearest one.
+/// What serde says of a value that does not fit, without the names of Rust's types: `expected usize` becomes `expected a whole
+/// number from 0`.
+pub fn in_plain_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let most = |most: u64| format!("a whole number from 0 to {most}");
+    let plain = match expected {
+        "u8" => most(u8::MAX.into()),
+        "u16" => most(u16::MAX.into()),
+        "u32" => most(u32::MAX.into()),
+        "u64" | "usize" | "u128" => "a whole number from 0".to_owned(),
+        "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        "a boolean" => "`true` or `false`".to_owned(),
+        "a string" | "string or map" => "a text".to_owned(),
+        "path string" => "a path".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "keys and their values".to_owned(),
+        of if of.starts_with("a nonzero ") => "a whole number from 1".to_owned(),
+        of if of.starts_with("struct ") => "keys and their values".to_owned(),
+        of => match of.strip_prefix("an array of length ").or(of.strip_prefix("a tuple of size ")) {
+            Some(length) => format!("a list of {length}"),
+            None => return message.to_owned(),
+        },
+    };
+    let found = found.replace("floating point `", "number `").replace(": sequence", ": list");
+    format!("{found}, expected {plain}")
+}
+
+/// Turns serde's list of all known keys into the nearest one, and its names of types into plain words.
 fn advise(message: &str) -> String {
     let Some((unknown, expected)) = message.split_once(", expected ") else { return message.to_owned() };
     // "unknown field `a`, expected one of `b`, `c`": every second piece between backticks is a name.
@@ -79,7 +107,7 @@ fn advise(message: &str) -> String {
     let known = expected.split('`').skip(1).step_by(2);
     match name.filter(|_| unknown.starts_with("unknown ")).and_then(|name| nearest(name, known)) {
         Some(best) => format!("{unknown}, did you mean `{best}`?"),
-        None => message.to_owned(),
+        None => in_plain_words(message),
     }
 }
 
@@ -123,8 +151,36 @@ mod tests {
         let path = dir.path().join("c");
         fs::write(&path, "lr = \"fast\"\nbatch_size = 1").unwrap();
         let text = said(read_toml::<Config>(&path));
-        assert!(text.contains("line 1") && text.contains("expected f64"), "{text}");
+        assert!(
+            text.ends_with("line 1, column 6: invalid type: string \"fast\", expected a number"),
+            "{text}"
+        );
         assert!(said(read_toml::<Config>(&dir.path().join("none"))).contains("none"));
         assert_eq!(nearest("zzz", ["batch_size"]), None);
+    }
+
+    #[test]
+    fn values_are_asked_for_in_plain_words() {
+        fn said<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
+            in_plain_words(
+                &serde_json::from_value::<T>(serde_json::from_str(json).unwrap()).unwrap_err().to_string(),
+            )
+        }
+        assert_eq!(
+            said::<usize>("\"four\""),
+            "invalid type: string \"four\", expected a whole number from 0"
+        );
+        assert_eq!(said::<u64>("1.5"), "invalid type: number `1.5`, expected a whole number from 0");
+        assert_eq!(said::<u8>("300"), "invalid value: integer `300`, expected a whole number from 0 to 255");
+        assert_eq!(said::<i64>("true"), "invalid type: boolean `true`, expected a whole number");
+        assert_eq!(said::<Option<f32>>("[]"), "invalid type: list, expected a number");
+        assert_eq!(said::<bool>("0"), "invalid type: integer `0`, expected `true` or `false`");
+        assert_eq!(said::<String>("0"), "invalid type: integer `0`, expected a text");
+        assert_eq!(said::<PathBuf>("0"), "invalid type: integer `0`, expected a path");
+        assert_eq!(said::<Vec<f64>>("0"), "invalid type: integer `0`, expected a list");
+        assert_eq!(said::<[f64; 2]>("[1]"), "invalid length 1, expected a list of 2");
+        assert_eq!(said::<Config>("0"), "invalid type: integer `0`, expected keys and their values");
+        let nonzero = said::<std::num::NonZeroUsize>("0");
+        assert_eq!(nonzero, "invalid value: integer `0`, expected a whole number from 1");
     }
 }

@@ -7,6 +7,7 @@
 mod atomic;
 mod config;
 mod error;
+mod glob;
 mod hash;
 mod hash_cache;
 mod interrupt;
@@ -20,8 +21,9 @@ mod space;
 mod vector;
 
 pub use atomic::{AtomicFile, beside, create_dir, remove_all, sync_folder_of, write_atomic};
-pub use config::{ConfigError, nearest, parse_toml, read_json, read_toml};
+pub use config::{ConfigError, in_plain_words, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
+pub use glob::glob_matches;
 pub use hash::{
     ContentHash, FileHasher, Hasher, Stamp, hash_bytes, hash_file, hash_file_from, hash_tree,
     hash_tree_until, is_hidden, stamp_tree, unreadable,

@@ -97,7 +97,7 @@ pub struct TrainConfig {
     pub lr_decay_steps: Option<u64>,
     /// Batches until a schedule has risen to the learning rate. Default: a fiftieth of `lr_decay_steps`.
     pub lr_warmup_steps: Option<u64>,
-    /// The largest norm of each network's gradients in one step. Default: any.
+    /// The largest norm of each network's gradients in one step; `optimizer.json` goes before it. Default: any.
     pub clip_grad_norm: Option<f64>,
     /// `optimizer.json`, in either of its forms. Default: EveryDream2's, AdamW8bit.
     pub optimizer_config: Option<PathBuf>,
@@ -496,7 +496,7 @@ mod tests {
         assert!(said("[1]").contains("expected an object at line 1"), "{}", said("[1]"));
         let wrong = said("{\"batch_size\": \"four\"\n}");
         assert!(wrong.starts_with("wrong value for `batch_size`: invalid type: string \"four\""), "{wrong}");
-        assert!(wrong.contains("at line 2 column 1"), "{wrong}");
+        assert!(wrong.contains("expected a whole number from 0 at line 2 column 1"), "{wrong}");
         assert!(said(r#"{"seed": 1, "seed": 2}"#).starts_with("the key `seed` is there twice at line 1"));
     }
 

@@ -50,12 +50,12 @@ pub enum Error {
         key: String,
     },
     /// A value of the wrong type.
-    #[error("wrong value for `{key}`")]
+    #[error("wrong value for `{key}`: {reason}")]
     KeyValue {
         /// The key.
         key: String,
         /// What was expected and found.
-        source: serde_json::Error,
+        reason: String,
     },
     /// A key that has no default is absent.
     #[error("`{key}` is missing: {meaning}")]
@@ -106,6 +106,19 @@ pub enum Error {
         path: PathBuf,
         /// The weight.
         name: String,
+    },
+    /// A name of `unet_freezing` that is none.
+    #[error(
+        "`{entry}` of `unet_freezing.{key}` fits nothing in the UNet: its blocks are {}, and its weights have names like `input_blocks.1.*` or `*.attn2.*`",
+        blocks.join(", ")
+    )]
+    UnetFreezing {
+        /// `freeze` or `unfreeze`.
+        key: &'static str,
+        /// What is said.
+        entry: String,
+        /// The blocks of the base model's UNet.
+        blocks: Vec<String>,
     },
     /// Both networks are frozen.
     #[error("nothing to train: `disable_unet_training` and `disable_textenc_training` are both true")]

@@ -1,6 +1,13 @@
-//! Which parts of the text encoder stay as they are while the rest is trained.
+//! Which parts of the networks stay as they are while the rest is trained.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use vodka_checkpoint::{
+    blocks::{block_name, block_of},
+    keys::{Key, UNET_PREFIX},
+};
+use vodka_stage::glob_matches;
 
 use crate::{Error, Result};
 
@@ -57,9 +64,106 @@ impl Freezing {
     }
 }
 
+/// What of the UNet is frozen: `unet_freezing` of `optimizer.json`, a key of our own. Each entry is a glob over the names of
+/// blocks, as SuperMerger has them ([`block_of`]), and over the LDM names of weights, with and without their prefix.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnetFreezing {
+    /// What is not trained.
+    pub freeze: Vec<String>,
+    /// What of it is trained even so.
+    pub unfreeze: Vec<String>,
+}
+
+impl UnetFreezing {
+    /// Whether all of the UNet is trained.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.freeze.is_empty() && self.unfreeze.is_empty()
+    }
+
+    /// The diffusers names of the weights that are not trained, of a UNet with these.
+    ///
+    /// # Errors
+    /// An entry that fits none of them, or nothing is left to be trained.
+    pub(crate) fn frozen(&self, keys: &[Key]) -> Result<BTreeSet<String>> {
+        let fits = |glob: &String, key: &Key| {
+            let bare = key.ldm.strip_prefix(UNET_PREFIX).unwrap_or(&key.ldm);
+            let block = block_name(block_of(&key.ldm));
+            [&block, bare, &key.ldm].iter().any(|name| glob_matches(glob, name))
+        };
+        for (key, globs) in [("freeze", &self.freeze), ("unfreeze", &self.unfreeze)] {
+            if let Some(entry) = globs.iter().find(|glob| !keys.iter().any(|key| fits(glob, key))) {
+                let blocks: BTreeSet<_> = keys.iter().map(|key| block_of(&key.ldm)).collect();
+                let blocks = blocks.into_iter().map(block_name).collect();
+                return Err(Error::UnetFreezing { key, entry: entry.clone(), blocks });
+            }
+        }
+        let is_frozen = |key: &&Key| {
+            let of = |globs: &[String]| globs.iter().any(|glob| fits(glob, key));
+            of(&self.freeze) && !of(&self.unfreeze)
+        };
+        let frozen: BTreeSet<_> = keys.iter().filter(is_frozen).map(|key| key.diffusers.clone()).collect();
+        match frozen.len() < keys.len() {
+            true => Ok(frozen),
+            false => Err(Error::OutOfRange {
+                key: "unet_freezing",
+                value: format!("{:?}", self.freeze),
+                expected: "something that is left to be trained; `disable_unet_training` leaves all of the UNet as it is",
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use vodka_checkpoint::{ModelConfig, keys};
+
     use super::*;
+
+    fn unet(freeze: &[&str], unfreeze: &[&str]) -> Result<BTreeSet<String>> {
+        let [freeze, unfreeze] =
+            [freeze, unfreeze].map(|globs| globs.iter().map(|glob| (*glob).to_owned()).collect());
+        UnetFreezing { freeze, unfreeze }.frozen(&keys::unet(&ModelConfig::sd15().unet))
+    }
+
+    #[test]
+    fn blocks_and_weights_of_the_unet_are_frozen_by_name() {
+        let count = |freeze: &[&str], unfreeze: &[&str]| unet(freeze, unfreeze).unwrap().len();
+        let all = keys::unet(&ModelConfig::sd15().unet).len();
+        assert_eq!(count(&[], &[]), 0);
+        assert_eq!(unet(&["OUT11"], &[]).unwrap(), unet(&["output_blocks.11.*", "out.*"], &[]).unwrap());
+        let first = unet(&["IN00"], &[]).unwrap();
+        assert!(first.contains("conv_in.weight") && first.contains("time_embedding.linear_2.bias"));
+        assert_eq!(first.len(), 6, "{first:?}");
+        let sides = count(&["IN*"], &[]) + count(&["M00"], &[]) + count(&["OUT*"], &[]);
+        assert_eq!(sides, all, "each weight is in one block");
+        assert_eq!(count(&["IN*", "OUT*"], &["OUT11"]), all - count(&["M00"], &[]) - count(&["OUT11"], &[]));
+        // Queries, keys, values, and the way out with its bias, of sixteen transformers.
+        assert_eq!(count(&["*"], &["*.attn2.*"]), all - 16 * 5);
+        assert_eq!(count(&["model.diffusion_model.middle_block.*"], &[]), count(&["M00"], &[]));
+    }
+
+    #[test]
+    fn what_fits_nothing_of_the_unet_or_leaves_nothing_is_refused() {
+        let said = |freeze: &[&str], unfreeze: &[&str]| unet(freeze, unfreeze).unwrap_err().to_string();
+        let wrong = said(&["IN00", "IN12"], &[]);
+        assert!(
+            wrong.starts_with(
+                "`IN12` of `unet_freezing.freeze` fits nothing in the UNet: its blocks are IN00, IN01, "
+            ),
+            "{wrong}"
+        );
+        assert!(
+            wrong.contains("IN11, M00, OUT00") && wrong.ends_with("like `input_blocks.1.*` or `*.attn2.*`"),
+            "{wrong}"
+        );
+        assert!(said(&["*"], &["attn2"]).starts_with("`attn2` of `unet_freezing.unfreeze` fits nothing"));
+        assert_eq!(
+            said(&["IN*", "M00", "OUT*"], &[]),
+            "`unet_freezing` is [\"IN*\", \"M00\", \"OUT*\"], expected something that is left to be trained; \
+             `disable_unet_training` leaves all of the UNet as it is"
+        );
+    }
 
     /// The parts that are trained, of a text encoder of twelve layers: `e`, numbers of layers, `n`.
     fn trained(freezing: Freezing) -> String {

@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor},
 };
 use serde_json::Value;
-use vodka_stage::nearest;
+use vodka_stage::{in_plain_words, nearest};
 
 use crate::{Error, Result};
 
@@ -156,8 +156,10 @@ impl Vocabulary {
     ) -> Result<()> {
         let mut whole = serde_json::to_value(&*target).expect("configurations are plain data");
         whole[key] = if value.is_null() { self.defaults[key].clone() } else { value };
-        *target = serde_json::from_value(whole)
-            .map_err(|source| Error::KeyValue { key: key.to_owned(), source })?;
+        *target = serde_json::from_value(whole).map_err(|error| Error::KeyValue {
+            key: key.to_owned(),
+            reason: in_plain_words(&error.to_string()),
+        })?;
         Ok(())
     }
 

@@ -60,7 +60,7 @@ pub use data::Skipped;
 pub use epoch::{Entry, EpochSettings, Planned, batches, batches_by_epoch, saved_epochs};
 pub use error::{Error, Result};
 pub use finder::{FinderReport, FinderSettings, Tried};
-pub use freezing::Freezing;
+pub use freezing::{Freezing, UnetFreezing};
 pub use keys::Notice;
 pub use optimizer::OptimizerConfig;
 pub use optimizers::OptimizerSettings;

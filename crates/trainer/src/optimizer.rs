@@ -11,7 +11,7 @@ use vodka_stage::nearest;
 
 use crate::{
     Error, Result,
-    freezing::Freezing,
+    freezing::{Freezing, UnetFreezing},
     keys::{
         Answer::Told,
         Idle,
@@ -33,6 +33,9 @@ pub struct PartSettings {
     pub lr_warmup_steps: Option<u64>,
     /// Batches until the end of the way down; `None`: one and a half times those of the whole run.
     pub lr_decay_steps: Option<u64>,
+    /// The largest norm of its gradients in one step; `None`: that of the main configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
 }
 
 /// What the main configuration says of schedules, for where `optimizer.json` says nothing.
@@ -52,6 +55,7 @@ pub struct OptimizerConfig {
     base: Group,
     text_encoder: Group,
     freezing: Freezing,
+    unet_freezing: UnetFreezing,
     rest: Rest,
     notices: Vec<Notice>,
 }
@@ -78,6 +82,8 @@ pub(crate) struct Resolved {
     pub text_encoder: PartSettings,
     /// What of the text encoder is not trained.
     pub freezing: Freezing,
+    /// What of the UNet is not trained.
+    pub unet_freezing: UnetFreezing,
     /// Whether the gradient scaler changes its pace as a run goes on.
     pub scaler_tweaks: bool,
     /// Whether norms of gradients are logged.
@@ -99,6 +105,7 @@ struct Group {
     lr_scheduler: Option<Shape>,
     lr_warmup_steps: Option<u64>,
     lr_decay_steps: Option<u64>,
+    clip_grad_norm: Option<f64>,
     d0: Option<f64>,
     decouple: Option<bool>,
     growth_rate: Option<f64>,
@@ -198,12 +205,12 @@ impl OptimizerConfig {
         let scaled = lr * scale.unwrap_or(1.0);
         let lr_text_encoder = if main.lr.is_some() { scaled } else { own.lr.unwrap_or(scaled) };
         let (unet, text_encoder) = (base.part(lr, main), own.over(base).part(lr_text_encoder, main));
-        unet.optimizer.check()?;
-        text_encoder.optimizer.check()?;
+        [&unet, &text_encoder].into_iter().try_for_each(PartSettings::check)?;
         Ok(Resolved {
             unet,
             text_encoder,
             freezing: self.freezing,
+            unet_freezing: self.unet_freezing.clone(),
             scaler_tweaks: self.rest.apply_grad_scaler_step_tweaks,
             log_grad_norm: self.rest.log_grad_norm,
             notices: self.notices.iter().cloned().chain(self.overridden(main)).collect(),
@@ -237,6 +244,7 @@ impl Group {
             lr_scheduler: self.lr_scheduler.or(other.lr_scheduler),
             lr_warmup_steps: said(self.lr_warmup_steps).or(other.lr_warmup_steps),
             lr_decay_steps: said(self.lr_decay_steps).or(other.lr_decay_steps),
+            clip_grad_norm: self.clip_grad_norm.or(other.clip_grad_norm),
             d0: self.d0.or(other.d0),
             decouple: self.decouple.or(other.decouple),
             growth_rate: self.growth_rate.or(other.growth_rate),
@@ -261,6 +269,7 @@ impl Group {
             lr_scheduler: self.lr_scheduler.or(main.lr_scheduler).unwrap_or_default(),
             lr_warmup_steps: said(self.lr_warmup_steps).or(main.lr_warmup_steps),
             lr_decay_steps: said(self.lr_decay_steps).or(said(main.lr_decay_steps)),
+            clip_grad_norm: self.clip_grad_norm,
         }
     }
 
@@ -288,6 +297,18 @@ fn said(steps: Option<u64>) -> Option<u64> {
 }
 
 impl PartSettings {
+    fn check(&self) -> Result<()> {
+        self.optimizer.check()?;
+        match self.clip_grad_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            None => Ok(()),
+            Some(norm) => Err(Error::OutOfRange {
+                key: "clip_grad_norm",
+                value: norm.to_string(),
+                expected: "a number above 0, or null",
+            }),
+        }
+    }
+
     /// The schedule in a run of so many batches.
     pub fn schedule(&self, steps: u64) -> RateSchedule {
         let decay_steps = self.lr_decay_steps.unwrap_or(steps + steps / 2);
@@ -340,8 +361,9 @@ impl<'de> Visitor<'de> for Top<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let group = Vocabulary::of::<Group>(IDLE);
         let freezing = Vocabulary::of::<Freezing>(&[]);
+        let unet_freezing = Vocabulary::of::<UnetFreezing>(&[]);
         let rest = Vocabulary::of::<Rest>(&[]);
-        let sections = ["base", "text_encoder_overrides", "text_encoder_freezing"];
+        let sections = ["base", "text_encoder_overrides", "text_encoder_freezing", "unet_freezing"];
         // For the nearest key, the others are of it too.
         let all: Vec<_> = sections.into_iter().chain(rest.keys()).collect();
         let top = Vocabulary::sections(&all, IDLE_AT_THE_TOP);
@@ -355,6 +377,7 @@ impl<'de> Visitor<'de> for Top<'_> {
                 "base" => map.next_value_seed(group.fields_of(&mut config.base))?,
                 "text_encoder_overrides" => map.next_value_seed(group.fields_of(&mut config.text_encoder))?,
                 "text_encoder_freezing" => map.next_value_seed(freezing.fields_of(&mut config.freezing))?,
+                "unet_freezing" => map.next_value_seed(unet_freezing.fields_of(&mut config.unet_freezing))?,
                 _ if group.has(&key) => group.take(&mut config.base, &key, map.next_value()?)?,
                 _ if rest.has(&key) => rest.take(&mut config.rest, &key, map.next_value()?)?,
                 _ => {
@@ -434,6 +457,21 @@ mod tests {
     }
 
     #[test]
+    fn each_network_has_its_own_largest_norm() {
+        let norms = |text: &str| {
+            let (unet, text) = resolve(text, None);
+            (unet.clip_grad_norm, text.clip_grad_norm)
+        };
+        assert_eq!(norms(r#"{"base": {"lr": 1}}"#), (None, None));
+        assert_eq!(norms(r#"{"lr": 1, "clip_grad_norm": 2}"#), (Some(2.0), Some(2.0)));
+        let text =
+            r#"{"base": {"lr": 1, "clip_grad_norm": 2}, "text_encoder_overrides": {"clip_grad_norm": 0.5}}"#;
+        assert_eq!(norms(text), (Some(2.0), Some(0.5)));
+        let text = r#"{"base": {"lr": 1}, "text_encoder_overrides": {"clip_grad_norm": 0.5}}"#;
+        assert_eq!(norms(text), (None, Some(0.5)));
+    }
+
+    #[test]
     fn without_a_file_the_rate_must_be_said() {
         let main = MainRates { lr: Some(1e-5), ..MainRates::default() };
         let (unet, text) = parts(&OptimizerConfig::default(), &main);
@@ -482,6 +520,13 @@ mod tests {
         assert!(nested.contains("(did you mean `weight_decay`?) at line 2"), "{nested}");
         let freezing = said(r#"{"text_encoder_freezing": {"unfreeze_last_layers": 2}}"#);
         assert!(freezing.contains("did you mean `unfreeze_last_n_layers`?"), "{freezing}");
+        let freezing = said(r#"{"unet_freezing": {"freezes": ["IN00"]}}"#);
+        assert!(freezing.contains("did you mean `freeze`?"), "{freezing}");
+        let wrong = said(r#"{"unet_freezing": {"freeze": "IN00"}}"#);
+        assert!(
+            wrong.contains("wrong value for `freeze`: invalid type: string \"IN00\", expected a list"),
+            "{wrong}"
+        );
         assert!(said(r#"{"log_grad_nrom": true}"#).contains("did you mean `log_grad_norm`?"));
         assert!(said(r#"{"base": {}, "base": {}}"#).contains("the key `base` is there twice"));
         assert!(said(r#"{"bases": 1}"#).contains("did you mean `base`?"));
@@ -512,6 +557,10 @@ mod tests {
         assert_eq!(
             said(r#"{"lr": 1, "betas": [0.9, 1.0]}"#),
             "`betas` is 1, expected two numbers from 0 to below 1"
+        );
+        assert_eq!(
+            said(r#"{"base": {"lr": 1}, "text_encoder_overrides": {"clip_grad_norm": 0}}"#),
+            "`clip_grad_norm` is 0, expected a number above 0, or null"
         );
         assert_eq!(
             said(r#"{"lr": 1, "weight_decay": -1}"#),

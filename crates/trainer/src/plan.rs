@@ -14,7 +14,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     Arithmetic, CacheMode, Compat, DataRoot, Error, Flaw, Freezing, Notice, OnNan, OptimizerConfig, Result,
-    TrainConfig,
+    TrainConfig, UnetFreezing,
     arithmetic::ArithmeticSettings,
     ema::{EmaSettings, EmaStrength},
     geometry::{CropRule, Cropping},
@@ -173,7 +173,8 @@ pub struct Settings {
     pub zero_terminal_snr: bool,
     /// The standard deviation of what is added to the text encoder's output, times the square root of its channels.
     pub embedding_perturbation: f64,
-    /// The largest norm of a network's gradients in one step; longer ones are shrunk to it. `None`: any.
+    /// The largest norm of a network's gradients in one step, where its own settings say no other; longer ones are shrunk to it.
+    /// `None`: any.
     pub clip_grad_norm: Option<f64>,
     /// Running means of the weights; `None`: none.
     pub ema: Option<EmaSettings>,
@@ -185,6 +186,9 @@ pub struct Settings {
     pub text_encoder: Option<PartSettings>,
     /// Which parts of the text encoder stay as they are even so.
     pub text_encoder_freezing: Freezing,
+    /// Which parts of the UNet stay as they are even so.
+    #[serde(skip_serializing_if = "UnetFreezing::is_empty")]
+    pub unet_freezing: UnetFreezing,
     /// In fp16: whether the gradient scaler changes its pace at certain steps, as EveryDream2's does.
     pub scaler_tweaks: bool,
 }
@@ -407,6 +411,7 @@ impl TrainConfig {
             unet: (!self.disable_unet_training).then_some(optimizer.unet),
             text_encoder: (!self.disable_textenc_training).then_some(optimizer.text_encoder),
             text_encoder_freezing: optimizer.freezing,
+            unet_freezing: optimizer.unet_freezing,
             scaler_tweaks: optimizer.scaler_tweaks,
         }
     }
@@ -780,6 +785,14 @@ impl Settings {
     /// How pictures are cut.
     pub(crate) fn cropping(&self) -> Cropping {
         Cropping { rule: self.crops, seed: self.seed }
+    }
+
+    /// The largest norms of the gradients of UNet and text encoder: their own, or else that of both (defect D3: with `ed2-head` the
+    /// UNet's alone).
+    pub(crate) fn max_norms(&self) -> [Option<f64>; 2] {
+        let own = [self.unet, self.text_encoder].map(|part| part.and_then(|part| part.clip_grad_norm));
+        let both = self.clip_grad_norm;
+        [own[0].or(both), own[1].or(both.filter(|_| self.compat.clips_text_encoder()))]
     }
 }
 

@@ -114,6 +114,13 @@ pub fn pyramid_noise(levels: &[Tensor], discount: f64) -> Tensor {
     noise / deviation
 }
 
+/// What is added to the text encoder's output `(B, 77, C)`: standard normal `numbers` of the same size, of which each comes to
+/// have a standard deviation of `strength` over the square root of C (victorchall/EveryDream2trainer, `train.py` at 5098db8).
+pub fn perturbation(numbers: &Tensor, strength: f64) -> Tensor {
+    let channels = *numbers.size().last().expect("it has the axes of the text encoder's output");
+    numbers * (strength / (channels as f64).sqrt())
+}
+
 #[cfg(test)]
 mod tests {
     use vodka_testkit::Case;

@@ -147,6 +147,18 @@ fn gradients_are_clipped_where_the_mode_says() {
     assert!((share("ed2-head", TEXT) - 1.0).abs() < 1e-6, "D3: the text encoder's are not");
     assert!(share("ed2-head", UNET) < 0.9);
     assert!(share("ed2-2023-04", TEXT) < 0.9, "which came later");
+    for compat in ["vodka", "ed2-head"] {
+        let own = |network: &str, norm: Option<f64>| {
+            let optimizer = json!({"base": {"optimizer": "adamw", "lr": 1e-2, "epsilon": 1e4, "weight_decay": 0},
+                "text_encoder_overrides": {"clip_grad_norm": norm}});
+            let keys = one_step(&world, json!({"compat": compat}));
+            world.write("optimizer.json", &optimizer.to_string());
+            world.change(&format!("own-{compat}-{network}-{}", norm.is_some()), network, keys)
+        };
+        let share = |network: &str| norm(&own(network, clip)) / norm(&own(network, None));
+        assert!(share(TEXT) < 0.9, "its own number in optimizer.json, which is ours, counts in every mode");
+        assert!((share(UNET) - 1.0).abs() < 1e-6);
+    }
     let clip = Some(1e-3);
     let (head, april) = (change("ed2-head", UNET, clip), change("ed2-2023-04", UNET, clip));
     assert!(distance(&head, &april) > 0.1, "D4: each batch by itself: {}", distance(&head, &april));
@@ -181,6 +193,57 @@ fn frozen_layers_of_the_text_encoder_stay_and_the_others_change() {
     };
     assert_eq!((moved("token_embedding"), moved("position_embedding"), moved("layers.0.")), (0, 0, 0));
     assert!(moved("layers.1.") > 10 && moved("final_layer_norm") == 2);
+}
+
+#[test]
+fn frozen_blocks_of_the_unet_stay_and_the_others_change() {
+    let world = World::new(2);
+    let optimizer = json!({"base": {"optimizer": "adamw", "lr": 1e-2},
+        "unet_freezing": {"freeze": ["IN*", "M00", "*.attn1.*"], "unfreeze": ["time_embed.*"]}});
+    world.write("frozen.json", &optimizer.to_string());
+    let change = |network: &str, more: Value| {
+        let mut keys = json!({"lr": null, "optimizer_config": world.at("frozen.json")});
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        world.change(&format!("{network}-{}", more.as_object().unwrap().len()), network, keys)
+    };
+    let unet = change(UNET, json!({}));
+    let (mut stayed, mut moved) = (0, 0);
+    for (name, change) in &unet {
+        let bare = name.strip_prefix(UNET).unwrap();
+        let is_frozen = bare.starts_with("input_blocks.")
+            || bare.starts_with("middle_block.")
+            || bare.contains(".attn1.");
+        let changed = change.iter().any(|x| *x != 0.0);
+        assert!(!(is_frozen && changed), "{name}");
+        stayed += usize::from(is_frozen);
+        moved += usize::from(changed);
+    }
+    // Each by its own name, and the weights of one network after the other.
+    let moves = |part: &str| {
+        unet.iter().any(|(name, change)| name.contains(part) && change.iter().any(|x| *x != 0.0))
+    };
+    assert!(stayed > 20 && 2 * moved > unet.len() - stayed, "{stayed} and {moved} of {}", unet.len());
+    assert!(
+        moves("time_embed.") && moves("output_blocks.0.") && moves(".attn2.") && moves(".out."),
+        "{unet:?}"
+    );
+    assert!(change(TEXT, json!({})).values().flatten().any(|x| *x != 0.0), "behind frozen blocks");
+    // The first block that is trained has an input that asks for no gradient.
+    let again = change(UNET, json!({"gradient_checkpointing": true}));
+    assert!(distance(&unet, &again) < 1e-5, "{}", distance(&unet, &again));
+}
+
+#[test]
+fn names_that_fit_nothing_of_the_unet_are_refused_before_step_0() {
+    let world = World::new(2);
+    world.write("frozen.json", r#"{"lr": 1e-2, "unet_freezing": {"freeze": ["IN99"]}}"#);
+    let keys = || json!({"lr": null, "optimizer_config": world.at("frozen.json")});
+    let error = world.train("out", keys()).unwrap_err();
+    assert!(matches!(error, Error::UnetFreezing { .. }), "{error}");
+    assert!(!world.at("out").join(AUDIT_CSV).exists());
+    let mut without = keys();
+    without["disable_unet_training"] = true.into();
+    world.train("out", without).unwrap();
 }
 
 #[test]

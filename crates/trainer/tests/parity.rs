@@ -11,6 +11,7 @@ use vodka_trainer::{
     arithmetic::{Scaler, ScalerRule, ScalerState},
     optimizers::{Method, Optimizer, Part, step_together},
     step::{Batch, Objective},
+    target::perturbation,
 };
 
 const UNET: OptimizerSettings = OptimizerSettings {
@@ -131,6 +132,29 @@ fn batch_of_curve(step: i64) -> Batch {
         states: None,
         perturbation: None,
     }
+}
+
+#[test]
+fn a_perturbed_text_is_that_of_everydream2() {
+    let (case, steps) = (Case::open("trainer/perturbation"), Case::open("trainer/steps"));
+    let normals = (0..2 * 16 * 16).map(|i| ((i * 104_729 + 7 * 15_485_863) % 4001 - 2000) as f64 / 1155.0);
+    let normals = normals.map(|number| number as f32).collect::<Vec<_>>();
+    let normals = Tensor::from_slice(&normals).view([2, 16, 16]);
+    let plain = || Batch { timesteps: vec![0, 389], ..batch_of_curve(0) };
+    let mut found = Vec::new();
+    for (name, strength) in [("0.5", 0.5), ("1.0", 1.0), ("4.0", 4.0)] {
+        let model = model(&steps);
+        let delta = perturbation(&normals, strength);
+        check(&case, &format!("perturbation/{name}"), &delta.get(0).narrow(0, 0, 2).contiguous());
+        let batch = Batch { perturbation: Some(delta), ..plain() };
+        let losses = Objective::default().losses(&model.clip, &model.unet, &batch);
+        losses.mean(Kind::Float).backward();
+        check(&case, &format!("loss/{name}"), &losses);
+        let weights = model.clip.vars().variables();
+        check(&case, &format!("gradient/{name}"), &weights["text_model.final_layer_norm.weight"].grad());
+        found.push(losses.double_value(&[0]));
+    }
+    assert!(found[0] != found[1] && found[1] != found[2], "{found:?}");
 }
 
 /// Twenty steps on the tiny model: the losses, and the scale after each step.

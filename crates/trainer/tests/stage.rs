@@ -260,6 +260,9 @@ fn a_run_that_dies_goes_on_from_its_last_state_to_the_same_files() {
 fn every_option_changes_the_run_and_goes_on_to_the_same_files() {
     let world = World::new();
     let plain = world.undisturbed("plain", json!({})).losses;
+    let optimizer =
+        json!({"base": {"clip_grad_norm": 1e-3}, "unet_freezing": {"freeze": ["IN*", "*.attn1.*"]}});
+    fs::write(world.at("parts.json"), optimizer.to_string()).unwrap();
     for (i, option) in [
         json!({"loss_type": "huber"}),
         json!({"min_snr_gamma": 0.5}),
@@ -269,6 +272,7 @@ fn every_option_changes_the_run_and_goes_on_to_the_same_files() {
         json!({"enable_zero_terminal_snr": true}),
         json!({"embedding_perturbation": 20.0}),
         json!({"clip_grad_norm": 1e-3}),
+        json!({"optimizer_config": world.at("parts.json")}),
         json!({"lr_scheduler": "cosine"}),
     ]
     .into_iter()

@@ -15,7 +15,7 @@ use crate::{
     epoch::{Entry, EpochSettings, Epochs, Planned, batches},
     random::{Purpose, Stream},
     step::Batch,
-    target::{pyramid_noise, pyramid_sizes},
+    target::{self, pyramid_noise, pyramid_sizes},
 };
 
 /// The caption that stands for no caption, as in EveryDream2.
@@ -42,10 +42,8 @@ impl Run<'_> {
         let timestep = |place: &Place| first + stream(place, Purpose::Timestep).below(end - first);
         let perturbation = |place: &Place| {
             let size = [1, CONTEXT_LENGTH as i64, self.model.config.clip.hidden_size];
-            let deviation =
-                settings.embedding_perturbation / (self.model.config.clip.hidden_size as f64).sqrt();
             let numbers = stream(place, Purpose::Perturbation).normals(size.iter().product::<i64>() as usize);
-            Tensor::from_slice(&numbers).view(size) * deviation
+            target::perturbation(&Tensor::from_slice(&numbers).view(size), settings.embedding_perturbation)
         };
         let ids: Vec<_> = places.iter().map(|place| self.ids(place)).collect();
         Ok(Batch {

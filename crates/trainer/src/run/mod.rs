@@ -22,7 +22,7 @@ use std::{
 
 use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
-use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction};
+use vodka_checkpoint::{Checkpoint, ModelConfig, Prediction, keys};
 use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, catch, device_type, native, parse_device};
@@ -453,6 +453,10 @@ fn open_base(plan: &TrainPlan) -> Result<Checkpoint> {
     checkpoint.verify()?;
     let ModelConfig { clip, .. } = checkpoint.config();
     checkpoint.check_text_to_image(EOS + 1, CONTEXT_LENGTH as i64)?;
+    if plan.settings.unet.is_some() {
+        // Before pictures are looked at.
+        plan.settings.unet_freezing.frozen(&keys::unet(&checkpoint.config().unet))?;
+    }
     let clip_skip = plan.settings.clip_skip;
     if clip_skip > clip.layers {
         let (value, expected) = (clip_skip.to_string(), "at most the layers of the text encoder");
@@ -655,7 +659,13 @@ fn optimizers(
     model: &mut StableDiffusion,
 ) -> Result<(Option<Optimizer>, Option<Optimizer>)> {
     let settings = &plan.settings;
-    let unet = settings.unet.map(|settings| trainable(&mut model.unet, settings, |_| true));
+    let unet = match settings.unet {
+        None => None,
+        Some(part) => {
+            let frozen = settings.unet_freezing.frozen(&model.unet.keys())?;
+            Some(trainable(&mut model.unet, part, |name| !frozen.contains(name)))
+        }
+    };
     let (freezing, layers) = (settings.text_encoder_freezing, model.config.clip.layers);
     freezing.trained_layers(layers)?;
     let trains = |name: &str| freezing.trains(name, layers).unwrap_or(true);

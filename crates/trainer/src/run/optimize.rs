@@ -119,9 +119,11 @@ impl Run<'_> {
         let weights = upload(&(self.loss_weights(planned) / full), device); // (B)
         let scale = self.steps.scaler.as_ref().map(Scaler::scale);
         let loss = self.steps.recorder.accumulate(&self.objective, &self.model, inputs, weights, scale)?;
-        if let Some(norm) = settings.clip_grad_norm.filter(|_| settings.compat.clips_every_batch()) {
+        if settings.compat.clips_every_batch() {
             // Scaled or not (defect D4).
-            [&self.unet, &self.text_encoder].into_iter().flatten().for_each(|o| o.clip_gradients(norm));
+            let networks = [&self.unet, &self.text_encoder].into_iter().zip(settings.max_norms());
+            let clipped = networks.filter_map(|(network, norm)| network.as_ref().zip(norm));
+            clipped.for_each(|(optimizer, norm)| optimizer.clip_gradients(norm));
         }
         Ok(loss)
     }
@@ -130,12 +132,12 @@ impl Run<'_> {
     /// norms of the gradients of UNet and text encoder, without the scale of fp16; and that scale after the step. `(4)`
     fn step_along(&mut self, step: u64, losses: &[Tensor]) -> Tensor {
         let settings = &self.plan.settings;
-        let clip = settings.clip_grad_norm.filter(|_| !settings.compat.clips_every_batch());
-        let clip_text_encoder = clip.filter(|_| settings.compat.clips_text_encoder());
+        let [unet_norm, text_encoder_norm] =
+            settings.max_norms().map(|norm| norm.filter(|_| !settings.compat.clips_every_batch()));
         let [unet_lr, text_encoder_lr] = self.rates.at(step);
         let parts = [
-            Part { optimizer: self.unet.as_mut(), lr: unet_lr, max_norm: clip },
-            Part { optimizer: self.text_encoder.as_mut(), lr: text_encoder_lr, max_norm: clip_text_encoder },
+            Part { optimizer: self.unet.as_mut(), lr: unet_lr, max_norm: unet_norm },
+            Part { optimizer: self.text_encoder.as_mut(), lr: text_encoder_lr, max_norm: text_encoder_norm },
         ];
         let (found_inf, [unet, text_encoder]) = step_together(
             parts,
@@ -199,7 +201,8 @@ impl Run<'_> {
     /// Whether norms of gradients are logged: they are those before anything is clipped, so not where each batch is.
     fn logs_norms(&self) -> bool {
         let settings = &self.plan.settings;
-        let is_clipped = settings.clip_grad_norm.is_some() && settings.compat.clips_every_batch();
+        let is_clipped =
+            settings.compat.clips_every_batch() && settings.max_norms().iter().any(Option::is_some);
         self.plan.log_grad_norm && !is_clipped
     }
 

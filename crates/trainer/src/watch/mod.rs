@@ -61,9 +61,8 @@ impl Watch {
         let steps = done.map(|losses| losses.len() as u64);
         let losses = done.unwrap_or_default();
         let since = losses.len() / plan.log_step as usize * plan.log_step as usize;
-        let clip = plan.settings.clip_grad_norm;
         Ok(Self {
-            max_norms: [clip, clip.filter(|_| plan.settings.compat.clips_text_encoder())],
+            max_norms: plan.settings.max_norms(),
             log: Log::start(&plan.output, key, steps)?,
             events: Events::start(&plan.event_folder(key), key, steps, time_s())?,
             meter,

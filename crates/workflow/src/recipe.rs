@@ -11,7 +11,8 @@ use serde::{Deserialize, de::IgnoredAny};
 use vodka_captions::{Position, caption::Missing, filter::Method, select::list_file};
 use vodka_merger::NamedMerge;
 use vodka_sampler::{
-    GridAxis, GridHires, GridPrompt, HiresUpscaler, Precision, SamplerName, ScheduleName, Size, UpscalerChoice,
+    GridAxis, GridHires, GridPrompt, HiresUpscaler, Precision, SamplerName, ScheduleName, Size,
+    UpscalerChoice,
 };
 use vodka_stage::{ConfigError, Spanned, nearest, parse_toml};
 use vodka_tagger::{Combine, Profile, ProviderChoice, TagConfig, hub::ModelRef};
@@ -401,7 +402,8 @@ impl Recipe {
                 *upscaler = tidy(&folder.join(file)).display().to_string();
             }
         }
-        for file in self.grid.iter_mut().flat_map(|grid| &mut grid.axes).flat_map(|axis| axis.get_mut().paths_mut())
+        for file in
+            self.grid.iter_mut().flat_map(|grid| &mut grid.axes).flat_map(|axis| axis.get_mut().paths_mut())
         {
             *file = tidy(&folder.join(&*file)).display().to_string();
         }
@@ -718,7 +720,10 @@ mod tests {
         let line = text.lines().position(|line| line == "[[grid.axes]]").unwrap() + 1;
         let folder = workflow.path().parent().unwrap();
         let file = folder.join("4x.pth").display().to_string();
-        assert_eq!((axis.line, axis.values.texts()), (Some(line), &["off".into(), "Lanczos".into(), file][..]));
+        assert_eq!(
+            (axis.line, axis.values.texts()),
+            (Some(line), &["off".into(), "Lanczos".into(), file][..])
+        );
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::{
     graph::{Inputs, Recorder},
     hires::{Hires, HiresUpscaler},
     loras::Applied,
-    memory::Job,
-    redraw::{Held, Noise, Part},
+    memory::{Job, There},
+    redraw::{FINE, FinePicture, Held, Noise, Part},
     upscale::{Tiles, Upscaler, UpscalerChoice},
 };
 
@@ -328,11 +328,13 @@ impl Pipeline {
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<Vec<RgbImage>>> {
-        self.generate_from(batch, None, interrupt, on_step)
+        self.generate_from(batch, None, interrupt, on_step, |networks, latents, path| {
+            networks.decode(latents, path)
+        })
     }
 
     /// Makes parts of a larger picture again, all with these settings, which have their size: image to image of which stays what is
-    /// not in their masks. A part that comes out black is no error.
+    /// not in their masks. A part that comes out black is no error, and none is cut off to whole levels.
     ///
     /// # Errors
     /// As [`Pipeline::generate_batch`].
@@ -342,19 +344,22 @@ impl Pipeline {
         parts: &[Part],
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Option<Vec<RgbImage>>> {
+    ) -> Result<Option<Vec<FinePicture>>> {
         let settings = vec![settings.clone(); parts.len()];
         let batch = Batch { settings: &settings, image: None };
-        self.generate_from(batch, Some(parts), interrupt, on_step)
+        self.generate_from(batch, Some(parts), interrupt, on_step, |networks, latents, path| {
+            Ok(to_fine(&networks.pixels(latents, path)?))
+        })
     }
 
-    fn generate_from(
+    fn generate_from<T>(
         &self,
         batch: Batch<'_>,
         parts: Option<&[Part]>,
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Option<Vec<RgbImage>>> {
+        decode: Decode<T>,
+    ) -> Result<Option<Vec<T>>> {
         let Some(first) = batch.settings.first() else { return Ok(Some(Vec::new())) };
         let state = || [self.clip.state(), self.unet.state()].into_iter().flatten().collect();
         let config = self.model.config();
@@ -365,7 +370,7 @@ impl Pipeline {
                 batch.settings.iter().map(|settings| self.form(settings)).collect::<Result<Vec<_>>>()?;
             assert!(forms.iter().all(|form| *form == forms[0]), "batch of {:?}", batch.settings);
         }
-        Job::new(first, batch.settings.len())?.check(config, &self.load, false)?;
+        Job::new(first, batch.settings.len())?.check(config, &self.load, self.there(first))?;
         let prepare = |pass: &Settings| {
             if self.loras.borrow_mut().set(self.library.loras(pass)?, config, &state)? {
                 self.states.take();
@@ -388,7 +393,7 @@ impl Pipeline {
             controls,
             prepared: &[],
         };
-        let result = self.networks().generate_batch(run, on_step);
+        let result = self.networks().generate_batch(run, on_step, decode);
         if let Err(Error::NotFinite { .. }) = result {
             self.model.verify()?;
             self.vae_file.iter().try_for_each(check_finite)?;
@@ -396,6 +401,15 @@ impl Pipeline {
             batch.settings.iter().try_for_each(|settings| self.check_weights(settings))?;
         }
         result
+    }
+
+    /// What of the networks for these settings is loaded.
+    fn there(&self, settings: &Settings) -> There {
+        let upscaler = self.upscaler.borrow();
+        let known = upscaler.as_ref().and_then(|(choice, _)| choice.path());
+        let wanted = settings.hires.as_ref().and_then(|hires| hires.upscaler.path());
+        let controls = self.controls.borrow().count(&settings.controls);
+        There { model: true, controls, upscaler: known.is_some() && known == wanted.as_deref() }
     }
 
     /// Of a picture that is not finite: whether the weights in its prompts can have been its end.
@@ -445,6 +459,9 @@ fn check_finite(file: &Checkpoint) -> Result<()> {
     }
     Ok(())
 }
+
+/// Makes what is wanted of scaled latents `(1, 4, h, w)` in fp32; errors name the model by the path.
+type Decode<T> = fn(&Networks<'_>, &Tensor, &Path) -> Result<T>;
 
 /// One call of [`Pipeline::generate_batch`].
 #[derive(Clone, Copy)]
@@ -496,15 +513,17 @@ impl Networks<'_> {
             controls,
             prepared: &[],
         };
-        let pictures = self.generate_batch(run, on_step)?;
+        let pictures =
+            self.generate_batch(run, on_step, |networks, latents, path| networks.decode(latents, path))?;
         Ok(pictures.and_then(|pictures| pictures.into_iter().next()))
     }
 
-    fn generate_batch(
+    fn generate_batch<T>(
         &self,
         run: Run<'_>,
         on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Option<Vec<RgbImage>>> {
+        decode: Decode<T>,
+    ) -> Result<Option<Vec<T>>> {
         let all = run.batch.settings;
         let settings = &all[0];
         all.iter().try_for_each(Settings::check)?;
@@ -520,15 +539,7 @@ impl Networks<'_> {
                 Some(hires) => self.both_passes(&run, hires, on_step)?,
             };
             let Some(latents) = latents else { return Ok(None) };
-            let picture = |i: usize| {
-                let latents = latents.narrow(0, i as i64, 1);
-                // A part of a picture may well be black.
-                if run.parts.is_some() {
-                    self.decode_any(&latents, run.path)
-                } else {
-                    self.decode(&latents, run.path)
-                }
-            };
+            let picture = |i: usize| decode(self, &latents.narrow(0, i as i64, 1), run.path);
             (0..all.len()).map(picture).collect::<Result<Vec<_>>>().map(Some)
         })
     }
@@ -593,14 +604,15 @@ impl Networks<'_> {
 
     /// From scaled latents `(1, 4, h, w)` in fp32 to a picture, which is not black.
     fn decode(&self, latents: &Tensor, path: &Path) -> Result<RgbImage> {
-        let picture = self.decode_any(latents, path)?;
+        let picture = to_picture(&self.pixels(latents, path)?);
         match picture.iter().all(|value| *value == 0) {
             true => Err(Error::Black { checkpoint: path.to_path_buf() }),
             false => Ok(picture),
         }
     }
 
-    fn decode_any(&self, latents: &Tensor, path: &Path) -> Result<RgbImage> {
+    /// From scaled latents `(1, 4, h, w)` in fp32 to pixels `(1, 3, H, W)` in fp32, nearly all in -1..1.
+    fn pixels(&self, latents: &Tensor, path: &Path) -> Result<Tensor> {
         let not_finite = |what| Error::NotFinite { checkpoint: path.to_path_buf(), what };
         if !is_finite(latents) {
             return Err(not_finite("latents"));
@@ -615,7 +627,7 @@ impl Networks<'_> {
         if !is_finite(&pixels) {
             return Err(not_finite("pixels"));
         }
-        Ok(to_picture(&pixels))
+        Ok(pixels)
     }
 
     /// The VAE with its weights as they are, in fp32.
@@ -640,14 +652,23 @@ impl Networks<'_> {
 
     /// What of parts stays.
     fn held(&self, parts: &[Part]) -> Result<Held> {
-        let latents = parts.iter().map(|part| self.encode(&part.picture)).collect::<Result<Vec<_>>>()?;
+        let encode = |part: &Part| {
+            let levels: Vec<_> =
+                part.picture.iter().map(|value| f32::from(*value) / f32::from(FINE)).collect();
+            self.encode_levels(&Tensor::from_slice(&levels), part.picture.dimensions())
+        };
+        let latents = parts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         Ok(Held::new(parts, Tensor::cat(&latents, 0) * self.vae.config().scaling_factor))
     }
 
     /// The means of a picture's latents, not yet scaled. `(1, 4, H/8, W/8)` in fp32
     pub(crate) fn encode(&self, picture: &RgbImage) -> Result<Tensor> {
-        let (width, height) = picture.dimensions();
-        let pixels = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
+        self.encode_levels(&Tensor::from_slice(picture.as_raw()), picture.dimensions())
+    }
+
+    /// The same of levels 0..=255 of any kind, row by row, three a pixel.
+    fn encode_levels(&self, levels: &Tensor, (width, height): (u32, u32)) -> Result<Tensor> {
+        let pixels = levels.view([1, height.into(), width.into(), 3]);
         let (kind, device) = (self.vae.vars().kind(), self.vae.vars().device());
         let pixels = pixels.to_device(device).permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0;
         let encode = |vae: &Vae, kind| vae.encode(&pixels.to_kind(kind)).mean.to_kind(Kind::Float);
@@ -872,14 +893,29 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
+/// From `(1, 3, H, W)` in -1..1 to levels 0..=255 of a kind, cut off to it, on the processor. `(H, W, 3)`
+fn levels(pixels: &Tensor, steps: f64, kind: Kind) -> Tensor {
+    let pixels = ((pixels.squeeze_dim(0) + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0 * steps; // (3, H, W)
+    pixels.permute([1, 2, 0]).to_kind(kind).contiguous().to_device(Device::Cpu)
+}
+
 /// From `(1, 3, H, W)` in -1..1 to 8 bits, cut off as A1111 does it, not rounded.
 fn to_picture(pixels: &Tensor) -> RgbImage {
-    let pixels = ((pixels.squeeze_dim(0) + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0; // (3, H, W)
-    let pixels = pixels.permute([1, 2, 0]).to_kind(Kind::Uint8).contiguous().to_device(Device::Cpu); // (H, W, 3)
+    let pixels = levels(pixels, 1.0, Kind::Uint8); // (H, W, 3)
     let (height, width, _) = pixels.size3().expect("a picture has three axes");
     let mut bytes = vec![0; pixels.numel()];
     pixels.copy_data(&mut bytes, pixels.numel());
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three bytes a pixel")
+}
+
+/// The same to 256ths of a level.
+fn to_fine(pixels: &Tensor) -> FinePicture {
+    let pixels = levels(pixels, FINE.into(), Kind::Int); // (H, W, 3)
+    let (height, width, _) = pixels.size3().expect("a picture has three axes");
+    let mut values = vec![0_i32; pixels.numel()];
+    pixels.copy_data(&mut values, pixels.numel());
+    let values = values.into_iter().map(|value| value as u16).collect();
+    FinePicture::from_raw(width as u32, height as u32, values).expect("three values a pixel")
 }
 
 #[cfg(test)]

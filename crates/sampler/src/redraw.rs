@@ -1,17 +1,36 @@
 //! Parts of a larger picture that are made again: what they begin with, what of them stays, and their noise.
 
-use image::{GrayImage, RgbImage};
+use image::{GrayImage, ImageBuffer, Rgb, RgbImage};
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::Prediction;
 use vodka_noise::{BrownianTree, Output, PictureNoise, Schedule, Solver};
 
 use crate::Settings;
 
+/// A picture in 256ths of a level of 255, so that what is drawn in it again and again does not lose its last bits each time.
+pub(crate) type FinePicture = ImageBuffer<Rgb<u16>, Vec<u16>>;
+
+/// Steps of a [`FinePicture`] in a level.
+pub(crate) const FINE: u16 = 256;
+
+/// The same picture in finer steps.
+pub(crate) fn fine(picture: &RgbImage) -> FinePicture {
+    let values = picture.iter().map(|value| u16::from(*value) * FINE).collect();
+    ImageBuffer::from_raw(picture.width(), picture.height(), values).expect("as many values")
+}
+
+/// The picture in whole levels, the nearest.
+pub(crate) fn whole(picture: &FinePicture) -> RgbImage {
+    let level = |value: &u16| (value.saturating_add(FINE / 2) / FINE) as u8;
+    let values = picture.iter().map(level).collect();
+    RgbImage::from_raw(picture.width(), picture.height(), values).expect("as many values")
+}
+
 /// A part of a larger picture, of the size that the settings state.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     /// What is there.
-    pub(crate) picture: RgbImage,
+    pub(crate) picture: FinePicture,
     /// What is made again, in latents: 255, and 0 what stays.
     pub(crate) mask: GrayImage,
     /// Where it lies, if its noise is a part of that of the whole.
@@ -150,7 +169,7 @@ mod tests {
     use super::*;
 
     fn part(place: Option<Place>) -> Part {
-        Part { picture: RgbImage::new(32, 16), mask: GrayImage::new(4, 2), place }
+        Part { picture: FinePicture::new(32, 16), mask: GrayImage::new(4, 2), place }
     }
 
     #[test]
@@ -185,6 +204,16 @@ mod tests {
             let (same, one) = (same.first(), one.first());
             assert!((0..3).all(|i| same.get(i) == one.get(0)));
         }
+    }
+
+    #[test]
+    fn whole_levels_are_whole_in_finer_steps_too() {
+        let levels = RgbImage::from_fn(16, 16, |x, y| Rgb([(16 * y + x) as u8, 255, 0]));
+        let mut picture = fine(&levels);
+        assert_eq!(picture.get_pixel(15, 15).0, [255 * FINE, 255 * FINE, 0]);
+        assert_eq!(whole(&picture), levels);
+        picture.put_pixel(0, 0, Rgb([FINE / 2 - 1, FINE / 2, u16::MAX]));
+        assert_eq!(whole(&picture).get_pixel(0, 0).0, [0, 1, 255]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
     Model, ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice,
     Used,
     library::files,
-    memory::{Job, Need, planned},
+    memory::{Job, Need, There, planned},
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
     pipeline::{ARITHMETIC, kind},
@@ -620,7 +620,7 @@ impl SamplePlan {
     /// # Errors
     /// Pictures that the device has no room for, with all weights.
     fn check_memory(&self, model: &Model, load: &Load) -> Result<()> {
-        self.job()?.map_or(Ok(()), |job| job.check(model.config(), load, true))
+        self.job()?.map_or(Ok(()), |job| job.check(model.config(), load, There::default()))
     }
 
     /// What [`SamplePlan::memory`] says. What is wrong with a model is said when it is to be used.

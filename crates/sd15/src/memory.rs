@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use tch::Device;
-use vodka_checkpoint::{UNetConfig, VaeConfig, keys::Key};
+use vodka_checkpoint::{RrdbConfig, UNetConfig, VaeConfig, keys::Key};
 
 use crate::cuda;
 
@@ -34,6 +34,33 @@ pub fn largest(keys: &[Key]) -> u64 {
 
 fn elements(key: &Key) -> u64 {
     key.shape.iter().product::<usize>() as u64
+}
+
+/// Elements of what a ControlNet gives to a UNet of this form, for one row of a batch with latents of this height and width: as much as
+/// the maps that wait for the way up, and the middle.
+pub fn residuals(config: &UNetConfig, size: [i64; 2]) -> u64 {
+    let widths = &config.block_out_channels;
+    let level = |(i, channels): (usize, &i64)| {
+        let pixels = |times| size.iter().map(|side| halved(*side, times)).product::<i64>();
+        // The last level is not halved, but has the middle.
+        let last = pixels((i + 1).min(widths.len() - 1));
+        channels * (config.layers_per_block * pixels(i) + last)
+    };
+    let first = widths[0] * size[0] * size[1];
+    (first + widths.iter().enumerate().map(level).sum::<i64>()) as u64
+}
+
+/// Elements of the feature maps of an ESRGAN upscaler at their most, for a picture of this height and width.
+pub fn upscaler(config: &RrdbConfig, size: [i64; 2]) -> u64 {
+    let RrdbConfig { features, growth, doublings, unshuffle, .. } = *config;
+    let pixels: i64 =
+        size.iter().map(|side| side.div_euclid(unshuffle) + i64::from(side % unshuffle > 0)).product();
+    // What the blocks are given, what a block and a dense block are, and all that this has made, twice.
+    let blocks = 4 * features + 2 * (features + 5 * growth);
+    // What was made of the picture first, and behind the blocks; a map of a quarter, the larger one, that behind a convolution, and behind it.
+    let up = |k: u32| 2 * features + (features << (2 * k)) * 3 + (features << (2 * k)) / 4;
+    let most = (1..=doublings as u32).map(up).fold(blocks.max(5 * features), i64::max);
+    (most * pixels) as u64
 }
 
 /// Elements of the UNet's feature maps at their most, for one row of a batch with latents of this height and width.
@@ -209,7 +236,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use vodka_checkpoint::{ModelConfig, keys};
+    use vodka_checkpoint::{ModelConfig, UNetConfig, keys};
 
     use super::*;
 
@@ -241,6 +268,23 @@ mod tests {
         assert_eq!(of_processor(dir.path()), Some(0));
         assert!(available(Device::Cpu).is_some() || !cfg!(target_os = "linux"));
         assert_eq!(available(Device::Mps), None);
+    }
+
+    #[test]
+    fn maps_of_what_goes_with_it() {
+        let config = UNetConfig::sd15();
+        // Twelve of the way down, of which four are 320 channels, three and three 640 and 1280 of the next, and the middle.
+        let expected = 320 * 3 * 4096 + (320 + 2 * 640) * 1024 + (640 + 2 * 1280) * 256 + 4 * 1280 * 64;
+        assert_eq!(residuals(&config, [64, 64]), expected);
+        let esrgan =
+            RrdbConfig { features: 64, growth: 32, blocks: 23, doublings: 2, unshuffle: 1, plus: false };
+        // Maps of the result's size: three and a quarter.
+        assert_eq!(upscaler(&esrgan, [10, 20]), 200 * (64 * 16 * 13 / 4 + 2 * 64));
+        let clearing = RrdbConfig { doublings: 0, ..esrgan };
+        assert_eq!(upscaler(&clearing, [10, 20]), 200 * (4 * 64 + 2 * (64 + 5 * 32)));
+        // Four pixels are one, and what is missing for that is added.
+        let twice = RrdbConfig { unshuffle: 2, ..esrgan };
+        assert_eq!(upscaler(&twice, [9, 20]), 50 * (64 * 16 * 13 / 4 + 2 * 64));
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl LoadedNets {
         Ok(())
     }
 
+    /// How many of the files that these units need are loaded.
+    pub(crate) fn count(&self, units: &[ControlUnit]) -> usize {
+        self.0.iter().filter(|(path, _)| units.iter().any(|unit| unit.model == *path)).count()
+    }
+
     /// Searches all weights for a value that is no number.
     pub(crate) fn check_finite(&self) -> Result<()> {
         self.0.iter().try_for_each(|(_, loaded)| Ok(loaded.file.check_finite()?))

@@ -37,10 +37,12 @@ pub use redraw::{RedrawConfig, RedrawPlan, RedrawTiles, SeamFix, SeamMeasure, Se
 pub use tiles::Tiles;
 pub(crate) use tiles::{TILE_MAX_PX, TILE_MIN_PX};
 pub use upscaler::{Upscaler, UpscalerChoice};
-pub(crate) use upscaler::{check_size, scaled};
+pub(crate) use upscaler::{check_size, passes, scaled};
 
 /// Counts up whenever the same settings make other pixels.
 const ARITHMETIC: u32 = 1;
+/// The same of those that are drawn again.
+const REDRAW_ARITHMETIC: u32 = 2;
 /// The largest factor.
 pub(crate) const SCALE_MAX: f64 = 64.0;
 
@@ -385,7 +387,8 @@ impl UpscalePlan {
 /// What drawn tiles depend on, beside the model.
 #[derive(Serialize)]
 struct RedrawKey<'a> {
-    arithmetic: u32,
+    /// That of pictures, and that of tiles.
+    arithmetic: [u32; 2],
     settings: &'a Settings,
     used: Used,
     own: (bool, bool),
@@ -399,7 +402,8 @@ struct RedrawKey<'a> {
 impl<'a> RedrawKey<'a> {
     fn of(plan: &'a RedrawPlan) -> Result<Self> {
         let RedrawPlan { ref settings, tiles, seams, batch_size, precision, vae_precision, .. } = *plan;
-        let (arithmetic, used) = (pipeline::ARITHMETIC, plan.library.used_by(settings)?);
+        let arithmetic = [pipeline::ARITHMETIC, REDRAW_ARITHMETIC];
+        let used = plan.library.used_by(settings)?;
         let own = (plan.is_own_prompt, plan.is_own_negative);
         Ok(Self { arithmetic, settings, used, own, tiles, seams, batch_size, precision, vae_precision })
     }
@@ -481,6 +485,7 @@ fn is_of_one_picture(error: &Error) -> bool {
     // What a recipe says has been checked before, so that prompts, fields and sizes are those of the picture's own text.
     matches!(error, Error::Images(_) | Error::TooLarge { .. } | Error::NoSize { .. } | Error::Size { .. })
         || matches!(error, Error::UnknownLora { .. } | Error::ExtraNetwork { .. } | Error::Field { .. })
+        || matches!(error, Error::Memory { .. })
         || error.is_of_one_picture()
 }
 

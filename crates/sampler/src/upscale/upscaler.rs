@@ -15,7 +15,7 @@ use vodka_images::{Filter, MAX_SIDE_PX, resize};
 use vodka_sd15::{Network, Rrdb, layers::Tiling};
 use vodka_stage::Interrupt;
 
-use crate::{Error, Result, parameters::model_name, upscale::Tiles};
+use crate::{Error, Result, Size, memory::check_upscaler, parameters::model_name, upscale::Tiles};
 
 /// No picture is made of more pixels: three bytes each.
 const PIXELS_MAX: u64 = 1 << 30;
@@ -136,7 +136,7 @@ impl Upscaler {
     /// where it was interrupted.
     ///
     /// # Errors
-    /// A picture that would be too large; values that are not finite.
+    /// A picture that would be too large, or needs more memory than there is; values that are not finite.
     pub fn enlarge(
         &self,
         picture: &RgbImage,
@@ -153,7 +153,11 @@ impl Upscaler {
             How::Model { file, network } => (file, network),
             _ => return Ok(Some(picture.clone())),
         };
-        let passes = self.passes((width, height), (wide, high), network.config().scale() as u32)?;
+        let passes = passes((width, height), ratio, network.config().scale() as u32)?;
+        if let Some((width, height)) = passes.last().copied() {
+            let at = (network.vars().device(), network.vars().kind());
+            check_upscaler(network.config(), Size { width, height }, self.tiles, at)?;
+        }
         let total: usize = passes.iter().map(|(width, height)| self.tiles.count(*width, *height)).sum();
         let mut done = 0;
         let mut picture = picture.clone();
@@ -167,25 +171,6 @@ impl Upscaler {
             picture = larger;
         }
         Ok(Some(picture))
-    }
-
-    /// The sizes of the pictures that the network is given, one after the other.
-    fn passes(
-        &self,
-        (mut width, mut height): (u32, u32),
-        (wide, high): (u32, u32),
-        scale: u32,
-    ) -> Result<Vec<(u32, u32)>> {
-        if scale == 1 {
-            return Ok(vec![(width, height)]);
-        }
-        let mut sizes = Vec::new();
-        while (width < wide || height < high) && sizes.len() < PASSES_MAX {
-            sizes.push((width, height));
-            (width, height) = (width.saturating_mul(scale), height.saturating_mul(scale));
-            check_size(width, height)?;
-        }
-        Ok(sizes)
     }
 
     /// Applies a network once.
@@ -224,6 +209,24 @@ impl Upscaler {
         let picture = || RgbImage::from_raw(width * scale, height * scale, bytes);
         Ok(made.map(|()| picture().expect("three bytes a pixel")))
     }
+}
+
+/// The sizes of the pictures that a network of this scale is given, one after the other, until they are `ratio` times as large.
+///
+/// # Errors
+/// Pictures that would be too large.
+pub(crate) fn passes((mut width, mut height): (u32, u32), ratio: f64, scale: u32) -> Result<Vec<(u32, u32)>> {
+    if scale == 1 {
+        return Ok(vec![(width, height)]);
+    }
+    let (wide, high) = (scaled(width, ratio), scaled(height, ratio));
+    let mut sizes = Vec::new();
+    while (width < wide || height < high) && sizes.len() < PASSES_MAX {
+        sizes.push((width, height));
+        (width, height) = (width.saturating_mul(scale), height.saturating_mul(scale));
+        check_size(width, height)?;
+    }
+    Ok(sizes)
 }
 
 /// A side that many times as long, rounded down as A1111 does; at least a pixel.

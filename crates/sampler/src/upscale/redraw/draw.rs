@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use image::{GrayImage, Luma, RgbImage, imageops};
+use image::{GrayImage, Luma, imageops};
 use vodka_images::{Filter, resize};
 
 use super::{
     geometry::{Job, Pass, Rect, TileNoise},
-    mask::Mask,
+    mask::{Depth, Mask},
 };
 use crate::{
     ResizeMode, Result, Size,
-    fit::fit,
-    redraw::{Part, Place},
+    fit::{fit, fit_fine},
+    redraw::{FINE, FinePicture, Part, Place, fine, whole},
     settings::MULTIPLE,
 };
 
-/// Makes parts of one pass; `None` where it was interrupted.
-pub(crate) type Make<'a> = dyn FnMut(&Pass, &[Part]) -> Result<Option<Vec<RgbImage>>> + 'a;
+/// Makes parts of one pass, not cut off to whole levels; `None` where it was interrupted.
+pub(crate) type Make<'a> = dyn FnMut(&Pass, &[Part]) -> Result<Option<Vec<FinePicture>>> + 'a;
 
 /// How parts are made.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,7 @@ pub(crate) struct Drawing {
     /// How many of a pass at once.
     pub(crate) batch: usize,
     pub(crate) noise: TileNoise,
+    pub(crate) depth: Depth,
 }
 
 impl Drawing {
@@ -36,11 +37,11 @@ impl Drawing {
     /// Those of `make` and `on_made`.
     pub(crate) fn run(
         self,
-        canvas: &mut RgbImage,
+        canvas: &mut FinePicture,
         passes: &[Pass],
-        known: &mut BTreeMap<usize, RgbImage>,
+        known: &mut BTreeMap<usize, FinePicture>,
         make: &mut Make<'_>,
-        on_made: &mut dyn FnMut(usize, &RgbImage) -> Result<()>,
+        on_made: &mut dyn FnMut(usize, &FinePicture) -> Result<()>,
     ) -> Result<bool> {
         let mut first = 0;
         for pass in passes {
@@ -53,21 +54,45 @@ impl Drawing {
                     continue;
                 }
                 let parts: Vec<_> = jobs.iter().map(|job| self.part(job, pass.size, canvas)).collect();
-                let Some(pictures) = make(pass, &parts)? else { return Ok(false) };
+                let Some(mut pictures) = make(pass, &parts)? else { return Ok(false) };
+                pictures.iter_mut().for_each(|picture| self.cut_off(picture));
                 for (number, picture) in numbers.zip(&pictures) {
                     on_made(number, picture)?;
                 }
                 made.extend(pictures);
             }
             for (job, picture) in pass.jobs.iter().zip(&made) {
-                paste(job, picture, canvas);
+                self.paste(job, picture, canvas);
             }
             first += pass.jobs.len();
         }
         Ok(true)
     }
 
-    fn part(self, job: &Job, Size { width, height }: Size, canvas: &RgbImage) -> Part {
+    /// A1111 cuts off what is not a whole level, which is half a level where it is not known.
+    fn cut_off(self, picture: &mut FinePicture) {
+        for value in picture.iter_mut() {
+            *value = match self.depth {
+                Depth::Whole => *value / FINE * FINE,
+                Depth::Fine => value.saturating_sub(FINE / 2),
+            };
+        }
+    }
+
+    fn fit(self, picture: &FinePicture, width: u32, height: u32, mode: ResizeMode) -> FinePicture {
+        match self.depth {
+            Depth::Whole => fine(&fit(&whole(picture), width, height, mode)),
+            Depth::Fine => fit_fine(picture, width, height, mode),
+        }
+    }
+
+    fn paste(self, job: &Job, picture: &FinePicture, canvas: &mut FinePicture) {
+        let (mask, crop) = job.prepare(canvas.dimensions());
+        let picture = self.fit(picture, crop.width, crop.height, ResizeMode::Crop);
+        mask.paste(&picture, crop, canvas, self.depth);
+    }
+
+    fn part(self, job: &Job, Size { width, height }: Size, canvas: &FinePicture) -> Part {
         let (mask, crop) = job.prepare(canvas.dimensions());
         let picture = imageops::crop_imm(canvas, crop.left, crop.top, crop.width, crop.height).to_image();
         let place = (self.noise == TileNoise::Global).then(|| {
@@ -75,12 +100,12 @@ impl Drawing {
             let whole = (latents(canvas.width()), latents(canvas.height()));
             Place { whole, left: latents(crop.left), top: latents(crop.top) }
         });
-        let picture = fit(&picture, width, height, ResizeMode::Fill);
+        let picture = self.fit(&picture, width, height, ResizeMode::Fill);
         Part { picture, mask: latent_mask(&mask, crop, width, height), place }
     }
 }
 
-fn is_of_size(picture: &RgbImage, size: Size) -> bool {
+fn is_of_size(picture: &FinePicture, size: Size) -> bool {
     picture.dimensions() == (size.width, size.height)
 }
 
@@ -92,14 +117,9 @@ fn latent_mask(mask: &Mask, crop: Rect, width: u32, height: u32) -> GrayImage {
     GrayImage::from_fn(columns, rows, |x, y| Luma([if small.get_pixel(x, y).0[0] >= 128 { 255 } else { 0 }]))
 }
 
-fn paste(job: &Job, picture: &RgbImage, canvas: &mut RgbImage) {
-    let (mask, crop) = job.prepare(canvas.dimensions());
-    mask.paste(&fit(picture, crop.width, crop.height, ResizeMode::Crop), crop, canvas);
-}
-
 #[cfg(test)]
 mod tests {
-    use image::Rgb;
+    use image::{Rgb, RgbImage};
 
     use super::{
         super::geometry::{RedrawTiles, SeamFix, Seams, TileOrder, passes},
@@ -107,8 +127,8 @@ mod tests {
     };
     use crate::Error;
 
-    fn gradient(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8]))
+    fn gradient(width: u32, height: u32) -> FinePicture {
+        fine(&RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8])))
     }
 
     fn tiles(order: TileOrder, noise: TileNoise) -> RedrawTiles {
@@ -116,9 +136,9 @@ mod tests {
     }
 
     /// Darker, and marked by how bright what is seen is: so that it tells what a tile has seen.
-    fn darker(part: &Part) -> RgbImage {
+    fn darker(part: &Part) -> FinePicture {
         let sum: u64 = part.picture.iter().map(|value| u64::from(*value)).sum();
-        let mark = (sum % 16) as u8;
+        let mark = (sum % 16) as u16 * FINE;
         let mut made = part.picture.clone();
         made.iter_mut().for_each(|value| *value = *value / 2 + mark);
         made
@@ -128,19 +148,19 @@ mod tests {
         tiles: RedrawTiles,
         seams: &Seams,
         batch: usize,
-        known: &mut BTreeMap<usize, RgbImage>,
+        known: &mut BTreeMap<usize, FinePicture>,
         stop_at: usize,
-    ) -> (Option<RgbImage>, BTreeMap<usize, RgbImage>) {
+    ) -> (Option<FinePicture>, BTreeMap<usize, FinePicture>) {
         let mut canvas = gradient(200, 136);
         let passes = passes(tiles, seams, 0.5, canvas.dimensions());
         let (mut told, mut calls) = (BTreeMap::new(), 0);
-        let drawing = Drawing { batch, noise: tiles.noise };
+        let drawing = Drawing { batch, noise: tiles.noise, depth: tiles.depth() };
         let make = &mut |pass: &Pass, parts: &[Part]| {
             calls += 1;
             assert!(parts.len() <= batch && parts.iter().all(|part| is_of_size(&part.picture, pass.size)));
             Ok((calls <= stop_at).then(|| parts.iter().map(darker).collect()))
         };
-        let on_made = &mut |number, picture: &RgbImage| {
+        let on_made = &mut |number, picture: &FinePicture| {
             told.insert(number, picture.clone());
             Ok(())
         };
@@ -183,7 +203,8 @@ mod tests {
             for noise in [TileNoise::Global, TileNoise::SameSeed] {
                 let (found, _) = draw(tiles(order, noise), &Seams::default(), 4, &mut BTreeMap::new(), 100);
                 let (found, before) = (found.unwrap(), gradient(200, 136));
-                let bright = before.pixels().zip(found.pixels()).filter(|(before, _)| before.0[1] > 100);
+                let bright =
+                    before.pixels().zip(found.pixels()).filter(|(before, _)| before.0[1] > 100 * FINE);
                 assert!(
                     bright.into_iter().all(|(before, after)| after.0[1] < before.0[1]),
                     "{order:?} {noise:?}"
@@ -194,14 +215,14 @@ mod tests {
         let mut canvas = gradient(64, 64);
         let one = tiles(TileOrder::Linear, TileNoise::Global);
         let passes = passes(one, &Seams::default(), 0.5, (64, 64));
-        let drawing = Drawing { batch: 1, noise: TileNoise::Global };
+        let drawing = Drawing { batch: 1, noise: TileNoise::Global, depth: Depth::Whole };
         let make = &mut |_: &Pass, parts: &[Part]| {
             assert_eq!(parts[0].place, Some(Place { whole: (8, 8), left: 0, top: 0 }));
             assert!(parts[0].mask.iter().all(|value| *value == 255));
-            Ok(Some(vec![RgbImage::from_pixel(64, 64, Rgb([1, 2, 3]))]))
+            Ok(Some(vec![FinePicture::from_pixel(64, 64, Rgb([1, 2, 3].map(|level| level * FINE + 255)))]))
         };
         assert!(drawing.run(&mut canvas, &passes, &mut BTreeMap::new(), make, &mut |_, _| Ok(())).unwrap());
-        assert!(canvas.pixels().all(|pixel| pixel.0 == [1, 2, 3]));
+        assert!(canvas.pixels().all(|pixel| pixel.0 == [1, 2, 3].map(|level| level * FINE)));
         let failing = &mut |_: &Pass, _: &[Part]| Err(Error::NoImage);
         drawing.run(&mut canvas, &passes, &mut BTreeMap::new(), failing, &mut |_, _| Ok(())).unwrap_err();
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mask::{Mask, Shape, reach};
+use super::mask::{Depth, Mask, Shape, reach};
 use crate::{Error, Result, Size, settings::MULTIPLE};
 
 /// The shortest side of a tile, in pixels.
@@ -223,6 +223,11 @@ impl RedrawTiles {
     pub(crate) fn size(self) -> (u32, u32) {
         let or = |side: u32, other: u32| if side == 0 { other } else { side };
         (or(self.width, self.height), or(self.height, self.width))
+    }
+
+    /// In what steps tiles are kept: those that may be made at once, and so differ in their last bits, in fine ones.
+    pub(crate) fn depth(self) -> Depth {
+        if self.order == TileOrder::Chess { Depth::Fine } else { Depth::Whole }
     }
 
     /// # Errors

@@ -4,6 +4,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use vodka_images::{Filter, gaussian_kernel, reflected, resize};
 
 use super::geometry::Rect;
+use crate::redraw::{FINE, FinePicture};
 
 /// The values of a mask before it is blurred, over its rectangle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,19 +80,42 @@ impl Mask {
         inside.and_then(|(x, y)| self.values.get_pixel_checked(x, y)).map_or(0, |value| value.0[0])
     }
 
-    /// Lays `made`, which is for the rectangle `at`, over a picture, as far as this says and with Pillow's roundings: A1111 lays what stays over
-    /// what is made (stable-diffusion-webui 1.10.1, `modules/processing.py`, `apply_overlay`).
-    pub(crate) fn paste(&self, made: &RgbImage, at: Rect, canvas: &mut RgbImage) {
+    /// Lays `made`, which is for the rectangle `at`, over a picture, as far as this says: A1111 lays what stays over what is made
+    /// (stable-diffusion-webui 1.10.1, `modules/processing.py`, `apply_overlay`). Whole levels have Pillow's roundings.
+    pub(crate) fn paste(&self, made: &FinePicture, at: Rect, canvas: &mut FinePicture, depth: Depth) {
+        let mixed = match depth {
+            Depth::Whole => mixed_levels,
+            Depth::Fine => mixed_fine,
+        };
         for (x, y, made) in made.enumerate_pixels() {
             let (x, y) = (at.left + x, at.top + y);
             let share = u32::from(self.value(x, y));
             if share > 0 {
                 let old = canvas.get_pixel_mut(x, y);
-                let mixed = |made: u8, old: u8| mixed(made.into(), old.into(), share);
-                *old = Rgb([0, 1, 2].map(|i| mixed(made.0[i], old.0[i])));
+                *old = Rgb([0, 1, 2].map(|i| mixed(made.0[i].into(), old.0[i].into(), share)));
             }
         }
     }
+}
+
+/// In what steps tiles, and the picture that they are drawn in, are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Levels of 255, with all roundings of the original.
+    Whole,
+    /// 256ths of a level: what the last bits of a tile are then changes no other tile by a level.
+    Fine,
+}
+
+/// A value of which this share of 255 is new, the nearest.
+fn mixed_fine(made: u32, old: u32, share: u32) -> u16 {
+    ((made * share + old * (255 - share) + 127) / 255) as u16
+}
+
+/// The same of whole levels.
+fn mixed_levels(made: u32, old: u32, share: u32) -> u16 {
+    let fine = u32::from(FINE);
+    u16::from(mixed(made / fine, old / fine, share)) * FINE
 }
 
 /// A value of which this share of 255 is new: what stays goes through premultiplied bytes, whose quotients are cut off, and
@@ -273,15 +297,26 @@ mod tests {
         let mask = Mask::draw(Shape::Full, at, 1, (32, 32));
         let bounds = mask.bounds().unwrap();
         assert_eq!(bounds, Rect { left: 5, top: 5, width: 14, height: 14 });
-        let mut canvas = RgbImage::from_pixel(32, 32, Rgb([10, 20, 30]));
-        mask.paste(&RgbImage::from_pixel(14, 14, Rgb([255, 0, 30])), bounds, &mut canvas);
-        assert_eq!(canvas.get_pixel(12, 12).0, [255, 0, 30]);
-        assert_eq!(canvas.get_pixel(4, 12).0, [10, 20, 30]);
-        assert!((170..190).contains(&mask.value(8, 12)));
-        assert_eq!(canvas.get_pixel(8, 12).0[0], mixed(255, 10, mask.value(8, 12).into()));
+        let levels = |size, values: [u8; 3]| {
+            FinePicture::from_pixel(size, size, Rgb(values.map(|value| u16::from(value) * FINE)))
+        };
+        let share = u32::from(mask.value(8, 12));
+        assert!((170..190).contains(&share));
+        for (depth, expected) in [
+            (Depth::Whole, u32::from(mixed(255, 10, share)) * 256),
+            (Depth::Fine, (256 * (255 * share + 10 * (255 - share)) + 127) / 255),
+        ] {
+            let mut canvas = levels(32, [10, 20, 30]);
+            mask.paste(&levels(14, [255, 0, 30]), bounds, &mut canvas, depth);
+            assert_eq!(canvas.get_pixel(12, 12), levels(1, [255, 0, 30]).get_pixel(0, 0));
+            assert_eq!(canvas.get_pixel(4, 12), levels(1, [10, 20, 30]).get_pixel(0, 0));
+            assert_eq!(u32::from(canvas.get_pixel(8, 12).0[0]), expected);
+        }
         // Image.alpha_composite of the picture, with what was pasted through the inverted mask: made, old and share to what comes out.
         for (made, old, share, expected) in PILLOW {
             assert_eq!(mixed(made, old, share), expected, "{made} over {old} by {share}");
+            let fine = mixed_fine(256 * made, 256 * old, share);
+            assert!(fine.abs_diff(256 * u16::from(expected)) <= 256, "{made} over {old} by {share}: {fine}");
         }
         let empty = Mask { area: at, values: GrayImage::new(8, 8) };
         assert_eq!(empty.bounds(), None);

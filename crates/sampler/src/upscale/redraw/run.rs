@@ -1,8 +1,8 @@
 //! The redraw of one picture: larger, then tile by tile, with a journal of the tiles.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, io::Cursor, path::Path, sync::Arc};
 
-use image::{ImageFormat, RgbImage};
+use image::{DynamicImage, ImageFormat, RgbImage};
 use serde::{Deserialize, Serialize};
 use vodka_images::Picture;
 use vodka_prompt::Parameters;
@@ -11,7 +11,8 @@ use vodka_stage::{ContentHash, Interrupt, Journal, beside, hash_bytes};
 
 use super::{
     draw::Drawing,
-    geometry::{Pass, TileNoise, passes},
+    geometry::{Pass, passes},
+    mask::Depth,
     recipe::RedrawPlan,
     seam::SeamMeasure,
 };
@@ -19,8 +20,9 @@ use crate::{
     ImageToImage, Load, ModelId, Pipeline, ResizeMode, Result, SamplerName, Settings, Size, UpscaleEvent,
     Upscaler,
     fit::fit,
+    memory::{Job, There},
     pipeline::kind,
-    redraw::Part,
+    redraw::{FinePicture, Part, fine, whole},
     upscale::{UpscalePlan, alpha, check_size},
 };
 
@@ -95,10 +97,10 @@ impl<'a> Redrawing<'a> {
         let (mut known, mut base) = (BTreeMap::new(), None);
         let mut journal =
             Journal::open(&path, self.picture_key(&settings, source.identity), |_, drawn: Drawn| {
-                let picture = image::load_from_memory_with_format(&drawn.png, ImageFormat::Png);
+                let picture = image::load_from_memory_with_format(&drawn.png, ImageFormat::Png).map(kept);
                 match (drawn.number, picture) {
-                    (Some(number), Ok(picture)) => drop(known.insert(number as usize, picture.into_rgb8())),
-                    (None, Ok(picture)) => base = Some(picture.into_rgb8()),
+                    (Some(number), Ok(picture)) => drop(known.insert(number as usize, picture)),
+                    (None, Ok(picture)) => base = Some(picture),
                     (_, Err(_)) => {}
                 }
             })?;
@@ -111,17 +113,18 @@ impl<'a> Redrawing<'a> {
                     return Ok(None);
                 };
                 journal.append(&Drawn { number: None, png: vodka_images::png(&larger) })?;
-                larger
+                fine(&larger)
             }
         };
-        let on_made = &mut |number: usize, picture: &RgbImage| {
-            journal.append(&Drawn { number: Some(number as u64), png: vodka_images::png(picture) })?;
+        let tiles = self.redraw.tiles;
+        let on_made = &mut |number: usize, picture: &FinePicture| {
+            journal.append(&Drawn { number: Some(number as u64), png: png(picture, tiles.depth()) })?;
             Ok(())
         };
         if !self.draw(&mut canvas, &passes, &settings, known, on_made, interrupt, on_event)? {
             return Ok(None);
         }
-        let tiles = self.redraw.tiles;
+        let canvas = whole(&canvas);
         self.seams = SeamMeasure::of(&canvas, tiles.size(), tiles.mask_blur.max(1));
         let text = self.redraw.text(&settings, &self.model, &used, &self.plan.upscaler.name());
         Ok(Some((
@@ -171,11 +174,11 @@ impl<'a> Redrawing<'a> {
     #[expect(clippy::too_many_arguments, reason = "what a run of one picture has at hand")]
     fn draw(
         &mut self,
-        canvas: &mut RgbImage,
+        canvas: &mut FinePicture,
         passes: &[Pass],
         settings: &Settings,
-        mut known: BTreeMap<usize, RgbImage>,
-        on_made: &mut dyn FnMut(usize, &RgbImage) -> Result<()>,
+        mut known: BTreeMap<usize, FinePicture>,
+        on_made: &mut dyn FnMut(usize, &FinePicture) -> Result<()>,
         interrupt: &Interrupt,
         on_event: &mut dyn FnMut(UpscaleEvent<'_>),
     ) -> Result<bool> {
@@ -183,25 +186,29 @@ impl<'a> Redrawing<'a> {
         let mut done = known.len();
         let is_alone = settings.sampler == SamplerName::DpmAdaptive;
         let batch = if is_alone { 1 } else { self.redraw.batch_size };
-        let noise: TileNoise = self.redraw.tiles.noise;
+        let tiles = self.redraw.tiles;
         let make = &mut |pass: &Pass, parts: &[Part]| {
             if interrupt.is_raised() {
                 return Ok(None);
             }
             on_event(UpscaleEvent::Redrawing { done, total });
-            let Some(pipeline) = self.pipeline(interrupt, on_event)? else { return Ok(None) };
-            let made = pipeline.redraw(&of_pass(settings, pass), parts, interrupt, &mut |_, _| {})?;
+            let settings = of_pass(settings, pass);
+            let job = Job::new(&settings, parts.len())?;
+            let Some(pipeline) = self.pipeline(&job, interrupt, on_event)? else { return Ok(None) };
+            let made = pipeline.redraw(&settings, parts, interrupt, &mut |_, _| {})?;
             if let Some(reason) = pipeline.without_graphs() {
                 on_event(UpscaleEvent::WithoutGraphs { reason: &reason });
             }
             done = (done + parts.len()).min(total);
             Ok(made)
         };
-        Drawing { batch, noise }.run(canvas, passes, &mut known, make, on_made)
+        Drawing { batch, noise: tiles.noise, depth: tiles.depth() }
+            .run(canvas, passes, &mut known, make, on_made)
     }
 
     fn pipeline(
         &mut self,
+        job: &Job,
         interrupt: &Interrupt,
         on_event: &mut dyn FnMut(UpscaleEvent<'_>),
     ) -> Result<Option<&Pipeline>> {
@@ -211,10 +218,32 @@ impl<'a> Redrawing<'a> {
             let device = parse_device(&self.plan.device, &self.plan.runtime_dir)?;
             let (vae_kind, vae) = (kind(*vae_precision), vae.clone());
             let load = Load { vae_kind, vae, ..Load::new(device, kind(*precision)) };
-            let loaded = Pipeline::load_unless(None, model.open()?, &load, interrupt)?;
+            let model = model.open()?;
+            job.check(model.config(), &load, There::default())?;
+            let loaded = Pipeline::load_unless(None, model, &load, interrupt)?;
             self.pipeline = loaded.map(|pipeline| pipeline.with_library(Arc::clone(library)));
         }
         Ok(self.pipeline.as_ref())
+    }
+}
+
+/// A tile as the journal has it, a PNG file: of 16 bits a channel where levels are not whole.
+fn png(picture: &FinePicture, depth: Depth) -> Vec<u8> {
+    match depth {
+        Depth::Whole => vodka_images::png(&whole(picture)),
+        Depth::Fine => {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, ImageFormat::Png).expect("memory takes every picture");
+            bytes.into_inner()
+        }
+    }
+}
+
+/// What the journal has had.
+fn kept(picture: DynamicImage) -> FinePicture {
+    match picture {
+        DynamicImage::ImageRgb16(picture) => picture,
+        picture => fine(&picture.into_rgb8()),
     }
 }
 
@@ -262,7 +291,19 @@ fn factors(wanted: u32) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use image::Rgb;
+
     use super::*;
+
+    #[test]
+    fn the_journal_loses_no_bit_of_a_tile() {
+        let picture = FinePicture::from_fn(64, 64, |x, y| Rgb([(x * 1020) as u16, (y * 777) as u16, 65280]));
+        let read = |bytes: &[u8]| kept(image::load_from_memory(bytes).unwrap());
+        assert_eq!(read(&png(&picture, Depth::Fine)), picture);
+        let levels = fine(&whole(&picture));
+        assert_eq!(read(&png(&levels, Depth::Whole)), levels);
+        assert_ne!(read(&png(&picture, Depth::Whole)), picture);
+    }
 
     #[test]
     fn enlargements_are_made_of_small_ones() {

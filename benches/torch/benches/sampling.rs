@@ -3,8 +3,10 @@
 //!
 //! `VODKA_BENCH_MODEL` is the model's folder, `VODKA_PEER_PYTHON` a Python with the peers' packages and
 //! `VODKA_BENCH_PEERS` the folder of `peer_sample.py`; without a Python it is our side alone. `VODKA_BENCH_PARTS` names some of
-//! picture, four, change, grid, hires and upscale. The last is an ESRGAN upscaler of random weights beside spandrel's, with the
-//! same tiles (`peer_upscale.py`, which needs spandrel); it needs a Python and no model.
+//! picture, four, change, grid, hires, ultimate (Ultimate upscale, `VODKA_BENCH_BATCH` tiles at once against one at a time) and upscale. The
+//! last is an ESRGAN upscaler of random weights beside spandrel's, with the same tiles (`peer_upscale.py`, which needs spandrel); it needs a
+//! Python and no model. `VODKA_BENCH_STEPS` and `VODKA_BENCH_SIZE` are for all parts, `VODKA_BENCH_DEVICE`, `VODKA_BENCH_DTYPE` and
+//! `VODKA_RUNTIME` for our side.
 
 #![allow(
     clippy::print_stdout,
@@ -16,7 +18,7 @@ use std::{env, path::Path, process::Command};
 
 fn main() {
     let parts = env::var("VODKA_BENCH_PARTS");
-    let parts = parts.unwrap_or_else(|_| "picture,four,change,grid,hires".to_owned());
+    let parts = parts.unwrap_or_else(|_| "picture,four,change,grid,hires,ultimate".to_owned());
     let model = env::var("VODKA_BENCH_MODEL").ok();
     let Some(model) = model.or_else(|| (parts == "upscale").then(|| "none".to_owned())) else {
         println!("VODKA_BENCH_MODEL=DIR names the model: `make_sd.py DIR --size small` writes one");
@@ -29,6 +31,10 @@ fn main() {
         turns: count("VODKA_BENCH_TURNS", "3"),
         steps: count("VODKA_BENCH_STEPS", "5"),
         size: count("VODKA_BENCH_SIZE", "512"),
+        batch: text("VODKA_BENCH_BATCH", "4"),
+        device: text("VODKA_BENCH_DEVICE", "cpu"),
+        dtype: text("VODKA_BENCH_DTYPE", "fp32"),
+        runtime: text("VODKA_RUNTIME", concat!(env!("CARGO_MANIFEST_DIR"), "/../../.runtime")),
         python: env::var("VODKA_PEER_PYTHON").ok(),
     };
     for part in parts.split(',') {
@@ -38,6 +44,7 @@ fn main() {
             "change" => bench.change(),
             "grid" => bench.grid(),
             "hires" => bench.hires(),
+            "ultimate" => bench.ultimate(),
             "upscale" => bench.upscale(),
             other => panic!("VODKA_BENCH_PARTS: no part is called `{other}`"),
         }
@@ -49,6 +56,10 @@ struct Bench {
     turns: usize,
     steps: usize,
     size: usize,
+    batch: String,
+    device: String,
+    dtype: String,
+    runtime: String,
     python: Option<String>,
 }
 
@@ -117,6 +128,25 @@ impl Bench {
         println!("  the hires pass: {:+.1} %", 100.0 * (median(&both) / median(&sums) - 1.0));
     }
 
+    /// A picture of four times the width and height in sixteen tiles, several at once against one at a time.
+    fn ultimate(&self) {
+        let folder = env::temp_dir().join(format!("vodka-bench-ultimate-{}", std::process::id()));
+        let (mut single, mut batch) = (vec![], vec![]);
+        for _ in 0..self.turns {
+            let tiles = |count: &str| self.ours(&["ultimate", folder.to_str().unwrap(), "--batch", count])[0];
+            single.push(tiles("1"));
+            batch.push(tiles(&self.batch));
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        print(
+            &format!("Ultimate upscale of {} px to {}, one tile at a time", self.size, 4 * self.size),
+            "s a tile",
+            &single,
+        );
+        print(&format!("{} at once", self.batch), "s a tile", &batch);
+        println!("  at once: {:.3} times as fast", median(&single) / median(&batch));
+    }
+
     fn upscale(&self) {
         let Some(python) = &self.python else {
             return println!("upscale: VODKA_PEER_PYTHON names no Python");
@@ -142,7 +172,9 @@ impl Bench {
 
     fn ours(&self, arguments: &[&str]) -> Vec<f64> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vodka-bench-sample"));
-        let output = said(command.args(arguments).args(["--model", &self.model]).args(self.common()));
+        command.args(arguments).args(["--model", &self.model]).args(self.common());
+        command.args(["--device", &self.device, "--dtype", &self.dtype, "--runtime", &self.runtime]);
+        let output = said(&mut command);
         output.split_whitespace().map(|number| number.parse().unwrap()).collect()
     }
 

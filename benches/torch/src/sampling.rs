@@ -10,13 +10,15 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use tch::{Kind, Tensor, no_grad};
-use vodka_checkpoint::{Checkpoint, VaeConfig};
+use vodka_checkpoint::{Checkpoint, ControlNetConfig, RrdbConfig, VaeConfig};
 use vodka_sampler::{
     Batch, GridCheckpoint, GridConfig, GridPrompt, Hires, HiresUpscaler, ImageToImage, Load, ModelSource,
-    Pipeline, Precision, RgbImage, SamplerName, ScheduleName, Settings, Size, Tiles, Upscaler,
-    UpscalerChoice, grid, write_picture,
+    Pipeline, Precision, ResizeMode, RgbImage, SamplerName, ScheduleName, Settings, Size, Tiles,
+    UpscaleConfig, UpscaleEvent, Upscaler, UpscalerChoice, grid, upscale, write_picture,
 };
-use vodka_sd15::{Network, StableDiffusion, UNet, Vae, VaeTiles, memory, native, parse_device};
+use vodka_sd15::{
+    ControlNet, Network, Rrdb, StableDiffusion, UNet, Vae, VaeTiles, memory, native, parse_device,
+};
 use vodka_stage::{Interrupt, parse_toml};
 
 use crate::{median, peak_of_process, synchronise, without_graphs};
@@ -95,9 +97,19 @@ pub enum What {
         #[arg(long, default_value_t = Tiles::default().overlap_px)]
         overlap: u32,
     },
+    /// A drawn picture of --size, made four times as large by LANCZOS and drawn again in tiles of --size, by Ultimate upscale with a chessboard's
+    /// order: seconds a tile, all but the first call of the UNet and with the finished file
+    Ultimate {
+        /// A folder for what is written, which is emptied
+        folder: PathBuf,
+        /// Tiles at once
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+    },
     /// What a part needs for a picture of --size beyond its weights, and what the estimate says: bytes. Linux only
     Memory {
-        /// unet (for a prompt and a negative prompt), encoder or decoder
+        /// unet (for a prompt and a negative prompt), control (the same with a ControlNet), upscaler (an ESRGAN network of 64
+        /// features and 23 blocks, random, in one tile), encoder or decoder
         part: String,
         /// The side in pixels of the VAE's tiles; none for the whole picture
         #[arg(long)]
@@ -155,8 +167,9 @@ pub fn measure(options: &Options) -> Result<Vec<f64>, Box<dyn Error>> {
         What::Change { other } => change(options, &load, other),
         What::Hires => hires(options, &load),
         What::Upscale { file, tile, overlap } => {
-            upscale(options, &load, file, Tiles { tile_px: *tile, overlap_px: *overlap })
+            enlarged(options, &load, file, Tiles { tile_px: *tile, overlap_px: *overlap })
         }
+        What::Ultimate { folder, batch } => Ok(vec![ultimate(options, folder, *batch)?]),
         What::Memory { part, tile, limit } => {
             let tiles = VaeTiles { side_px: *tile, memory: *limit };
             memory_of(options, &load, part, tile.map(|_| tiles))
@@ -280,12 +293,66 @@ fn hires(options: &Options, load: &Load) -> Result<Vec<f64>, Box<dyn Error>> {
     Ok(vec![seconds, of_first, of_second])
 }
 
-fn upscale(options: &Options, load: &Load, file: &Path, tiles: Tiles) -> Result<Vec<f64>, Box<dyn Error>> {
-    let upscaler = Upscaler::open(&UpscalerChoice::Model(file.into()), tiles, load.device, load.kind)?;
+fn ultimate(options: &Options, folder: &Path, batch: usize) -> Result<f64, Box<dyn Error>> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    let (input, recipe) = (folder.join("in.png"), folder.join("recipe.toml"));
+    write_picture(&input, &drawn(options.size), "")?;
+    let Options { ref model, steps, size, sampler, schedule, ref dtype, .. } = *options;
+    let (model, prompt) = (fs::canonicalize(model)?, PROMPTS[0]);
+    let text = format!(
+        "checkpoint = '{}'\nprompt = '{prompt}'\nsampler = '{sampler}'\nschedule = '{schedule}'\nsteps = {steps}\nexact_steps = true\ncfg = 7.5\n\
+         scale = 4\nbatch_size = {batch}\nprecision = '{dtype}'\nvae_precision = '{dtype}'\n[tiles]\ntype = 'chess'\nwidth = {size}\n",
+        model.display()
+    );
+    fs::write(&recipe, text)?;
+    let config = UpscaleConfig {
+        input,
+        output: folder.join("out.png"),
+        upscaler: None,
+        recipe: Some(recipe),
+        checkpoint: None,
+        prompt: None,
+        negative: None,
+        seed: None,
+        denoising: None,
+        scale: None,
+        size: None,
+        resize_mode: ResizeMode::Just,
+        tiles: Tiles::default(),
+        precision: None,
+        device: options.device.clone(),
+        runtime_dir: options.runtime.clone(),
+        hash_cache: None,
+    };
+    // The first call loads the model, and is slower.
+    let (mut since, mut tiles, mut lost) = (None, 0, None);
+    upscale::run(&config.plan()?, &Interrupt::new(), &mut |event| match event {
+        UpscaleEvent::Redrawing { done, total } if done > 0 && since.is_none() => {
+            (since, tiles) = (Some(Instant::now()), total - done);
+        }
+        UpscaleEvent::WithoutGraphs { reason } => lost = Some(without_graphs(reason)),
+        _ => {}
+    })?;
+    match (since, lost) {
+        (Some(since), None) => Ok(since.elapsed().as_secs_f64() / tiles as f64),
+        (_, Some(lost)) if !options.no_graphs => Err(lost.into()),
+        _ => Err("all tiles were made at once: nothing is left to time".into()),
+    }
+}
+
+/// A picture that no two tiles of are alike.
+fn drawn(side: u32) -> RgbImage {
     let draw = |x: u32, y: u32| [x % 256, y % 256, (x * y) % 256].map(|value| value as u8);
-    let picture = |side| RgbImage::from_fn(side, side, |x, y| draw(x, y).into());
+    RgbImage::from_fn(side, side, |x, y| draw(x, y).into())
+}
+
+fn enlarged(options: &Options, load: &Load, file: &Path, tiles: Tiles) -> Result<Vec<f64>, Box<dyn Error>> {
+    let upscaler = Upscaler::open(&UpscalerChoice::Model(file.into()), tiles, load.device, load.kind)?;
     let scale = upscaler.scale().ok_or("the upscaler is no network")?.into();
-    let make = |side| upscaler.enlarge(&picture(side), scale, &Interrupt::new(), &mut |_, _| {});
+    let make = |side| upscaler.enlarge(&drawn(side), scale, &Interrupt::new(), &mut |_, _| {});
     make(options.size.min(32))?;
     synchronise(load.device);
     let start = Instant::now();
@@ -300,53 +367,93 @@ fn memory_of(
     tiles: Option<VaeTiles>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     let checkpoint = Checkpoint::open(&options.model)?;
-    let config = checkpoint.config();
-    let (kind, device) = (load.kind, load.device);
-    let noise = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device)).to_kind(kind);
-    let downscale = config.vae.downscale();
-    let elements = |size: [i64; 2], whole: fn(&VaeConfig, [i64; 2]) -> u64| match tiles {
-        Some(VaeTiles { side_px: Some(side), .. }) => memory::vae_in_tiles(&config.vae, size, side.into()),
-        _ => whole(&config.vae, size),
-    };
     let side = i64::from(options.size);
-    let most = |act: &dyn Fn(i64)| -> Result<f64, Box<dyn Error>> {
-        // What libtorch makes once it has by now.
-        act(64);
-        fs::write("/proc/self/clear_refs", "5")?;
-        let before = peak_of_process();
-        act(side);
-        Ok((peak_of_process() - before) as f64)
-    };
-    let (measured, elements) = no_grad(|| -> Result<_, Box<dyn Error>> {
-        match part {
-            "unet" => {
-                let mut unet = UNet::load(&checkpoint, device, kind)?;
-                unet.channels_last();
-                let context = noise(&[2, 77, config.unet.cross_attention_dim]);
-                let timesteps = Tensor::full([2], 500.0, (Kind::Float, device));
-                let forward = |side: i64| {
-                    let latents = noise(&[2, config.unet.in_channels, side / downscale, side / downscale]);
-                    drop(unet.forward(&latents, &timesteps, &context));
-                };
-                let maps = 2 * memory::unet(&config.unet, [side / downscale; 2]);
-                Ok((most(&forward)?, maps + memory::largest(&unet.keys())))
-            }
-            "encoder" | "decoder" => {
-                let mut vae = Vae::load(&checkpoint, device, kind)?;
-                vae.channels_last();
-                vae.set_tiles(tiles);
-                if part == "encoder" {
-                    let encode = |side: i64| drop(vae.encode(&noise(&[1, 3, side, side])));
-                    return Ok((most(&encode)?, elements([side; 2], memory::vae_encoder)));
-                }
-                let decode =
-                    |side: i64| drop(vae.decode(&noise(&[1, 4, side / downscale, side / downscale])));
-                Ok((most(&decode)?, elements([side; 2], memory::vae_decoder)))
-            }
-            other => Err(format!("expected unet, encoder or decoder, found `{other}`").into()),
+    let (measured, elements) = no_grad(|| match part {
+        "unet" | "control" => memory_of_unet(&checkpoint, load, side, part == "control"),
+        "upscaler" => memory_of_upscaler(load, side),
+        "encoder" | "decoder" => memory_of_vae(&checkpoint, load, side, part == "encoder", tiles),
+        other => {
+            let expected = "unet, control, upscaler, encoder or decoder";
+            Err(format!("expected {expected}, found `{other}`").into())
         }
     })?;
-    Ok(vec![measured, elements as f64 * kind.elt_size_in_bytes() as f64])
+    Ok(vec![measured, elements as f64 * load.kind.elt_size_in_bytes() as f64])
+}
+
+/// Bytes that were measured, and elements by the rule.
+type Memory = Result<(f64, u64), Box<dyn Error>>;
+
+/// By how much the process's peak is more when `act` does a picture of this side.
+fn most(side: i64, act: &dyn Fn(i64)) -> Result<f64, Box<dyn Error>> {
+    // What libtorch makes once it has by now.
+    act(64);
+    fs::write("/proc/self/clear_refs", "5")?;
+    let before = peak_of_process();
+    act(side);
+    Ok((peak_of_process() - before) as f64)
+}
+
+fn noise(load: &Load, shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Float, load.device)).to_kind(load.kind)
+}
+
+fn memory_of_unet(checkpoint: &Checkpoint, load: &Load, side: i64, is_controlled: bool) -> Memory {
+    let config = checkpoint.config();
+    let (kind, device) = (load.kind, load.device);
+    let mut unet = UNet::load(checkpoint, device, kind)?;
+    unet.channels_last();
+    let form = ControlNetConfig { unet: config.unet.clone(), ..ControlNetConfig::sd15() };
+    let random = |_: &str, shape: &[i64]| Ok(noise(load, shape) * 0.02);
+    let mut control = is_controlled.then(|| ControlNet::new(&form, device, kind, &random)).transpose()?;
+    control.iter_mut().for_each(Network::channels_last);
+    let context = noise(load, &[2, 77, config.unet.cross_attention_dim]);
+    let timesteps = Tensor::full([2], 500.0, (Kind::Float, device));
+    let latents = |side: i64| [side / config.vae.downscale(); 2];
+    let forward = |side: i64| {
+        let [height, width] = latents(side);
+        let latents = noise(load, &[2, config.unet.in_channels, height, width]);
+        let residuals = control.as_ref().map_or_else(Vec::new, |control| {
+            let hint = control.embed(&noise(load, &[1, 3, side, side]));
+            control.forward(&latents, &timesteps, &context, &hint)
+        });
+        drop(unet.forward_controlled(&latents, &timesteps, &context, &residuals));
+    };
+    let residuals = if is_controlled { memory::residuals(&config.unet, latents(side)) } else { 0 };
+    let maps = memory::unet(&config.unet, latents(side)) + residuals;
+    Ok((most(side, &forward)?, 2 * maps + memory::largest(&unet.keys())))
+}
+
+fn memory_of_upscaler(load: &Load, side: i64) -> Memory {
+    let form = RrdbConfig { features: 64, growth: 32, blocks: 23, doublings: 2, unshuffle: 1, plus: false };
+    let random = |_: &str, shape: &[i64]| Ok(noise(load, shape) * 0.02);
+    let mut upscaler = Rrdb::new(&form, load.device, load.kind, &random)?;
+    upscaler.channels_last();
+    let forward = |side: i64| drop(upscaler.forward(&noise(load, &[1, 3, side, side])));
+    Ok((most(side, &forward)?, memory::upscaler(&form, [side; 2])))
+}
+
+fn memory_of_vae(
+    checkpoint: &Checkpoint,
+    load: &Load,
+    side: i64,
+    is_encoder: bool,
+    tiles: Option<VaeTiles>,
+) -> Memory {
+    let config = &checkpoint.config().vae;
+    let mut vae = Vae::load(checkpoint, load.device, load.kind)?;
+    vae.channels_last();
+    vae.set_tiles(tiles);
+    let elements = |whole: fn(&VaeConfig, [i64; 2]) -> u64| match tiles {
+        Some(VaeTiles { side_px: Some(tile), .. }) => memory::vae_in_tiles(config, [side; 2], tile.into()),
+        _ => whole(config, [side; 2]),
+    };
+    if is_encoder {
+        let encode = |side: i64| drop(vae.encode(&noise(load, &[1, 3, side, side])));
+        return Ok((most(side, &encode)?, elements(memory::vae_encoder)));
+    }
+    let latents = |side: i64| noise(load, &[1, 4, side / config.downscale(), side / config.downscale()]);
+    let decode = |side: i64| drop(vae.decode(&latents(side)));
+    Ok((most(side, &decode)?, elements(memory::vae_decoder)))
 }
 
 fn in_grid(options: &Options, load: &Load, folder: &Path) -> Result<Vec<f64>, Box<dyn Error>> {

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::{Command as Process, Stdio},
     thread,
@@ -296,6 +297,89 @@ fn a_run_that_is_killed_in_tile_37_goes_on_there() {
 }
 
 #[test]
+fn what_one_picture_of_a_folder_asks_for_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("in")).unwrap();
+    let common = "Steps: 2, Sampler: Euler, Seed: 1, Version: v1.10.1, Size";
+    let pictures = [
+        ("fine", "a cat", "64x64"),
+        ("lora", "a cat <lora:none:1>", "64x64"),
+        ("network", "a cat <hypernet:style:1>", "64x64"),
+        ("field", "a cat", "large"),
+        ("size", "a cat", "16384x128"),
+        ("memory", "a cat", "70000x8"),
+        ("without", "a cat", ""),
+    ];
+    for (name, prompt, size) in pictures {
+        let text = match size {
+            "" => prompt.to_owned(),
+            size => format!("{prompt}\n{common}: {size}"),
+        };
+        write_png(&dir.path().join("in").join(format!("{name}.png")), &gradient(16, 16), &text).unwrap();
+    }
+    recipe(dir.path(), "steps = 2\n[tiles]\nwidth = 64\n[seams]\ntype = \"band\"\nwidth = 16");
+    let run = upscale(dir.path(), &["in", "-o", "out", "--recipe", "recipe.toml"]).code(3);
+    let text = said(&run);
+    for expected in [
+        "1 pictures in out",
+        "skipped: lora.png: there is no LoRA `none`",
+        "skipped: network.png: the prompt names <hypernet:style>",
+        "skipped: field.png: Size: expected a size such as 512x768, found `large`",
+        "skipped: size.png: size 16384x",
+        "skipped: memory.png: a picture of 70000x8 px would take",
+        "skipped: without.png: ",
+    ] {
+        assert!(text.contains(expected), "expected `{expected}` in: {text}");
+    }
+    assert_eq!(size(&dir.path().join("out/fine.png")), (64, 64));
+    assert_eq!(fs::read_dir(dir.path().join("out")).unwrap().count(), 1);
+}
+
+/// An ESRGAN upscaler four times as wide as 4x-UltraSharp, with one block, and zeros alone.
+fn write_wide(path: &Path) {
+    let wide = 256;
+    let mut all = vec![("conv_first".to_owned(), 3, wide)];
+    for (j, k) in (1..=3).flat_map(|j| (1..=5).map(move |k| (j, k))) {
+        all.push((format!("body.0.rdb{j}.conv{k}"), wide + k - 1, if k == 5 { wide } else { 1 }));
+    }
+    all.extend(["conv_body", "conv_up1", "conv_up2", "conv_hr"].map(|name| (name.to_owned(), wide, wide)));
+    all.push(("conv_last".to_owned(), wide, 3));
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    let mut add = |name: String, shape: &[usize]| {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name, entry);
+    };
+    for (name, from, to) in all {
+        add(format!("{name}.weight"), &[to, from, 3, 3]);
+        add(format!("{name}.bias"), &[to]);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+}
+
+#[test]
+fn a_picture_beyond_memory_is_refused_with_what_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    write_wide(&path("wide.safetensors"));
+    RgbImage::new(4000, 4000).save(path("in.png")).unwrap();
+    RgbImage::new(2, 2).save(path("small.png")).unwrap();
+    let with = |input: &str, tile: &str| {
+        let args = [input, "-o", "out.png", "--upscaler", "wide.safetensors", "--tile", tile];
+        upscale(dir.path(), &args)
+    };
+    // Maps of 16,000 px with 256 channels: 852 GB, and what else there is.
+    fails(with("in.png", "0"), 1, &["4000x4000 px in a batch of 1 rows needs 8", "GB of memory, and "]);
+    assert!(!path("out.png").exists());
+    with("small.png", "0").success();
+}
+
+#[test]
 fn what_no_recipe_can_do_is_explained() {
     let dir = tempfile::tempdir().unwrap();
     gradient(40, 40).save(dir.path().join("in.png")).unwrap();
@@ -318,6 +402,10 @@ fn what_no_recipe_can_do_is_explained() {
     fails(with("size = \"65528x65528\"", &[]), 2, &["65528x65528 px would take 12.9 GB"]);
     // What only the picture tells.
     fails(with("", &[]), 1, &["in.png", "no text that states its size: expected a scale or a size"]);
+    gradient(1, 70).save(dir.path().join("in.png")).unwrap();
+    with("prompt = \"\"\nsteps = 2\nscale = 2\n[tiles]\nwidth = 64", &[]).success();
+    assert_eq!(size(&dir.path().join("out.png")), (64, 192));
+    fs::remove_file(dir.path().join("out.png")).unwrap();
     gradient(4000, 1000).save(dir.path().join("in.png")).unwrap();
     fails(with("scale = 60", &[]), 1, &["240000x60032 px would take 43.2 GB"]);
     let band = "[tiles]\nwidth = 512\n[seams]\ntype = \"band\"";

@@ -61,6 +61,14 @@ fn base() -> Vae {
     Vae::load(&checkpoint, Device::Cpu, Kind::Float).unwrap()
 }
 
+/// The demo's own, which is trained.
+fn demo() -> Vae {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("demo.safetensors");
+    vodka_testkit::compose_demo_model("base", &path).unwrap();
+    Vae::load(&Checkpoint::open(&path).unwrap(), Device::Cpu, Kind::Float).unwrap()
+}
+
 fn within(name: &str, [pixels, latents]: [f64; 2]) {
     assert!(pixels < PIXELS_MAX && latents < LATENTS_MAX, "{name}: pixels {pixels:e}, latents {latents:e}");
 }
@@ -71,6 +79,7 @@ fn tiles_of_small_networks_are_the_whole() {
     for size in [[256, 256], [328, 200], [64, 392]] {
         within("fixture", differences(&mut fixture(), size, 64, &MEMORIES));
         within("base", differences(&mut base(), size, 64, &MEMORIES));
+        within("demo", differences(&mut demo(), size, 64, &MEMORIES));
     }
     within("base", differences(&mut base(), [512, 384], 256, &MEMORIES));
 }

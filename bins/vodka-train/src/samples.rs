@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use vodka_cli::{Progress, explain};
+use vodka_cli::Progress;
 use vodka_sampler::{Networks, Settings, Size, strip};
-use vodka_stage::Interrupt;
+use vodka_stage::{Interrupt, explain};
 use vodka_trainer::{SamplePrompt, SampleRound};
 
 /// Makes the strips of a round and hands them in; what cannot be made is told, and training goes on.

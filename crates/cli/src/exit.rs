@@ -1,6 +1,6 @@
-//! Exit codes, and how an error is put into one line.
+//! Exit codes.
 
-use std::{error::Error, fmt::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use vodka_stage::Outcome;
 
@@ -39,19 +39,4 @@ impl From<Outcome> for Exit {
             Outcome::Interrupted => Self::Interrupted,
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub fn explain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.contains(&said) {
-            let _ = write!(text, ": {said}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -24,7 +24,7 @@ mod progress;
 mod runtime;
 mod session;
 
-pub use exit::{Exit, explain};
+pub use exit::Exit;
 pub use progress::{Progress, in_words};
 pub use runtime::{hash_cache, runtime_dir};
 pub use session::{Common, Session};

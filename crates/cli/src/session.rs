@@ -10,9 +10,9 @@ use std::{
 
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
-use vodka_stage::{Interrupt, Outcome, Report};
+use vodka_stage::{Interrupt, Outcome, Report, explain};
 
-use crate::{Exit, Progress, explain};
+use crate::{Exit, Progress};
 
 /// The options that every binary has.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]

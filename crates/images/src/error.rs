@@ -96,12 +96,6 @@ pub enum Fault {
 impl Fault {
     /// The fault with its causes, in one line: what a list of skipped pictures says.
     pub fn reason(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text.replace(['\n', '\r'], " ")
+        vodka_stage::explain(self).replace(['\n', '\r'], " ")
     }
 }

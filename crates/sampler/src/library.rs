@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 use vodka_checkpoint::{Hashes, WeightFile};
 use vodka_prompt::{EmbeddingNames, LoraUse};
-use vodka_stage::nearest;
+use vodka_stage::{explain, nearest};
 use walkdir::WalkDir;
 
 use crate::{Error, Result, Settings, conditioning::Prompts, embedding::Embedding};
@@ -168,12 +168,4 @@ pub(crate) fn files(folder: Option<&Path>) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn explain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut words: Vec<String> = causes.map(ToString::to_string).collect();
-    words.dedup();
-    words.join(": ")
 }

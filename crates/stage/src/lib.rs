@@ -7,6 +7,7 @@
 mod atomic;
 mod config;
 mod error;
+mod explain;
 mod glob;
 mod hash;
 mod hash_cache;
@@ -23,6 +24,7 @@ mod vector;
 pub use atomic::{AtomicFile, beside, create_dir, remove_all, sync_folder_of, write_atomic};
 pub use config::{ConfigError, in_plain_words, nearest, parse_toml, read_json, read_toml};
 pub use error::{Error, Result};
+pub use explain::explain;
 pub use glob::glob_matches;
 pub use hash::{
     ContentHash, FileHasher, Hasher, Stamp, hash_bytes, hash_file, hash_file_from, hash_tree,

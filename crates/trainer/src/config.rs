@@ -406,9 +406,9 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use vodka_stage::explain;
 
     use super::*;
-    use crate::keys::explain;
 
     fn read(text: &str) -> Result<TrainConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -421,7 +421,7 @@ mod tests {
 
         let said = |text: &str| {
             write(text);
-            crate::keys::explain(&super::items(std::slice::from_ref(&list), None, Compat::Vodka).unwrap_err())
+            vodka_stage::explain(&super::items(std::slice::from_ref(&list), None, Compat::Vodka).unwrap_err())
         };
         assert!(said(r#"[{"caption": "x"}]"#).ends_with("picture 1`: `image` is missing, expected a path"));
         assert!(

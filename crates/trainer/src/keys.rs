@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor},
 };
 use serde_json::Value;
-use vodka_stage::{in_plain_words, nearest};
+use vodka_stage::{explain, in_plain_words, nearest};
 
 use crate::{Error, Result};
 
@@ -262,13 +262,5 @@ impl<'de, F: FnMut(&str, Value) -> Result<()>> Visitor<'de> for Pairs<'_, F> {
             seen.push(key);
         }
         Ok(())
-    }
-}
-
-/// An error with its causes: serde keeps only the text.
-pub(crate) fn explain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", explain(source)),
-        None => error.to_string(),
     }
 }

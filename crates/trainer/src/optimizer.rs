@@ -394,8 +394,9 @@ impl<'de> Visitor<'de> for Top<'_> {
 
 #[cfg(test)]
 mod tests {
+    use vodka_stage::explain;
+
     use super::*;
-    use crate::keys::explain;
 
     fn read(text: &str) -> Result<OptimizerConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();

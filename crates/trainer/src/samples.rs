@@ -346,8 +346,9 @@ impl SamplePrompt {
 
 #[cfg(test)]
 mod tests {
+    use vodka_stage::explain;
+
     use super::*;
-    use crate::keys::explain;
 
     fn read(name: &str, text: &str) -> Result<SampleConfig> {
         let dir = tempfile::tempdir().unwrap();

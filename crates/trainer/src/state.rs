@@ -19,13 +19,12 @@ use safetensors::SafeTensors;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, no_grad};
-use vodka_stage::{AtomicFile, RunKey, RunRecord, check_space};
+use vodka_stage::{AtomicFile, RunKey, RunRecord, check_space, explain};
 
 use crate::{
     Error, Result, TrainEvent,
     arithmetic::ScalerState,
     ema::Ema,
-    keys::explain,
     optimizers::{Numbers, Optimizer, Parameter},
 };
 

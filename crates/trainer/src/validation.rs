@@ -202,8 +202,10 @@ pub fn diverges(losses: &[f32]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use vodka_stage::explain;
+
     use super::*;
-    use crate::{Compat, items::items, keys::explain};
+    use crate::{Compat, items::items};
 
     fn listed(count: usize) -> Vec<Item> {
         let dir = tempfile::tempdir().unwrap();

@@ -18,14 +18,13 @@ use vodka_images::{DecodeOptions, MAX_SIDE_PX, Picture, decode_bytes, find, is_i
 use vodka_prompt::Parameters;
 use vodka_sd15::{check_device_name, device_type, parse_device};
 use vodka_stage::{
-    ContentHash, Interrupt, Journal, Outcome, Report, RunKey, beside, hash_bytes, hash_file, lossy,
+    ContentHash, Interrupt, Journal, Outcome, Report, RunKey, beside, explain, hash_bytes, hash_file, lossy,
     record_path,
 };
 
 use crate::{
     Error, ModelId, PictureFormat, ResizeMode, Result, Settings, Size, Used,
     fit::fit,
-    library::explain,
     parameters::read,
     picture_file::{read_parameters, write_any},
     pipeline::{self, kind},

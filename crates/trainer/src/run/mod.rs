@@ -27,8 +27,8 @@ use vodka_noise::Schedule;
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
 use vodka_sd15::{Network, StableDiffusion, catch, device_type, native, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, hash_bytes, record_path,
-    write_atomic,
+    ContentHash, FolderLock, Interrupt, Outcome, RunKey, RunRecord, create_dir, explain, hash_bytes,
+    record_path, write_atomic,
 };
 
 use self::{batch::places_after, beside::Beside, optimize::Steps};
@@ -41,7 +41,6 @@ use crate::{
     draft::{Draft, Drafter, Place, Role, identity},
     ema::Ema,
     epoch::{Entry, EpochSettings, Epochs, Planned, batches, batches_by_epoch, groups},
-    keys::explain,
     optimizer::PartSettings,
     optimizers::{Optimizer, Parameter},
     samples::SampleFile,

@@ -2,13 +2,12 @@
 
 use vodka_images::RgbImage;
 use vodka_sd15::{catch, is_out_of_memory};
-use vodka_stage::{Interrupt, write_atomic};
+use vodka_stage::{Interrupt, explain, write_atomic};
 
 use super::{Run, group_before};
 use crate::{
     Result, SampleConfig, SamplePrompt, SampleRound, TrainEvent,
     epoch::Planned,
-    keys::explain,
     random::{Purpose, Stream},
     samples::Strips,
     watch::{Phase, Value},

@@ -474,6 +474,14 @@ fn a_hires_pass_is_made_and_made_again_from_its_text() {
     let pixels = |name: &str| image::open(dir.path().join(name)).unwrap().into_rgb8();
     let differ = pixels("again.png").iter().zip(pixels("out.png").iter()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(differ <= Some(1), "a batch is its pictures within a level: {differ:?}");
+    // A file of that name with other contents is told of.
+    fs::copy(fixture("sd15/rrdb/numbered.pth"), &upscaler).unwrap();
+    let other = again(&["--upscaler-dir", "upscalers"]).success();
+    assert!(
+        stderr(&other).contains("another file than the text's: Hires upscaler hash: `"),
+        "{}",
+        stderr(&other)
+    );
 }
 
 #[test]
@@ -541,6 +549,19 @@ fn control_nets_are_in_the_text_and_make_the_picture_again() {
     fails(from(&images), 2, &["made with the ControlNet `tile tiny`", "a folder of ControlNets"]);
     fs::create_dir(path("empty")).unwrap();
     fails(from(&["--control-dir", "empty"]), 2, &["no ControlNet `tile tiny` among the files of `empty`"]);
+
+    // A file of that name with other contents is told of, and the new text has its hash.
+    let weights = fs::read(path("nets/tile, tiny.safetensors")).unwrap();
+    let mut changed = weights.clone();
+    changed[0x10_0100] ^= 1;
+    fs::write(path("nets/tile, tiny.safetensors"), changed).unwrap();
+    let other = from(&[&["--control-dir", "nets"][..], &images].concat()).success();
+    let told =
+        format!("another file than the text's: ControlNet 0: `tile tiny [{hash}]`, found `tile tiny [");
+    assert!(stderr(&other).contains(&told), "{}", stderr(&other));
+    let text = read_parameters(&path("again.png")).unwrap().unwrap();
+    assert!(text.contains("Model: tile tiny [") && !text.contains(hash), "{text}");
+    fs::write(path("nets/tile, tiny.safetensors"), weights).unwrap();
 
     // Another picture of conditions is another picture.
     image::RgbImage::from_pixel(50, 40, image::Rgb([200, 30, 10])).save(path("small.png")).unwrap();

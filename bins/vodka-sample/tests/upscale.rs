@@ -13,7 +13,7 @@ use std::{
 use assert_cmd::{Command, assert::Assert};
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
 use vodka_sampler::{read_parameters, write_png};
-use vodka_testkit::{fixture, model};
+use vodka_testkit::{compose_control_net, fixture, model};
 
 fn upscale(dir: &Path, args: &[&str]) -> Assert {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vodka-sample"));
@@ -419,4 +419,51 @@ fn what_no_recipe_can_do_is_explained() {
     let without = ["in.png", "-o", "out.png", "--upscaler", "lanczos", "--scale", "2", "--seed", "1"];
     fails(upscale(dir.path(), &without), 2, &["--recipe"]);
     assert!(!dir.path().join("out.png").exists());
+}
+
+#[test]
+fn control_nets_of_a_recipe_steer_its_tiles() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("nets")).unwrap();
+    compose_control_net(&path("nets/tile.safetensors")).unwrap();
+    gradient(48, 32).save(path("in.png")).unwrap();
+    let with = |unit: &str, args: &[&str]| {
+        let tiles = "[tiles]\nwidth = 64\npadding = 8\nmask_blur = 2\n";
+        recipe(dir.path(), &format!("prompt = \"a cat\"\nsteps = 3\nscale = 2\n{tiles}{unit}"));
+        upscale(dir.path(), &[&REDRAW[..], args].concat())
+    };
+    let net = "[[control]]\nmodel = \"nets/tile.safetensors\"\n";
+    with("", &[]).success();
+    let plain = fs::read(path("out.png")).unwrap();
+    with(&format!("{net}weight = 0.8\npreprocessor = \"tile_resample\"\n"), &[]).success();
+    let steered = fs::read(path("out.png")).unwrap();
+    assert_ne!(steered, plain);
+    let text = read_parameters(&path("out.png")).unwrap().unwrap();
+    assert!(text.contains("ControlNet 0: \"Module: tile_resample, Model: tile ["), "{text}");
+
+    // Made again by its text, with the file that it names, and with another of that name.
+    fs::copy(path("out.png"), path("first.png")).unwrap();
+    recipe(dir.path(), "from = \"first.png\"\ncontrol_dir = \"nets\"\nscale = 2");
+    let args = ["in.png", "--output", "again.png", "--recipe", "recipe.toml"];
+    let again = upscale(dir.path(), &args).success();
+    assert!(!said(&again).contains("another file"), "{}", said(&again));
+    assert_eq!(fs::read(path("again.png")).unwrap(), steered);
+    let mut bytes = fs::read(path("nets/tile.safetensors")).unwrap();
+    bytes[0x10_0100] ^= 1;
+    fs::write(path("nets/tile.safetensors"), bytes).unwrap();
+    let again = upscale(dir.path(), &args).success();
+    assert!(said(&again).contains("another file than the text's: ControlNet 0: `tile ["), "{}", said(&again));
+    let found = read_parameters(&path("again.png")).unwrap().unwrap();
+    let hash = |text: &str| text.split("Model: tile [").nth(1).unwrap()[..8].to_owned();
+    assert_ne!(hash(&found), hash(&text));
+
+    fails(with("[[control]]\nwieght = 1.0\n", &[]), 2, &["recipe.toml", "line 10", "wieght"]);
+    fails(with("[[control]]\nweight = 1.0\n", &[]), 2, &["the ControlNet 0 has no `model`"]);
+    fails(with(&format!("{net}weight = 3.0\n"), &[]), 2, &["weight is 3, expected 0 to 2"]);
+    fails(with(&format!("{net}image = \"none.png\"\n"), &[]), 1, &["none.png"]);
+    fs::write(path("bad.png"), "no picture").unwrap();
+    fails(with(&format!("{net}image = \"bad.png\"\n"), &[]), 1, &["cannot read the picture `bad.png`"]);
+    let checkpoint = format!("[[control]]\nmodel = '{}'\n", model("base").display());
+    fails(with(&checkpoint, &[]), 1, &["is a Stable Diffusion 1.x checkpoint, expected a ControlNet"]);
 }

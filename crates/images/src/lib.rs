@@ -50,8 +50,11 @@ pub use find::{EXTENSIONS, find, is_image, relative_name};
 pub use flatten::{flatten, flatten_over};
 pub use image::{Rgb, RgbImage, Rgba, RgbaImage};
 pub use measure::{Measures, Tiles, measure};
-pub use opencv::{blur_gaussian, gaussian_kernel, reflected, resize_cubic, resize_nearest};
+pub use opencv::{
+    blur_gaussian, gaussian_kernel, reflected, resize_cubic, resize_cubic_part, resize_nearest,
+    resize_nearest_part,
+};
 pub use picture::Picture;
-pub use resize::{Filter, resize, resize_bicubic, shrink};
+pub use resize::{Filter, resize, resize_bicubic, resize_part, shrink};
 pub use size::{size, size_of_bytes};
 pub use square::{Fit, Square};

@@ -1,5 +1,7 @@
 //! What ControlNet's preprocessors take from OpenCV beside `INTER_AREA`: cubic and nearest resizing, and blurring.
 
+use std::ops::Range;
+
 use image::{Rgb, RgbImage};
 
 /// The shape of OpenCV's cubic curve.
@@ -10,8 +12,23 @@ const A: f32 = -0.75;
 /// # Panics
 /// When `width` or `height` is 0.
 pub fn resize_cubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    resize_cubic_part(image, (width, height), [0..width, 0..height])
+}
+
+/// These columns and rows of what [`resize_cubic`] makes, to the bit, at the cost of these alone.
+///
+/// # Panics
+/// When a side is 0, or the part reaches beyond it.
+pub fn resize_cubic_part(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    [columns, rows]: [Range<u32>; 2],
+) -> RgbImage {
     assert!(width > 0 && height > 0, "cannot resize to {width} x {height}");
-    let (columns, rows) = (cubic_taps(image.width(), width), cubic_taps(image.height(), height));
+    assert!(columns.end <= width && rows.end <= height, "{columns:?} and {rows:?} of {width} x {height}");
+    let columns = cubic_taps(image.width(), width, columns);
+    let rows = cubic_taps(image.height(), height, rows);
+    let (width, height) = (columns.len() as u32, rows.len() as u32);
     let across = |x: u32, y: u32, c: usize| -> i64 {
         let (at, weights) = &columns[x as usize];
         at.iter().zip(weights).map(|(at, weight)| i64::from(image.get_pixel(*at, y)[c]) * weight).sum()
@@ -42,8 +59,8 @@ pub fn resize_cubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     result
 }
 
-/// For each of `to` pixels the four that it is made of, and their weights in 2048ths.
-fn cubic_taps(from: u32, to: u32) -> Vec<([u32; 4], [i64; 4])> {
+/// For each pixel of a part of `to` the four that it is made of, and their weights in 2048ths.
+fn cubic_taps(from: u32, to: u32, part: Range<u32>) -> Vec<([u32; 4], [i64; 4])> {
     let scale = 1.0 / (f64::from(to) / f64::from(from));
     let taps = |i: u32| {
         let place = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
@@ -55,7 +72,7 @@ fn cubic_taps(from: u32, to: u32) -> Vec<([u32; 4], [i64; 4])> {
         let fixed = |weight: f32| f64::from(weight * 2048.0).round_ties_even() as i64;
         ([at(-1), at(0), at(1), at(2)], [a, b, c, 1.0 - a - b - c].map(fixed))
     };
-    (0..to).map(taps).collect()
+    part.map(taps).collect()
 }
 
 /// Resizes to `width` x `height` as `cv::resize` does with `INTER_NEAREST`: each pixel is the one at its upper left.
@@ -63,12 +80,26 @@ fn cubic_taps(from: u32, to: u32) -> Vec<([u32; 4], [i64; 4])> {
 /// # Panics
 /// When `width` or `height` is 0.
 pub fn resize_nearest(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    resize_nearest_part(image, (width, height), [0..width, 0..height])
+}
+
+/// These columns and rows of what [`resize_nearest`] makes, at the cost of these alone.
+///
+/// # Panics
+/// When a side is 0, or the part reaches beyond it.
+pub fn resize_nearest_part(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    [columns, rows]: [Range<u32>; 2],
+) -> RgbImage {
     assert!(width > 0 && height > 0, "cannot resize to {width} x {height}");
-    let places = |from: u32, to: u32| -> Vec<u32> {
+    assert!(columns.end <= width && rows.end <= height, "{columns:?} and {rows:?} of {width} x {height}");
+    let places = |from: u32, to: u32, part: Range<u32>| -> Vec<u32> {
         let scale = 1.0 / (f64::from(to) / f64::from(from));
-        (0..to).map(|i| ((f64::from(i) * scale) as u32).min(from - 1)).collect()
+        part.map(|i| ((f64::from(i) * scale) as u32).min(from - 1)).collect()
     };
-    let (columns, rows) = (places(image.width(), width), places(image.height(), height));
+    let (columns, rows) = (places(image.width(), width, columns), places(image.height(), height, rows));
+    let (width, height) = (columns.len() as u32, rows.len() as u32);
     RgbImage::from_fn(width, height, |x, y| *image.get_pixel(columns[x as usize], rows[y as usize]))
 }
 

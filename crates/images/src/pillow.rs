@@ -58,8 +58,20 @@ pub(crate) const LANCZOS: Kernel = Kernel {
 
 /// Resizes the whole canvas. What lies around the picture costs next to nothing.
 pub(crate) fn resize(rows: &mut Rows, canvas: &Canvas, width: u32, height: u32, kernel: Kernel) -> Vec<u8> {
-    let across = Taps::new(canvas.columns, width as usize, kernel);
-    let down = Taps::new(canvas.rows, height as usize, kernel);
+    resize_part(rows, canvas, (width, height), [0..width, 0..height], kernel)
+}
+
+/// These columns and rows of it, at the cost of these alone.
+pub(crate) fn resize_part(
+    rows: &mut Rows,
+    canvas: &Canvas,
+    (width, height): (u32, u32),
+    part: [Range<u32>; 2],
+    kernel: Kernel,
+) -> Vec<u8> {
+    let [columns, lines] = part.map(|part| part.start as usize..part.end as usize);
+    let across = Taps::of_part(canvas.columns, width as usize, columns, kernel);
+    let down = Taps::of_part(canvas.rows, height as usize, lines, kernel);
     let ground = canvas.ground.map(i32::from);
     let ground_row: Vec<u8> = across.iter().flat_map(|tap| tap.of_ground(ground)).collect();
     let touched = across.touched.start * CHANNELS..across.touched.end * CHANNELS;
@@ -140,8 +152,14 @@ impl Tap<'_> {
 impl Taps {
     /// From the canvas pixels of `axis` to `to` pixels.
     fn new(axis: Axis, to: usize, kernel: Kernel) -> Self {
-        let mut all = Self { taps: Vec::with_capacity(to), weights: Vec::new(), touched: to..0 };
-        for i in 0..to {
+        Self::of_part(axis, to, 0..to, kernel)
+    }
+
+    /// The same for a part of those `to` pixels.
+    fn of_part(axis: Axis, to: usize, part: Range<usize>, kernel: Kernel) -> Self {
+        let len = part.len();
+        let mut all = Self { taps: Vec::with_capacity(len), weights: Vec::new(), touched: len..0 };
+        for (place, i) in part.enumerate() {
             let (window, weights) = kernel_at(axis, to, i, kernel);
             let begin = all.weights.len();
             let end = window + weights.len();
@@ -156,7 +174,7 @@ impl Taps {
             }
             all.taps.push((first, begin..all.weights.len(), outside));
             if !axis.inside_of(window..end).is_empty() {
-                all.touched = all.touched.start.min(i)..i + 1;
+                all.touched = all.touched.start.min(place)..place + 1;
             }
         }
         all

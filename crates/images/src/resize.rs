@@ -1,6 +1,8 @@
 //! Resizing, each filter with the arithmetic of its original.
 
-use image::RgbImage;
+use std::ops::Range;
+
+use image::{RgbImage, imageops};
 
 use crate::{
     area,
@@ -29,6 +31,35 @@ pub enum Filter {
 /// When `width` or `height` is 0.
 pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     resize_canvas(&mut Rows::of(image), &Canvas::tight(image.dimensions()), width, height, filter)
+}
+
+/// These columns and rows of what [`resize`] makes, to the bit. Where that would be larger than the picture, they cost what they are and
+/// no more.
+///
+/// # Panics
+/// When a side is 0, or the part reaches beyond it.
+pub fn resize_part(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    [columns, rows]: [Range<u32>; 2],
+    filter: Filter,
+) -> RgbImage {
+    assert!(columns.end <= width && rows.end <= height, "{columns:?} and {rows:?} of {width} x {height}");
+    let (wide, high) = (columns.len() as u32, rows.len() as u32);
+    let kernel = match filter {
+        Filter::Bilinear => BILINEAR,
+        Filter::Bicubic => BICUBIC,
+        Filter::Area if width <= image.width() && height <= image.height() => {
+            let whole = resize(image, width, height, filter);
+            return imageops::crop_imm(&whole, columns.start, rows.start, wide, high).to_image();
+        }
+        Filter::Lanczos | Filter::Area => LANCZOS,
+    };
+    assert!(width > 0 && height > 0, "cannot resize to {width} x {height}");
+    let canvas = Canvas::tight(image.dimensions());
+    let part = [columns, rows];
+    let pixels = pillow::resize_part(&mut Rows::of(image), &canvas, (width, height), part, kernel);
+    RgbImage::from_raw(wide, high, pixels).expect("one value for each pixel and channel")
 }
 
 /// Resizes to `width` x `height`: the bytes of Pillow's `Image.resize((width, height), Image.BICUBIC)`.
@@ -87,6 +118,29 @@ mod tests {
         let image = RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 80, 7]));
         for filter in FILTERS {
             assert_eq!(resize(&image, 5, 3, filter), image);
+        }
+    }
+
+    #[test]
+    fn a_part_is_cut_out_of_the_whole() {
+        let image =
+            RgbImage::from_fn(23, 31, |x, y| Rgb([(x * 37 + y) as u8, (y * 53) as u8, (x * y) as u8]));
+        let thin = RgbImage::from_fn(1, 40, |_, y| Rgb([(y * 6) as u8, 9, 200]));
+        for (image, size) in [(&image, (64, 77)), (&image, (9, 12)), (&image, (40, 20)), (&thin, (33, 400))] {
+            let part = [size.0 / 3..size.0 / 2 + 1, size.1 / 2..size.1];
+            let cut = |whole: RgbImage| {
+                let [columns, rows] = part.clone();
+                let (wide, high) = (columns.len() as u32, rows.len() as u32);
+                imageops::crop_imm(&whole, columns.start, rows.start, wide, high).to_image()
+            };
+            for filter in FILTERS {
+                let whole = resize(image, size.0, size.1, filter);
+                assert_eq!(resize_part(image, size, part.clone(), filter), cut(whole), "{filter:?} {size:?}");
+            }
+            let cubic = crate::resize_cubic(image, size.0, size.1);
+            assert_eq!(crate::resize_cubic_part(image, size, part.clone()), cut(cubic));
+            let nearest = crate::resize_nearest(image, size.0, size.1);
+            assert_eq!(crate::resize_nearest_part(image, size, part.clone()), cut(nearest));
         }
     }
 

@@ -175,6 +175,14 @@ pub enum Error {
         /// Its number, from 0.
         number: usize,
     },
+    /// A text states that a ControlNet had a picture of its own, which no text has.
+    #[error("the ControlNet {number} had a picture of its own (SHA-256 {hash}...): expected its `image`")]
+    NoStatedControlImage {
+        /// Its number, from 0.
+        number: usize,
+        /// The first ten digits of the picture's hash.
+        hash: String,
+    },
     /// A text names a ControlNet, and nothing says where files are.
     #[error(
         "the picture was made with the ControlNet `{found}`: expected its file, or a folder of ControlNets"

@@ -47,7 +47,7 @@ pub use image::RgbImage;
 pub use items::{TakenPrompt, TimedItems};
 pub use library::{Library, Used};
 pub use memory::Need;
-pub use model::{Model, ModelId, ModelSource};
+pub use model::{ControlId, Model, ModelId, ModelSource};
 pub use parameters::not_followed;
 pub use picture_file::{PictureFormat, read_parameters, write_picture, write_png};
 pub use pictures::{PictureEvent, Pictures, WantedPicture};

@@ -12,7 +12,10 @@ use vodka_prompt::{EmbeddingNames, LoraUse};
 use vodka_stage::{explain, nearest};
 use walkdir::WalkDir;
 
-use crate::{Error, Result, Settings, conditioning::Prompts, embedding::Embedding};
+use crate::{
+    Error, Result, Settings, conditioning::Prompts, control::without_signs, embedding::Embedding,
+    parameters::model_name,
+};
 
 /// Files by the names that prompts give them.
 #[derive(Debug, Default)]
@@ -168,4 +171,26 @@ pub(crate) fn files(folder: Option<&Path>) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The file in a folder, or below it, that has the name which a picture's text tells (texts may have no commas and colons in names); of
+/// several the first that `is_it` takes, else the first. Where none has it, the most similar name.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(crate) fn file_named(
+    found: &str,
+    folder: &Path,
+    is_it: &dyn Fn(&Path) -> bool,
+) -> Result<std::result::Result<PathBuf, Option<String>>> {
+    let files = files(Some(folder))?;
+    let names: Vec<String> = files.iter().map(|path| without_signs(&model_name(path))).collect();
+    let wanted = without_signs(found);
+    let named: Vec<&PathBuf> =
+        files.iter().zip(&names).filter(|(_, name)| **name == wanted).map(|(path, _)| path).collect();
+    let exact = named.iter().find(|path| named.len() > 1 && is_it(path));
+    Ok(match exact.or(named.first()) {
+        Some(path) => Ok((*path).clone()),
+        None => Err(nearest(&wanted, names.iter().map(String::as_str)).map(ToOwned::to_owned)),
+    })
 }

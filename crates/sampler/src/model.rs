@@ -9,9 +9,9 @@ use serde::Serialize;
 use vodka_checkpoint::{Checkpoint, ModelConfig, Weights};
 use vodka_merger::{Identity, MergePlan, Merged, Recipe, Weight};
 use vodka_prompt::{CONTEXT_LENGTH, EOS};
-use vodka_stage::{ContentHash, HashCache, Interrupt, RunKey, lossy};
+use vodka_stage::{ContentHash, HashCache, Interrupt, RunKey, hash_file, lossy};
 
-use crate::{Result, parameters::model_name};
+use crate::{ControlUnit, Result, parameters::model_name};
 
 /// A model by what a user calls it. Neither a checkpoint nor the parents of a merge have been opened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,7 +79,14 @@ impl ModelSource {
             Self::Merge { plan, recipe } => {
                 let merge = plan.identity_by(0, cache, interrupt)?.ok_or(interrupted)?;
                 let (name, path, sha256) = (self.name(), recipe.clone(), merge.sha256);
-                Ok(ModelId { name, path, sha256, merge: Some(Box::new(merge)), vae: None })
+                Ok(ModelId {
+                    name,
+                    path,
+                    sha256,
+                    merge: Some(Box::new(merge)),
+                    vae: None,
+                    controls: Vec::new(),
+                })
             }
         }
     }
@@ -180,6 +187,17 @@ pub struct ModelId {
     pub merge: Option<Box<Identity>>,
     /// Path and hash of the VAE, where it is another file.
     pub vae: Option<(PathBuf, ContentHash)>,
+    /// The files of the ControlNets that steer it, by the numbers of their units.
+    pub controls: Vec<ControlId>,
+}
+
+/// The files of a ControlNet's unit, each with its hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlId {
+    /// The network.
+    pub model: (PathBuf, ContentHash),
+    /// Its picture, where it has one of its own.
+    pub image: Option<(PathBuf, ContentHash)>,
 }
 
 /// What models are known by, and the hashes of VAEs: all files are hashed side by side, but for those that the cache knows.
@@ -208,16 +226,52 @@ pub(crate) fn ids(
     Ok((models, vaes.iter().map(|path| (path.clone(), hashes[path.as_path()])).collect()))
 }
 
+/// The hashes of the files of units: of networks those that the cache knows, pictures anew.
+///
+/// # Errors
+/// A file that cannot be read; [`Error::Interrupted`](crate::Error::Interrupted).
+pub(crate) fn control_hashes<'a>(
+    units: impl IntoIterator<Item = &'a ControlUnit>,
+    cache: &mut HashCache,
+    interrupt: &Interrupt,
+) -> Result<BTreeMap<PathBuf, ContentHash>> {
+    let (mut networks, mut hashes) = (BTreeSet::new(), BTreeMap::new());
+    for unit in units {
+        networks.insert(unit.model.as_path());
+        if let Some(image) = unit.image.as_ref().filter(|image| !hashes.contains_key(*image)) {
+            hashes.insert(image.clone(), hash_file(image)?);
+        }
+    }
+    let networks: Vec<&Path> = networks.into_iter().collect();
+    let known = cache.of(&networks, interrupt)?.ok_or(crate::Error::Interrupted)?;
+    hashes.extend(networks.into_iter().map(Path::to_path_buf).zip(known));
+    Ok(hashes)
+}
+
 impl ModelId {
     /// The name of the checkpoint at `path`, and its hash.
     pub fn new(path: &Path, sha256: ContentHash) -> Self {
-        Self { name: model_name(path), path: path.to_path_buf(), sha256, merge: None, vae: None }
+        let (name, path) = (model_name(path), path.to_path_buf());
+        Self { name, path, sha256, merge: None, vae: None, controls: Vec::new() }
     }
 
     /// The same with the VAE at `path`, whose hash this is.
     #[must_use]
     pub fn with_vae(self, path: &Path, sha256: ContentHash) -> Self {
         Self { vae: Some((path.to_path_buf(), sha256)), ..self }
+    }
+
+    /// The same with these units, whose files have been hashed ([`control_hashes`]).
+    #[must_use]
+    pub(crate) fn with_controls(
+        self,
+        units: &[ControlUnit],
+        hashes: &BTreeMap<PathBuf, ContentHash>,
+    ) -> Self {
+        let of = |path: &PathBuf| (path.clone(), hashes[path]);
+        let id =
+            |unit: &ControlUnit| ControlId { model: of(&unit.model), image: unit.image.as_ref().map(of) };
+        Self { controls: units.iter().map(id).collect(), ..self }
     }
 
     /// Adds it to what a run depends on, under `name`, and a merge's parents under names behind that.
@@ -227,10 +281,17 @@ impl ModelId {
             key.input_hashed(&format!("{name}, parent {}", parent.name), &parent.path, parent.sha256)
         });
         let key = key.input_hashed(name, &self.path, self.sha256);
-        match &self.vae {
+        let key = match &self.vae {
             Some((path, sha256)) => key.input_hashed(&format!("{name}, VAE"), path, *sha256),
             None => key,
-        }
+        };
+        self.controls.iter().enumerate().fold(key, |key, (i, ControlId { model: (path, sha256), image })| {
+            let key = key.input_hashed(&format!("ControlNet {i}"), path, *sha256);
+            match image {
+                Some((path, sha256)) => key.input_hashed(&format!("ControlNet {i}, picture"), path, *sha256),
+                None => key,
+            }
+        })
     }
 }
 

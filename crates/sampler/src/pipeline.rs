@@ -532,7 +532,7 @@ impl Networks<'_> {
             let (device, kind) = (self.unet.vars().device(), self.unet.vars().kind());
             run.controls.borrow_mut().load(&settings.controls, self.unet.config(), device, kind)?;
             let nets = run.controls.borrow();
-            let prepared = Prepared::all(settings, run.batch.image, &nets)?;
+            let prepared = Prepared::all(settings, run.batch.image, run.parts, &nets)?;
             let run = Run { prepared: &prepared, ..run };
             let latents = match &settings.hires {
                 None => self.pass(&run, None, on_step)?,

@@ -1,5 +1,7 @@
 //! Parts of a larger picture that are made again: what they begin with, what of them stays, and their noise.
 
+use std::borrow::Cow;
+
 use image::{GrayImage, ImageBuffer, Rgb, RgbImage};
 use tch::{Device, Kind, Tensor};
 use vodka_checkpoint::Prediction;
@@ -35,6 +37,16 @@ pub(crate) struct Part {
     pub(crate) mask: GrayImage,
     /// Where it lies, if its noise is a part of that of the whole.
     pub(crate) place: Option<Place>,
+    /// What ControlNets see of pictures of their own, by the numbers of the units; none of one that sees the part.
+    pub(crate) controls: Vec<Option<RgbImage>>,
+}
+
+impl Part {
+    /// What the ControlNet of that number sees.
+    pub(crate) fn control(&self, number: usize) -> Cow<'_, RgbImage> {
+        let own = self.controls.get(number).and_then(Option::as_ref);
+        own.map_or_else(|| Cow::Owned(whole(&self.picture)), Cow::Borrowed)
+    }
 }
 
 /// A place in the latents of a larger picture.
@@ -169,7 +181,8 @@ mod tests {
     use super::*;
 
     fn part(place: Option<Place>) -> Part {
-        Part { picture: FinePicture::new(32, 16), mask: GrayImage::new(4, 2), place }
+        let picture = FinePicture::new(32, 16);
+        Part { picture, mask: GrayImage::new(4, 2), place, controls: Vec::new() }
     }
 
     #[test]

@@ -15,16 +15,17 @@ use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::{Emphasis, Parameters};
 use vodka_sd15::{VaeTiles, check_device_name, device_type, parse_device};
 use vodka_stage::{
-    HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, nearest, record_path,
-    write_atomic,
+    HashCache, Interrupt, Outcome, Report, RunKey, RunRecord, Standing, hash_file, record_path, write_atomic,
 };
 
 use crate::{
     Batch, ControlConfig, ControlUnit, Error, Hires, HiresTarget, HiresUpscaler, ImageToImage, Library, Load,
     Model, ModelId, ModelSource, PictureFormat, Pipeline, ResizeMode, Result, Settings, Size, UpscalerChoice,
     Used,
-    library::files,
+    control::{other_networks, units},
+    library::file_named,
     memory::{Job, Need, There, planned},
+    model::control_hashes,
     parameters::not_followed,
     picture_file::{read_parameters, write_picture},
     pipeline::{ARITHMETIC, kind},
@@ -234,6 +235,9 @@ pub struct SamplePlan {
     pub memory: Option<Need>,
     /// What the text of [`SampleConfig::from`] asks for and is not done: names of fields.
     pub not_followed: Vec<String>,
+    /// Files that have the names which this text tells, and other contents: the field, what it states, and what was found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_files: Vec<String>,
     /// Files among the embeddings that are none, and why.
     pub skipped_embeddings: Vec<(PathBuf, String)>,
     /// The picture, or what the names of several are made of.
@@ -290,6 +294,9 @@ pub struct SampleReport {
     pub kept: usize,
     /// What the text of the picture to be made again asks for and was not done: names of fields.
     pub not_followed: Vec<String>,
+    /// Files that have the names which this text tells, and other contents: the field, what it states, and what was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_files: Vec<String>,
     /// Files among the embeddings that are none, and why.
     pub skipped_embeddings: Vec<(PathBuf, String)>,
 }
@@ -309,8 +316,9 @@ impl SampleConfig {
     pub fn plan(&self) -> Result<SamplePlan> {
         let from = self.from.as_deref().map(parameters_of).transpose()?;
         let base = from.as_ref().map_or(Ok(Settings::default()), Settings::from_parameters)?;
-        let settings = self.settings(base)?;
+        let settings = self.settings(base.clone())?;
         settings.check()?;
+        let other_files = self.other_files(&base, &settings);
         check_device_name(&self.device)?;
         PictureFormat::of(&self.output)?;
         self.check_vae_tile(&settings)?;
@@ -339,6 +347,7 @@ impl SampleConfig {
             device: self.device.clone(),
             memory: None,
             not_followed: from.as_ref().map(not_followed).unwrap_or_default(),
+            other_files,
             skipped_embeddings: library.skipped().to_vec(),
             output: self.output.clone(),
             library: Arc::new(library),
@@ -394,19 +403,22 @@ impl SampleConfig {
             tiling: self.tiling.unwrap_or(base.tiling),
             seed_resize_from: self.seed_resize_from.or(base.seed_resize_from),
             image: self.image(base.image, hires.is_some())?,
-            controls: self.units(base.controls)?,
+            controls: units(&self.controls, &base.controls, self.control_dir.as_deref())?,
             hires,
         })
     }
 
-    /// The ControlNets: what is said here, and for the rest what a text states of the unit of that number.
-    fn units(&self, base: Vec<ControlUnit>) -> Result<Vec<ControlUnit>> {
-        let count = base.len().max(self.controls.len());
-        let unit = |number: usize| {
-            let said = self.controls.get(number).cloned().unwrap_or_default();
-            said.unit(number, base.get(number).cloned().unwrap_or_default(), self.control_dir.as_deref())
+    /// Files that were found by the names which a text states, and are not those that it states.
+    fn other_files(&self, stated: &Settings, settings: &Settings) -> Vec<String> {
+        let mut others = other_networks(&self.controls, &stated.controls, &settings.controls);
+        let hash = |settings: &Settings| {
+            settings.hires.as_ref().map(|hires| hires.upscaler_hash.clone()).unwrap_or_default()
         };
-        (0..count).map(unit).collect()
+        let (stated, found) = (hash(stated), hash(settings));
+        if self.hires_upscaler.is_none() && !stated.is_empty() && stated != found {
+            others.push(format!("Hires upscaler hash: `{stated}`, found `{found}`"));
+        }
+        others
     }
 
     /// Whether anything is said of a hires pass.
@@ -429,7 +441,7 @@ impl SampleConfig {
                 let Ok(upscaler) = text.parse();
                 upscaler
             }
-            None => self.known_upscaler(base.upscaler)?,
+            None => self.known_upscaler(base.upscaler, &base.upscaler_hash)?,
         };
         let upscaler_hash = upscaler.hash()?;
         let prompt = self.hires_prompt.as_ref().unwrap_or(&base.prompt);
@@ -452,10 +464,10 @@ impl SampleConfig {
     }
 
     /// The file of an upscaler of which a text has told the name.
-    fn known_upscaler(&self, upscaler: HiresUpscaler) -> Result<HiresUpscaler> {
+    fn known_upscaler(&self, upscaler: HiresUpscaler, hash: &str) -> Result<HiresUpscaler> {
         let Some(name) = upscaler.path() else { return Ok(upscaler) };
         let found = name.to_string_lossy().into_owned();
-        Ok(HiresUpscaler::Pixels(upscaler_named(found, self.upscaler_dir.as_deref())?))
+        Ok(HiresUpscaler::Pixels(upscaler_named(found, hash, self.upscaler_dir.as_deref())?))
     }
 
     /// What is to be done with the other picture.
@@ -485,22 +497,17 @@ pub(crate) fn count(field: &'static str, found: u32) -> Result<u32> {
     }
 }
 
-/// A rule, or the file in a folder of upscalers, that has the name which a text tells.
-pub(crate) fn upscaler_named(found: String, folder: Option<&Path>) -> Result<UpscalerChoice> {
+/// A rule, or the file in a folder of upscalers, that has the name which a text tells; of several the one of this hash.
+pub(crate) fn upscaler_named(found: String, hash: &str, folder: Option<&Path>) -> Result<UpscalerChoice> {
     let choice = UpscalerChoice::from(found.clone());
     if choice.path().is_none() {
         return Ok(choice);
     }
     let Some(folder) = folder else { return Err(Error::NoUpscaler { found }) };
-    let files = files(Some(folder))?;
-    let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let stems: Vec<String> = files.iter().map(stem).collect();
-    match stems.iter().position(|stem| *stem == found) {
-        Some(place) => Ok(UpscalerChoice::Model(files[place].clone())),
-        None => {
-            let nearest = nearest(&found, stems.iter().map(String::as_str)).map(ToOwned::to_owned);
-            Err(Error::UnknownUpscaler { found, folder: folder.to_path_buf(), nearest })
-        }
+    let is_it = |path: &Path| hash_file(path).is_ok_and(|sha256| sha256.short(10) == hash);
+    match file_named(&found, folder, &is_it)? {
+        Ok(path) => Ok(UpscalerChoice::Model(path)),
+        Err(nearest) => Err(Error::UnknownUpscaler { found, folder: folder.to_path_buf(), nearest }),
     }
 }
 
@@ -571,16 +578,6 @@ impl SamplePlan {
         };
         let seed = self.pictures.first().map(|picture| picture.settings.seed.into());
         let key = model.add_to(RunKey::new("sample", &key, seed), "checkpoint");
-        let units = self.units().iter().enumerate();
-        let mut cache = HashCache::open(self.hash_cache.as_deref());
-        let key = units.into_iter().try_fold(key, |key, (i, unit)| {
-            let hash = cache.of(&[&unit.model], &Interrupt::new())?.ok_or(Error::Interrupted)?[0];
-            let key = key.input_hashed(&format!("ControlNet {i}"), &unit.model, hash);
-            match &unit.image {
-                Some(path) => Ok::<_, Error>(key.input(&format!("ControlNet {i}, picture"), path, |_| true)?),
-                None => Ok(key),
-            }
-        })?;
         match &self.init_image {
             Some(path) => Ok(key.input("image", path, |_| true)?),
             None => Ok(key),
@@ -592,6 +589,8 @@ impl SamplePlan {
     fn model(&self, interrupt: &Interrupt) -> Result<ModelId> {
         let mut cache = HashCache::open(self.hash_cache.as_deref());
         let model = self.model.id(&mut cache, interrupt)?;
+        let controls = control_hashes(self.units(), &mut cache, interrupt)?;
+        let model = model.with_controls(self.units(), &controls);
         let Some(vae) = &self.vae else { return Ok(model) };
         let hashes = cache.of(&[vae], interrupt)?.ok_or(Error::Interrupted)?;
         Ok(model.with_vae(vae, hashes[0]))
@@ -754,6 +753,7 @@ impl SampleReport {
             pictures: Vec::new(),
             kept: 0,
             not_followed: plan.not_followed.clone(),
+            other_files: plan.other_files.clone(),
             skipped_embeddings: plan.skipped_embeddings.clone(),
         }
     }
@@ -781,6 +781,9 @@ impl fmt::Display for SampleReport {
         }?;
         if !self.not_followed.is_empty() {
             write!(f, "\nthe text asks for more, which was not done: {}", self.not_followed.join(", "))?;
+        }
+        for other in &self.other_files {
+            write!(f, "\nanother file than the text's: {other}")?;
         }
         for (path, reason) in &self.skipped_embeddings {
             write!(f, "\nno embedding: {}: {reason}", path.display())?;

@@ -14,7 +14,7 @@ use vodka_checkpoint::Precision;
 use vodka_stage::{ContentHash, FolderLock, Hasher, create_dir, remove_all};
 
 use crate::{
-    Error, ModelId, Result, Settings, Used,
+    ControlId, Error, ModelId, Result, Settings, Used,
     picture_file::{read_parameters, read_rgb, write_png},
     pipeline::ARITHMETIC,
 };
@@ -60,6 +60,10 @@ impl Entry {
         hasher.piece(precision.to_string()).piece(vae_precision.to_string());
         let vae = model.vae.as_ref().map(|(_, sha256)| sha256.to_string()).unwrap_or_default();
         hasher.piece(model.sha256.to_string()).piece(vae).piece(settings).piece(&text);
+        for ControlId { model: (_, network), image } in &model.controls {
+            let image = image.as_ref().map(|(_, sha256)| sha256.to_string()).unwrap_or_default();
+            hasher.piece(network.to_string()).piece(image);
+        }
         if batch > 1 {
             hasher.piece((batch as u64).to_le_bytes());
         }

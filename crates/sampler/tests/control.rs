@@ -174,6 +174,20 @@ fn both_passes_see_the_picture_and_preprocessors_change_it() {
 }
 
 #[test]
+fn a_picture_of_a_pixel_by_thousands_is_no_trouble() {
+    let world = World::new();
+    let thin = world.dir.path().join("thin.png");
+    RgbImage::from_fn(1, 4000, |_, y| image::Rgb([(y / 16) as u8, (y % 251) as u8, 90])).save(&thin).unwrap();
+    let unit = || ControlUnit { image: Some(thin.clone()), ..world.unit() };
+    let plain = world.of(vec![unit()]);
+    let blur = Preprocessor::BlurGaussian { sigma: 9.0 };
+    assert_eq!(world.of(vec![ControlUnit { preprocessor: blur, ..unit() }]).dimensions(), plain.dimensions());
+    let fill = ControlUnit { preprocessor: blur, resize_mode: ResizeMode::Fill, ..unit() };
+    let said = world.said(&World::settings(vec![fill]));
+    assert!(said.starts_with("a picture of 512x2048000 px would take 3.1 GB: expected "), "{said}");
+}
+
+#[test]
 fn what_is_no_control_net_for_the_model_is_told() {
     let world = World::new();
     let with = |model: &Path, image: Option<PathBuf>| {

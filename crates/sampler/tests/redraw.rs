@@ -204,6 +204,150 @@ fn opacity_stays_and_thin_and_black_pictures_are_no_trouble() {
     assert_eq!(bench.run(&black, "b.png", &recipe).1.dimensions(), (64, 64));
 }
 
+/// A recipe with ControlNets: two colours of four tiles of 64 px.
+fn controlled(bench: &Bench, more: &str, units: &[&str]) -> String {
+    let unit = |keys: &&str| {
+        format!("[[control]]\nmodel = '{}'\n{keys}\n", bench.path("nets/tile.safetensors").display())
+    };
+    format!(
+        "prompt = 'a photo of a cat'\nseed = 3\nsampler = 'Euler a'\nsteps = 4\ndenoising = 0.6\nsize = '128x128'\n{more}\n\
+         [tiles]\ntype = 'chess'\nwidth = 64\npadding = 16\nmask_blur = 4\n{}",
+        units.iter().map(unit).collect::<String>()
+    )
+}
+
+#[test]
+fn control_nets_act_on_every_tile() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("nets")).unwrap();
+    common::write_control_net(&bench.path("nets/tile.safetensors"));
+    let input = fixture("sampler/redraw/in.png");
+    let of = |units: &[&str]| bench.run(&input, "out.png", &controlled(&bench, "", units)).1;
+    let (plain, with) = (of(&[]), of(&["weight = 1.5"]));
+    // Each tile is another one.
+    for (x, y) in [(0, 0), (64, 0), (0, 64), (64, 64)] {
+        let tile = |picture: &RgbImage| image::imageops::crop_imm(picture, x, y, 64, 64).to_image();
+        assert!(psnr(&tile(&plain), &tile(&with)) < 50.0, "{x} {y}");
+    }
+    let fix = "preprocessor = 'tile_colorfix'";
+    assert!(of(&["weight = 0.0"]) == plain && of(&[&format!("weight = 0.0\n{fix}")]) == plain);
+    for batch in [2, 5] {
+        let batch_size = format!("batch_size = {batch}");
+        for keys in ["weight = 1.5".to_owned(), format!("mode = 'control'\n{fix}")] {
+            let one = of(&[&keys]);
+            let many = bench.run(&input, "out.png", &controlled(&bench, &batch_size, &[&keys])).1;
+            let most = one.iter().zip(many.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(most <= 1, "{batch} at once, {keys}: {most} levels");
+        }
+    }
+    let resampled = of(&["weight = 1.5\npreprocessor = 'tile_resample'\nrate = 4"]);
+    assert!(resampled != with && resampled != plain);
+
+    // A picture of its own is cut where the tiles are.
+    let larger = |output: &str| {
+        let recipe = controlled(&bench, "", &[]).replace("'chess'", "'none'");
+        bench.run(&input, output, &recipe).1
+    };
+    larger("larger.png");
+    let own = |file: &Path| format!("weight = 1.5\nimage = '{}'", file.display());
+    let one_tile = |keys: &str| {
+        let recipe = controlled(&bench, "", &[keys]).replace("width = 64", "width = 128");
+        bench.run(&input, "out.png", &recipe).1
+    };
+    assert!(one_tile("weight = 1.5") == one_tile(&own(&bench.path("larger.png"))));
+    let other = bench.path("other.png");
+    RgbImage::from_fn(90, 70, |x, y| Rgb([if x < 45 { 0 } else { 255 }, (y * 3) as u8, 90]))
+        .save(&other)
+        .unwrap();
+    let [first, second] =
+        [own(&other), format!("{}\nresize_mode = 'fill'", own(&other))].map(|keys| of(&[&keys]));
+    assert!(first != with && first != second);
+}
+
+#[test]
+fn what_control_nets_see_is_in_key_and_text() {
+    let bench = Bench::new();
+    let (nets, net) = (bench.path("nets"), bench.path("nets/tile.safetensors"));
+    fs::create_dir(&nets).unwrap();
+    common::write_control_net(&net);
+    let (input, own) = (fixture("sampler/redraw/in.png"), bench.path("own.png"));
+    RgbImage::from_pixel(9, 9, Rgb([200, 30, 20])).save(&own).unwrap();
+    let keys =
+        format!("weight = 0.8\nend = 0.7\npreprocessor = 'blur_gaussian'\nimage = '{}'", own.display());
+    let recipe = controlled(&bench, "", &[&keys, "mode = 'prompt'"]);
+    let hash = |recipe: &str| bench.config(&input, "key.png", recipe).plan().unwrap().key().unwrap().hash();
+    let base = hash(&recipe);
+    assert_eq!(hash(&recipe), base);
+    for changed in [
+        recipe.replace("0.8", "0.9"),
+        recipe.replace("'prompt'", "'control'"),
+        controlled(&bench, "", &[&keys]),
+    ] {
+        assert_ne!(hash(&changed), base);
+    }
+    let picture = fs::read(&own).unwrap();
+    RgbImage::from_pixel(9, 9, Rgb([200, 30, 21])).save(&own).unwrap();
+    assert_ne!(hash(&recipe), base);
+    fs::write(&own, picture).unwrap();
+    // The last byte of a weight, which the eight digits of the name are not of.
+    let weights = fs::read(&net).unwrap();
+    fs::write(&net, [&weights[..weights.len() - 1], &[weights[weights.len() - 1] ^ 1]].concat()).unwrap();
+    assert_ne!(hash(&recipe), base);
+    fs::write(&net, weights).unwrap();
+    assert_eq!(hash(&recipe), base);
+
+    let (report, _) = bench.run(&input, "whole.png", &recipe);
+    assert!(report.other_files.is_empty() && report.not_followed.is_empty());
+    let text = read_parameters(&bench.path("whole.png")).unwrap().unwrap();
+    assert!(text.contains("ControlNet 0: \"Module: blur_gaussian, Model: tile ["), "{text}");
+    assert!(
+        text.contains("Weight: 0.8, ") && text.contains("ControlNet 1: \"Module: none, Model: tile ["),
+        "{text}"
+    );
+    let sha256 = vodka_stage::hash_file(&own).unwrap().short(10);
+    assert!(text.contains(&format!("Ultimate SD upscale control pictures: \"0: {sha256}\"")), "{text}");
+    // What the text says is all that is needed, but for the picture, which it does not hold.
+    let from = |more: &str| {
+        let dir = nets.display();
+        format!(
+            "from = '{}'\ncontrol_dir = '{dir}'\nsize = '128x128'\n{more}",
+            bench.path("whole.png").display()
+        )
+    };
+    let said = bench.config(&input, "again.png", &from("")).plan().unwrap_err().to_string();
+    assert_eq!(
+        said,
+        format!("the ControlNet 0 had a picture of its own (SHA-256 {sha256}...): expected its `image`")
+    );
+    let with_picture = |path: &Path| from(&format!("[[control]]\nimage = '{}'", path.display()));
+    let (report, _) = bench.run(&input, "again.png", &with_picture(&own));
+    assert!(report.other_files.is_empty() && report.not_followed.is_empty());
+    let read = |name: &str| fs::read(bench.path(name)).unwrap();
+    assert_eq!(read("again.png"), read("whole.png"));
+    let (report, _) = bench.run(&input, "other.png", &with_picture(&fixture("sampler/redraw/in.png")));
+    assert!(report.other_files[0].starts_with("picture of ControlNet 0: `"), "{:?}", report.other_files);
+    assert_ne!(read("other.png"), read("whole.png"));
+
+    // Tiles of another weight are not taken from a journal, those of the same are.
+    for (stopped, kept) in [(&recipe, 2), (&recipe.replace("0.8", "0.4"), 0)] {
+        let (interrupt, mut calls) = (Interrupt::new(), 0);
+        let on_event = &mut |event: UpscaleEvent<'_>| {
+            if let UpscaleEvent::Redrawing { .. } = event {
+                calls += 1;
+                if calls == 3 {
+                    interrupt.raise();
+                }
+            }
+        };
+        let plan = bench.config(&input, "rest.png", stopped).plan().unwrap();
+        assert_eq!(upscale::run(&plan, &interrupt, on_event).unwrap().outcome, Outcome::Interrupted);
+        let (report, _) = bench.run(&input, "rest.png", &recipe);
+        assert_eq!((report.kept_tiles, read("rest.png")), (kept, read("whole.png")));
+        fs::remove_file(bench.path("rest.png")).unwrap();
+        fs::remove_file(bench.path("rest.png.run.json")).unwrap();
+    }
+}
+
 #[test]
 fn tiles_stay_until_the_record_is_written() {
     let bench = Bench::new();

@@ -91,7 +91,9 @@ pub fn compose_control_net(target: &Path) -> io::Result<()> {
     let own = drawn.iter().map(|(name, shape, bytes)| {
         (name.clone(), TensorView::new(Dtype::F16, shape.clone(), bytes).expect("two bytes a number"))
     });
-    write(&file(&json!({"format": "pt"}), &copied.chain(own).collect()), target)
+    // A1111 names files by what lies behind their first megabyte: weights, as in large ones.
+    let metadata = json!({"format": "pt", "padding": ".".repeat(700_000)});
+    write(&file(&metadata, &copied.chain(own).collect()), target)
 }
 
 /// Writes a generation of the demo's model, which has learnt what the picture world looks like, in the same way.

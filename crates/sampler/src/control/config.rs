@@ -10,7 +10,7 @@ use vodka_checkpoint::ControlNetFile;
 use vodka_stage::nearest;
 
 use super::{ControlMode, ControlUnit, Preprocessor, text::without_signs};
-use crate::{Error, ResizeMode, Result, library::files, parameters::model_name};
+use crate::{Error, ResizeMode, Result, library::file_named, parameters::model_name};
 
 /// What is said of a unit; what is absent is that of the picture's text, else the extension's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -123,7 +123,11 @@ impl ControlConfig {
     ) -> Result<ControlUnit> {
         let (model, name) = match &self.model {
             Some(model) => (model.clone(), name_of(model)?),
-            None => (known(number, &base.name, folder)?, base.name),
+            None => {
+                let model = known(number, &base.name, folder)?;
+                let name = name_of(&model)?;
+                (model, name)
+            }
         };
         Ok(ControlUnit {
             model,
@@ -213,15 +217,44 @@ fn known(number: usize, name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     // Without the hash.
     let found = name.rsplit_once(" [").map_or(name, |(name, _)| name).to_owned();
     let Some(folder) = folder else { return Err(Error::NoControlDir { found }) };
-    let files = files(Some(folder))?;
-    let names: Vec<String> = files.iter().map(|path| without_signs(&model_name(path))).collect();
-    match names.iter().position(|name| *name == found) {
-        Some(place) => Ok(files[place].clone()),
-        None => {
-            let nearest = nearest(&found, names.iter().map(String::as_str)).map(ToOwned::to_owned);
-            Err(Error::UnknownControlNet { found, folder: folder.to_path_buf(), nearest })
-        }
-    }
+    let is_it = |path: &Path| name_of(path).is_ok_and(|full| without_signs(&full) == name);
+    file_named(&found, folder, &is_it)?.map_err(|nearest| {
+        let folder = folder.to_path_buf();
+        Error::UnknownControlNet { found, folder, nearest }
+    })
+}
+
+/// The units: what is said of each, and for the rest what a text states of the one of that number.
+///
+/// # Errors
+/// What is wrong with one.
+pub(crate) fn units(
+    said: &[ControlConfig],
+    stated: &[ControlUnit],
+    folder: Option<&Path>,
+) -> Result<Vec<ControlUnit>> {
+    let unit = |number: usize| {
+        let said = said.get(number).cloned().unwrap_or_default();
+        said.unit(number, stated.get(number).cloned().unwrap_or_default(), folder)
+    };
+    (0..stated.len().max(said.len())).map(unit).collect()
+}
+
+/// Which networks are not those that a text states, where nobody has said another: the field, what it states, and what was found.
+pub(crate) fn other_networks(
+    said: &[ControlConfig],
+    stated: &[ControlUnit],
+    found: &[ControlUnit],
+) -> Vec<String> {
+    let pairs = stated.iter().zip(found).enumerate();
+    let is_free = |number: usize| said.get(number).is_none_or(|said| said.model.is_none());
+    let other = |(number, (stated, found)): (usize, (&ControlUnit, &ControlUnit))| {
+        let (stated, found) = (&stated.name, without_signs(&found.name));
+        // Not every text has the hash.
+        (is_free(number) && stated.contains(" [") && *stated != found)
+            .then(|| format!("ControlNet {number}: `{stated}`, found `{found}`"))
+    };
+    pairs.filter_map(other).collect()
 }
 
 #[cfg(test)]
@@ -304,16 +337,37 @@ mod tests {
     #[test]
     fn networks_that_texts_name_are_found_by_their_names() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("tile_v11.pth"), "x").unwrap();
+        let file = dir.path().join("tile_v11.safetensors");
+        vodka_testkit::compose_control_net(&file).unwrap();
+        let stated = |name: &str| ControlUnit { name: name.into(), ..ControlUnit::default() };
         let unit = |name: &str, folder| {
-            let base = ControlUnit { name: name.into(), ..ControlUnit::default() };
-            ControlConfig::default().unit(1, base, folder).map_err(|error| error.to_string())
+            ControlConfig::default().unit(1, stated(name), folder).map_err(|error| error.to_string())
         };
+        let (first, true_name) = (&[ControlConfig::default()], name_of(&file).unwrap());
+        let found = unit(&true_name, Some(dir.path())).unwrap();
+        assert_eq!((&found.model, &found.name), (&file, &true_name));
+        assert!(other_networks(first, &[stated(&true_name)], std::slice::from_ref(&found)).is_empty());
+        // A file of this name with other contents is taken, has its own hash, and is told of.
         let found = unit("tile_v11 [a371b31b]", Some(dir.path())).unwrap();
-        assert_eq!(
-            (found.model, found.name.as_str()),
-            (dir.path().join("tile_v11.pth"), "tile_v11 [a371b31b]")
-        );
+        assert_eq!((&found.model, &found.name), (&file, &true_name));
+        let told = other_networks(first, &[stated("tile_v11 [a371b31b]")], std::slice::from_ref(&found));
+        assert_eq!(told, [format!("ControlNet 0: `tile_v11 [a371b31b]`, found `{true_name}`")]);
+        let said = [ControlConfig { model: Some(file.clone()), ..ControlConfig::default() }];
+        assert!(other_networks(&said, &[stated("other [a371b31b]")], &[found]).is_empty());
+        // Of several of this name it is the one of this hash.
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        let other = dir.path().join("a/tile_v11.safetensors");
+        // A byte of a weight, within what the hash is of.
+        let mut changed = bytes;
+        changed[0x10_0100] ^= 1;
+        std::fs::write(&other, changed).unwrap();
+        for (path, is_same) in [(&file, true), (&other, false)] {
+            let name = name_of(path).unwrap();
+            assert_eq!((&unit(&name, Some(dir.path())).unwrap().model, name == true_name), (path, is_same));
+        }
+        assert_eq!(unit("tile_v11", Some(dir.path())).unwrap().model, other);
+        std::fs::remove_file(other).unwrap();
         let error = unit("tile_v12 [a371b31b]", Some(dir.path())).unwrap_err();
         assert!(error.starts_with("there is no ControlNet `tile_v12` among the files of"), "{error}");
         assert!(error.ends_with("did you mean `tile_v11`?"), "{error}");

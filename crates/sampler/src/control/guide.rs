@@ -1,6 +1,6 @@
 //! Units at work: their networks, what these see, and what they do to each call of the denoiser.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -13,7 +13,7 @@ use super::{
     ControlMode, ControlUnit, Preprocessor,
     preprocess::{fit_control, pixel_perfect_px},
 };
-use crate::{Error, ResizeMode, Result, Settings, graph::Inputs, pipeline::Networks};
+use crate::{Error, ResizeMode, Result, Settings, graph::Inputs, pipeline::Networks, redraw::Part};
 
 /// The ControlNets of the latest pictures, by where they lie.
 #[derive(Debug, Default)]
@@ -105,41 +105,45 @@ fn check_form(file: &ControlNetFile, unet: &UNetConfig) -> Result<()> {
     }
 }
 
-/// A unit with the picture that its preprocessor has made.
+/// A unit with what its preprocessor has made: a picture for all that are made at once, or of parts one for each.
 pub(crate) struct Prepared<'a> {
     unit: &'a ControlUnit,
     network: &'a ControlNet,
-    picture: RgbImage,
+    pictures: Vec<RgbImage>,
     resize_mode: ResizeMode,
 }
 
 impl<'a> Prepared<'a> {
-    /// The units of a picture that is, or is made from, `image`.
+    /// The units of a picture that is, or is made from, `image`, or of parts of a larger one.
     ///
     /// # Errors
     /// A picture that cannot be read, or is not there.
     pub(crate) fn all(
         settings: &'a Settings,
         image: Option<&RgbImage>,
+        parts: Option<&[Part]>,
         nets: &'a LoadedNets,
     ) -> Result<Vec<Self>> {
         let units = settings.controls.iter().enumerate();
         units
             .map(|(number, unit)| {
-                let (picture, resize_mode) = match (&unit.image, image) {
-                    (Some(path), _) => (decode(path)?.into_rgb(), unit.resize_mode),
-                    (None, Some(image)) => {
-                        let mode = settings.image.as_ref().map(|image| image.resize_mode);
-                        (image.clone(), mode.unwrap_or(unit.resize_mode))
-                    }
-                    (None, None) => return Err(Error::NoControlImage { number }),
+                let seen: Vec<Cow<'_, RgbImage>> = match (parts, &unit.image, image) {
+                    (Some(parts), ..) => parts.iter().map(|part| part.control(number)).collect(),
+                    (None, Some(path), _) => vec![Cow::Owned(decode(path)?.into_rgb())],
+                    (None, None, Some(image)) => vec![Cow::Borrowed(image)],
+                    (None, None, None) => return Err(Error::NoControlImage { number }),
                 };
-                let resolution_px = match unit.pixel_perfect {
-                    true => pixel_perfect_px(&picture, settings.size, resize_mode),
-                    false => unit.resolution_px,
+                let of_image = settings.image.as_ref().filter(|_| unit.image.is_none());
+                let resize_mode = of_image.map_or(unit.resize_mode, |image| image.resize_mode);
+                let made = |picture: &Cow<'_, RgbImage>| {
+                    let resolution_px = match unit.pixel_perfect {
+                        true => pixel_perfect_px(picture, settings.size, resize_mode),
+                        false => unit.resolution_px,
+                    };
+                    unit.preprocessor.of_used(picture, resolution_px, settings.size, resize_mode)
                 };
-                let picture = unit.preprocessor.of(&picture, resolution_px);
-                Ok(Self { unit, network: nets.of(unit), picture, resize_mode })
+                let pictures = seen.iter().map(made).collect::<Result<_>>()?;
+                Ok(Self { unit, network: nets.of(unit), pictures, resize_mode })
             })
             .collect()
     }
@@ -155,14 +159,14 @@ pub(crate) struct Guides<'a> {
 struct Guide<'a> {
     unit: &'a ControlUnit,
     network: &'a ControlNet,
-    /// `(1, C, h, w)`
+    /// `(B or 1, C, h, w)`
     hint: Tensor,
     colours: Option<Colours>,
 }
 
 /// What makes colours those of a picture.
 struct Colours {
-    /// The picture's latents, blurred, `(1, 4, h, w)` in fp32.
+    /// The latents of the pictures, blurred, `(B or 1, 4, h, w)` in fp32.
     blurred: Tensor,
     /// Half the side of the square over which is blurred.
     reach: i64,
@@ -180,11 +184,15 @@ impl<'a> Guides<'a> {
     ) -> Result<Self> {
         let is_second = settings.image.as_ref().is_some_and(|image| image.after_calls.is_some());
         let guide = |one: &'a Prepared<'a>| {
-            let picture = fit_control(&one.picture, settings.size, one.resize_mode);
+            let fitted =
+                one.pictures.iter().map(|one_of| fit_control(one_of, settings.size, one.resize_mode));
+            let pictures: Vec<_> = fitted.collect();
             let colours = |variation: u32, sharpness| {
                 // Twice as far in a hires pass, as there.
                 let reach = i64::from(variation) * if is_second { 2 } else { 1 };
-                let latents = networks.encode(&picture)? * networks.vae.config().scaling_factor;
+                let latents = pictures.iter().map(|picture| networks.encode(picture));
+                let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0);
+                let latents = latents * networks.vae.config().scaling_factor;
                 Ok::<_, Error>(Colours { blurred: blur(&latents, reach), reach, sharpness })
             };
             let colours = match one.unit.preprocessor {
@@ -195,7 +203,8 @@ impl<'a> Guides<'a> {
                 _ => None,
             };
             let (device, kind) = (one.network.vars().device(), one.network.vars().kind());
-            let hint = one.network.embed(&to_tensor(&picture).to_device(device).to_kind(kind));
+            let seen = Tensor::cat(&pictures.iter().map(to_tensor).collect::<Vec<_>>(), 0);
+            let hint = one.network.embed(&seen.to_device(device).to_kind(kind));
             Ok(Guide { unit: one.unit, network: one.network, hint, colours })
         };
         let guides = prepared.iter().map(guide).collect::<Result<_>>()?;
@@ -219,8 +228,8 @@ impl<'a> Guides<'a> {
         let output = call(&inputs);
         let last = self.schedule.timesteps() - 1;
         let level = self.schedule.add_noise((timestep.round_ties_even() as usize).min(last));
-        let fixing =
-            self.guides.iter().filter_map(|guide| Some((guide.colours.as_ref()?, guide.unit.weight)));
+        let fixing = self.guides.iter().filter(|guide| guide.unit.weight > 0.0);
+        let fixing = fixing.filter_map(|guide| Some((guide.colours.as_ref()?, guide.unit.weight)));
         fixing.fold(output, |output, (colours, weight)| {
             let found = colours.fixed(&inputs.latents, &output, of_prompt, level, self.prediction);
             let weight = weight.clamp(0.0, 1.0);
@@ -251,7 +260,8 @@ impl Guide<'_> {
         }
         let of = |all: &Tensor| all.narrow(0, 0, seen);
         let (latents, timesteps, context) = (of(&inputs.latents), of(&inputs.timesteps), of(&inputs.context));
-        let found = self.network.forward(&latents, &timesteps, &context, &self.hint);
+        let hint = for_rows(&self.hint, seen);
+        let found = self.network.forward(&latents, &timesteps, &context, &hint);
         let weights = self.unit.mode.weights(self.unit.weight, found.len());
         let weighed = |(residual, weight): (Tensor, f64)| {
             let residual = residual * weight;
@@ -282,7 +292,7 @@ impl Colours {
             Prediction::Epsilon => (&x - output * noise) / signal,
             Prediction::VPrediction => &x * signal - output * noise,
         };
-        let fixed = &seen - blur(&seen, self.reach) + &self.blurred;
+        let fixed = &seen - blur(&seen, self.reach) + for_rows(&self.blurred, seen.size()[0]);
         let fixed = match self.sharpness {
             Some(sharpness) => {
                 let rows = fixed.size()[0];
@@ -297,6 +307,14 @@ impl Colours {
             Prediction::Epsilon => (x - fixed * signal) / noise,
             Prediction::VPrediction => (x * signal - fixed) / noise,
         }
+    }
+}
+
+/// What is of each picture as often as it has rows; of which there is one for all as it is. `(B or 1, C, h, w)`
+fn for_rows(of_pictures: &Tensor, rows: i64) -> Tensor {
+    match of_pictures.size()[0] {
+        1 => of_pictures.shallow_clone(),
+        pictures => of_pictures.repeat([rows / pictures, 1, 1, 1]),
     }
 }
 

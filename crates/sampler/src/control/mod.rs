@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ResizeMode, Result};
 
 pub use config::ControlConfig;
+pub(crate) use config::{other_networks, units};
 pub(crate) use guide::{Guides, LoadedNets, Prepared};
 pub use preprocess::Preprocessor;
-pub(crate) use text::{is_unit, units_of};
+pub(crate) use text::{is_unit, units_of, without_signs};
 
 /// The strongest weight of the extension.
 const WEIGHT_MAX: f64 = 2.0;

@@ -1,13 +1,20 @@
 //! What becomes of a picture before a ControlNet sees it.
 
+use std::ops::Range;
+
 use image::{Rgb, RgbImage, imageops};
 use serde::Serialize;
-use vodka_images::{Filter, blur_gaussian, resize, resize_cubic, resize_nearest};
+use vodka_images::{
+    Filter, MAX_SIDE_PX, blur_gaussian, resize, resize_cubic, resize_cubic_part, resize_nearest_part,
+    resize_part,
+};
 
 use crate::{Error, ResizeMode, Result, Size};
 
 /// Below this rate `tile_resample` leaves a picture as it is.
 const RATE_MIN: f64 = 1.1;
+/// The most pixels that a preprocessor makes: eight times as long as wide at the finest resolution.
+const PIXELS_MAX: u64 = 1 << 25;
 /// Pictures of fewer colours are maps: no colour may come up between two of them.
 const COLOURS_OF_A_MAP: usize = 200;
 
@@ -88,8 +95,35 @@ impl Preprocessor {
         }
     }
 
+    /// What is made of a picture that is used at `size`, where it is worked on at `resolution_px` of its shorter side. Of a long one of which
+    /// most would be cut off, the middle alone.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]: a long picture all of which is used, at a resolution for which there is not memory enough.
+    pub(crate) fn of_used(
+        self,
+        picture: &RgbImage,
+        resolution_px: u32,
+        size: Size,
+        mode: ResizeMode,
+    ) -> Result<RgbImage> {
+        let Self::BlurGaussian { sigma } = self else { return Ok(self.of(picture, resolution_px)) };
+        let (width, height) = size_at_resolution(picture, resolution_px);
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels <= PIXELS_MAX {
+            return Ok(self.of(picture, resolution_px));
+        }
+        let middle = middle(picture, resolution_px, size, sigma);
+        let (wide, high) = size_at_resolution(&middle, resolution_px);
+        if mode != ResizeMode::Crop || u64::from(wide) * u64::from(high) > PIXELS_MAX {
+            let (gigabytes, max_side_px, max) = (3.0 * pixels as f64 / 1e9, MAX_SIDE_PX, PIXELS_MAX);
+            return Err(Error::TooLarge { width, height, gigabytes, max_side_px, max });
+        }
+        Ok(self.of(&middle, resolution_px))
+    }
+
     /// What is made of a picture, where it is worked on at `resolution_px` of its shorter side.
-    pub(crate) fn of(self, picture: &RgbImage, resolution_px: u32) -> RgbImage {
+    fn of(self, picture: &RgbImage, resolution_px: u32) -> RgbImage {
         match self {
             Self::None | Self::TileColorfix { .. } | Self::TileColorfixSharp { .. } => picture.clone(),
             Self::TileResample { rate } if rate < RATE_MIN => picture.clone(),
@@ -109,13 +143,36 @@ fn area(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
 
 /// A picture whose shorter side has so many pixels.
 fn at_resolution(picture: &RgbImage, resolution_px: u32) -> RgbImage {
-    let (width, height) = picture.dimensions();
-    let scale = f64::from(resolution_px) / f64::from(width.min(height));
-    let [width, height] = [width, height].map(|side| rounded(f64::from(side) * scale));
-    match scale > 1.0 {
+    let (width, height) = size_at_resolution(picture, resolution_px);
+    match resolution_px > picture.width().min(picture.height()) {
         true => resize_cubic(picture, width, height),
         false => area(picture, width, height),
     }
+}
+
+/// Its size.
+fn size_at_resolution(picture: &RgbImage, resolution_px: u32) -> (u32, u32) {
+    let (width, height) = picture.dimensions();
+    let scale = f64::from(resolution_px) / f64::from(width.min(height));
+    let side = |side: u32| rounded(f64::from(side) * scale);
+    (side(width), side(height))
+}
+
+/// What [`fit_control`] keeps of a picture that it cuts to `size`, as far along its longer side as a blur of it reaches.
+fn middle(picture: &RgbImage, resolution_px: u32, size: Size, sigma: f64) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let shorter = width.min(height);
+    let scale = (f64::from(size.width) / f64::from(width)).max(f64::from(size.height) / f64::from(height));
+    // OpenCV's blur reaches three times sigma, its cubic curve two pixels more.
+    let reach = 3.0 * sigma * f64::from(shorter) / f64::from(resolution_px) + 3.0;
+    let kept = |side: u32, used: u32| {
+        let kept = (f64::from(used) / scale + 2.0 * reach).ceil().max(f64::from(shorter)) as u32;
+        // As much goes on either side, so that the middle stays the middle.
+        let beside = side.saturating_sub(kept) / 2;
+        (beside, side - 2 * beside)
+    };
+    let ((left, wide), (top, high)) = (kept(width, size.width), kept(height, size.height));
+    imageops::crop_imm(picture, left, top, wide, high).to_image()
 }
 
 /// numpy's rounding, and a pixel at least.
@@ -138,36 +195,40 @@ pub(crate) fn pixel_perfect_px(picture: &RgbImage, size: Size, mode: ResizeMode)
 pub(crate) fn fit_control(picture: &RgbImage, size: Size, mode: ResizeMode) -> RgbImage {
     let Size { width, height } = size;
     if mode == ResizeMode::Just {
-        return resized(picture, width, height);
+        return resized(picture, (width, height), [0..width, 0..height]);
     }
     let (from_width, from_height) = (f64::from(picture.width()), f64::from(picture.height()));
     let (by_height, by_width) = (f64::from(height) / from_height, f64::from(width) / from_width);
     let scale = if mode == ResizeMode::Fill { by_height.min(by_width) } else { by_height.max(by_width) };
-    let scaled = resized(picture, rounded(from_width * scale), rounded(from_height * scale));
-    let half = |outer: u32, inner: u32| i64::from(outer.saturating_sub(inner) / 2);
+    let (w, h) = (rounded(from_width * scale), rounded(from_height * scale));
+    let half = |outer: u32, inner: u32| outer.saturating_sub(inner) / 2;
+    // What is cut off may be far more than there is memory for.
+    let kept = |outer: u32, inner: u32| half(inner, outer)..(half(inner, outer) + outer).min(inner);
+    let scaled = resized(picture, (w, h), [kept(width, w), kept(height, h)]);
     let mut result = RgbImage::from_pixel(width, height, edge_colour(picture));
-    let (w, h) = scaled.dimensions();
     let (left, top) = match mode {
         ResizeMode::Fill => (half(width, w), half(height, h)),
-        _ => (-half(w, width), -half(h, height)),
+        _ => (0, 0),
     };
-    imageops::replace(&mut result, &scaled, left, top);
+    imageops::replace(&mut result, &scaled, left.into(), top.into());
     result
 }
 
-/// Smaller by area, larger by cubic curves, and maps of few colours without colours between.
-fn resized(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+/// Smaller by area, larger by cubic curves, and maps of few colours without colours between; of that these columns and rows.
+fn resized(picture: &RgbImage, (width, height): (u32, u32), part: [Range<u32>; 2]) -> RgbImage {
     let pixels = |width: u32, height: u32| u64::from(width) * u64::from(height);
     let before = pixels(picture.width(), picture.height());
     let colours = colours(picture);
     if picture.dimensions() == (width, height) {
-        picture.clone()
+        let [columns, rows] = part;
+        let (wide, high) = (columns.len() as u32, rows.len() as u32);
+        imageops::crop_imm(picture, columns.start, rows.start, wide, high).to_image()
     } else if colours > 2 && colours < COLOURS_OF_A_MAP {
-        resize_nearest(picture, width, height)
+        resize_nearest_part(picture, (width, height), part)
     } else if pixels(width, height) < before {
-        area(picture, width, height)
+        resize_part(picture, (width, height), part, Filter::Area)
     } else {
-        resize_cubic(picture, width, height)
+        resize_cubic_part(picture, (width, height), part)
     }
 }
 
@@ -262,6 +323,41 @@ mod tests {
         // Four edges of 3 and 1 pixels: 10 10 10, 90 90 90, 10 90, 10 90.
         let edges = RgbImage::from_fn(3, 2, |_, y| Rgb([if y == 0 { 10 } else { 90 }; 3]));
         assert_eq!(edge_colour(&edges), Rgb([50; 3]));
+    }
+
+    #[test]
+    fn of_a_long_picture_the_middle_alone_is_made() {
+        // Whole, it would be 512 x 2,048,000 px: 3 GB, and more while it is blurred.
+        let thin =
+            |height: u32| RgbImage::from_fn(1, height, |_, y| Rgb([(y / 16) as u8, (y % 251) as u8, 9]));
+        let (wide, all) = (size("512x512"), thin(4000));
+        let fitted = fit_control(&all, wide, ResizeMode::Crop);
+        // The border between the pixels 1999 and 2000 is in the middle; the second channel is 242 and 243 there.
+        assert_eq!((fitted.get_pixel(0, 0)[1], fitted.get_pixel(511, 511)[1]), (242, 243));
+        let of = |sigma, picture: &RgbImage, px, at: Size, mode| {
+            Preprocessor::BlurGaussian { sigma }.of_used(picture, px, at, mode)
+        };
+        let blurred = of(9.0, &all, 512, wide, ResizeMode::Crop).unwrap();
+        assert!(blurred.height() < 512 * 16, "{:?}", blurred.dimensions());
+        let fitted = fit_control(&blurred, wide, ResizeMode::Crop);
+        assert_eq!((fitted.get_pixel(0, 0)[1], fitted.get_pixel(511, 511)[1]), (242, 243));
+        for mode in [ResizeMode::Just, ResizeMode::Fill] {
+            let said = of(9.0, &all, 512, wide, mode).unwrap_err().to_string();
+            assert!(said.starts_with("a picture of 512x2048000 px would take 3.1 GB"), "{said}");
+            assert_eq!(fit_control(&all, wide, mode).dimensions(), (512, 512));
+        }
+        // What is cut off first makes no difference to what is left, also across.
+        for (picture, px) in [(thin(90), 64), (imageops::rotate90(&thin(91)), 64), (picture(5, 300), 80)] {
+            let at = Size { width: px, height: px };
+            let middle = middle(&picture, px, at, 4.0);
+            assert!(middle.len() < picture.len());
+            let blur = Preprocessor::BlurGaussian { sigma: 4.0 };
+            let [whole, cut] = [&picture, &middle].map(|picture| {
+                let blurred = blur.of(picture, px);
+                fit_control(&blurred, at, ResizeMode::Crop)
+            });
+            assert!(cut == whole, "{:?} at {px}", picture.dimensions());
+        }
     }
 
     #[test]

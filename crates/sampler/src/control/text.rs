@@ -96,7 +96,7 @@ impl ControlUnit {
 }
 
 /// A name without commas and colons, which would end a value.
-pub(super) fn without_signs(name: &str) -> String {
+pub(crate) fn without_signs(name: &str) -> String {
     name.replace([',', ':'], "")
 }
 

@@ -202,6 +202,12 @@ pub struct UpscaleReport {
     /// How much the borders of tiles show, of each picture that was drawn again in this run and has any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seams: Vec<(String, SeamMeasure)>,
+    /// What the text that the recipe is from asks for and was not done: names of fields.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_followed: Vec<String>,
+    /// Files that are not those which this text states: the field, what it states, and what was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_files: Vec<String>,
     /// What could not be read, and why.
     pub skipped: Vec<(String, String)>,
     /// The picture, or the folder.
@@ -424,6 +430,8 @@ pub fn run(
         kept: 0,
         kept_tiles: 0,
         seams: Vec::new(),
+        not_followed: plan.redraw.as_ref().map(|redraw| redraw.not_followed.clone()).unwrap_or_default(),
+        other_files: plan.redraw.as_ref().map(|redraw| redraw.other_files.clone()).unwrap_or_default(),
         skipped: Vec::new(),
         output: plan.output.clone(),
     };
@@ -434,7 +442,9 @@ pub fn run(
     let (key, record) = (plan.key_of(model.as_ref())?, record_path(&plan.output));
     if let Some(made) = key.made::<UpscaleReport>(&record)? {
         let outcome = Outcome::Unchanged.with_skips(!made.skipped.is_empty());
-        return Ok(UpscaleReport { outcome, kept: made.pictures, output: plan.output.clone(), ..made });
+        let (kept, output) = (made.pictures, plan.output.clone());
+        let UpscaleReport { not_followed, other_files, .. } = report;
+        return Ok(UpscaleReport { outcome, kept, output, not_followed, other_files, ..made });
     }
     let common = plan.common_key(model.as_ref())?;
     let mut work = Work::open(plan, &common, key.inputs.get("upscaler").map(|input| input.sha256), model)?;
@@ -519,6 +529,7 @@ impl<'a> Work<'a> {
         };
         let redraw = plan.redraw.as_ref().zip(model);
         let redraw = redraw.map(|(redraw, model)| Redrawing::new(plan, redraw, model, common.hash()));
+        let redraw = redraw.transpose()?;
         Ok(Self { plan, sha256, upscaler: None, redraw, journal, made })
     }
 
@@ -669,7 +680,7 @@ impl Report for UpscaleReport {
 
 impl fmt::Display for UpscaleReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { outcome, pictures, kept, kept_tiles, seams, output, skipped } = self;
+        let Self { outcome, pictures, kept, kept_tiles, seams, output, skipped, .. } = self;
         let output = output.display();
         match (outcome, pictures) {
             (Outcome::Unchanged, 1) => write!(f, "{output} is there already"),
@@ -689,6 +700,12 @@ impl fmt::Display for UpscaleReport {
         }
         for (picture, reason) in skipped {
             write!(f, "\nskipped: {picture}: {reason}")?;
+        }
+        if !self.not_followed.is_empty() {
+            write!(f, "\nthe text asks for more, which was not done: {}", self.not_followed.join(", "))?;
+        }
+        for other in &self.other_files {
+            write!(f, "\nanother file than the text's: {other}")?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use image::{GrayImage, Luma, imageops};
+use image::{GrayImage, Luma, RgbImage, imageops};
 use vodka_images::{Filter, resize};
 
 use super::{
@@ -21,14 +21,16 @@ pub(crate) type Make<'a> = dyn FnMut(&Pass, &[Part]) -> Result<Option<Vec<FinePi
 
 /// How parts are made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Drawing {
+pub(crate) struct Drawing<'a> {
     /// How many of a pass at once.
     pub(crate) batch: usize,
     pub(crate) noise: TileNoise,
+    /// The pictures of ControlNets that have one of their own, as large as what is drawn, by the numbers of the units.
+    pub(crate) controls: &'a [Option<RgbImage>],
     pub(crate) depth: Depth,
 }
 
-impl Drawing {
+impl Drawing<'_> {
     /// Draws all passes. Parts that are in `known`, by their numbers, are not made again, unless one that was to be made with them is
     /// missing: so that they are, to the bit, what they would be in an undisturbed run. `on_made` is told of each that is new. Whether all
     /// is drawn, and nothing was interrupted.
@@ -94,14 +96,20 @@ impl Drawing {
 
     fn part(self, job: &Job, Size { width, height }: Size, canvas: &FinePicture) -> Part {
         let (mask, crop) = job.prepare(canvas.dimensions());
-        let picture = imageops::crop_imm(canvas, crop.left, crop.top, crop.width, crop.height).to_image();
+        // stable-diffusion-webui cuts what ControlNets see in the same way (sd-webui-controlnet, `scripts/controlnet.py`).
+        let seen = |whole: &RgbImage| {
+            let cut = imageops::crop_imm(whole, crop.left, crop.top, crop.width, crop.height).to_image();
+            fit(&cut, width, height, ResizeMode::Fill)
+        };
         let place = (self.noise == TileNoise::Global).then(|| {
             let latents = |pixels: u32| (pixels / MULTIPLE) as usize;
             let whole = (latents(canvas.width()), latents(canvas.height()));
             Place { whole, left: latents(crop.left), top: latents(crop.top) }
         });
+        let controls = self.controls.iter().map(|own| own.as_ref().map(seen)).collect();
+        let picture = imageops::crop_imm(canvas, crop.left, crop.top, crop.width, crop.height).to_image();
         let picture = self.fit(&picture, width, height, ResizeMode::Fill);
-        Part { picture, mask: latent_mask(&mask, crop, width, height), place }
+        Part { picture, mask: latent_mask(&mask, crop, width, height), place, controls }
     }
 }
 
@@ -119,7 +127,7 @@ fn latent_mask(mask: &Mask, crop: Rect, width: u32, height: u32) -> GrayImage {
 
 #[cfg(test)]
 mod tests {
-    use image::{Rgb, RgbImage};
+    use image::Rgb;
 
     use super::{
         super::geometry::{RedrawTiles, SeamFix, Seams, TileOrder, passes},
@@ -154,7 +162,7 @@ mod tests {
         let mut canvas = gradient(200, 136);
         let passes = passes(tiles, seams, 0.5, canvas.dimensions());
         let (mut told, mut calls) = (BTreeMap::new(), 0);
-        let drawing = Drawing { batch, noise: tiles.noise, depth: tiles.depth() };
+        let drawing = Drawing { batch, noise: tiles.noise, controls: &[], depth: tiles.depth() };
         let make = &mut |pass: &Pass, parts: &[Part]| {
             calls += 1;
             assert!(parts.len() <= batch && parts.iter().all(|part| is_of_size(&part.picture, pass.size)));
@@ -197,6 +205,30 @@ mod tests {
     }
 
     #[test]
+    fn a_control_picture_is_cut_where_the_tile_is() {
+        let own =
+            RgbImage::from_fn(200, 136, |x, y| Rgb([255 - (x * 3) as u8, (y * 5) as u8, (x + y) as u8]));
+        for noise in [TileNoise::Global, TileNoise::SameSeed] {
+            let tiles = tiles(TileOrder::Chess, noise);
+            let passes = passes(tiles, &Seams::default(), 0.5, own.dimensions());
+            let controls = [Some(own.clone())];
+            let drawing = Drawing { batch: 3, noise, controls: &controls, depth: Depth::Whole };
+            let make = &mut |_: &Pass, parts: &[Part]| {
+                for part in parts {
+                    // What is seen of either goes through the same arithmetic, and differs in red alone.
+                    let (tile, own) = (whole(&part.picture), part.control(0));
+                    let mut pairs = tile.pixels().zip(own.pixels());
+                    assert!(pairs.all(|(tile, own)| tile.0[1..] == own.0[1..]) && tile != *own);
+                }
+                Ok(Some(parts.iter().map(|part| part.picture.clone()).collect()))
+            };
+            let (canvas, known) = (&mut gradient(200, 136), &mut BTreeMap::new());
+            // The second pass of a chessboard would see what the first has drawn.
+            drawing.run(canvas, &passes[..1], known, make, &mut |_, _| Ok(())).unwrap();
+        }
+    }
+
+    #[test]
     fn all_is_made_again_and_nothing_but_that_is_seen() {
         // Every pixel is darker, whatever the tiles.
         for order in [TileOrder::Linear, TileOrder::Chess] {
@@ -215,10 +247,14 @@ mod tests {
         let mut canvas = gradient(64, 64);
         let one = tiles(TileOrder::Linear, TileNoise::Global);
         let passes = passes(one, &Seams::default(), 0.5, (64, 64));
-        let drawing = Drawing { batch: 1, noise: TileNoise::Global, depth: Depth::Whole };
+        let own = RgbImage::from_pixel(64, 64, Rgb([7, 8, 9]));
+        let controls = [None, Some(own.clone())];
+        let drawing =
+            Drawing { batch: 1, noise: TileNoise::Global, controls: &controls, depth: Depth::Whole };
         let make = &mut |_: &Pass, parts: &[Part]| {
             assert_eq!(parts[0].place, Some(Place { whole: (8, 8), left: 0, top: 0 }));
             assert!(parts[0].mask.iter().all(|value| *value == 255));
+            assert!(*parts[0].control(0) == whole(&parts[0].picture) && *parts[0].control(1) == own);
             Ok(Some(vec![FinePicture::from_pixel(64, 64, Rgb([1, 2, 3].map(|level| level * FINE + 255)))]))
         };
         assert!(drawing.run(&mut canvas, &passes, &mut BTreeMap::new(), make, &mut |_, _| Ok(())).unwrap());

@@ -1,6 +1,7 @@
 //! The recipe of a redraw: what a user writes, what it comes to, and what the picture's text says of it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,11 +11,14 @@ use serde::{Deserialize, Serialize};
 use vodka_checkpoint::Precision;
 use vodka_noise::{RandomSource, SamplerName, ScheduleName};
 use vodka_prompt::Parameters;
-use vodka_stage::{ContentHash, HashCache, Interrupt, hash_bytes, lossy, parse_toml};
+use vodka_stage::{ContentHash, HashCache, Interrupt, hash_bytes, hash_file, lossy, parse_toml};
 
 use super::geometry::{RedrawTiles, SeamFix, Seams, TileNoise, TileOrder};
 use crate::{
-    Error, ImageToImage, Library, ModelId, ModelSource, Result, Settings, Size, UpscalerChoice, Used,
+    ControlConfig, ControlId, ControlUnit, Error, ImageToImage, Library, ModelId, ModelSource, Result,
+    Settings, Size, UpscalerChoice, Used,
+    control::{other_networks, units},
+    model::control_hashes,
     parameters::{not_followed, read},
     sample::{count, parameters_of, upscaler_named},
 };
@@ -93,6 +97,13 @@ pub struct RedrawConfig {
     /// Whether all steps are made, not the share `denoising` of them.
     #[serde(default)]
     pub exact_steps: Option<bool>,
+    /// The ControlNets, each of which sees the tile, or the tile's part of its own picture; where `from` states some, the first of these
+    /// says more of the first of those, and so on.
+    #[serde(default)]
+    pub control: Vec<ControlConfig>,
+    /// The folder in which a ControlNet is looked for that the text of `from` names.
+    #[serde(default)]
+    pub control_dir: Option<PathBuf>,
     /// What makes the picture larger before it is drawn again: `Lanczos`, `Nearest`, or the file of an ESRGAN upscaler; `Lanczos`.
     #[serde(default)]
     pub upscaler: Option<UpscalerChoice>,
@@ -161,6 +172,9 @@ pub struct RedrawPlan {
     pub vae_precision: Precision,
     /// What the text of [`RedrawConfig::from`] asks for and is not done: names of fields.
     pub not_followed: Vec<String>,
+    /// Files that are not those which this text states: the field, what it states, and what was found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_files: Vec<String>,
     /// The upscaler that this text names.
     #[serde(skip)]
     pub(crate) upscaler: Option<UpscalerChoice>,
@@ -201,13 +215,17 @@ impl RedrawConfig {
         let seams = self.seams.or(stated.as_ref().map(|stated| stated.seams)).unwrap_or_default();
         tiles.check()?;
         seams.check(tiles)?;
-        let named = stated.and_then(|stated| stated.upscaler);
+        let (named, pictures) =
+            stated.map(|stated| (stated.upscaler, stated.control_pictures)).unwrap_or_default();
         let upscaler = match (&self.upscaler, named) {
             (Some(_), _) | (None, None) => None,
-            (None, Some(named)) => Some(upscaler_named(named, self.upscaler_dir.as_deref())?),
+            (None, Some(named)) => Some(upscaler_named(named, "", self.upscaler_dir.as_deref())?),
         };
         let base = from.as_ref().map_or(Ok(Settings::default()), Settings::from_parameters)?;
-        let settings = self.settings(base, tiles);
+        let controls = units(&self.control, &base.controls, self.control_dir.as_deref())?;
+        let mut other_files = other_networks(&self.control, &base.controls, &controls);
+        other_files.extend(other_pictures(&pictures, &controls)?);
+        let settings = Settings { controls, ..self.settings(base, tiles) };
         settings.check()?;
         let library = Library::open(self.lora_dir.as_deref(), self.embedding_dir.as_deref())?;
         library.used_by(&settings)?;
@@ -223,6 +241,7 @@ impl RedrawConfig {
             precision: self.precision.unwrap_or(Precision::F32),
             vae_precision: self.vae_precision.unwrap_or(Precision::F32),
             not_followed: from.as_ref().map(others).unwrap_or_default(),
+            other_files,
             upscaler,
             library: Arc::new(library),
             hash_cache: self.hash_cache.clone(),
@@ -252,7 +271,6 @@ impl RedrawConfig {
             size: Size { width, height },
             image: Some(image),
             hires: None,
-            controls: Vec::new(),
             tiling: false,
             seed_resize_from: None,
             ..base
@@ -264,6 +282,8 @@ impl RedrawConfig {
 #[derive(Debug, Clone, PartialEq)]
 struct Stated {
     upscaler: Option<String>,
+    /// The hashes of the pictures of ControlNets that had one of their own, by the numbers of the units.
+    control_pictures: BTreeMap<usize, String>,
     tiles: RedrawTiles,
     seams: Seams,
 }
@@ -281,6 +301,7 @@ impl Stated {
         let share = read(parameters, &key("seams denoise"), "a number")?;
         Ok(Self {
             upscaler: parameters.get(&key("upscaler")).map(ToOwned::to_owned),
+            control_pictures: control_pictures(parameters)?,
             tiles: RedrawTiles {
                 order: order.unwrap_or_default(),
                 width: px("tile_width")?.unwrap_or(tiles.width),
@@ -310,6 +331,37 @@ const FIXES: [(SeamFix, &str); 4] = [
     (SeamFix::HalfTileAndIntersections, "Half tile offset pass + intersections"),
 ];
 const GLOBAL: &str = "Global";
+const CONTROL_PICTURES: &str = "control pictures";
+
+/// Numbers of units, each with the first ten digits of the SHA-256 of its picture: `0: 0123456789, 2: ...`.
+fn control_pictures(parameters: &Parameters) -> Result<BTreeMap<usize, String>> {
+    let Some(text) = parameters.get(&key(CONTROL_PICTURES)) else { return Ok(BTreeMap::new()) };
+    let entry = |entry: &str| {
+        let (number, hash) = entry.split_once(':')?;
+        Some((number.trim().parse().ok()?, hash.trim().to_owned()))
+    };
+    let all: Option<_> = text.split(',').map(entry).collect();
+    let expected = "numbers of ControlNets with hashes";
+    all.ok_or_else(|| Error::Field { field: key(CONTROL_PICTURES), expected, found: text.to_owned() })
+}
+
+/// The pictures of units that are not those which a text states.
+///
+/// # Errors
+/// One that is not said, since no text has it; one that cannot be read.
+fn other_pictures(stated: &BTreeMap<usize, String>, units: &[ControlUnit]) -> Result<Vec<String>> {
+    let mut others = Vec::new();
+    for (number, stated) in stated {
+        let Some(unit) = units.get(*number) else { continue };
+        let (number, hash) = (*number, stated.clone());
+        let path = unit.image.as_ref().ok_or(Error::NoStatedControlImage { number, hash })?;
+        let found = hash_file(path)?.short(10);
+        if found != *stated {
+            others.push(format!("picture of ControlNet {number}: `{stated}`, found `{found}`"));
+        }
+    }
+    Ok(others)
+}
 
 fn key(name: &str) -> String {
     format!("{KEY} {name}")
@@ -334,10 +386,7 @@ fn named<T: Copy>(
 /// What is not followed of a text that a redraw follows.
 fn others(parameters: &Parameters) -> Vec<String> {
     let is_other = |name: &String| !name.starts_with(KEY) && !name.starts_with("Mask ");
-    let units = parameters.fields.iter().map(|(name, _)| name).filter(|name| name.starts_with("ControlNet"));
-    let mut all: Vec<_> = not_followed(parameters).into_iter().filter(is_other).collect();
-    all.extend(units.filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
-    all
+    not_followed(parameters).into_iter().filter(is_other).collect()
 }
 
 impl RedrawPlan {
@@ -374,6 +423,8 @@ impl RedrawPlan {
     pub(crate) fn id(&self, interrupt: &Interrupt) -> Result<ModelId> {
         let mut cache = HashCache::open(self.hash_cache.as_deref());
         let model = self.model.id(&mut cache, interrupt)?;
+        let units = &self.settings.controls;
+        let model = model.with_controls(units, &control_hashes(units, &mut cache, interrupt)?);
         let Some(vae) = &self.vae else { return Ok(model) };
         let hashes = cache.of(&[vae], interrupt)?.ok_or(Error::Interrupted)?;
         Ok(model.with_vae(vae, hashes[0]))
@@ -401,6 +452,13 @@ impl RedrawPlan {
         }
         if self.tiles.noise == TileNoise::Global {
             add(&key("noise"), GLOBAL.to_owned());
+        }
+        let picture = |(i, unit): (usize, &ControlId)| {
+            Some(format!("{i}: {}", unit.image.as_ref().map(|(_, sha256)| sha256.short(10))?))
+        };
+        let pictures: Vec<_> = model.controls.iter().enumerate().filter_map(picture).collect();
+        if !pictures.is_empty() {
+            add(&key(CONTROL_PICTURES), pictures.join(", "));
         }
         let Seams { fix, denoising, width, padding, mask_blur } = self.seams;
         if fix != SeamFix::None {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io::Cursor, path::Path, sync::Arc};
 
 use image::{DynamicImage, ImageFormat, RgbImage};
 use serde::{Deserialize, Serialize};
-use vodka_images::Picture;
+use vodka_images::{Picture, decode};
 use vodka_prompt::Parameters;
 use vodka_sd15::parse_device;
 use vodka_stage::{ContentHash, Interrupt, Journal, beside, hash_bytes};
@@ -17,8 +17,8 @@ use super::{
     seam::SeamMeasure,
 };
 use crate::{
-    ImageToImage, Load, ModelId, Pipeline, ResizeMode, Result, SamplerName, Settings, Size, UpscaleEvent,
-    Upscaler,
+    ControlUnit, Error, ImageToImage, Load, ModelId, Pipeline, ResizeMode, Result, SamplerName, Settings,
+    Size, UpscaleEvent, Upscaler,
     fit::fit,
     memory::{Job, There},
     pipeline::kind,
@@ -48,6 +48,8 @@ pub(crate) struct Redrawing<'a> {
     pub(crate) model: ModelId,
     /// All that pictures depend on, beside themselves.
     key: ContentHash,
+    /// The pictures of ControlNets that have one of their own, by the numbers of the units.
+    controls: Vec<Option<RgbImage>>,
     /// Loaded when the first tile is made.
     pipeline: Option<Pipeline>,
     /// Tiles that an ended run had left.
@@ -64,13 +66,25 @@ struct Drawn {
 }
 
 impl<'a> Redrawing<'a> {
+    /// # Errors
+    /// A ControlNet that is none, or one for another model, and a picture of one that cannot be read.
     pub(crate) fn new(
         plan: &'a UpscalePlan,
         redraw: &'a RedrawPlan,
         model: ModelId,
         key: ContentHash,
-    ) -> Self {
-        Self { plan, redraw, model, key, pipeline: None, kept: 0, seams: None }
+    ) -> Result<Self> {
+        let units = &redraw.settings.controls;
+        if !units.is_empty() {
+            let opened = redraw.model.open()?;
+            units.iter().try_for_each(|unit| unit.check_file(&opened.config().unet))?;
+        }
+        let own = |unit: &ControlUnit| {
+            let picture = unit.image.as_deref().map(decode).transpose()?;
+            Ok::<_, Error>(picture.map(Picture::into_rgb))
+        };
+        let controls = units.iter().map(own).collect::<Result<_>>()?;
+        Ok(Self { plan, redraw, model, key, controls, pipeline: None, kept: 0, seams: None })
     }
 
     /// The larger picture, drawn again, and its text; `None` where it was interrupted. Tiles that are made lie in a journal beside the output,
@@ -145,6 +159,12 @@ impl<'a> Redrawing<'a> {
         Ok(fs::remove_file(&path).map_err(|source| vodka_stage::Error::Write { path, source })?)
     }
 
+    /// What ControlNets see of pictures of their own, as large as the picture that is drawn.
+    fn controls(&self, Size { width, height }: Size) -> Vec<Option<RgbImage>> {
+        let units = self.controls.iter().zip(&self.redraw.settings.controls);
+        units.map(|(own, unit)| own.as_ref().map(|own| fit(own, width, height, unit.resize_mode))).collect()
+    }
+
     /// The settings of the whole picture.
     fn settings(&self, source: &Source<'_>) -> Result<Settings> {
         let mut settings = self.redraw.settings(&source.text)?;
@@ -187,6 +207,7 @@ impl<'a> Redrawing<'a> {
         let is_alone = settings.sampler == SamplerName::DpmAdaptive;
         let batch = if is_alone { 1 } else { self.redraw.batch_size };
         let tiles = self.redraw.tiles;
+        let controls = self.controls(settings.size);
         let make = &mut |pass: &Pass, parts: &[Part]| {
             if interrupt.is_raised() {
                 return Ok(None);
@@ -202,7 +223,7 @@ impl<'a> Redrawing<'a> {
             done = (done + parts.len()).min(total);
             Ok(made)
         };
-        Drawing { batch, noise: tiles.noise, depth: tiles.depth() }
+        Drawing { batch, noise: tiles.noise, controls: &controls, depth: tiles.depth() }
             .run(canvas, passes, &mut known, make, on_made)
     }
 

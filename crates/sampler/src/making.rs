@@ -61,7 +61,8 @@ pub(crate) enum Made<'a> {
 /// Who is told of it.
 type Teller<'t> = dyn FnMut(Made<'_>) -> Result<()> + 't;
 
-/// The numbers of pictures by the numbers of their models and their VAEs.
+/// The numbers of pictures by the numbers of their models and their VAEs, those with the same ControlNets one after the other: only what
+/// a picture needs of these stays loaded.
 type Missing = BTreeMap<(usize, Option<PathBuf>), Vec<usize>>;
 
 impl Making<'_> {
@@ -112,18 +113,25 @@ impl Making<'_> {
         wanted: &dyn Fn(usize) -> Wanted,
         tell: &mut Teller<'_>,
     ) -> Result<Option<Missing>> {
-        let mut missing = Missing::new();
+        let mut missing: BTreeMap<_, Vec<(Vec<PathBuf>, usize)>> = BTreeMap::new();
         for number in 0..count {
             if self.interrupt.is_raised() {
                 return Ok(None);
             }
-            let Wanted { model, vae, entry, .. } = wanted(number);
+            let Wanted { model, vae, entry, settings } = wanted(number);
             match self.store.find(&entry) {
                 Some(picture) => tell(Made::Kept(number, &picture))?,
-                None => missing.entry((model, vae)).or_default().push(number),
+                None => {
+                    let networks = settings.controls.into_iter().map(|unit| unit.model).collect();
+                    missing.entry((model, vae)).or_default().push((networks, number));
+                }
             }
         }
-        Ok(Some(missing))
+        let in_order = |mut pictures: Vec<(Vec<PathBuf>, usize)>| {
+            pictures.sort();
+            pictures.into_iter().map(|(_, number)| number).collect()
+        };
+        Ok(Some(missing.into_iter().map(|(group, pictures)| (group, in_order(pictures))).collect()))
     }
 
     /// Makes pictures of one model; whether it was not interrupted.

@@ -13,8 +13,8 @@ use std::{
 use tch::{Device, Kind};
 use vodka_checkpoint::{Checkpoint, Error, Precision, write_checkpoint};
 use vodka_sampler::{
-    GridAxis, GridCheckpoint, GridConfig, GridEvent, GridHires, GridLayout, GridPlan, GridPrompt, GridReport,
-    Load, ModelSource, Pipeline, Settings, Values, grid, read_parameters,
+    ControlConfig, GridAxis, GridCheckpoint, GridConfig, GridEvent, GridHires, GridLayout, GridPlan,
+    GridPrompt, GridReport, Load, ModelSource, Pipeline, Settings, Values, grid, read_parameters,
 };
 use vodka_stage::{FolderLock, HashCache, Interrupt, Outcome, Spanned, parse_toml};
 use vodka_testkit::{fixture, model};
@@ -283,6 +283,74 @@ fn a_second_pass_is_an_axis() {
     }
     config.hires = Some(GridHires { scale: Some(2.0), size: "128x128".parse().ok(), ..GridHires::default() });
     assert!(config.plan().unwrap_err().to_string().contains("expected one of them"));
+}
+
+#[test]
+fn control_nets_are_axes_and_cells_are_pictures_made_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    common::write_model(&path("tiny.safetensors"));
+    common::write_control_net(&path("one.safetensors"));
+    let mut bytes = fs::read(path("one.safetensors")).unwrap();
+    bytes.iter_mut().rev().take(4096).for_each(|byte| *byte &= 0x3f);
+    fs::write(path("two.safetensors"), bytes).unwrap();
+    let image = path("own.png");
+    fs::copy(fixture("sampler/parity/init.png"), &image).unwrap();
+    let mut config = config(&[path("tiny.safetensors")], &path("grid"));
+    (config.size, config.seeds) = ("32x24".parse().unwrap(), Some(Values::one(1)));
+    let plain = |config: &GridConfig| GridConfig { axes: Vec::new(), control: Vec::new(), ..config.clone() };
+    config.control = vec![ControlConfig {
+        model: Some(path("one.safetensors")),
+        image: Some(image.clone()),
+        ..ControlConfig::default()
+    }];
+    let models = [path("one.safetensors"), path("two.safetensors")].map(|path| path.display().to_string());
+    config.axes =
+        vec![axis("[ControlNet] Weight", "0, 0.5, 1.5"), axis("[ControlNet] Model", &models.join(", "))];
+    let (report, loads) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.cells, report.made, report.failed.len(), loads), (12, 12, 0, 1));
+    let (files, rows) = table(&config.output);
+    assert_eq!((&rows[3][4], &rows[3][5]), ("[ControlNet] Weight 0.5", "two"));
+    let pixels = |file: &Path| image::open(file).unwrap().into_rgb8();
+    let load = Load::new(Device::Cpu, Kind::Float);
+    let model = ModelSource::Checkpoint(path("tiny.safetensors")).open().unwrap();
+    let pipeline = Pipeline::load_with(model, &load).unwrap();
+    let mut seen = Vec::new();
+    for file in &files {
+        let Ok(parameters) = read_parameters(file).unwrap().unwrap().parse();
+        let mut settings = Settings::from_parameters(&parameters).unwrap();
+        let unit = &mut settings.controls[0];
+        let name = unit.name.split(" [").next().unwrap();
+        (unit.model, unit.image) = (path(&format!("{name}.safetensors")), Some(image.clone()));
+        let alone = pipeline.generate(&settings, &Interrupt::new(), &mut |_, _| {}).unwrap().unwrap();
+        assert!(pixels(file) == alone, "{}", file.display());
+        seen.push(alone);
+    }
+    // By prompt, weight and network: 0 is the picture without, and all others differ.
+    let without = GridConfig { output: path("plain"), ..plain(&config) };
+    run(&without.plan().unwrap(), usize::MAX);
+    let plain = table(&path("plain")).0;
+    assert!(seen[0] == pixels(&plain[0]) && seen[1] == seen[0] && seen[6] == pixels(&plain[1]));
+    assert!((2..6).all(|i| (0..i).all(|k| k == 0 && i == 1 || seen[i] != seen[k])));
+
+    // Nothing is made again, but what has another picture or network.
+    let (again, loads) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((again.outcome, again.made, loads), (Outcome::Unchanged, 0, 0));
+    fs::copy(fixture("sampler/redraw/in.png"), &image).unwrap();
+    let (report, _) = run(&config.plan().unwrap(), usize::MAX);
+    assert_eq!((report.made, report.kept), (12, 0));
+    let said = |config: &GridConfig| config.plan().unwrap_err().to_string();
+    let mut second = axis("control-weight", "1");
+    second.get_mut().unit = Some(1);
+    let other = GridConfig { axes: vec![second.clone()], ..config.clone() };
+    assert!(said(&other).contains("there is no `[[control]]` of the number 1"), "{}", said(&other));
+    let twice = vec![axis("control-weight", "1"), second];
+    let both = GridConfig { axes: twice, control: vec![config.control[0].clone(); 2], ..config.clone() };
+    assert_eq!(both.plan().unwrap().axes.last().unwrap().name, "[ControlNet] Weight 1");
+    let weight = GridConfig { axes: vec![axis("control-weight", "3")], ..config.clone() };
+    assert_eq!(said(&weight), "a ControlNet's weight is 3, expected 0 to 2");
+    config.control[0].image = None;
+    assert!(said(&config).starts_with("the ControlNet 0 has no `image`"), "{}", said(&config));
 }
 
 #[test]

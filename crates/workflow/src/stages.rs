@@ -252,6 +252,7 @@ impl Workflow {
             schedule: recipe.schedule,
             clip_skip: recipe.clip_skip,
             hires: recipe.hires.clone(),
+            control: Vec::new(),
             device: self.recipe.workflow.device.clone(),
             output: self.output_of(&Job::Grid(name.to_owned())),
             store: None,

@@ -205,7 +205,7 @@ fn once<T>(key: &str, place: &mut Option<T>, value: Option<T>) -> Result<()> {
 }
 
 /// How a picture's text names a ControlNet: as A1111 names checkpoints, with the first kind of hash.
-fn name_of(model: &Path) -> Result<String> {
+pub(crate) fn name_of(model: &Path) -> Result<String> {
     Ok(format!("{} [{}]", model_name(model), ControlNetFile::legacy_hash_of(model)?))
 }
 

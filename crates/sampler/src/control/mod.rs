@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ResizeMode, Result};
 
 pub use config::ControlConfig;
-pub(crate) use config::{other_networks, units};
+pub(crate) use config::{name_of, other_networks, units};
 pub(crate) use guide::{Guides, LoadedNets, Prepared};
 pub use preprocess::Preprocessor;
 pub(crate) use text::{is_unit, units_of, without_signs};

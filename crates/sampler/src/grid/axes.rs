@@ -9,7 +9,8 @@ use vodka_stage::nearest;
 
 use super::{GridAxis, Values};
 use crate::{
-    Error, HiresTarget, HiresUpscaler, Result, Settings, Size, UpscalerChoice, parameters::model_name,
+    ControlMode, Error, HiresTarget, HiresUpscaler, Preprocessor, Result, Settings, Size, UpscalerChoice,
+    control::name_of, parameters::model_name,
 };
 
 /// What an axis changes, by the name that A1111's X/Y/Z plot gives it, or a short one.
@@ -52,11 +53,23 @@ pub enum AxisType {
     HiresSampler,
     /// How much of the larger picture the hires pass gives up.
     Denoising,
+    /// The file or folder of a ControlNet, in the place of that of its `[[control]]`.
+    ControlModel,
+    /// What its residuals are multiplied by.
+    ControlWeight,
+    /// The share of the steps before which it does nothing.
+    ControlStart,
+    /// The share behind which it does nothing any more.
+    ControlEnd,
+    /// Who has the last word.
+    ControlMode,
+    /// What becomes of its picture first; one that it does not have already has the numbers of the beginning.
+    ControlPreprocessor,
 }
 
 impl AxisType {
     /// Each with A1111's name and a short one.
-    const NAMES: [(Self, &'static str, &'static str); 18] = [
+    const NAMES: [(Self, &'static str, &'static str); 24] = [
         (Self::Checkpoint, "Checkpoint name", "checkpoint"),
         (Self::Prompt, "Prompt", "prompt"),
         (Self::Seed, "Seed", "seed"),
@@ -75,7 +88,19 @@ impl AxisType {
         (Self::HiresSteps, "Hires steps", "hires-steps"),
         (Self::HiresSampler, "Hires sampler", "hires-sampler"),
         (Self::Denoising, "Denoising", "denoising"),
+        (Self::ControlModel, "[ControlNet] Model", "control-model"),
+        (Self::ControlWeight, "[ControlNet] Weight", "control-weight"),
+        (Self::ControlStart, "[ControlNet] Guidance Start", "control-start"),
+        (Self::ControlEnd, "[ControlNet] Guidance End", "control-end"),
+        (Self::ControlMode, "[ControlNet] Control Mode", "control-mode"),
+        (Self::ControlPreprocessor, "[ControlNet] Preprocessor", "control-preprocessor"),
     ];
+
+    /// Whether it is of a ControlNet, of which there may be several.
+    fn is_of_control(self) -> bool {
+        matches!(self, Self::ControlModel | Self::ControlWeight | Self::ControlStart | Self::ControlEnd)
+            || matches!(self, Self::ControlMode | Self::ControlPreprocessor)
+    }
 
     /// A1111's name.
     pub fn name(self) -> &'static str {
@@ -87,6 +112,7 @@ impl AxisType {
     pub(super) fn is_path(self, value: &str) -> bool {
         match self {
             Self::Vae => !is_own_vae(value),
+            Self::ControlModel => true,
             Self::HiresUpscaler => {
                 let Ok(upscaler) = value.parse();
                 matches!(upscaler, HiresUpscaler::Pixels(UpscalerChoice::Model(_))) && !is_off(value)
@@ -142,6 +168,9 @@ pub struct Axis {
     pub kind: AxisType,
     /// Its name, which no other axis has.
     pub name: String,
+    /// Of a ControlNet, the number of its `[[control]]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<usize>,
     /// At least one.
     pub values: Vec<AxisValue>,
 }
@@ -188,6 +217,23 @@ pub(super) enum Change {
     HiresSteps(u32),
     HiresSampler(SamplerName),
     Denoising(f64),
+    Control {
+        /// The number of the unit.
+        unit: usize,
+        change: ControlChange,
+    },
+}
+
+/// What a value does to a ControlNet's unit.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ControlChange {
+    /// The network, and how texts name it.
+    Model(PathBuf, String),
+    Weight(f64),
+    Start(f64),
+    End(f64),
+    Mode(ControlMode),
+    Preprocessor(Preprocessor),
 }
 
 impl Change {
@@ -235,6 +281,21 @@ impl Change {
             Self::Denoising(strength) => {
                 settings.hires.get_or_insert_default().denoising_strength = *strength;
             }
+            Self::Control { unit, change } => {
+                let unit = &mut settings.controls[*unit];
+                match change {
+                    ControlChange::Model(model, name) => {
+                        unit.model.clone_from(model);
+                        unit.name.clone_from(name);
+                    }
+                    ControlChange::Weight(weight) => unit.weight = *weight,
+                    ControlChange::Start(start) => unit.start = *start,
+                    ControlChange::End(end) => unit.end = *end,
+                    ControlChange::Mode(mode) => unit.mode = *mode,
+                    ControlChange::Preprocessor(other) if other.name() == unit.preprocessor.name() => {}
+                    ControlChange::Preprocessor(other) => unit.preprocessor = *other,
+                }
+            }
         }
     }
 }
@@ -276,13 +337,18 @@ impl Axis {
     /// # Errors
     /// A value that is none, with its place; an axis that has a key of its own in `grid.toml`.
     pub(super) fn of(written: &GridAxis) -> Result<Self> {
-        let name = written.name.clone().unwrap_or_else(|| match &written.lora {
-            Some(lora) => format!("LoRA {lora}"),
-            None => written.kind.to_string(),
+        let name = written.name.clone().unwrap_or_else(|| match (&written.lora, written.unit) {
+            (Some(lora), _) => format!("LoRA {lora}"),
+            (None, Some(unit @ 1..)) => format!("{} {unit}", written.kind),
+            (None, _) => written.kind.to_string(),
         });
         let fault = |message: String| Error::Axis { axis: name.clone(), line: written.line, message };
         if written.lora.is_some() != (written.kind == AxisType::LoraWeight) {
             return Err(fault("`lora` names the LoRA of an axis of the type `LoRA weight`".into()));
+        }
+        let is_of_control = written.kind.is_of_control();
+        if written.unit.is_some() && !is_of_control {
+            return Err(fault("`unit` is the number of a `[[control]]`, and this axis is of none".into()));
         }
         let changes = changes(written).map_err(fault)?;
         let fault = |message: String| Error::Axis { axis: name.clone(), line: written.line, message };
@@ -297,7 +363,9 @@ impl Axis {
             return Err(fault(format!("{} labels for {} values", labels.len(), changes.len())));
         }
         let value = |(label, (_, change))| AxisValue { label, change };
-        Ok(Self { kind: written.kind, values: labels.into_iter().zip(changes).map(value).collect(), name })
+        let unit = is_of_control.then(|| written.unit.unwrap_or(0));
+        let values = labels.into_iter().zip(changes).map(value).collect();
+        Ok(Self { kind: written.kind, values, name, unit })
     }
 }
 
@@ -331,6 +399,12 @@ fn changes(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
         AxisType::HiresSteps => integers(Change::HiresSteps),
         AxisType::HiresSampler => parsed(values, Change::HiresSampler),
         AxisType::HiresUpscaler => (1..).zip(values.texts()).map(upscaler).collect(),
+        AxisType::ControlModel
+        | AxisType::ControlWeight
+        | AxisType::ControlStart
+        | AxisType::ControlEnd
+        | AxisType::ControlMode
+        | AxisType::ControlPreprocessor => control(written),
         AxisType::LoraWeight => {
             let name = written.lora.clone().unwrap_or_default();
             let numbers = values.numbers()?.into_iter();
@@ -368,6 +442,46 @@ fn is_own_vae(text: &str) -> bool {
 
 fn is_off(text: &str) -> bool {
     text.eq_ignore_ascii_case("off")
+}
+
+/// A change of a unit, with its label.
+type Named = (String, ControlChange);
+
+/// Those of an axis of a ControlNet.
+fn control(written: &GridAxis) -> Result<Vec<(String, Change)>, String> {
+    let (values, kind, unit) = (&written.values, written.kind, written.unit.unwrap_or(0));
+    let made = |label: String, change| (label, Change::Control { unit, change });
+    let numbers = |change: fn(f64) -> ControlChange| {
+        let numbers = values.numbers()?.into_iter();
+        Ok(numbers.map(|number| made(format!("{kind} {number}"), change(number))).collect())
+    };
+    let named = |change: &dyn Fn(&str) -> Result<Named, String>| {
+        let texts = (1..).zip(values.texts()).map(|(place, text)| {
+            let (label, change) = change(text).map_err(|error| format!("value {place}: {error}"))?;
+            Ok(made(label, change))
+        });
+        texts.collect()
+    };
+    match kind {
+        AxisType::ControlStart => numbers(ControlChange::Start),
+        AxisType::ControlEnd => numbers(ControlChange::End),
+        AxisType::ControlMode => named(&|text| {
+            let mode: ControlMode = text.parse().map_err(|error: Error| error.to_string())?;
+            Ok((mode.label().to_owned(), ControlChange::Mode(mode)))
+        }),
+        AxisType::ControlPreprocessor => named(&|text| {
+            let known = || Preprocessor::ALL.map(Preprocessor::name).join(", ");
+            let found =
+                Preprocessor::named(text).ok_or_else(|| format!("expected {}, found `{text}`", known()))?;
+            Ok((found.name().to_owned(), ControlChange::Preprocessor(found)))
+        }),
+        AxisType::ControlModel => named(&|text| {
+            let path = PathBuf::from(text);
+            let name = name_of(&path).map_err(|error| error.to_string())?;
+            Ok((model_name(&path), ControlChange::Model(path, name)))
+        }),
+        _ => numbers(ControlChange::Weight),
+    }
 }
 
 /// The upscaler of a value, or none.
@@ -485,6 +599,45 @@ mod tests {
         assert_eq!(with_lora("a", "x", 0.5), "a <lora:x:0.5>");
         assert_eq!(with_lora("a <lora:x:1:2>b", "x", 0.0), "a b");
         assert_eq!(with_lora("a <lora:x", "x", 0.5), "a <lora:x <lora:x:0.5>");
+    }
+
+    #[test]
+    fn an_axis_of_a_control_net_changes_one_unit() {
+        let unit = || crate::ControlUnit {
+            preprocessor: Preprocessor::TileResample { rate: 4.0 },
+            ..crate::ControlUnit::default()
+        };
+        let mut settings = Settings { controls: vec![unit(), unit()], ..Settings::default() };
+        for (kind, value) in [
+            ("[ControlNet] Weight", "0.5"),
+            ("control-start", "0.25"),
+            ("control-end", "0.75"),
+            ("control-mode", "ControlNet is more important"),
+            ("control-preprocessor", "tile_resample"),
+        ] {
+            let mut axis = axis(kind, value);
+            axis.unit = Some(1);
+            let axis = Axis::of(&axis).unwrap();
+            assert_eq!((axis.unit, axis.name.ends_with(" 1")), (Some(1), true));
+            axis.values[0].change.apply(&mut settings);
+        }
+        // Of the same preprocessor the numbers stay.
+        let (start, end, mode) = (0.25, 0.75, ControlMode::Control);
+        let expected = crate::ControlUnit { weight: 0.5, start, end, mode, ..unit() };
+        assert_eq!(settings.controls, [unit(), expected]);
+        let other = Axis::of(&axis("control-preprocessor", "blur_gaussian")).unwrap();
+        other.values[0].change.apply(&mut settings);
+        assert_eq!(settings.controls[0].preprocessor, Preprocessor::BlurGaussian { sigma: 9.0 });
+        let error = said(&axis("control-preprocessor", "none, canny"));
+        assert!(
+            error.contains("value 2: expected none, tile_resample") && error.ends_with("found `canny`"),
+            "{error}"
+        );
+        assert!(said(&axis("control-model", "no/tile.pth")).contains("value 1: cannot read `no/tile.pth`"));
+        assert!(said(&axis("control-mode", "both")).contains("value 1: a ControlNet's mode"));
+        let mut steps = axis("steps", "3");
+        steps.unit = Some(0);
+        assert!(said(&steps).contains("`unit` is the number of a `[[control]]`"));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use vodka_stage::{Spanned, parse_toml};
 
 use super::{AxisType, Values};
 use crate::{
-    Error, Hires, HiresTarget, Result, Settings, Size,
+    ControlConfig, Error, Hires, HiresTarget, Result, Settings, Size,
+    control::units,
     sample::{default_cfg, default_clip_skip, default_device, default_steps},
 };
 
@@ -95,6 +96,9 @@ pub struct GridConfig {
     /// A second pass over each picture, larger; none where absent.
     #[serde(default)]
     pub hires: Option<GridHires>,
+    /// The ControlNets, each with its picture.
+    #[serde(default)]
+    pub control: Vec<ControlConfig>,
     /// Another file or folder with a VAE; the checkpoint's own where absent.
     #[serde(default)]
     pub vae: Option<PathBuf>,
@@ -192,6 +196,9 @@ pub struct GridAxis {
     /// For `LoRA weight`: the LoRA, as the prompt names it.
     #[serde(default)]
     pub lora: Option<String>,
+    /// For an axis of a ControlNet: the number of its `[[control]]`; 0, the first, where absent.
+    #[serde(default)]
+    pub unit: Option<usize>,
     /// Its line in `grid.toml`.
     #[serde(skip)]
     pub line: Option<usize>,
@@ -200,7 +207,7 @@ pub struct GridAxis {
 impl GridAxis {
     /// An axis that no file has.
     pub fn new(kind: AxisType, values: Values) -> Self {
-        Self { kind, values, labels: None, name: None, lora: None, line: None }
+        Self { kind, values, labels: None, name: None, lora: None, unit: None, line: None }
     }
 
     /// Tells axes their lines in the text that they were read from.
@@ -328,7 +335,7 @@ impl GridConfig {
     /// The settings that all cells share.
     ///
     /// # Errors
-    /// A hires pass of two sizes, or an upscaler that cannot be read.
+    /// A hires pass of two sizes, or an upscaler or a ControlNet that cannot be read.
     pub(super) fn settings(&self) -> Result<Settings> {
         Ok(Settings {
             steps: self.steps,
@@ -338,6 +345,7 @@ impl GridConfig {
             schedule: self.schedule,
             clip_skip: self.clip_skip,
             hires: self.hires.as_ref().map(GridHires::settings).transpose()?,
+            controls: units(&self.control, &[], None)?,
             ..Settings::default()
         })
     }

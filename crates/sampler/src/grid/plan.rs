@@ -9,7 +9,7 @@ use vodka_sd15::check_device_name;
 use vodka_stage::{lossy, nearest};
 
 use super::{Axis, AxisType, AxisValue, GridCheckpoint, GridConfig, SheetConfig, axes::Change};
-use crate::{Error, Library, ModelSource, Result, Settings};
+use crate::{ControlUnit, Error, Library, ModelSource, Result, Settings};
 
 /// The most cells of a grid.
 const MAX_CELLS: usize = 1_000_000;
@@ -159,7 +159,7 @@ impl GridConfig {
             label: prompt.shown(),
             change: Change::Prompt { prompt: prompt.prompt.clone(), negative: prompt.negative.clone() },
         };
-        let axis = |kind: AxisType, values| Axis { kind, name: kind.to_string(), values };
+        let axis = |kind: AxisType, values| Axis { kind, name: kind.to_string(), unit: None, values };
         let mut axes = vec![
             axis(AxisType::Checkpoint, checkpoints.into_iter().enumerate().map(checkpoint).collect()),
             axis(AxisType::Prompt, self.prompts.iter().map(prompt).collect()),
@@ -182,8 +182,12 @@ impl GridConfig {
                 return Err(Error::Axis { axis: name.clone(), line: written.get_ref().line, message });
             }
             let twice = !matches!(axis.kind, AxisType::PromptSr | AxisType::LoraWeight);
-            if twice && axes.iter().any(|other| other.kind == axis.kind) {
+            if twice && axes.iter().any(|other| (other.kind, other.unit) == (axis.kind, axis.unit)) {
                 let message = "a second axis of this type".to_owned();
+                return Err(Error::Axis { axis: axis.name, line: written.get_ref().line, message });
+            }
+            if let Some(unit) = axis.unit.filter(|unit| *unit >= self.control.len()) {
+                let message = format!("there is no `[[control]]` of the number {unit}");
                 return Err(Error::Axis { axis: axis.name, line: written.get_ref().line, message });
             }
             self.check_needle(&axis, written.get_ref().line)?;
@@ -302,6 +306,18 @@ impl GridCheckpoint {
 }
 
 impl GridPlan {
+    /// The ControlNets of all cells.
+    pub(super) fn units(&self) -> Vec<ControlUnit> {
+        let networks = self.axes.iter().filter(|axis| axis.kind == AxisType::ControlModel);
+        let with = |value: &AxisValue| {
+            let mut settings = self.settings.clone();
+            value.change.apply(&mut settings);
+            settings.controls
+        };
+        let others = networks.flat_map(|axis| &axis.values).flat_map(with);
+        self.settings.controls.iter().cloned().chain(others).collect()
+    }
+
     /// How many cells there are.
     pub fn cells(&self) -> usize {
         self.count(&(0..self.axes.len()).collect::<Vec<_>>())

@@ -11,7 +11,8 @@ use tch::Device;
 use vodka_checkpoint::Precision;
 use vodka_sd15::{device_type, parse_device};
 use vodka_stage::{
-    ContentHash, FolderLock, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, lossy, record_path,
+    ContentHash, FolderLock, HashCache, Interrupt, Outcome, Report, RunKey, create_dir, hash_bytes, lossy,
+    record_path,
 };
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     Error, ModelId, ModelSource, Result, Used,
     making::{Made, Making, Wanted},
-    model::ids,
+    model::{control_hashes, ids},
     store::{Arithmetic, Entry, Store, has_others},
 };
 
@@ -105,7 +106,9 @@ impl GridPlan {
         let axis = self.axis_of(AxisType::Vae).map(|axis| self.axes[axis].values.len());
         vaes.extend((0..axis.unwrap_or(0)).filter_map(|value| self.vae_of(value)));
         let (models, vaes) = ids(&self.models, &vaes, self.hash_cache.as_deref(), interrupt)?;
-        Ok(Ids { models, vaes })
+        let mut cache = HashCache::open(self.hash_cache.as_deref());
+        let controls = control_hashes(&self.units(), &mut cache, interrupt)?;
+        Ok(Ids { models, vaes, controls })
     }
 
     /// LoRA files and embeddings by their names, with the hashes that pictures state.
@@ -135,7 +138,8 @@ impl GridPlan {
     /// How the pictures of a cell name its model.
     fn model_id(&self, ids: &Ids, cell: &Cell) -> ModelId {
         let vae = cell.vae.as_ref().map(|path| (path.clone(), ids.vaes[path]));
-        ModelId { vae, ..ids.models[cell.model].clone() }
+        let model = ModelId { vae, ..ids.models[cell.model].clone() };
+        model.with_controls(&cell.settings.controls, &ids.controls)
     }
 
     /// The cell's entry in the store.
@@ -215,6 +219,9 @@ impl GridPlan {
             .vaes
             .iter()
             .fold(key, |key, (path, hash)| key.input_hashed(&format!("VAE {}", path.display()), path, *hash));
+        let key = ids.controls.iter().fold(key, |key, (path, hash)| {
+            key.input_hashed(&format!("ControlNet {}", path.display()), path, *hash)
+        });
         let files = self.files_of_prompts();
         files
             .into_iter()
@@ -267,10 +274,11 @@ pub fn run(
     Ok(report)
 }
 
-/// The hashes of models and of VAEs in their own files.
+/// The hashes of models, of VAEs in their own files, and of ControlNets and their pictures.
 struct Ids {
     models: Vec<ModelId>,
     vaes: BTreeMap<PathBuf, ContentHash>,
+    controls: BTreeMap<PathBuf, ContentHash>,
 }
 
 /// A run in progress.

@@ -78,6 +78,17 @@ impl Bench {
 fn pictures_are_those_of_a_plain_loop_over_tiles() {
     let bench = Bench::new();
     let common = "prompt = 'a photo of a cat'\nnegative = ''\nseed = 21\ncfg = 5\nsize = '88x80'\nschedule = 'Karras'\n";
+    // One that sees the tile, and one with a picture of its own.
+    let net = bench.path("control.safetensors");
+    common::write_control_net(&net);
+    let control = format!(
+        "sampler = 'Euler a'\nsteps = 8\ndenoising = 0.5\n\
+         [tiles]\nwidth = 64\npadding = 16\nmask_blur = 4\nnoise = 'same_seed'\n[seams]\ntype = 'half_tile'\n\
+         [[control]]\nmodel = '{net}'\nweight = 0.9\npreprocessor = 'tile_resample'\nrate = 2\n\
+         [[control]]\nmodel = '{net}'\nweight = 0.7\nimage = '{}'",
+        fixture("sampler/parity/init.png").display(),
+        net = net.display(),
+    );
     let cases = [
         (
             "linear",
@@ -89,6 +100,7 @@ fn pictures_are_those_of_a_plain_loop_over_tiles() {
             "sampler = 'DPM++ 2M'\nsteps = 10\ndenoising = 0.3\n\
              [tiles]\nwidth = 64\npadding = 24\nmask_blur = 8\nnoise = 'same_seed'\n[seams]\ntype = 'half_tile'",
         ),
+        ("control", &control),
     ];
     let input = fixture("sampler/redraw/in.png");
     for (case, recipe) in cases {
@@ -264,27 +276,29 @@ fn control_nets_act_on_every_tile() {
     assert!(first != with && first != second);
 }
 
-#[test]
-fn what_control_nets_see_is_in_key_and_text() {
+/// A bench with a ControlNet, and a recipe of two units of it, the first of which has a picture of its own.
+fn with_own_picture() -> (Bench, PathBuf, String) {
     let bench = Bench::new();
-    let (nets, net) = (bench.path("nets"), bench.path("nets/tile.safetensors"));
-    fs::create_dir(&nets).unwrap();
-    common::write_control_net(&net);
-    let (input, own) = (fixture("sampler/redraw/in.png"), bench.path("own.png"));
+    fs::create_dir(bench.path("nets")).unwrap();
+    common::write_control_net(&bench.path("nets/tile.safetensors"));
+    let own = bench.path("own.png");
     RgbImage::from_pixel(9, 9, Rgb([200, 30, 20])).save(&own).unwrap();
     let keys =
         format!("weight = 0.8\nend = 0.7\npreprocessor = 'blur_gaussian'\nimage = '{}'", own.display());
     let recipe = controlled(&bench, "", &[&keys, "mode = 'prompt'"]);
+    (bench, own, recipe)
+}
+
+#[test]
+fn the_key_is_of_networks_settings_and_pictures() {
+    let (bench, own, recipe) = with_own_picture();
+    let (input, net) = (fixture("sampler/redraw/in.png"), bench.path("nets/tile.safetensors"));
     let hash = |recipe: &str| bench.config(&input, "key.png", recipe).plan().unwrap().key().unwrap().hash();
     let base = hash(&recipe);
-    assert_eq!(hash(&recipe), base);
-    for changed in [
-        recipe.replace("0.8", "0.9"),
-        recipe.replace("'prompt'", "'control'"),
-        controlled(&bench, "", &[&keys]),
-    ] {
-        assert_ne!(hash(&changed), base);
+    for (from, to) in [("0.8", "0.9"), ("'prompt'", "'control'"), ("end = 0.7", "end = 0.6")] {
+        assert_ne!(hash(&recipe.replace(from, to)), base, "{to}");
     }
+    assert_ne!(hash(recipe.rsplit_once("[[control]]").unwrap().0), base);
     let picture = fs::read(&own).unwrap();
     RgbImage::from_pixel(9, 9, Rgb([200, 30, 21])).save(&own).unwrap();
     assert_ne!(hash(&recipe), base);
@@ -295,7 +309,12 @@ fn what_control_nets_see_is_in_key_and_text() {
     assert_ne!(hash(&recipe), base);
     fs::write(&net, weights).unwrap();
     assert_eq!(hash(&recipe), base);
+}
 
+#[test]
+fn a_text_with_control_nets_makes_the_same_again() {
+    let (bench, own, recipe) = with_own_picture();
+    let input = fixture("sampler/redraw/in.png");
     let (report, _) = bench.run(&input, "whole.png", &recipe);
     assert!(report.other_files.is_empty() && report.not_followed.is_empty());
     let text = read_parameters(&bench.path("whole.png")).unwrap().unwrap();
@@ -308,7 +327,8 @@ fn what_control_nets_see_is_in_key_and_text() {
     assert!(text.contains(&format!("Ultimate SD upscale control pictures: \"0: {sha256}\"")), "{text}");
     // What the text says is all that is needed, but for the picture, which it does not hold.
     let from = |more: &str| {
-        let dir = nets.display();
+        let dir = bench.path("nets");
+        let dir = dir.display();
         format!(
             "from = '{}'\ncontrol_dir = '{dir}'\nsize = '128x128'\n{more}",
             bench.path("whole.png").display()
@@ -327,7 +347,14 @@ fn what_control_nets_see_is_in_key_and_text() {
     let (report, _) = bench.run(&input, "other.png", &with_picture(&fixture("sampler/redraw/in.png")));
     assert!(report.other_files[0].starts_with("picture of ControlNet 0: `"), "{:?}", report.other_files);
     assert_ne!(read("other.png"), read("whole.png"));
+}
 
+#[test]
+fn tiles_of_other_control_nets_are_not_taken() {
+    let (bench, _, recipe) = with_own_picture();
+    let input = fixture("sampler/redraw/in.png");
+    bench.run(&input, "whole.png", &recipe);
+    let read = |name: &str| fs::read(bench.path(name)).unwrap();
     // Tiles of another weight are not taken from a journal, those of the same are.
     for (stopped, kept) in [(&recipe, 2), (&recipe.replace("0.8", "0.4"), 0)] {
         let (interrupt, mut calls) = (Interrupt::new(), 0);

@@ -37,8 +37,8 @@ pub(crate) struct Upscale {
     /// What an upscaler computes in: fp32, fp16 or bf16 [default: fp32]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
-    /// Recipe (TOML) by which the larger picture is drawn again tile by tile, as Ultimate SD upscale does it, with the ControlNets of its
-    /// [[control]]
+    /// Recipe (TOML) by which the larger picture is drawn again tile by tile, as Ultimate SD upscale does it, with the ControlNets that it
+    /// names
     #[arg(long, value_name = "FILE", help_heading = "Draw again, tile by tile")]
     recipe: Option<PathBuf>,
     /// Checkpoint in place of the recipe's

@@ -377,6 +377,15 @@ fn a_picture_beyond_memory_is_refused_with_what_it_needs() {
     fails(with("in.png", "0"), 1, &["4000x4000 px in a batch of 1 rows needs 8", "GB of memory, and "]);
     assert!(!path("out.png").exists());
     with("small.png", "0").success();
+    // In a folder it is left out; memory may be there the next time, so that no record says that all is done.
+    fs::create_dir(path("in")).unwrap();
+    ["in.png", "small.png"].iter().for_each(|name| fs::rename(path(name), path("in").join(name)).unwrap());
+    for kept in [0, 1] {
+        let args = ["in", "-o", "out", "--upscaler", "wide.safetensors", "--tile", "0"];
+        let text = said(&upscale(dir.path(), &args).code(3));
+        assert!(text.contains("skipped: in.png: ") && text.contains("GB of memory"), "{kept}: {text}");
+        assert!(path("out/small.png").exists() && !path("out.run.json").exists());
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
 use vodka_images::decode;
 use vodka_sampler::{
-    ResizeMode, Tiles, UpscaleConfig, UpscaleEvent, UpscaleReport, read_parameters, upscale, write_png,
+    Error, ResizeMode, Tiles, UpscaleConfig, UpscaleEvent, UpscaleReport, read_parameters, upscale, write_png,
 };
 use vodka_stage::{Interrupt, Outcome};
 use vodka_testkit::fixture;
@@ -420,4 +420,22 @@ fn a_lora_that_a_pictures_own_text_names_counts() {
     let (report, second) = bench.run(&input, "out.png", &recipe);
     assert_eq!(report.outcome, Outcome::Done);
     assert!(first != second);
+}
+
+#[test]
+fn a_text_from_noise_does_not_say_what_its_control_nets_saw() {
+    let (bench, own, _) = with_own_picture();
+    let input = fixture("sampler/redraw/in.png");
+    let unit = "Module: none, Model: tile, Weight: 0.8, Resize Mode: Crop and Resize, Control Mode: Balanced, \
+                Pixel Perfect: False, Guidance Start: 0, Guidance End: 1";
+    let text = format!("a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, ControlNet 0: \"{unit}\"");
+    write_png(&bench.path("text.png"), &RgbImage::new(64, 64), &text).unwrap();
+    let recipe = |more: &str| {
+        let (from, nets) = (bench.path("text.png"), bench.path("nets"));
+        format!("from = '{}'\ncontrol_dir = '{}'\nsize = '128x128'\n{more}", from.display(), nets.display())
+    };
+    let error = bench.config(&input, "out.png", &recipe("")).plan().unwrap_err();
+    assert!(matches!(error, Error::NoControlImage { number: 0 }), "{error}");
+    let said = recipe(&format!("[[control]]\nimage = '{}'", own.display()));
+    bench.config(&input, "out.png", &said).plan().unwrap();
 }

@@ -301,6 +301,12 @@ fn effects(cells: &[Cell], vocabulary: &BTreeSet<String>) -> Vec<Effect> {
     changes.into_iter().filter_map(effect).collect()
 }
 
+/// Whether a column of cells is an axis that changes more than what they are compared by anyway: a hires pass, a ControlNet.
+fn is_setting_of_its_own(column: &str) -> bool {
+    let others = ["Checkpoint name", "Prompt", "Negative prompt", "Prompt S/R"];
+    column.strip_prefix("axis: ").is_some_and(|axis| !others.contains(&axis))
+}
+
 impl JudgePlan {
     /// What the tables depend on.
     ///
@@ -332,7 +338,8 @@ impl JudgePlan {
         let (steps, sampler) = (place("steps")?, place("sampler")?);
         let rest =
             ["model_hash", "seed", "steps", "cfg_scale", "sampler", "schedule", "size", "clip_skip", "vae"];
-        let rest = rest.iter().map(|name| place(name)).collect::<Result<Vec<_>>>()?;
+        let mut rest = rest.iter().map(|name| place(name)).collect::<Result<Vec<_>>>()?;
+        rest.extend((0..columns.len()).filter(|place| is_setting_of_its_own(&columns[*place])));
         for row in table.records() {
             let row = row.map_err(failed)?;
             // Cells of equal settings share a picture.
@@ -563,6 +570,12 @@ mod tests {
         let settings =
             Settings { prompt: prompt.into(), negative_prompt: negative.into(), ..Settings::default() };
         TakenPrompt::both(&settings).unwrap().each_ref().map(Prompt::of)
+    }
+
+    #[test]
+    fn cells_that_differ_in_an_axis_of_its_own_are_not_compared() {
+        let columns = ["axis: Denoising", "axis: Prompt", "axis: Checkpoint name", "seed", "axis: mine"];
+        assert_eq!(columns.map(is_setting_of_its_own), [true, false, false, false, true]);
     }
 
     #[test]

@@ -79,8 +79,8 @@ pub struct Workflow {
     /// `cpu`, `cuda` or `cuda:N`, for training and sampling. Default: `cpu`.
     #[serde(default = "cpu")]
     pub device: String,
-    /// How many trainings run side by side. More than one need the same `threads`, `tf32` and `deterministic`, which libtorch has
-    /// once in a process, and room on the disk for all. Default: 1.
+    /// How many trainings run side by side. More than one need the same `threads`, and on a GPU the same `tf32` and `deterministic`,
+    /// which libtorch has once in a process, and room on the disk for all. Default: 1.
     #[serde(default = "one_at_a_time")]
     pub trainings_at_once: NonZeroUsize,
 }
@@ -492,16 +492,16 @@ impl Recipe {
         let Some((first, others)) = self.train.split_first().filter(|_| at_once.get() > 1) else {
             return Ok(());
         };
+        let of_gpu = self.workflow.device != "cpu";
         let keys = |train: &Train| {
             let config = &train.config;
-            [
-                ("threads", config.threads.map_or("not set".to_owned(), |n| n.to_string())),
-                ("tf32", config.tf32.to_string()),
-                ("deterministic", config.deterministic.to_string()),
-            ]
+            let gpu =
+                [("tf32", config.tf32.to_string()), ("deterministic", config.deterministic.to_string())];
+            let threads = config.threads.map_or("not set".to_owned(), |n| n.to_string());
+            [("threads", threads)].into_iter().chain(gpu.into_iter().filter(move |_| of_gpu))
         };
         for other in others {
-            for ((key, value), (_, other_value)) in keys(first).into_iter().zip(keys(other)) {
+            for ((key, value), (_, other_value)) in keys(first).zip(keys(other)) {
                 if value != other_value || key == "threads" && first.config.threads.is_none() {
                     let trainings = [(first.name.clone(), value), (other.name.clone(), other_value)];
                     let (recipe, trainings) = (path.into(), Box::new(trainings));

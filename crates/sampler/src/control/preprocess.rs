@@ -115,7 +115,8 @@ impl Preprocessor {
         }
         let middle = middle(picture, resolution_px, size, sigma);
         let (wide, high) = size_at_resolution(&middle, resolution_px);
-        if mode != ResizeMode::Crop || u64::from(wide) * u64::from(high) > PIXELS_MAX {
+        let is_long = (wide, high) != (width, height);
+        if is_long && (mode != ResizeMode::Crop || u64::from(wide) * u64::from(high) > PIXELS_MAX) {
             let (gigabytes, max_side_px, max) = (3.0 * pixels as f64 / 1e9, MAX_SIDE_PX, PIXELS_MAX);
             return Err(Error::TooLarge { width, height, gigabytes, max_side_px, max });
         }

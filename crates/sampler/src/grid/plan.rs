@@ -229,8 +229,9 @@ impl GridConfig {
     fn layout(&self, axes: &[Axis]) -> Result<(Vec<usize>, Vec<usize>, Vec<usize>)> {
         let by_name = |name: &String| {
             let kind = name.parse::<AxisType>().ok();
-            let is_it = |axis: &Axis| axis.name == *name || Some(axis.kind) == kind;
-            axes.iter().position(is_it).ok_or_else(|| Error::LayoutAxis {
+            let by_own = axes.iter().position(|axis| axis.name == *name);
+            let found = by_own.or_else(|| axes.iter().position(|axis| Some(axis.kind) == kind));
+            found.ok_or_else(|| Error::LayoutAxis {
                 found: name.clone(),
                 known: axes.iter().map(|axis| axis.name.clone()).collect(),
             })

@@ -449,6 +449,8 @@ pub fn run(
     let common = plan.common_key(model.as_ref())?;
     let mut work = Work::open(plan, &common, key.inputs.get("upscaler").map(|input| input.sha256), model)?;
     let mut outputs: Vec<(&Path, ContentHash)> = Vec::new();
+    // Memory may be there another time.
+    let mut is_final = true;
     let total = plan.pictures.len();
     for (done, (picture, output)) in plan.pictures.iter().enumerate() {
         if interrupt.is_raised() {
@@ -466,6 +468,7 @@ pub fn run(
             }
             Ok(None) => return Ok(UpscaleReport { outcome: Outcome::Interrupted, ..report }),
             Err(error) if plan.is_folder() && is_of_one_picture(&error) => {
+                is_final &= !matches!(error, Error::Memory { .. });
                 let reason = explain(&error);
                 on_event(UpscaleEvent::Skipped { picture, reason: &reason });
                 report.skipped.push((relative_name(picture), reason));
@@ -475,7 +478,9 @@ pub fn run(
         on_event(UpscaleEvent::Pictures { done: done + 1, total });
     }
     report.outcome = Outcome::Done.with_skips(!report.skipped.is_empty());
-    key.write_hashed(&record, &outputs, &report)?;
+    if is_final {
+        key.write_hashed(&record, &outputs, &report)?;
+    }
     // Of a single picture: only now can it not be lost any more.
     if plan.redraw.is_some() && !plan.is_folder() {
         Redrawing::finish(&plan.output)?;

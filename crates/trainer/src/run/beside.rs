@@ -80,13 +80,18 @@ impl Running {
         free: Option<u64>,
         shares: impl Fn(&Path) -> bool,
     ) -> Result<()> {
+        if needed == 0 {
+            self.set_to_come(output, 0);
+            return Ok(());
+        }
         let is_other = |one: &&One| one.output != output && one.to_come > 0 && shares(&one.output);
         let others: Vec<_> = self.runs.iter().filter(is_other).collect();
         let to_come: u64 = others.iter().map(|one| one.to_come).sum();
         match free {
             Some(free) if free < needed.saturating_add(to_come) => {
                 let output = output.to_path_buf();
-                if others.is_empty() {
+                // By itself it would not fit either.
+                if others.is_empty() || free < needed {
                     let (path, for_what) = (output, "what is still to be written");
                     return Err(vodka_stage::Error::NoSpace { path, needed, free, for_what }.into());
                 }
@@ -216,6 +221,9 @@ mod tests {
             "the disk of `train/b` has 1000 MB free: 401 MB for what this run has still to write do not fit beside 600 MB of \
              the runs in `train/a`"
         );
+        let said = running.reserve(b, mebi(2000), Some(mebi(1000)), shares).unwrap_err().to_string();
+        assert_eq!(said, "the disk of `train/b` has 1000 MB free, what is still to be written needs 2000 MB");
+        running.reserve(b, 0, Some(0), shares).unwrap();
         // Half of it is written by now.
         running.set_to_come(a, mebi(300));
         running.reserve(b, mebi(401), Some(mebi(701)), shares).unwrap();

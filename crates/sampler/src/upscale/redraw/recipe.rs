@@ -223,6 +223,7 @@ impl RedrawConfig {
         };
         let base = from.as_ref().map_or(Ok(Settings::default()), Settings::from_parameters)?;
         let controls = units(&self.control, &base.controls, self.control_dir.as_deref())?;
+        check_pictures(&base, &controls)?;
         let mut other_files = other_networks(&self.control, &base.controls, &controls);
         other_files.extend(other_pictures(&pictures, &controls)?);
         let settings = Settings { controls, ..self.settings(base, tiles) };
@@ -343,6 +344,18 @@ fn control_pictures(parameters: &Parameters) -> Result<BTreeMap<usize, String>> 
     let all: Option<_> = text.split(',').map(entry).collect();
     let expected = "numbers of ControlNets with hashes";
     all.ok_or_else(|| Error::Field { field: key(CONTROL_PICTURES), expected, found: text.to_owned() })
+}
+
+/// Of a text of a picture that was made from noise alone, each unit had a picture of its own, which no text has.
+///
+/// # Errors
+/// [`Error::NoControlImage`]: one that is not said.
+fn check_pictures(base: &Settings, units: &[ControlUnit]) -> Result<()> {
+    let of_text = &units[..base.controls.len().min(units.len())];
+    match of_text.iter().position(|unit| unit.image.is_none()) {
+        Some(number) if base.image.is_none() => Err(Error::NoControlImage { number }),
+        _ => Ok(()),
+    }
 }
 
 /// The pictures of units that are not those which a text states.

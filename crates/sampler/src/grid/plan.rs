@@ -411,3 +411,22 @@ impl GridPlan {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_axis_by_its_own_name_goes_before_the_first_of_that_type() {
+        let text = "layout = { columns = [\"CFG Scale\"], rows = [\"cfg\"] }";
+        let config: GridConfig = vodka_stage::parse_toml(text, Path::new("grid.toml")).unwrap();
+        let axis = |name: &str| {
+            let (kind, name, unit, values) = (AxisType::Cfg, name.to_owned(), None, Vec::new());
+            Axis { kind, name, unit, values }
+        };
+        let (columns, rows, _) = config.layout(&[axis("mine"), axis("CFG Scale")]).unwrap();
+        assert_eq!((columns, rows), (vec![1], vec![0]));
+    }
+}

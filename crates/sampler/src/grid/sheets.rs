@@ -217,14 +217,6 @@ mod tests {
             (plan.columns.clone(), plan.rows.clone(), plan.sheets.clone()),
             (vec![0], vec![1, 2], vec![3, 4])
         );
-        // An axis by its own name goes before one of that type.
-        let named = |config: &mut GridConfig| {
-            let [mut first, second] = ["1, 2", "3, 7"].map(|values| axis("cfg", values));
-            first.get_mut().name = Some("mine".into());
-            config.axes = vec![first, second];
-            config.layout.columns = Some(vec!["CFG Scale".into()]);
-        };
-        assert_eq!(self::plan(2, named).columns, [4]);
         assert_eq!(check(&plan).0, 4);
         assert_eq!(largest(&plan), Size { width: 256, height: 128 });
         let (parts, _) = parts(&plan);

@@ -145,13 +145,16 @@ impl Job {
     pub(crate) fn check(&self, config: &ModelConfig, load: &Load, there: There) -> Result<()> {
         let available = memory::available(load.device);
         let Need { needed_bytes, .. } = self.need(config, load, there, available);
-        let Self { rows, size, .. } = *self;
-        match available {
-            Some(available) if needed_bytes > available => {
-                Err(Error::Memory { size, rows, needed_bytes, available_bytes: available })
-            }
-            _ => Ok(()),
+        enough(self.size, self.rows, needed_bytes, available)
+    }
+}
+
+fn enough(size: Size, rows: u64, needed_bytes: u64, available: Option<u64>) -> Result<()> {
+    match available {
+        Some(available_bytes) if needed_bytes > available_bytes => {
+            Err(Error::Memory { size, rows, needed_bytes, available_bytes })
         }
+        _ => Ok(()),
     }
 }
 
@@ -190,13 +193,7 @@ pub(crate) fn check_upscaler(
     tiles: Tiles,
     (device, kind): (Device, Kind),
 ) -> Result<()> {
-    let needed_bytes = applied(config, size, tiles, kind);
-    match memory::available(device) {
-        Some(available_bytes) if needed_bytes > available_bytes => {
-            Err(Error::Memory { size, rows: 1, needed_bytes, available_bytes })
-        }
-        _ => Ok(()),
-    }
+    enough(size, 1, applied(config, size, tiles, kind), memory::available(device))
 }
 
 /// What is needed before the device is used: of a GPU it is not known yet what there is.

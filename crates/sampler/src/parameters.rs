@@ -1,6 +1,6 @@
 //! The `parameters` text of a picture, from its settings and its model.
 
-use std::{path::Path, str::FromStr};
+use std::{fmt, path::Path, str::FromStr};
 
 use vodka_merger::ParentId;
 use vodka_noise::{RandomSource, SamplerName};
@@ -230,6 +230,21 @@ fn hires_of(parameters: &Parameters) -> Result<Option<Hires>> {
 
 fn has_hires(parameters: &Parameters) -> bool {
     ["Hires upscale", "Hires resize", "Hires upscaler"].iter().any(|field| parameters.get(field).is_some())
+}
+
+/// What a report tells of a text that was followed: what it asks for beyond, and files that are not those which it names.
+pub(crate) fn tell_of_text(
+    f: &mut fmt::Formatter<'_>,
+    not_followed: &[String],
+    other_files: &[String],
+) -> fmt::Result {
+    if !not_followed.is_empty() {
+        write!(f, "\nthe text asks for more, which was not done: {}", not_followed.join(", "))?;
+    }
+    for other in other_files {
+        write!(f, "\nanother file than the text's: {other}")?;
+    }
+    Ok(())
 }
 
 /// The fields of a picture's text that had to do with how it looks and that [`Settings`] do not follow: those of the refiner, of

@@ -26,7 +26,7 @@ use crate::{
     library::file_named,
     memory::{Job, Need, There, planned},
     model::control_hashes,
-    parameters::not_followed,
+    parameters::{not_followed, tell_of_text},
     picture_file::{read_parameters, write_picture},
     pipeline::{ARITHMETIC, kind},
     texts::{Wildcards, apply_styles},
@@ -779,12 +779,7 @@ impl fmt::Display for SampleReport {
                 write!(f, "{} pictures, {first} to {last}; {kept} of them were there", all.len())
             }
         }?;
-        if !self.not_followed.is_empty() {
-            write!(f, "\nthe text asks for more, which was not done: {}", self.not_followed.join(", "))?;
-        }
-        for other in &self.other_files {
-            write!(f, "\nanother file than the text's: {other}")?;
-        }
+        tell_of_text(f, &self.not_followed, &self.other_files)?;
         for (path, reason) in &self.skipped_embeddings {
             write!(f, "\nno embedding: {}: {reason}", path.display())?;
         }

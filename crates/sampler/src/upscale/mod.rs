@@ -25,7 +25,7 @@ use vodka_stage::{
 use crate::{
     Error, ModelId, PictureFormat, ResizeMode, Result, Settings, Size, Used,
     fit::fit,
-    parameters::read,
+    parameters::{read, tell_of_text},
     picture_file::{read_parameters, write_any},
     pipeline::{self, kind},
     settings::MULTIPLE,
@@ -706,12 +706,6 @@ impl fmt::Display for UpscaleReport {
         for (picture, reason) in skipped {
             write!(f, "\nskipped: {picture}: {reason}")?;
         }
-        if !self.not_followed.is_empty() {
-            write!(f, "\nthe text asks for more, which was not done: {}", self.not_followed.join(", "))?;
-        }
-        for other in &self.other_files {
-            write!(f, "\nanother file than the text's: {other}")?;
-        }
-        Ok(())
+        tell_of_text(f, &self.not_followed, &self.other_files)
     }
 }
